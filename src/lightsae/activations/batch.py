@@ -1,0 +1,54 @@
+"""What the stream serves: activations of some tokens, with what is known about each token.
+
+Axes: T tokens, D width of a site.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lightsae.sae.sites import SiteRef
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Activations at every site that the run reads, for the same T tokens.
+
+    Training batches are permuted tokens. Validation batches are whole rows in order, `rows_shape` = (rows, context):
+    `tokens.reshape(rows_shape)` gives the model's input back.
+
+    Attributes:
+        activations: One (T, D) tensor a site, raw (not normalised), in the dtype of the buffer.
+        tokens: Token ids. All -1 where activations come from a file.
+        positions: Position in the row, from 0.
+        documents: Running number of the document that the token came from.
+        rows: Running number of the token row.
+        special: The token is a special token of the tokenizer (BOS, EOS, padding, ...).
+        sinks: Position 0, a special token, or a norm above 10 times the site's median.
+        index: Number of the batch in the run, from 0. With gradient accumulation several batches make a step.
+        rows_shape: (rows, context) for whole rows; None for permuted tokens.
+    """
+
+    activations: dict[SiteRef, Float[Tensor, "T _"]]
+    tokens: Int[Tensor, " T"]
+    positions: Int[Tensor, " T"]
+    documents: Int[Tensor, " T"]
+    rows: Int[Tensor, " T"]
+    special: Bool[Tensor, " T"]
+    sinks: Bool[Tensor, " T"]
+    index: int = 0
+    rows_shape: tuple[int, int] | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "ActivationBatch":
+        """Return the batch on another device; Lightning calls this to move batches."""
+        moved = {
+            name: getattr(self, name).to(device, **kwargs)
+            for name in ("tokens", "positions", "documents", "rows", "special", "sinks")
+        }
+        return replace(self, activations={k: v.to(device, **kwargs) for k, v in self.activations.items()}, **moved)

@@ -1,0 +1,76 @@
+"""The corpus `builtin`: the text of the running Python's own standard library.
+
+Every Python has it, so that nothing is downloaded and no text is copied into the package. A document is one module's
+source, or one topic of `pydoc_data` (the language reference as plain text). Documents are split into train and
+validation by a hash of their name: the split does not move when a module is added, and it is the same for the language
+model that ships with the package and for every dictionary trained on it.
+
+Left out: `encodings` (tables of code points), and the test packages, which many distributions do not install;
+`scripts/train_builtin_lm.py` reads them as additional training text where they exist.
+"""
+
+import hashlib
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+VALIDATION_SHARE = 0.1
+_EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "encodings"}
+_TESTS = {"test", "tests", "idle_test"}
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with a name that is stable across machines."""
+
+    name: str
+    text: str
+
+
+def split_of(name: str, validation_share: float = VALIDATION_SHARE) -> Split:
+    """Return the side on which the document `name` falls; depends on the name alone."""
+    digest = hashlib.sha256(name.encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    return "validation" if position < validation_share else "train"
+
+
+def standard_library_documents(split: Split, *, tests: bool = False) -> Iterator[Document]:
+    """Yield the documents of one split in name order.
+
+    Args:
+        split: The side of the hash split.
+        tests: Yield the test packages instead of everything else.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names: dict[str, Path] = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        if _EXCLUDED & set(parts) or bool(_TESTS & set(parts)) != tests or parts[-2:] == ("pydoc_data", "topics"):
+            continue
+        names[".".join(parts)] = path
+    for name in sorted(names):
+        if split_of(name) == split and (text := _read_source(names[name])):
+            yield Document(name, text)
+    if not tests:
+        yield from (document for document in _topics() if split_of(document.name) == split)
+
+
+def _read_source(path: Path) -> str | None:
+    """Return the file's text, or None where it is not text in its declared encoding (bad-syntax fixtures)."""
+    try:
+        with tokenize.open(path) as file:
+            return file.read().strip() or None
+    except (SyntaxError, UnicodeDecodeError, OSError):
+        return None
+
+
+def _topics() -> Iterator[Document]:
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield Document(f"pydoc_data.topics:{name}", topics[name].strip())

@@ -1,0 +1,42 @@
+"""Where a dictionary reads and predicts: references to sites of language models, and their widths."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class SiteRef(NamedTuple):
+    """A site of a model. `model` is the name or path as the user wrote it; empty for activation files."""
+
+    model: str
+    site: str
+
+    def __str__(self) -> str:
+        return f"{self.model}:{self.site}" if self.model else self.site
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The sites that a dictionary reads and those that it predicts, each with its width.
+
+    An autoencoder predicts what it reads; a transcoder predicts another site; a crosscoder reads and predicts several.
+    """
+
+    read: dict[SiteRef, int]
+    predicted: dict[SiteRef, int]
+
+    @classmethod
+    def autoencoder(cls, site: SiteRef, width: int) -> "Widths":
+        return cls({site: width}, {site: width})
+
+    @classmethod
+    def of(cls, width: int) -> "Widths":
+        """Widths of an autoencoder on activations of no particular origin, as in tests and notebooks."""
+        return cls.autoencoder(SiteRef("", "activations"), width)
+
+    @property
+    def d_in(self) -> int:
+        return sum(self.read.values())
+
+    @property
+    def d_out(self) -> int:
+        return sum(self.predicted.values())
