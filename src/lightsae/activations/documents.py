@@ -1,0 +1,156 @@
+"""Documents in a fixed order with a cursor, and their split into training and validation.
+
+A cursor is a small dict from which a source goes on without reading again what came before. Where there is no named
+validation split, documents are shared out by a hash of their content, so that one which occurs twice stays on one side.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightsae.errors import ConfigError, CorpusError
+
+Document = str | NDArray[np.int32]
+# Given an offset, yields each document together with the offset that comes after it.
+Part = Callable[[int], Iterator[tuple[Document, int]]]
+Split = Literal["train", "validation"]
+Cursor = dict[str, Any]
+
+
+@dataclass
+class CorpusConfig:
+    """What to read and how to make rows of it.
+
+    Attributes:
+        dataset: `builtin`; a file, folder or glob (.txt, .jsonl, .json, .parquet); a `save_to_disk` folder; or the name
+            of a dataset on the Hub. In a folder with several kinds of files the first of .parquet, .jsonl, .json, .txt
+            is read.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split to train on, of a Hub dataset or of a saved DatasetDict.
+        validation_split: Split to validate on; for local files, another file, folder or glob. None: a share of
+            the training documents.
+        dataset_revision: Revision of a Hub dataset.
+        text_column: Column of the documents: text, or lists of token ids. The default falls back to `input_ids`.
+        streaming: Read a Hub dataset as it comes, instead of downloading it first.
+        validation_fraction: Share of the documents held out where there is no `validation_split`. At least one is.
+        context_size: Tokens in a row, BOS included.
+        prepend_bos: Begin each row with BOS. None: where the tokenizer has one; and rows of ids that already have
+            `context_size` tokens are taken as they are.
+        num_workers: Tokeniser processes; 0 tokenises in this process. The rows are the same.
+    """
+
+    dataset: str
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    validation_split: str | None = None
+    dataset_revision: str | None = None
+    text_column: str = "text"
+    streaming: bool = True
+    validation_fraction: float = 0.05
+    context_size: int = 256
+    prepend_bos: bool | None = None
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigError(f"data.validation_fraction is {self.validation_fraction}; it must lie between 0 and 1.")
+        if self.context_size < 2:
+            raise ConfigError(f"data.context_size is {self.context_size}; a row needs at least 2 tokens.")
+        if self.num_workers < 0:
+            raise ConfigError(f"data.num_workers is {self.num_workers}; it must be 0 or more.")
+
+
+@runtime_checkable
+class DocumentSource(Protocol):
+    """Documents in a fixed order. `read` returns None at the end, again and again, until the next `seek`."""
+
+    fingerprint: str
+
+    def read(self) -> Document | None: ...
+
+    def cursor(self) -> Cursor: ...
+
+    def seek(self, cursor: Cursor) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PartsSource:
+    """Parts that can be read from any offset, one after another."""
+
+    def __init__(self, parts: Sequence[Part], fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self._parts = parts
+        self.seek({"part": 0, "offset": 0})
+
+    def read(self) -> Document | None:
+        while self._part < len(self._parts):
+            try:
+                document, self._offset = next(self._documents)
+                return document
+            except StopIteration:
+                self.seek({"part": self._part + 1, "offset": 0})
+            except OSError as error:
+                raise CorpusError(
+                    f"data.dataset: {error.filename or 'a file'} cannot be read: {error.strerror or error}."
+                ) from None
+        return None
+
+    def cursor(self) -> Cursor:
+        return {"part": self._part, "offset": self._offset}
+
+    def seek(self, cursor: Cursor) -> None:
+        self._part, self._offset = cursor["part"], cursor["offset"]
+        self._documents: Iterator[tuple[Document, int]] = (
+            self._parts[self._part](self._offset) if self._part < len(self._parts) else iter(())
+        )
+
+    def close(self) -> None:
+        self._documents = iter(())  # frees the open file
+
+
+class HeldOutShare:
+    """One side of a source that is split by a hash of each document's content."""
+
+    def __init__(self, source: DocumentSource, split: Split, fraction: float) -> None:
+        self.fingerprint = source.fingerprint
+        self._source = source
+        self._split = split
+        self._fraction = fraction
+        start = source.cursor()
+        first = [_position(document) for _ in range(math.ceil(1 / fraction)) if (document := source.read()) is not None]
+        source.seek(start)
+        if len(first) == 1:
+            raise CorpusError(
+                f"data.dataset has only one document ({source.fingerprint}); it takes two to hold one out. "
+                "Give data.validation_split, or more documents."
+            )
+        # So that a corpus of few documents has a validation split too.
+        self._always = min(first, default=None)
+
+    def read(self) -> Document | None:
+        while (document := self._source.read()) is not None:
+            position = _position(document)
+            if (position < self._fraction or position == self._always) == (self._split == "validation"):
+                return document
+        return None
+
+    def cursor(self) -> Cursor:
+        return self._source.cursor()
+
+    def seek(self, cursor: Cursor) -> None:
+        self._source.seek(cursor)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def _position(document: Document) -> float:
+    """Return a number in [0, 1) that depends on the document's content alone."""
+    data = document.encode() if isinstance(document, str) else document.tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48

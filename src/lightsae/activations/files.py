@@ -1,0 +1,206 @@
+"""Fills from activation files: (N, D) rows from any model or modality, memory-mapped, shuffled, in epochs.
+
+Rows are read in chunks of neighbours. Each epoch has its own order of the chunks; a fill is a run of chunks, permuted.
+Every fixed share of the chunks is held out for validation.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.stream import Fill, Schedule, sink_mask
+from lightsae.activations.timing import Timings
+from lightsae.errors import CorpusError, did_you_mean
+from lightsae.randomness import keyed_generator
+from lightsae.sae.sites import SiteRef
+
+CHUNK_ROWS = 256
+
+
+class _Matrix(Protocol):
+    """Rows of one file, read on demand."""
+
+    shape: tuple[int, int]
+
+    def read(self, start: int, stop: int) -> Tensor: ...
+
+
+class _Npy:
+    def __init__(self, path: Path) -> None:
+        try:
+            self.array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise CorpusError(f"data.activations: {path} is not a readable .npy file ({error}).") from None
+        self.shape = _checked_shape(path, self.array.shape)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return torch.from_numpy(np.array(self.array[start:stop]))
+
+
+class _Safetensors:
+    def __init__(self, path: Path) -> None:
+        try:
+            self.file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CorpusError(f"data.activations: {path} is not a readable .safetensors file ({error}).") from None
+        names = list(self.file.keys())
+        self.name = "activations" if "activations" in names else names[0] if len(names) == 1 else ""
+        if not self.name:
+            raise CorpusError(
+                f"data.activations: {path} holds the tensors {names}; name the one to train on 'activations'."
+            )
+        self.shape = _checked_shape(path, tuple(self.file.get_slice(self.name).get_shape()))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        part: Tensor = self.file.get_slice(self.name)[start:stop]
+        return part
+
+
+def _checked_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) != 2 or 0 in shape:
+        raise CorpusError(f"data.activations: {path} has shape {shape}; it must be (rows, width) with at least one row.")
+    return shape[0], shape[1]
+
+
+class ActivationFiles:
+    """The rows of one file, or of all files of a folder in natural order, as one matrix."""
+
+    def __init__(self, location: str) -> None:
+        self.parts: list[_Matrix] = [
+            _Npy(path) if path.suffix == ".npy" else _Safetensors(path) for path in _files(location)
+        ]
+        widths = sorted({part.shape[1] for part in self.parts})
+        if len(widths) > 1:
+            raise CorpusError(f"data.activations: the files in {location} have different widths, {widths}.")
+        self.width = widths[0]
+        self.starts = np.cumsum([0] + [part.shape[0] for part in self.parts]).tolist()
+        self.site = SiteRef("", Path(location).stem)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows start..stop, over the borders of files."""
+        pieces = []
+        while start < stop:
+            number = bisect_right(self.starts, start) - 1
+            end = min(stop, self.starts[number + 1])
+            pieces.append(self.parts[number].read(start - self.starts[number], end - self.starts[number]))
+            start = end
+        return torch.cat(pieces)
+
+
+def _files(location: str) -> list[Path]:
+    path = Path(location)
+    if path.is_dir():
+        found = [p for p in path.iterdir() if p.suffix in (".npy", ".safetensors")]
+        if not found:
+            raise CorpusError(f"data.activations is {location!r}, a folder without .npy or .safetensors files.")
+        return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)])
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
+        raise CorpusError(f"data.activations is {location!r}, which does not exist.{near}")
+    if path.suffix not in (".npy", ".safetensors"):
+        raise CorpusError(f"data.activations is {location!r}; write a .npy or .safetensors file, or a folder of them.")
+    return [path]
+
+
+class Chunks:
+    """The chunks of a matrix, dealt to training and validation."""
+
+    def __init__(self, rows: int, validation_fraction: float, fill_rows: int) -> None:
+        # A file that fits into one fill is shuffled row by row; small files still get both splits.
+        self.size = max(1, min(CHUNK_ROWS, fill_rows // 8, int(rows * validation_fraction)))
+        self.rows, numbers = rows, np.arange(-(-rows // self.size))
+        period = max(2, round(1 / validation_fraction))
+        held_out = numbers % period == period - 1
+        self.validation, self.train = numbers[held_out], numbers[~held_out]
+
+    def bounds(self, chunk: int) -> tuple[int, int]:
+        return chunk * self.size, min(self.rows, (chunk + 1) * self.size)
+
+
+class FileFills:
+    """Makes fills from activation files. Has no state: the number of a fill says which chunks it holds."""
+
+    def __init__(
+        self, files: ActivationFiles, chunks: Chunks, schedule: Schedule, fill_rows: int, dtype: torch.dtype,
+        device: torch.device, timings: Timings,
+    ) -> None:
+        self.files, self.chunks, self.schedule, self.timings = files, chunks, schedule, timings
+        self.dtype, self.device = dtype, device
+        self.chunks_in_fill = max(1, fill_rows // chunks.size)
+        self._epoch: tuple[int, Tensor] | None = None
+
+    def fill(self, number: int) -> Fill:
+        first = (number * self.schedule.world + self.schedule.rank) * self.chunks_in_fill
+        chosen = [self._chunk_at(place) for place in range(first, first + self.chunks_in_fill)]
+        with self.timings.measure("text"):
+            everything = read_chunks(self.files, self.chunks, chosen, self.dtype, self.device)
+        return Fill(everything, torch.arange(len(everything), device=self.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _chunk_at(self, place: int) -> int:
+        """Return the chunk at a place in the endless sequence of shuffled epochs."""
+        epoch, within = divmod(place, len(self.chunks.train))
+        if self._epoch is None or self._epoch[0] != epoch:
+            generator = keyed_generator(self.schedule.seed, "chunks of an epoch", epoch)
+            self._epoch = epoch, torch.randperm(len(self.chunks.train), generator=generator)
+        return int(self.chunks.train[self._epoch[1][within]])
+
+
+def read_chunks(
+    files: ActivationFiles, chunks: Chunks, chosen: list[int], dtype: torch.dtype, device: torch.device
+) -> ActivationBatch:
+    """Return the rows of the chosen chunks as one batch."""
+    bounds = [chunks.bounds(chunk) for chunk in chosen]
+    values = torch.cat([files.read(*pair).to(dtype) for pair in bounds]).to(device)
+    unknown = torch.full((len(values),), -1, device=device)
+    no = torch.zeros(len(values), dtype=torch.bool, device=device)
+    batch = ActivationBatch(
+        activations={files.site: values},
+        tokens=unknown,
+        positions=unknown,
+        documents=unknown,
+        rows=torch.cat([torch.arange(*pair) for pair in bounds]).to(device),
+        special=no,
+        sinks=no,
+    )
+    return replace(batch, sinks=sink_mask(batch, position_zero=False))
+
+
+class ValidationFileRows:
+    """The held-out rows of activation files, in order."""
+
+    def __init__(
+        self, files: ActivationFiles, chunks: Chunks, max_rows: int, batch_rows: int, dtype: torch.dtype,
+        device: torch.device, rank: int, world: int,
+    ) -> None:
+        self.files, self.chunks, self.dtype, self.device = files, chunks, dtype, device
+        per_batch = max(1, batch_rows // chunks.size)
+        mine = chunks.validation[: max(1, max_rows // chunks.size)].tolist()[rank::world]
+        self.batches = [mine[i : i + per_batch] for i in range(0, len(mine), per_batch)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        for index, chosen in enumerate(self.batches):
+            yield replace(read_chunks(self.files, self.chunks, chosen, self.dtype, self.device), index=index)

@@ -1,0 +1,232 @@
+"""Fills from a language model: token rows, shuffled within wide blocks, run to the sites that are read.
+
+A block is `fills_per_block` fills of every rank. Its rows are read in corpus order, permuted, and dealt to the ranks.
+The state of the source is its cursor at the start of the block: rows cost a few bytes a token, so that reading a block
+again is cheap, and one fill at most is run through the language model a second time.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.corpus import RowSource, TokenRows
+from lightsae.activations.stream import Fill, Schedule, sink_mask
+from lightsae.activations.timing import Timings
+from lightsae.lm import LanguageModel
+from lightsae.randomness import keyed_generator
+from lightsae.sae.sites import SiteRef
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How token rows become activations.
+
+    Attributes:
+        sites: Where to read.
+        dtype: Of the buffer.
+        rows_at_once: Token rows in one forward pass of the language model.
+        skip_special: Leave special tokens out of training.
+        skip_positions: Leave the first positions of each row out of training.
+    """
+
+    sites: tuple[SiteRef, ...]
+    dtype: torch.dtype
+    rows_at_once: int
+    skip_special: bool = False
+    skip_positions: int = 0
+
+
+class LanguageModelFills:
+    """Makes fills by running a language model over the rows of a corpus."""
+
+    def __init__(
+        self,
+        rows: RowSource,
+        model: LanguageModel,
+        reading: Reading,
+        schedule: Schedule,
+        fill_rows: int,
+        fills_per_block: int,
+        timings: Timings,
+    ) -> None:
+        self.rows, self.model, self.reading, self.schedule = rows, model, reading, schedule
+        self.fill_rows, self.fills_per_block, self.timings = fill_rows, fills_per_block, timings
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="lightsae-rows")
+        self._block: tuple[int, TokenRows] | None = None
+        self._block_state: dict[str, Any] = rows.state_dict()
+        self._next_number = 0
+        self._next: Future[tuple[TokenRows, dict[str, Any]]] | None = None
+        self._buffers: dict[SiteRef, Tensor] = {}
+
+    @property
+    def block_rows(self) -> int:
+        return self.fill_rows * self.fills_per_block * self.schedule.world
+
+    def state_dict(self) -> dict[str, Any]:
+        number = self._block[0] if self._block is not None else self._next_number
+        return {"block": number, "block_start": self._block_state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._next is not None:
+            self._next.result()  # the reader must not move the source while it is set back
+        self.rows.load_state_dict(state["block_start"])
+        self._block, self._block_state = None, state["block_start"]
+        self._next_number, self._next = state["block"], None
+
+    def close(self) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self.rows.close()
+
+    def fill(self, number: int) -> Fill:
+        block_number, place = divmod(number, self.fills_per_block)
+        block = self._block_rows(block_number)
+        mine = self._shuffled(block_number)[self.schedule.rank :: self.schedule.world]
+        chosen = mine[place * self.fill_rows : (place + 1) * self.fill_rows]
+        first_row = block_number * self.block_rows
+        everything = read_rows(
+            self.model,
+            block.tokens[chosen],
+            block.documents[chosen],
+            first_row + chosen,
+            self.reading,
+            self._buffers,
+            self.timings,
+        )
+        return Fill(everything, self._served(block.tokens[chosen]).to(self.model.device))
+
+    def _served(self, tokens: np.ndarray) -> Tensor:
+        keep = np.ones(tokens.shape, dtype=bool)
+        keep[:, : self.reading.skip_positions] = False
+        if self.reading.skip_special:
+            keep &= ~np.isin(tokens, self.model.special_token_ids)
+        return torch.from_numpy(np.flatnonzero(keep))
+
+    def _shuffled(self, block: int) -> np.ndarray:
+        generator = keyed_generator(self.schedule.seed, "rows of a block", block)
+        return torch.randperm(self.block_rows, generator=generator).numpy()
+
+    def _block_rows(self, number: int) -> TokenRows:
+        while self._block is None or self._block[0] != number:
+            # A stream moves on block by block; going back is a matter of `load_state_dict`.
+            assert self._next_number <= number, "the block has been passed"
+            self._advance()
+        return self._block[1]
+
+    def _advance(self) -> None:
+        """Make the next block the present one, and read the one after it in the background if the run needs it."""
+        reading = self._next if self._next is not None else self._reader.submit(self._read_block)
+        with self.timings.measure("text"):
+            rows, self._block_state = reading.result()
+        self._block = (self._next_number, rows)
+        self._next_number += 1
+        batches_before = self._next_number * self.fills_per_block * self.schedule.batches_per_fill
+        needed = batches_before < self.schedule.total_batches
+        self._next = self._reader.submit(self._read_block) if needed else None
+
+    def _read_block(self) -> tuple[TokenRows, dict[str, Any]]:
+        """Return a block's rows, and the state of the source before it."""
+        start = self.rows.state_dict()
+        return self.rows.take(self.block_rows), start
+
+
+def read_rows(
+    model: LanguageModel,
+    tokens: np.ndarray,
+    documents: np.ndarray,
+    row_numbers: np.ndarray,
+    reading: Reading,
+    buffers: dict[SiteRef, Tensor],
+    timings: Timings,
+) -> ActivationBatch:
+    """Run token rows through the model and return every token's activations, in row order.
+
+    Args:
+        model: Frozen language model.
+        tokens: (rows, context) ids.
+        documents: (rows, context) running document numbers.
+        row_numbers: (rows,) running row numbers.
+        reading: Sites, dtype, rows of one forward pass.
+        buffers: Reused from call to call; filled in here.
+        timings: The forward passes are counted as "language_model".
+    """
+    rows, context = tokens.shape
+    names = {ref.site: ref for ref in reading.sites}
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
+    for start in range(0, rows, reading.rows_at_once):
+        part = ids[start : start + reading.rows_at_once]
+        with timings.measure("language_model", model.device):
+            captured = model.capture(part, list(names))
+        for name, values in captured.items():
+            # Written into a buffer made outside inference mode: slices of it may meet autograd.
+            buffer = _buffer(buffers, names[name], rows * context, values.shape[-1], reading.dtype, model.device)
+            buffer[start * context : (start + len(part)) * context].copy_(values.flatten(0, 1))
+    flat = ids.flatten()
+    special = torch.isin(flat, torch.tensor(model.special_token_ids, device=model.device, dtype=flat.dtype))
+    batch = ActivationBatch(
+        activations={ref: buffers[ref][: rows * context] for ref in reading.sites},
+        tokens=flat,
+        positions=torch.arange(context, device=model.device).repeat(rows),
+        documents=torch.from_numpy(documents.astype(np.int64)).to(model.device).flatten(),
+        rows=torch.from_numpy(row_numbers).to(model.device).repeat_interleave(context),
+        special=special,
+        sinks=special,
+        rows_shape=(rows, context),
+    )
+    return replace(batch, sinks=sink_mask(batch, position_zero=True))
+
+
+def _buffer(
+    buffers: dict[SiteRef, Tensor], ref: SiteRef, tokens: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    if ref not in buffers or len(buffers[ref]) < tokens:
+        buffers[ref] = torch.empty(tokens, width, dtype=dtype, device=device)
+    return buffers[ref]
+
+
+class ValidationRows:
+    """The held-out rows, whole and in order, run through the language model anew in each validation."""
+
+    def __init__(
+        self,
+        rows: TokenRows,
+        model: LanguageModel,
+        reading: Reading,
+        rows_in_batch: int,
+        rank: int,
+        world: int,
+        timings: Timings,
+    ) -> None:
+        self.model, self.reading, self.rows_in_batch, self.timings = model, reading, rows_in_batch, timings
+        # Every rank gets the same number of rows, so that no rank waits for another at the end.
+        even = len(rows.tokens) - len(rows.tokens) % world
+        self.numbers = np.arange(even)[rank::world]
+        self.tokens, self.documents = rows.tokens[self.numbers], rows.documents[self.numbers]
+        self._buffers: dict[SiteRef, Tensor] = {}
+
+    def __len__(self) -> int:
+        return -(-len(self.tokens) // self.rows_in_batch)
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        for index in range(len(self)):
+            part = slice(index * self.rows_in_batch, (index + 1) * self.rows_in_batch)
+            batch = read_rows(
+                self.model,
+                self.tokens[part],
+                self.documents[part],
+                self.numbers[part],
+                self.reading,
+                self._buffers,
+                self.timings,
+            )
+            yield replace(batch, index=index)
+
+
+def sites_of(model: str, names: Sequence[str]) -> tuple[SiteRef, ...]:
+    """Return references to sites of one model, each once, in the order given."""
+    return tuple(SiteRef(model, name) for name in dict.fromkeys(names))

@@ -1,0 +1,157 @@
+"""The stream: fills of activations, shuffled, served batch by batch, resumable.
+
+A fill is a buffer of activations of `fill_tokens` tokens. Batch number n of the run lies in fill n // batches_per_fill;
+which tokens it holds follows from (seed, n, rank, world size) and the source alone. So the position of a run is one
+number, the same on all ranks, plus the cursor that the source stored at the start of the fill's block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.timing import Timings
+from lightsae.errors import ActivationError
+from lightsae.randomness import keyed_generator
+
+SINK_NORM_RATIO = 10.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The numbers that all ranks share.
+
+    Attributes:
+        batch_tokens: Tokens in a batch of one rank.
+        batches_per_fill: Batches that one rank serves from a fill.
+        total_batches: Batches of the run, or of an epoch for a source that has epochs.
+        seed: Of all draws of the stream.
+        rank: This process.
+        world: Number of processes.
+    """
+
+    batch_tokens: int
+    batches_per_fill: int
+    total_batches: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A buffer of activations as one large batch in source order, and the tokens of it that may be served."""
+
+    everything: ActivationBatch
+    served: Tensor
+
+
+class FillSource(Protocol):
+    """Makes the numbered fills of one rank."""
+
+    def fill(self, number: int) -> Fill:
+        """Return the fill; the buffers of the one before may be overwritten."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it takes to make the present fill again, in another process."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ActivationStream:
+    """Serves batches from fills. Iterating goes on from where the last iteration stopped.
+
+    It has a length: Lightning would fetch one batch ahead from a loader that has none, and a checkpoint would then say
+    one batch too many.
+    """
+
+    def __init__(self, source: FillSource, schedule: Schedule, timings: Timings) -> None:
+        self.source, self.schedule, self.timings = source, schedule, timings
+        self.served_batches = 0
+        self._current: tuple[int, Fill, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return self.schedule.total_batches
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        while True:
+            batch = self._batch(self.served_batches)
+            self.served_batches += 1
+            yield batch
+            if self.served_batches % self.schedule.total_batches == 0:
+                return
+
+    def sample(self) -> ActivationBatch:
+        """Return the present fill whole, in source order."""
+        return self._fill(self.served_batches // self.schedule.batches_per_fill)[0].everything
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"served_batches": self.served_batches, "source": self.source.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.served_batches = state["served_batches"]
+        self.source.load_state_dict(state["source"])
+        self._current = None
+
+    def close(self) -> None:
+        self.source.close()
+
+    def _batch(self, index: int) -> ActivationBatch:
+        number, place = divmod(index, self.schedule.batches_per_fill)
+        fill, order = self._fill(number)
+        start = place * self.schedule.batch_tokens
+        chosen = order[start : start + self.schedule.batch_tokens]
+        return take_tokens(fill.everything, chosen, index)
+
+    def _fill(self, number: int) -> tuple[Fill, Tensor]:
+        if self._current is None or self._current[0] != number:
+            self._current = None  # frees nothing yet, but a failure below must not leave a stale fill
+            fill = self.source.fill(number)
+            check_finite(fill.everything, first_batch=number * self.schedule.batches_per_fill)
+            self._current = (number, fill, self._order(number, fill.served))
+        return self._current[1], self._current[2]
+
+    def _order(self, number: int, served: Tensor) -> Tensor:
+        """Return the order in which the fill's tokens are served; a fill that is short of tokens begins again."""
+        generator = keyed_generator(self.schedule.seed, f"fill order, rank {self.schedule.rank}", number)
+        order = served[torch.randperm(len(served), generator=generator).to(served.device)]
+        wanted = self.schedule.batches_per_fill * self.schedule.batch_tokens
+        return order.repeat(-(-wanted // len(order)))[:wanted]
+
+
+def take_tokens(batch: ActivationBatch, chosen: Tensor, index: int) -> ActivationBatch:
+    """Return the chosen tokens of a batch as a batch of their own."""
+    per_token = ("tokens", "positions", "documents", "rows", "special", "sinks")
+    return replace(
+        batch,
+        activations={site: values[chosen] for site, values in batch.activations.items()},
+        **{name: getattr(batch, name)[chosen] for name in per_token},
+        index=index,
+        rows_shape=None,
+    )
+
+
+def sink_mask(batch: ActivationBatch, *, position_zero: bool) -> Tensor:
+    """Return which tokens are attention sinks: position 0, special, or of a norm far above the median at some site."""
+    sinks = batch.special | ((batch.positions == 0) if position_zero else torch.zeros_like(batch.special))
+    for values in batch.activations.values():
+        norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
+        sinks = sinks | (norms > SINK_NORM_RATIO * norms.median())
+    return sinks
+
+
+def check_finite(batch: ActivationBatch, *, first_batch: int) -> None:
+    """Raise an ActivationError where an activation is NaN or infinite; one look a fill, not one a step."""
+    for site, values in batch.activations.items():
+        # A sum is finite only if every term is; it reads the buffer once and needs no second one.
+        if not bool(values.float().sum().isfinite()) and not bool(values.isfinite().all()):
+            bad = int((~values.isfinite().all(dim=1)).sum())
+            raise ActivationError(
+                f"{site} holds NaN or infinity on {bad} of {len(values)} tokens (batch {first_batch} or after). "
+                "Try data.dtype: float32; the last checkpoint is kept."
+            )

@@ -1,0 +1,46 @@
+"""Where a run's time goes: named stretches of time, on the device's own clock where there is one."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Timings:
+    """Sums the seconds spent in named stretches.
+
+    On a GPU a stretch is measured by events on its stream, read only when the totals are asked for: measuring never
+    makes the host wait. Elsewhere it is the wall clock's.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def measure(self, name: str, device: torch.device | None = None) -> Iterator[None]:
+        """Add the time of the block to `name`. `device`: where its work runs; None for the host."""
+        if device is not None and device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record(torch.cuda.current_stream(device))
+            try:
+                yield
+            finally:
+                end.record(torch.cuda.current_stream(device))
+                self._events.append((name, start, end))
+        else:
+            began = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._seconds[name] += time.perf_counter() - began
+
+    def totals(self) -> dict[str, float]:
+        """Return the seconds so far, by name. Waits for the last stretch to end."""
+        for name, start, end in self._events:
+            end.synchronize()
+            self._seconds[name] += start.elapsed_time(end) / 1000
+        self._events.clear()
+        return dict(self._seconds)

@@ -1,0 +1,230 @@
+"""What a dictionary costs the language model that it describes: its reconstructions in place of the activations.
+
+Axes: B rows, S positions, D width of a site, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.errors import ConfigError
+from lightsae.lm import LanguageModel
+from lightsae.lm.intervene import Intervention
+from lightsae.metrics import (
+    TokenMean,
+    counted_targets,
+    cross_entropy_recovered,
+    token_cross_entropy,
+    token_kl_divergence,
+)
+from lightsae.sae import SiteRef
+from lightsae.training.module import SAEModule
+
+Sites = tuple[SiteRef, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of validation tokens, and which of them are special tokens and attention sinks."""
+
+    tokens: Int[Tensor, "B S"]
+    special: Bool[Tensor, "B S"]
+    sinks: Bool[Tensor, "B S"]
+
+
+class LanguageModelMetrics(Callback):
+    """Log how much of the language model's prediction survives splicing, in validation. Observes only.
+
+    For each dictionary, in nats a token: `val/ce_clean`, `val/ce_spliced` (reconstructions in place of the activations
+    at the dictionary's site, at all positions), `val/ce_zero` and `val/ce_mean` (zeros, or the mean activation, there),
+    `val/kl` (clean || spliced); `val/ce_recovered` = (zero - spliced) / (zero - clean), and `val/ce_recovered_mean`
+    with the mean ablation. The `..._no_sinks` figures (ce_spliced, ce_zero, ce_recovered, kl) leave the activations of
+    attention sinks as they are, in splicing and in ablation.
+
+    All are means over the same `val/ce_tokens` predictions: those whose target exists and is no special token. The mean
+    activation is that of all tokens of the evaluated rows but the sinks, whose norms would be most of it.
+
+    A validation costs 1 + 2 * dictionaries forward passes of the whole model, and the first one 3 more a site: what
+    ablation does depends neither on the dictionary nor on its training. Without a next-token head (BERT), or with
+    activations from files, it says so and logs nothing.
+
+    Args:
+        max_rows: Evaluate only the first rows of each device's share; None: all validation rows.
+        batch_rows: Rows in one forward pass; two such batches of logits are in memory.
+
+    Example:
+        trainer: {callbacks: [{class_path: LanguageModelMetrics, init_args: {max_rows: 512}}]}
+    """
+
+    needs_full_language_model = True
+
+    def __init__(self, max_rows: int | None = None, batch_rows: int = 8) -> None:
+        if max_rows is not None and max_rows < 1:
+            raise ConfigError(f"LanguageModelMetrics.max_rows is {max_rows}; write 1 or more, or null for all rows.")
+        if batch_rows < 1:
+            raise ConfigError(f"LanguageModelMetrics.batch_rows is {batch_rows}; write 1 or more.")
+        self.max_rows, self.batch_rows = max_rows, batch_rows
+        self._language_model: LanguageModel | None = None
+        self._told = False
+        self._means: dict[str, TokenMean] = {}
+        self._activation_means: dict[SiteRef, TokenMean] = {}
+        self._rows: list[Rows] = []
+        self._ablated_rows: list[Rows] = []
+        self._ablations: dict[Sites, dict[str, Tensor]] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Another run may bring another model.
+        self._told, self._ablated_rows, self._ablations = False, [], {}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SAEModule)
+        self._language_model = self._usable_model(trainer)
+        self._rows = []
+        figures = [f"{name}/{f}{s}" for name in pl_module.dictionaries for f in ("ce", "kl") for s in ("", "_no_sinks")]
+        self._means = {figure: TokenMean().to(pl_module.device) for figure in ("ce_clean", *figures)}
+        self._activation_means = {
+            site: TokenMean(width).to(pl_module.device)
+            for sae in pl_module.each_sae().values()
+            for site, width in sae.widths.predicted.items()
+        }
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ActivationBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, SAEModule)
+        model, rows = self._language_model, self._take_rows(batch)
+        if model is None or rows is None:
+            return
+        self._rows.append(rows)
+        counted_tokens = rows.tokens.numel()
+        for site, mean in self._activation_means.items():
+            mean.update(batch.activations[site][:counted_tokens], ~rows.sinks.reshape(-1))
+        for part, chunk in self._chunks(rows):
+            counted = counted_targets(chunk.special).reshape(-1)
+            clean = model.logits(chunk.tokens)
+            self._means["ce_clean"].update(token_cross_entropy(clean, chunk.tokens).reshape(-1), counted)
+            for name, sae in pl_module.each_sae().items():
+                x_hat = outputs[name].x_hat.reshape(*batch_shape(batch), -1)[part]
+                columns = x_hat.split(list(sae.widths.predicted.values()), dim=-1)
+                replacements = dict(zip(sae.widths.predicted, columns, strict=True))
+                for suffix in ("", "_no_sinks"):
+                    logits = replaced_logits(model, chunk, replacements, keep_sinks=suffix == "_no_sinks")
+                    ce, kl = token_cross_entropy(logits, chunk.tokens), token_kl_divergence(clean, logits)
+                    self._means[f"{name}/ce{suffix}"].update(ce.reshape(-1), counted)
+                    self._means[f"{name}/kl{suffix}"].update(kl.reshape(-1), counted)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SAEModule)
+        if self._language_model is None:
+            return
+        values = {figure: mean.compute() for figure, mean in self._means.items()}
+        clean = values["ce_clean"]
+        ablations = self._ablate(trainer, pl_module, self._language_model)
+        for name, sae in pl_module.each_sae().items():
+            figures = {"ce_clean": clean, "ce_tokens": self._means["ce_clean"].tokens}
+            figures |= ablations[tuple(sae.widths.predicted)]
+            for suffix in ("", "_no_sinks"):
+                spliced, zero = values[f"{name}/ce{suffix}"], figures[f"ce_zero{suffix}"]
+                figures[f"ce_spliced{suffix}"] = spliced
+                figures[f"kl{suffix}"] = values[f"{name}/kl{suffix}"]
+                figures[f"ce_recovered{suffix}"] = cross_entropy_recovered(clean, spliced, zero)
+            figures["ce_recovered_mean"] = cross_entropy_recovered(clean, figures["ce_spliced"], figures["ce_mean"])
+            for key, value in figures.items():
+                # Already the same on all ranks; `sync_dist` keeps Lightning from warning that it might not be.
+                pl_module.log(pl_module.tag(name, f"val/{key}"), value.float(), sync_dist=True)
+        self._rows = []
+
+    def _usable_model(self, trainer: Trainer) -> LanguageModel | None:
+        """Return the run's language model if it predicts tokens; otherwise say, once, why nothing is logged."""
+        model: LanguageModel | None = getattr(getattr(trainer, "datamodule", None), "language_model", None)
+        if model is not None and model.has_next_token_head:
+            return model
+        if not self._told:
+            why = "the activations come from files" if model is None else f"{model.name} has no next-token head"
+            rank_zero_info(f"LanguageModelMetrics: {why}, so there are no val/ce_* and no val/kl.")
+            self._told = True
+        return None
+
+    def _take_rows(self, batch: ActivationBatch) -> Rows | None:
+        """Return those rows of the batch that are still wanted."""
+        if self._language_model is None:
+            return None
+        shape = batch_shape(batch)
+        wanted = shape[0]
+        if self.max_rows is not None:
+            wanted = min(wanted, self.max_rows - sum(len(rows.tokens) for rows in self._rows))
+        if wanted <= 0:
+            return None
+        # Copies: they are read again at the end, when the stream may have written over the batch.
+        return Rows(*(t.reshape(shape)[:wanted].clone() for t in (batch.tokens, batch.special, batch.sinks)))
+
+    def _chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
+        for start in range(0, len(rows.tokens), self.batch_rows):
+            part = slice(start, min(start + self.batch_rows, len(rows.tokens)))
+            yield part, Rows(rows.tokens[part], rows.special[part], rows.sinks[part])
+
+    def _ablate(self, trainer: Trainer, module: SAEModule, model: LanguageModel) -> dict[Sites, dict[str, Tensor]]:
+        """Return the cross-entropies under ablation, by site.
+
+        They come last, when the mean activation is known, and stay what they are until other rows are evaluated.
+        """
+        unchanged = len(self._rows) == len(self._ablated_rows) and all(
+            torch.equal(new.tokens, old.tokens) and torch.equal(new.sinks, old.sinks)
+            for new, old in zip(self._rows, self._ablated_rows, strict=True)
+        )
+        if self._ablations and trainer.strategy.reduce_boolean_decision(unchanged, all=True):
+            return self._ablations
+        for sites in {tuple(sae.widths.predicted): None for sae in module.each_sae().values()}:
+            means = {site: self._activation_means[site].compute() for site in sites}
+            zeros = {site: torch.zeros_like(mean) for site, mean in means.items()}
+            self._ablations[sites] = {
+                "ce_zero": self._ce_with(model, zeros, keep_sinks=False),
+                "ce_zero_no_sinks": self._ce_with(model, zeros, keep_sinks=True),
+                "ce_mean": self._ce_with(model, means, keep_sinks=False),
+            }
+        self._ablated_rows = self._rows
+        return self._ablations
+
+    def _ce_with(self, model: LanguageModel, replacements: Mapping[SiteRef, Tensor], *, keep_sinks: bool) -> Tensor:
+        mean = TokenMean().to(self._means["ce_clean"].device)
+        for rows in self._rows:
+            for _, chunk in self._chunks(rows):
+                logits = replaced_logits(model, chunk, replacements, keep_sinks=keep_sinks)
+                counted = counted_targets(chunk.special).reshape(-1)
+                mean.update(token_cross_entropy(logits, chunk.tokens).reshape(-1), counted)
+        return mean.compute()
+
+
+def batch_shape(batch: ActivationBatch) -> tuple[int, int]:
+    """Return (rows, context) of a batch of whole rows."""
+    assert batch.rows_shape is not None, "validation serves whole rows"
+    return batch.rows_shape
+
+
+def replaced_logits(
+    model: LanguageModel, rows: Rows, replacements: Mapping[SiteRef, Float[Tensor, "*_ D"]], *, keep_sinks: bool
+) -> Float[Tensor, "B S V"]:
+    """Return the logits with other activations at some sites: (B, S, D), or one (D,) for all positions."""
+    kept = (rows.sinks if keep_sinks else torch.zeros_like(rows.sinks))[..., None]
+
+    def putting(new: Tensor) -> Intervention:
+        return lambda x: torch.where(kept, x, new.to(x.dtype))
+
+    with ExitStack() as stack:
+        for site, new in replacements.items():
+            stack.enter_context(model.intervene(site.site, putting(new)))
+        return model.logits(rows.tokens)

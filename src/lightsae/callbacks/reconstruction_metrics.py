@@ -1,0 +1,147 @@
+"""How well the dictionaries reconstruct, while they train and on held-out text.
+
+Axes: T tokens, F dictionary size.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.errors import ConfigError
+from lightsae.metrics import LatentFrequencies, ReconstructionStatistics
+from lightsae.sae import SAEOutput
+from lightsae.sae.sparse_ops import Latents
+from lightsae.training.module import SAEModule
+
+HISTOGRAM_VALUES = 100_000
+
+
+class ReconstructionMetrics(Callback):
+    """Log FVE, L0 and what goes with them. Observes only.
+
+    In training, every `every_n_steps` steps, from the batch at hand: `train/fve`, `train/fve_no_sinks`, `train/l0`, and
+    `train/dead_fraction` by the run's own definition of dead (`model.dead_after`). The first, third and fourth also
+    stand on the progress bar.
+
+    In validation, pooled over all `val/tokens` held-out tokens: `val/fve`, `val/mse` (mean over tokens and dimensions,
+    in the activations' unit squared), `val/relative_reconstruction_bias`, `val/cosine`, each also as `..._no_sinks`;
+    `val/l0`; `val/dead_fraction` (silent on all these tokens), `val/dense_fraction` (on more than 10% of them) and
+    `val/dense_fraction_1pct`. TensorBoard also gets histograms: log10 of the firing frequencies, the first batch's
+    positive latents without those of sinks (normalised units, at most 100,000), and the norms of decoder rows.
+
+    Where a run has several dictionaries, each figure's name begins with the dictionary's.
+
+    Args:
+        every_n_steps: Steps between the figures in training. The logger gets them at its next multiple of
+            `trainer.log_every_n_steps`.
+
+    Example:
+        trainer: {callbacks: [{class_path: ReconstructionMetrics, init_args: {every_n_steps: 50}}]}
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ConfigError(f"ReconstructionMetrics.every_n_steps is {every_n_steps}; write 1 or more.")
+        self.every_n_steps = every_n_steps
+        self._last_step = 0
+        # Not submodules of the LightningModule: its precision and its checkpoints are not theirs.
+        self._statistics: dict[str, ReconstructionStatistics] = {}
+        self._frequencies: dict[str, LatentFrequencies] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ActivationBatch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        # While gradients accumulate, several batches end at the same step.
+        if step == self._last_step or step % self.every_n_steps:
+            return
+        self._last_step = step
+        assert isinstance(pl_module, SAEModule)
+        for name, output in outputs["outputs"].items():
+            statistics = ReconstructionStatistics(output.x_hat.shape[1], sync_on_compute=False).to(pl_module.device)
+            statistics.update(pl_module.targets(name, batch), output.x_hat, l0_per_token(output.latents), batch.sinks)
+            figures = statistics.compute()
+            dead = pl_module.latent_usage(name).dead.double().mean()
+            # One wait for the device here. Lightning reads what is on the progress bar in every later step too, and
+            # would wait each time if it were still on the device.
+            values = torch.stack([figures["fve"], figures["fve_no_sinks"], figures["l0"], dead]).float().cpu()
+            for key, value in zip(("fve", "fve_no_sinks", "l0", "dead_fraction"), values, strict=True):
+                pl_module.log(pl_module.tag(name, f"train/{key}"), value, on_step=True, on_epoch=False)
+            for key, value in zip(("fve", "l0", "dead"), values[[0, 2, 3]], strict=True):
+                pl_module.log(
+                    pl_module.tag(name, key), value, prog_bar=True, logger=False, on_step=True, on_epoch=False
+                )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SAEModule)
+        for name, sae in pl_module.each_sae().items():
+            self._statistics[name] = ReconstructionStatistics(sae.d_out).to(pl_module.device)
+            self._frequencies[name] = LatentFrequencies(sae.d_sae).to(pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ActivationBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(pl_module, SAEModule)
+        for name, output in outputs.items():
+            x, latents = pl_module.targets(name, batch), output.latents
+            self._statistics[name].update(x, output.x_hat, l0_per_token(latents), batch.sinks)
+            self._frequencies[name].update(firing_counts(latents), len(batch))
+            if batch_idx == 0 and not trainer.sanity_checking:
+                values = positive_latents(output, ~batch.sinks)
+                add_histogram(trainer, pl_module.tag(name, "histogram/latent_activations"), values)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SAEModule)
+        for name, sae in pl_module.each_sae().items():
+            figures = self._statistics.pop(name).compute() | self._frequencies.pop(name).compute()
+            frequencies = figures.pop("log10_frequencies")
+            for key, value in figures.items():
+                # Already the same on all ranks; `sync_dist` keeps Lightning from warning that it might not be.
+                pl_module.log(pl_module.tag(name, f"val/{key}"), value.float(), sync_dist=True)
+            if not trainer.sanity_checking:
+                add_histogram(trainer, pl_module.tag(name, "histogram/log10_firing_frequency"), frequencies)
+                add_histogram(trainer, pl_module.tag(name, "histogram/decoder_norm"), sae.W_dec.detach().norm(dim=1))
+
+
+def l0_per_token(latents: Latents) -> Int[Tensor, " T"]:
+    """Return how many latents fire on each token."""
+    if isinstance(latents, Tensor):
+        return (latents > 0).sum(1, dtype=torch.int32)
+    counts = torch.zeros(latents.pattern.tokens, dtype=torch.int32, device=latents.values.device)
+    return counts.scatter_add_(0, latents.pattern.token_of, (latents.values > 0).int())
+
+
+def firing_counts(latents: Latents) -> Int[Tensor, " F"]:
+    """Return on how many tokens each latent fires."""
+    if isinstance(latents, Tensor):
+        return (latents > 0).sum(0, dtype=torch.int32)
+    counts = torch.zeros(latents.pattern.width, dtype=torch.int32, device=latents.values.device)
+    return counts.scatter_add_(0, latents.indices.long(), (latents.values > 0).int())
+
+
+def positive_latents(output: SAEOutput, mask: Tensor, limit: int = HISTOGRAM_VALUES) -> Float[Tensor, " N"]:
+    """Return the positive latents of the tokens in `mask`, evenly thinned out to `limit` at most."""
+    latents = output.latents
+    if isinstance(latents, Tensor):
+        values = latents[(latents > 0) & mask[:, None]]
+    else:
+        values = latents.values[(latents.values > 0) & mask[latents.pattern.token_of]]
+    return values[:: max(1, -(-len(values) // limit))]
+
+
+def add_histogram(trainer: Trainer, tag: str, values: Tensor) -> None:
+    """Write a histogram to every TensorBoard logger of the run; nothing where `values` is empty."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and len(values):
+            logger.experiment.add_histogram(tag, values.float().cpu(), trainer.global_step)

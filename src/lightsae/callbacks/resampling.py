@@ -1,0 +1,123 @@
+"""Bring dead latents back by giving them the directions that the dictionary explains worst.
+
+Axes:    T tokens, D width, F dictionary size.
+Source:  Bricken et al. 2023, "Towards Monosemanticity", app. "Neuron resampling".
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.errors import ConfigError
+from lightsae.randomness import keyed_generator
+from lightsae.sae import LatentUsage, SparseAutoencoder
+from lightsae.sae.mechanisms.topk import TopKMechanism
+from lightsae.training.module import SAEModule
+
+ENCODER_NORM_SHARE = 0.2
+
+
+class DeadLatentResampling(Callback):
+    """Resample dead latents at given optimiser steps. Acts on weights and on the optimiser.
+
+    A dead latent gets an input of the present batch, drawn with probability proportional to its squared loss: at unit
+    length (at the mean norm of the live rows, where rows are not of unit norm) as its decoder row, and at 0.2 of the mean
+    norm of the live encoder columns as its encoder column. Its encoder bias and the Adam moments of all three become 0.
+
+    Draws come from a generator keyed by the step, and the counts of the latents are part of the checkpoint: a resumed
+    run resamples as the uninterrupted one does. Variants that select (TopK) have AuxK instead and are left alone.
+
+    Args:
+        steps: Optimiser steps after which to resample.
+        at_most: Cap on the latents that are resampled at once, the longest silent first.
+
+    Example:
+        trainer: {callbacks: [{class_path: DeadLatentResampling, init_args: {steps: [25000, 50000, 75000]}}]}
+    """
+
+    def __init__(self, steps: Sequence[int], at_most: int | None = None) -> None:
+        if any(step < 1 for step in steps):
+            raise ConfigError(f"DeadLatentResampling.steps is {list(steps)}; steps count from 1.")
+        self.steps, self.at_most = frozenset(steps), at_most
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ActivationBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SAEModule)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if trainer.global_step not in self.steps or not stepped:
+            return
+        for name, sae in pl_module.each_sae().items():
+            if isinstance(sae.mechanism, TopKMechanism):
+                continue
+            usage = pl_module.latent_usage(name)
+            dead = _longest_silent(usage, self.at_most)
+            if len(dead) == 0:
+                continue
+            generator = keyed_generator(pl_module.data.seed, f"resampling {name}", trainer.global_step)
+            inputs, targets = pl_module.inputs(name, batch), pl_module.targets(name, batch)
+            rows = draw_by_loss(sae, inputs, targets, len(dead), generator)
+            # Every rank draws from its own batch; rank 0's draw is everyone's.
+            rows = trainer.strategy.broadcast(rows)
+            resample(sae, trainer.optimizers[0], dead, rows)
+            usage.revive(dead)
+            rank_zero_info(f"Step {trainer.global_step}: resampled {len(dead)} of {sae.d_sae} latents.")
+
+
+def _longest_silent(usage: LatentUsage, at_most: int | None) -> Tensor:
+    dead = usage.dead.nonzero().squeeze(1)
+    if at_most is None or len(dead) <= at_most:
+        return dead
+    order = torch.argsort(usage.silent_tokens[dead], descending=True, stable=True)
+    return dead[order[:at_most]].sort().values
+
+
+@torch.no_grad()
+def draw_by_loss(
+    sae: SparseAutoencoder, inputs: Tensor, targets: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw `count` tokens with probability proportional to their squared loss.
+
+    Returns:
+        What was read of them, normalised and centred as the encoder sees it (count, D), and what is to be predicted,
+        normalised and without the decoder's bias (count, O).
+    """
+    output = sae(inputs)
+    scaled = targets.float() * output.output_scale
+    loss = (scaled - output.x_hat_normalised).square().sum(1)
+    chosen = torch.multinomial(loss.square().double().cpu(), count, replacement=True, generator=generator)
+    chosen = chosen.to(inputs.device)
+    read = output.x_normalised[chosen]
+    return read - sae.b_dec if sae.mechanism.centres_input else read, scaled[chosen] - sae.b_dec
+
+
+@torch.no_grad()
+def resample(
+    sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, dead: Tensor, drawn: tuple[Tensor, Tensor]
+) -> None:
+    """Overwrite the dead latents' weights and Adam moments in place.
+
+    Args:
+        sae: The dictionary in training.
+        optimizer: Its optimiser: the moments of these entries become 0.
+        dead: Latents to overwrite, (n,).
+        drawn: For each its input (n, D) and its target (n, O), as `draw_by_loss` gives them.
+    """
+    read, predicted = drawn
+    live = torch.ones(sae.d_sae, dtype=torch.bool, device=dead.device)
+    live[dead] = False
+    encoder_norms, decoder_norms = sae.W_enc.norm(dim=0), sae.W_dec.norm(dim=1)
+    encoder_norm = encoder_norms[live].mean() if bool(live.any()) else encoder_norms.mean()
+    decoder_norm = 1.0 if sae.mechanism.unit_norm_decoder else decoder_norms[live].mean() if bool(live.any()) else 1.0
+    sae.W_dec[dead] = decoder_norm * torch.nn.functional.normalize(predicted, dim=1)
+    sae.W_enc[:, dead] = ENCODER_NORM_SHARE * encoder_norm * torch.nn.functional.normalize(read, dim=1).T
+    sae.b_enc[dead] = 0
+    for parameter, entries in ((sae.W_dec, (dead,)), (sae.W_enc, (slice(None), dead)), (sae.b_enc, (dead,))):
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in optimizer.state[parameter]:
+                optimizer.state[parameter][key][entries] = 0

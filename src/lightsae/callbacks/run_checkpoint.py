@@ -1,0 +1,77 @@
+"""The run's checkpoint: RUN/checkpoints/last.ckpt, always whole, always the end of an optimiser step."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM reached a training run; its checkpoint is saved.
+
+    Attributes:
+        signal_number: Which of the two.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Save last.ckpt every `every_n_train_steps`, at the end of training, and when Ctrl-C or SIGTERM asks to stop.
+
+    A signal only sets a flag: the batch in progress ends first, so that no half-finished step is kept. A second Ctrl-C
+    stops at once. Observes only: it changes no weights.
+
+    Args:
+        every_n_train_steps: Optimiser steps between saves.
+    """
+
+    def __init__(self, every_n_train_steps: int = 1000) -> None:
+        # One file that each save replaces: the file is staged and renamed, so that there is always a whole one.
+        super().__init__(
+            filename="last",
+            save_top_k=1,
+            every_n_train_steps=every_n_train_steps,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+        self._asked_to_stop: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._asked_to_stop is not None and stepped:
+            self._save_now(trainer)
+            raise Interrupted(self._asked_to_stop)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_now(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._asked_to_stop is not None:
+            raise KeyboardInterrupt
+        self._asked_to_stop = number
+
+    def _save_now(self, trainer: Trainer) -> None:
+        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))

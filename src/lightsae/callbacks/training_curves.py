@@ -1,0 +1,119 @@
+"""A run's course as one picture: loss, FVE, L0 and dead latents against tokens."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
+
+from lightsae.formats.files import write_atomically
+from lightsae.training.module import SAEModule
+
+PANELS = {
+    "loss": "Loss",
+    "fve": "Variance explained (FVE)",
+    "l0": "Active latents per token (L0)",
+    "dead_fraction": "Dead latents",
+}
+Curve = tuple[list[float], list[float]]
+
+
+class TrainingCurves(Callback):
+    """Draw RUN/training_curves.png at the end of a run, from its TensorBoard events. Observes only.
+
+    The events of a resumed run go back to its start, and so does the picture. Nothing is drawn where TensorBoard does
+    not log.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SAEModule)
+        logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        if logger is None or not trainer.is_global_zero or trainer.global_step == 0:
+            return
+        logger.experiment.flush()
+        folder = Path(logger.log_dir)
+        tokens_per_step = pl_module.tokens_seen / trainer.global_step
+        tags = {
+            name: {f"{part}/{key}": pl_module.tag(name, f"{part}/{key}") for part in ("train", "val") for key in PANELS}
+            for name in pl_module.dictionaries
+        }
+        wanted = {tag for by_key in tags.values() for tag in by_key.values()}
+        curves = read_curves(folder, wanted, tokens_per_step)
+        by_dictionary = {
+            name: {key: curves[tag] for key, tag in by_key.items() if tag in curves} for name, by_key in tags.items()
+        }
+        if curves:
+            with write_atomically(folder / "training_curves.png") as path:
+                draw(by_dictionary).savefig(path, dpi=150)
+
+
+def read_curves(folder: Path, tags: Iterable[str], tokens_per_step: float) -> dict[str, Curve]:
+    """Read curves from a folder of TensorBoard events.
+
+    Args:
+        folder: The run's folder, with the events of all its sessions.
+        tags: Scalars to read; those that are not there are left out.
+        tokens_per_step: Turns steps into tokens.
+
+    Returns:
+        Tokens and values, by tag.
+    """
+    # Histograms are parsed all the same; keep one of each.
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 1}, purge_orphaned_data=False)
+    events.Reload()
+    there = set(events.Tags()["scalars"])
+    curves = {}
+    for tag in tags:
+        if tag in there:
+            kept = latest(events.Scalars(tag))
+            # Lightning counts steps from 0, and logs step n after it.
+            curves[tag] = [(event.step + 1) * tokens_per_step for event in kept], [event.value for event in kept]
+    return curves
+
+
+def latest(events: Iterable[ScalarEvent]) -> list[ScalarEvent]:
+    """Drop what was logged before a resume at steps that were then trained again."""
+    kept: list[ScalarEvent] = []
+    for event in sorted(events, key=lambda event: event.wall_time):
+        while kept and kept[-1].step >= event.step:
+            kept.pop()
+        kept.append(event)
+    return kept
+
+
+def draw(dictionaries: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Draw four panels; a colour for each dictionary, a line for training and points for validation.
+
+    Args:
+        dictionaries: By name, the curves "train/loss", "train/fve", "val/fve" ...; any may be missing.
+    """
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    for axes, (key, title) in zip(panels.flat, PANELS.items(), strict=True):
+        for place, (name, curves) in enumerate(dictionaries.items()):
+            _draw_one(axes, curves, key, f"C{place % 10}", name if len(dictionaries) > 1 else "")
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if key == "dead_fraction":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.set_ylim(bottom=0)
+    for axes in panels[1]:
+        axes.set_xlabel("Training tokens")
+    handles, labels = panels[0, 1].get_legend_handles_labels()
+    if handles:
+        panels[0, 1].legend(handles, labels, frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def _draw_one(axes: Axes, curves: Mapping[str, Curve], key: str, colour: str, name: str) -> None:
+    prefix = f"{name}, " if name else ""
+    if line := curves.get(f"train/{key}"):
+        axes.plot(*line, color=colour, linewidth=1.4, label=f"{prefix}training")
+    if points := curves.get(f"val/{key}"):
+        axes.plot(*points, "o", color=colour, markersize=5, markeredgecolor="white", label=f"{prefix}validation")

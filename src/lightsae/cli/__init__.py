@@ -1,0 +1,5 @@
+"""The command line: `lightsae COMMAND`."""
+
+from lightsae.cli.main import main
+
+__all__ = ["main"]

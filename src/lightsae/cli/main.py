@@ -1,0 +1,82 @@
+"""Entry point: finds the command, and turns every mistake of the user into one short message and exit code 2."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lightsae.errors import LightsaeError, did_you_mean
+from lightsae.version import version
+
+COMMANDS = {
+    "fit": "Train a sparse autoencoder on a language model's activations; go on with a run that was stopped.",
+    "validate": "Measure a trained one on held-out text: a table, TensorBoard, validation.json.",
+    "sites": "List the places of a language model where activations can be read, with their widths.",
+}
+_EXAMPLES = """\
+Begin with:
+  lightsae fit --config configs/quickstart.yaml
+  lightsae sites builtin
+  lightsae COMMAND --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; ends the process with 0, 2 (a mistake of the user), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_run(args))
+    except LightsaeError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nlightsae: stopped.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has gone (lightsae sites gpt2 | head): nothing is left to say, not even at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"lightsae {version()}")
+        return 0
+    command, rest = args[0], args[1:]
+    if command not in COMMANDS:
+        raise LightsaeError(f"{command!r} is not a command.{did_you_mean(command, COMMANDS)} See: lightsae --help")
+    return _runner(command)(rest)
+
+
+def _runner(command: str) -> Callable[[list[str]], int]:
+    """Import what the command needs, and no more: `--help` and `--version` answer at once."""
+    if command == "sites":
+        from lightsae.cli.sites import run_sites
+
+        return run_sites
+    from lightsae.cli.training import run_training
+
+    return lambda rest: run_training(command, rest)
+
+
+def _help() -> str:
+    lines = [
+        "usage: lightsae COMMAND [OPTIONS]",
+        "",
+        "Sparse autoencoders on language-model activations: train, judge, interpret, steer.",
+        "",
+        "Commands:",
+        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
+        "",
+        "  --help     This text; after a command, its options.",
+        "  --version  The version.",
+        "",
+        _EXAMPLES,
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def _fail(message: str) -> None:
+    print(f"lightsae: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,70 @@
+"""What is printed and written when a run has ended: the figures, and where to look next."""
+
+import json
+import os
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lightsae.activations.datamodule import ActivationDataModule
+from lightsae.formats.files import write_atomically
+
+_MEANINGS = {
+    "val/fve": "fraction of variance explained",
+    "val/fve_no_sinks": "the same without attention sinks",
+    "val/l0": "latents that fire on a token",
+    "val/dead_fraction": "latents silent on all validation tokens",
+    "val/dense_fraction": "latents that fire on more than 10% of tokens",
+    "val/relative_reconstruction_bias": "1 is unbiased, below 1 shrunk",
+    "val/ce_recovered": "of the loss that zero ablation costs",
+    "val/ce_recovered_mean": "of the loss that mean ablation costs",
+    "val/kl": "of the spliced model's predictions from the clean one's, nats",
+}
+
+
+def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
+    """Print the validation figures; `validate` writes them to validation.json in its run folder, too."""
+    figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/" in key}
+    if not trainer.is_global_zero:
+        return
+    folder = Path(trainer.log_dir) if trainer.log_dir else None
+    if command == "validate" and folder is not None:
+        document = {"figures": figures, "checkpoint": _shown(trainer.ckpt_path), "data": data.describe()}
+        with write_atomically(folder / "validation.json") as partial:
+            partial.write_text(json.dumps(document, indent=2) + "\n")
+    console = Console()
+    if figures:
+        table = Table("validation", "", "", box=None, pad_edge=False)
+        table.columns[1].justify = "right"
+        for key, value in figures.items():
+            meaning = next((text for name, text in _MEANINGS.items() if key.endswith(name)), "")
+            table.add_row(key, f"{value:.4g}", f"[dim]{meaning}[/dim]")
+        console.print(table)
+    if folder is not None:
+        _where_next(console, folder, command)
+
+
+def _where_next(console: Console, folder: Path, command: str) -> None:
+    shown = _shown(folder)
+    rows = [("run folder", f"{shown}/")]
+    if command == "fit":
+        rows += [
+            ("dictionary", f'{shown}/sae/   lightsae.load_sae("{shown}/sae")'),
+            ("curves", f"{shown}/training_curves.png   tensorboard --logdir {_shown(folder.parent)}"),
+            ("go on", f"lightsae fit --config {shown}/config.yaml --ckpt_path last"),
+            ("measure", f"lightsae validate --config {shown}/config.yaml --ckpt_path last"),
+        ]
+    else:
+        rows.append(("figures", f"{shown}/validation.json"))
+    for name, text in rows:
+        console.print(f"{name:<12}{text}", soft_wrap=True, highlight=False)
+
+
+def _shown(path: str | Path | None) -> str:
+    """Return a path as a person in this folder would write it."""
+    if path is None:
+        return ""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,151 @@
+"""Writing files and folders so that a reader never meets half of one.
+
+What is written goes first to a hidden name beside the target (same file system, so that renaming is atomic), is flushed
+to the disk, and then takes the target's name. The hidden names are fixed: what a killed process leaves behind, the next
+write of the same target clears away.
+"""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightsae.errors import ConfigError
+
+_MEANING = {
+    errno.ENOSPC: "no space is left on the disk; free some, or choose another folder.",
+    errno.EDQUOT: "your disk quota is used up; free some space, or choose another folder.",
+    errno.EFBIG: "the file would be larger than the system allows; choose a folder on another file system.",
+    errno.EACCES: "there is no permission to write there; choose another folder, or change its permissions.",
+    errno.EPERM: "there is no permission to write there; choose another folder, or change its permissions.",
+    errno.EROFS: "the file system is read-only; choose another folder.",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder.",
+}
+
+
+@contextmanager
+def explain_os_errors(path: str | Path) -> Iterator[None]:
+    """Turn a failure to write (full disk, no permission, ...) inside the block into a ConfigError that names `path`.
+
+    Other errors pass unchanged. Libraries that write through compiled code hide the system's error in a chain or in a
+    text; it is found there.
+
+    Args:
+        path: The target as the user wrote it.
+    """
+    try:
+        yield
+    except Exception as error:
+        meaning = _MEANING.get(_error_number(error) or 0)
+        if meaning is None:
+            raise
+        raise ConfigError(f"Cannot write {str(path)!r}: {meaning}") from error
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write a file to; at the end of the block the file takes the name `path`.
+
+    If the block fails, or the process is killed, `path` keeps what it held. Missing parent folders are made.
+
+    Args:
+        path: The target file.
+
+    Yields:
+        The temporary path; its suffix is the target's.
+
+    Raises:
+        ConfigError: The disk is full, or there is no permission to write.
+    """
+    target = Path(os.path.abspath(path))
+    temporary = target.with_name(f".partial-{target.name}")
+    with explain_os_errors(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, target)
+            _flush(target.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def replace_folder_atomically(folder: str | Path) -> Iterator[Path]:
+    """Give an empty temporary folder to fill; at the end of the block it takes the place of `folder`.
+
+    Whatever `folder` held is deleted. If the block fails, `folder` keeps what it held. There is no portable way to swap
+    two folders in one call, so that a kill between the two renamings leaves the old one under a hidden name:
+    `find_folder` looks there too.
+
+    Args:
+        folder: The target folder; missing parents are made.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        ConfigError: The disk is full, or there is no permission to write.
+    """
+    target, old = Path(os.path.realpath(folder)), _set_aside(folder)
+    staged = target.with_name(f".partial-{target.name}")
+    with explain_os_errors(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if staged.exists():
+            shutil.rmtree(staged)
+        try:
+            staged.mkdir()
+            yield staged
+            for path in sorted(staged.rglob("*"), reverse=True):
+                _flush(path)
+            _flush(staged)
+            if target.exists():
+                # While the target stands, what is set aside is older than it.
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(target, old)
+            os.rename(staged, target)
+            _flush(target.parent)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            if old.exists() and not target.exists():
+                os.rename(old, target)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_folder(folder: str | Path) -> Path | None:
+    """Return where the contents of `folder` are: there, or set aside by a replacement that was killed, or nowhere."""
+    return next((path for path in (Path(folder), _set_aside(folder)) if path.is_dir()), None)
+
+
+def _set_aside(folder: str | Path) -> Path:
+    target = Path(os.path.realpath(folder))
+    return target.with_name(f".previous-{target.name}")
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's contents, or a folder's entries, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot flush a folder.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """Return the system's number of the error that started it all, or None."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,251 @@
+"""Find, truncate and load a Hugging Face model; every way in which that fails becomes one short `ModelError`."""
+
+import copy
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils.tqdm import enable_progress_bars
+from safetensors import SafetensorError
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
+from transformers.utils import logging as transformers_logging
+
+from lightsae.errors import ModelError
+
+BUILTIN = Path(__file__).parent / "builtin"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_EXAMPLES = "Write a local folder, a Hub name such as 'openai-community/gpt2', or 'builtin'."
+_MEND = "Download or save it again."
+
+logger = logging.getLogger(__name__)
+
+
+def source_of(name: str) -> str:
+    """Where transformers finds the model that a user calls `name`: a folder, or a Hub name."""
+    if name == "builtin":
+        return str(BUILTIN)
+    folder = Path(name).expanduser()
+    return str(folder) if folder.exists() else name
+
+
+def load_config(name: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
+    """Read config.json.
+
+    Raises:
+        ModelError: There is no such model, or its config.json cannot be used; `key` names the setting.
+    """
+    source = source_of(name)
+    folder = Path(source)
+    if folder.exists() and not (folder / "config.json").is_file():
+        found = "a folder without config.json" if folder.is_dir() else "a file, not a model's folder"
+        raise ModelError(f"{key} is {name!r}, {found}. `save_pretrained` writes such a folder. {_EXAMPLES}")
+    if not folder.exists() and (name.startswith((".", "~")) or folder.is_absolute() or name.count("/") > 1):
+        raise ModelError(f"{key} is {name!r}, and there is no such folder. {_EXAMPLES}")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_config_problem(name, revision, str(error), folder.exists(), key)) from None
+    if config.is_encoder_decoder:
+        raise ModelError(f"{key} is {name!r}, an encoder-decoder. Causal language models and encoders are supported.")
+    # The chunks would hide the whole MLP from a hook; they save memory only.
+    if getattr(config, "chunk_size_feed_forward", 0):
+        config.chunk_size_feed_forward = 0
+    return config
+
+
+def _config_problem(name: str, revision: str | None, error: str, is_local: bool, key: str) -> str:
+    if "trust_remote_code" in error:
+        return (
+            f"{key} is {name!r}, which runs Python code from its repository. "
+            "Read that code first, then allow it with data.trust_remote_code: true."
+        )
+    if is_local:
+        return f"{key} is {name!r}, but its config.json cannot be used: {first_line(error)}"
+    if "gated" in error or "401" in error:
+        return f"{key} is {name!r}, gated or private on the Hub: accept its licence there and log in (hf auth login)."
+    if "git identifier" in error:
+        return f"data.revision is {revision!r}, which {name!r} does not have on the Hub."
+    return (
+        f"{key} is {name!r}: there is no such folder, and the Hugging Face Hub has no such model or cannot be reached. "
+        f"{_EXAMPLES}"
+    )
+
+
+def has_next_token_head(config: Any) -> bool:
+    """Whether the model predicts the next token: a causal model, saved with its head, and not an encoder (BERT)."""
+    kind = config.model_type
+    if "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
+        return True
+    saved_without_head = config.architectures is not None and MODEL_MAPPING_NAMES.get(kind) in config.architectures
+    is_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder and not saved_without_head
+
+
+def skeleton(name: str, config: Any, trust_remote_code: bool, key: str = "data.model") -> tuple[Any, FakeTensorMode]:
+    """Build the model without memory for its weights. Forward passes run inside the mode, on shapes alone.
+
+    Unlike the meta device, fake tensors also pass the checks on values that transformers makes.
+
+    Raises:
+        ModelError: transformers cannot build what config.json describes.
+    """
+    loader = AutoModelForCausalLM if has_next_token_head(config) else AutoModel
+    mode = FakeTensorMode()
+    try:
+        with mode:  # bfloat16: the fused products of mixtures of experts take nothing else
+            model = loader.from_config(copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a modelling file raises at numbers that do not fit together
+        raise ModelError(f"{key} is {name!r}, but its config.json cannot be used: {first_line(error)}") from None
+    return model.eval(), mode
+
+
+def truncated(config: Any, n_layers: int) -> Any:
+    """Return the config of the same model with its first `n_layers` blocks only."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    full = text.num_hidden_layers
+    text.num_hidden_layers = n_layers
+    for name, value in vars(text).items():
+        # One entry a layer: layer_types, attention_layers, ...
+        if "layer" in name and isinstance(value, list) and len(value) == full:
+            setattr(text, name, value[:n_layers])
+    return config
+
+
+def load_weights(
+    name: str, config: Any, *, with_head: bool, dtype: torch.dtype, revision: str | None, trust_remote_code: bool
+) -> Any:
+    """Load the model that `config` describes, on the CPU, frozen and in eval mode. SDPA where the architecture has it.
+
+    Weights that `config` has no place for are never read: the head without `with_head`, the blocks of a truncated
+    config.
+
+    Raises:
+        ModelError: Weights are absent, damaged, incomplete, or of other shapes.
+    """
+    loader = AutoModelForCausalLM if with_head else AutoModel
+    try:
+        # Weights that are absent get random values before they are reported.
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            model, info = loader.from_pretrained(
+                source_of(name),
+                config=config,
+                revision=revision,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=True,  # reported below, in one line
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"data.model is {name!r}, but its weights cannot be read: {first_line(error)} {_MEND}"
+        ) from None
+    # An encoder saved with another head lacks the pooler, which no site reads.
+    missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler."))
+    if missing:
+        raise ModelError(f"data.model is {name!r}, but its weights lack {_some(missing)}. {_MEND}")
+    if info["mismatched_keys"]:
+        wrong, found, expected = sorted(info["mismatched_keys"])[0]
+        raise ModelError(
+            f"data.model is {name!r}, but its weights do not fit its config.json: {wrong} has shape {tuple(found)}, "
+            f"expected {tuple(expected)}. {_MEND}"
+        )
+    if with_head and info["unexpected_keys"]:
+        unused = _some(sorted(info["unexpected_keys"]))
+        logger.warning("%s: the weights also hold %s, which the model does not use.", name, unused)
+    # Rows are never padded. Where a pad token is known, some models look for it in each batch: a warning for rows that
+    # end with it, and a wait for the device. Removed only now, since others read it while they are built.
+    model.config.pad_token_id = None
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """Load the tokenizer.
+
+    Raises:
+        ModelError: The model comes without one, or it cannot be read.
+    """
+    problem = ModelError(
+        f"data.model is {name!r}, but its tokenizer is missing or cannot be read. "
+        "Save one beside the weights (tokenizer.save_pretrained), or give data of token ids (input_ids)."
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source_of(name), revision=revision, trust_remote_code=trust_remote_code
+        )
+    except Exception:  # the tokenizers library raises bare Exceptions
+        raise problem from None
+    # Where the files are absent some classes come up with special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise problem
+    return tokenizer
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device, if this machine has it.
+
+    Raises:
+        ModelError: It does not.
+    """
+    try:
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
+    except (RuntimeError, AssertionError):  # a build without CUDA asserts
+        raise ModelError(
+            f"data.device is {str(device)!r}, which this machine or its PyTorch lacks. Write cpu."
+        ) from None
+    return checked
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on accelerators and float32 on the CPU.
+
+    Raises:
+        ModelError: `dtype` is none of the known names.
+    """
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise ModelError(f"data.dtype is {dtype!r}; write auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the bar over tensors and the report on keys, nothing else; downloads keep their bars."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter = logging.getLogger("transformers.modeling_utils")
+    had_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    if had_bars:
+        enable_progress_bars()
+    reporter.addFilter(is_news)
+    try:
+        yield
+    finally:
+        reporter.removeFilter(is_news)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _some(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{len(keys)} tensors, such as {keys[0]}"
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of another library's error, short, ending with a full stop."""
+    line = (str(error).strip() or "unknown error").splitlines()[0].rstrip(". ")
+    return (line if len(line) <= 160 else f"{line[:160]}...") + "."

@@ -1,0 +1,274 @@
+"""The frozen language model: its sites, its activations, its next-token logits.
+
+Axes: B rows, S positions, D width of a site, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightsae.errors import ModelError
+from lightsae.lm.capture import capture, no_cache
+from lightsae.lm.intervene import Intervention, intervene
+from lightsae.lm.load import (
+    check_device,
+    choose_dtype,
+    first_line,
+    has_next_token_head,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    skeleton,
+    truncated,
+)
+from lightsae.lm.sites import FAMILIES, Site, SiteInfo, find_site, portable_names
+
+
+class ModelDescription:
+    """What config.json tells about a language model: layers, sites and widths. Holds no weights; see `describe`.
+
+    Attributes:
+        name: As the user wrote it: Hub name, local folder, or `builtin`.
+        revision: The commit where the Hub told it, otherwise as given.
+        model: The transformers model.
+        n_layers: Blocks of the whole model.
+        max_context: Longest row that the model takes, in tokens; None where nothing limits it.
+        has_next_token_head: Whether it predicts the next token. False for encoders such as BERT.
+    """
+
+    def __init__(self, name: str, revision: str | None, config: Any, model: Any, mode: Any = None) -> None:
+        # `mode`, for a model without memory: its forward passes run inside.
+        text = config.get_text_config()
+        self.name = name
+        self.revision = getattr(config, "_commit_hash", None) or revision
+        self.model = model
+        self.n_layers: int = text.num_hidden_layers
+        self.max_context: int | None = getattr(text, "max_position_embeddings", None)
+        self.has_next_token_head = has_next_token_head(config)
+        self._mode: AbstractContextManager[Any] | None = mode
+        self._sites: dict[str, Site] = {}
+        self._widths: dict[str, int] = {}
+
+    def site(self, name: str, *, key: str = "data.site") -> Site:
+        """Find a site by name.
+
+        Args:
+            name: Portable name, or module path with `.input` / `.output`.
+            key: The setting that held the name, for messages.
+
+        Raises:
+            SiteError: There is no such site.
+        """
+        if name not in self._sites:
+            self._sites[name] = find_site(self.model, name, model_name=self.name, n_layers=self.n_layers, key=key)
+        return self._sites[name]
+
+    def width(self, site: str, *, key: str = "data.site") -> int:
+        """Return the width of a site, measured on a few tokens.
+
+        Raises:
+            SiteError: There is no such site, or it does not hold one vector a token.
+        """
+        self._measure([self.site(site, key=key)])
+        return self._widths[site]
+
+    def sites(self) -> list[SiteInfo]:
+        """List the portable sites of all layers in memory, in the order of computation; empty where none are known."""
+        n_loaded = self.model.config.get_text_config().num_hidden_layers
+        sites = [self.site(name) for name in portable_names(self.model, n_loaded)]
+        self._measure(sites)
+        return [SiteInfo(s.name, self._widths[s.name], s.path, s.side) for s in sites]
+
+    def _measure(self, sites: list[Site]) -> None:
+        new = [site for site in sites if site.name not in self._widths]
+        if not new:
+            return
+        try:
+            with self._mode or nullcontext():
+                # Two rows of three: a tensor that is the same for all rows, or has its axes swapped, is found out.
+                rows = torch.zeros(2, 3, dtype=torch.long, device=self.model.device)
+                found = capture(self.model, rows, new)
+        except RuntimeError as error:  # on shapes alone; a SiteError is none
+            if self._mode is None:
+                raise
+            raise ModelError(
+                f"the sites of {self.name!r} cannot be measured from its config.json: {first_line(error)} "
+                f"Architectures that can: {', '.join(FAMILIES)}."
+            ) from None
+        self._widths |= {name: activations.shape[-1] for name, activations in found.items()}
+
+
+class LanguageModel(ModelDescription):
+    """A frozen language model in eval mode. Not an nn.Module: no checkpoint and no DDP bucket ever holds it.
+
+    Example:
+        lm = LanguageModel.from_pretrained("openai-community/gpt2")
+        activations = lm.capture(tokens, ["resid_post.6"])["resid_post.6"]
+        with lm.intervene("resid_post.6", lambda x: x + direction):
+            logits = lm.logits(tokens)
+    """
+
+    def __init__(self, name: str, revision: str | None, config: Any, model: Any, trust_remote_code: bool) -> None:
+        super().__init__(name, revision, config, model)
+        self.has_next_token_head &= model.base_model is not model
+        self._trust_remote_code = trust_remote_code
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str = "builtin",
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str | torch.device = "cpu",
+        sites: Sequence[str] | None = None,
+        trust_remote_code: bool = False,
+    ) -> "LanguageModel":
+        """Load a model from the Hub, from a local folder, or the one that ships with the package.
+
+        Args:
+            name_or_path: Hub name, local folder, or `builtin`.
+            revision: Branch, tag or commit on the Hub.
+            dtype: float32, bfloat16, float16, or auto: bfloat16 on accelerators, float32 on the CPU.
+            device: Where the model goes.
+            sites: Where only these are ever read, the blocks above the last of them and the head are not loaded;
+                `logits` is then not available. None loads everything.
+            trust_remote_code: Allow code from the model's repository to run.
+
+        Raises:
+            ModelError: The model, its weights, the device or the dtype cannot be had.
+            SiteError: The model has no such site.
+        """
+        target = check_device(device)
+        torch_dtype = choose_dtype(dtype, target)
+        config = load_config(name_or_path, revision, trust_remote_code, "data.model")
+        needed, with_head = config, has_next_token_head(config)
+        if sites:
+            outline = ModelDescription(
+                name_or_path, revision, config, *skeleton(name_or_path, config, trust_remote_code)
+            )
+            layers = [outline.site(site).layer for site in sites]
+            known = [layer for layer in layers if layer is not None]
+            if len(known) == len(layers):
+                needed, with_head = truncated(config, max(known) + 1), False
+        model = load_weights(
+            name_or_path,
+            needed,
+            with_head=with_head,
+            dtype=torch_dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(name_or_path, revision, config, model.to(target), trust_remote_code)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded at first use; `ModelError` where the model comes without one."""
+        return load_tokenizer(self.name, self.revision, self._trust_remote_code)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that opens a row: the tokenizer's BOS or CLS, or the config's BOS where there is no tokenizer."""
+        return self._token_id("bos_token_id", "cls_token_id")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a document: the tokenizer's EOS or SEP, or the config's EOS without a tokenizer."""
+        return self._token_id("eos_token_id", "sep_token_id")
+
+    @property
+    def special_token_ids(self) -> tuple[int, ...]:
+        """Ids of all special tokens, ascending."""
+        if self._has_tokenizer:
+            return tuple(sorted(set(self.tokenizer.all_special_ids)))
+        return tuple(sorted({t for t in (self.bos_token_id, self.eos_token_id) if t is not None}))
+
+    @cached_property
+    def _has_tokenizer(self) -> bool:
+        try:
+            return self.tokenizer is not None
+        except ModelError:
+            return False
+
+    def _token_id(self, *names: str) -> int | None:
+        if self._has_tokenizer:
+            return next((t for n in names if (t := getattr(self.tokenizer, n, None)) is not None), None)
+        token = getattr(self.model.config.get_text_config(), names[0], None)
+        return token[0] if isinstance(token, list) else token
+
+    def to(self, device: str | torch.device) -> "LanguageModel":
+        """Move the model.
+
+        Raises:
+            ModelError: This machine lacks the device.
+        """
+        self.model.to(check_device(device))
+        return self
+
+    def capture(self, tokens: Int[Tensor, "B S"], sites: Sequence[str]) -> dict[str, Float[Tensor, "B S _"]]:
+        """Return the activations at each site, by name; the forward pass stops at the last of them.
+
+        Args:
+            tokens: Token ids on the model's device, rows without padding.
+            sites: Names of sites.
+
+        Returns:
+            One (B, S, D) tensor a site, in the model's dtype, made under inference mode. Open interventions are seen.
+
+        Raises:
+            SiteError: There is no such site.
+        """
+        return capture(self.model, tokens, [self.site(site) for site in sites])
+
+    @torch.inference_mode()
+    def logits(self, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B S V"]:
+        """Return the logits of the next token at each position, in the model's dtype. Open interventions are seen.
+
+        Raises:
+            ModelError: The model has no next-token head, or was loaded for its sites alone.
+        """
+        if not self.has_next_token_head:
+            raise ModelError(f"{self.name!r} is in memory without a next-token head, so it gives no logits.")
+        return self.model(tokens, **no_cache(self.model)).logits  # type: ignore[no-any-return]
+
+    def intervene(self, site: str, fn: Intervention) -> AbstractContextManager[None]:
+        """While open, what `fn` returns takes the place of the (B, S, D) at `site` in every forward pass.
+
+        Interventions stack: at one site they run in the order in which they were opened. They also hold for
+        `self.model` itself, with `generate` and its KV cache, and with gradients where the caller wants them.
+
+        Raises:
+            SiteError: There is no such site, or (in the forward pass) `fn` changed the shape.
+        """
+        return intervene(self.model, self.site(site), fn)
+
+
+def describe(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, key: str = "data.model"
+) -> ModelDescription:
+    """Describe a model from its config.json alone, in well under a second; no weights are read or made.
+
+    Args:
+        name_or_path: Hub name, local folder, or `builtin`.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Allow code from the model's repository to run.
+        key: The setting that held the name, for messages.
+
+    Raises:
+        ModelError: There is no such model, or its config.json cannot be used.
+    """
+    config = load_config(name_or_path, revision, trust_remote_code, key)
+    return ModelDescription(name_or_path, revision, config, *skeleton(name_or_path, config, trust_remote_code, key))

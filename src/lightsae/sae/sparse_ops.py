@@ -1,0 +1,202 @@
+"""Products with latents of which few are non-zero, and their gradients, without a dense (T, F) tensor.
+
+Axes:    T tokens, D width, F dictionary size, N non-zero latents in all T tokens.
+Layout:  compressed rows. `indices[offsets[t]:offsets[t + 1]]` are the latents that fire on token t.
+
+Every gather-and-sum is one `embedding_bag`: of decoder rows by token in the forward pass, and of tokens by latent in
+the backward pass. No atomics: the result does not depend on the order in which threads run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparsePattern:
+    """Which latents fire on which tokens. `per_token` is k where every token has exactly k entries, else None."""
+
+    indices: Int[Tensor, " N"]
+    offsets: Int[Tensor, " T+1"]
+    width: int
+    per_token: int | None = None
+
+    @classmethod
+    def from_rows(cls, indices: Int[Tensor, "T k"], width: int) -> "SparsePattern":
+        tokens, k = indices.shape
+        offsets = torch.arange(0, tokens * k + 1, k, device=indices.device) if k else indices.new_zeros(tokens + 1)
+        return cls(indices.reshape(-1), offsets, width, k)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def token_of(self) -> Int[Tensor, " N"]:
+        """The token of each entry."""
+        tokens = torch.arange(self.tokens, device=self.indices.device)
+        if self.per_token is not None:
+            return tokens.repeat_interleave(self.per_token)
+        return tokens.repeat_interleave(self.offsets.diff(), output_size=len(self.indices))
+
+    @cached_property
+    def by_latent(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " F+1"]]:
+        """The same entries in the order of their latents: their places, their tokens, and each latent's offset."""
+        order = torch.argsort(self.indices, stable=True)
+        counts = torch.zeros(self.width, dtype=torch.long, device=self.indices.device)
+        # scatter_add of ones into integers is exact in any order; bincount would wait for the GPU to size its result.
+        counts.scatter_add_(0, self.indices.long(), torch.ones_like(self.indices, dtype=torch.long))
+        return order, self.token_of[order], F.pad(counts.cumsum(0), (1, 0))
+
+
+@dataclass(frozen=True)
+class SparseLatents:
+    """The non-zero latents of T tokens. An entry may be 0: TopK keeps k places even where fewer are positive."""
+
+    values: Float[Tensor, " N"]
+    pattern: SparsePattern
+
+    @classmethod
+    def from_rows(cls, values: Float[Tensor, "T k"], indices: Int[Tensor, "T k"], width: int) -> "SparseLatents":
+        return cls(values.reshape(-1), SparsePattern.from_rows(indices, width))
+
+    @classmethod
+    def from_dense(cls, dense: Float[Tensor, "T F"]) -> "SparseLatents":
+        """Keep what is not zero. Waits for the device: the number of entries has to be known."""
+        tokens, indices = dense.nonzero(as_tuple=True)
+        counts = torch.bincount(tokens, minlength=len(dense))
+        pattern = SparsePattern(indices, F.pad(counts.cumsum(0), (1, 0)), dense.shape[1])
+        return cls(dense[tokens, indices], pattern)
+
+    @property
+    def indices(self) -> Int[Tensor, " N"]:
+        return self.pattern.indices
+
+    @property
+    def offsets(self) -> Int[Tensor, " T+1"]:
+        return self.pattern.offsets
+
+    @property
+    def rows(self) -> tuple[Float[Tensor, "T k"], Int[Tensor, "T k"]]:
+        """Values and indices as (T, k), where every token has the same number of entries."""
+        k = self.pattern.per_token
+        assert k is not None, "these latents have no fixed k"
+        return self.values.view(-1, k), self.indices.view(-1, k)
+
+    def to_dense(self) -> Float[Tensor, "T F"]:
+        dense = self.values.new_zeros(self.pattern.tokens, self.pattern.width)
+        return dense.index_put((self.pattern.token_of, self.indices), self.values)
+
+    def detach(self) -> "SparseLatents":
+        return SparseLatents(self.values.detach(), self.pattern)
+
+
+Latents = Tensor | SparseLatents
+Selection = Callable[[Tensor], tuple[Tensor, SparsePattern]]
+
+
+def decode(latents: Latents, W_dec: Float[Tensor, "F D"]) -> Float[Tensor, "T D"]:
+    """Return the sum of each token's decoder rows, weighted by its latents; no bias."""
+    if isinstance(latents, Tensor):
+        return latents @ W_dec
+    out: Tensor = _SparseDecode.apply(latents.values, W_dec, latents.pattern)
+    return out
+
+
+def encode_selected(
+    x: Float[Tensor, "T D"],
+    centre: Float[Tensor, " D"] | None,
+    W_enc: Float[Tensor, "D F"],
+    b_enc: Float[Tensor, " F"],
+    select: Selection,
+) -> SparseLatents:
+    """Return the selected entries of (x - centre) W_enc + b_enc, differentiable in all but `x`.
+
+    Args:
+        x: Inputs; they get no gradient, since they come from a frozen model.
+        centre: What is subtracted first (the decoder's bias), or None.
+        W_enc: Encoder.
+        b_enc: Encoder bias.
+        select: From pre-activations (T, F) to the kept values (N,) and their pattern. The gradient passes through the
+            kept values that are positive.
+    """
+    holder: list[SparsePattern] = []
+    values: Tensor = _SparseEncode.apply(x, centre, W_enc, b_enc, select, holder)
+    return SparseLatents(values, holder[0])
+
+
+def _weighted_rows(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Return, for each bag, the sum of `weights[n] * table[rows[n]]` over its entries."""
+    return F.embedding_bag(
+        rows, table, offsets, mode="sum", per_sample_weights=weights.to(table.dtype), include_last_offset=True
+    )
+
+
+def _row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 << 16) -> Tensor:
+    """Return <a[token(n)], b[latent(n)]> for every entry n, without an (N, D) tensor larger than a chunk."""
+    tokens, out = pattern.token_of, a.new_empty(len(pattern.indices))
+    for start in range(0, len(out), chunk):
+        part = slice(start, start + chunk)
+        out[part] = torch.linalg.vecdot(a[tokens[part]], b[pattern.indices[part]])
+    return out
+
+
+class _SparseDecode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, pattern: SparsePattern) -> Tensor:
+        ctx.save_for_backward(values, W_dec)
+        ctx.pattern = pattern
+        return _weighted_rows(W_dec, pattern.indices, pattern.offsets, values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, W_dec = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_values = grad_W = None
+        if ctx.needs_input_grad[0]:
+            grad_values = _row_products(grad.to(W_dec.dtype), W_dec, ctx.pattern).to(values.dtype)
+        if ctx.needs_input_grad[1]:
+            order, tokens, offsets = ctx.pattern.by_latent
+            grad_W = _weighted_rows(grad.to(W_dec.dtype), tokens, offsets, values[order])
+        return grad_values, grad_W, None
+
+
+class _SparseEncode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        centre: Tensor | None,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        select: Selection,
+        holder: list[SparsePattern],
+    ) -> Tensor:
+        centred = x if centre is None else x - centre
+        # A product that autocast turns into bf16; adding the bias to its result keeps that type.
+        pre = (centred @ W_enc).add_(b_enc)
+        values, pattern = select(pre)
+        values = values.to(W_enc.dtype)
+        holder.append(pattern)
+        ctx.pattern, ctx.has_centre = pattern, centre is not None
+        ctx.save_for_backward(centred, W_enc, values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        centred, W_enc, values = ctx.saved_tensors
+        pattern: SparsePattern = ctx.pattern
+        # ReLU follows the selection: a kept entry that is not positive passes nothing.
+        grad_pre = torch.where(values > 0, grads[0], 0).to(W_enc.dtype)
+        order, tokens, offsets = pattern.by_latent
+        grad_W = _weighted_rows(centred.to(W_enc.dtype), tokens, offsets, grad_pre[order]).T
+        ones = centred.new_ones((1, 1), dtype=W_enc.dtype)
+        grad_b = _weighted_rows(ones, torch.zeros_like(tokens), offsets, grad_pre[order]).squeeze(1)
+        grad_centre = -(W_enc @ grad_b) if ctx.has_centre else None
+        return None, grad_centre, grad_W, grad_b, None, None

@@ -1,0 +1,113 @@
+"""A run in a second: the real module on activations out of nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.timing import Timings
+from lightsae.sae import LatentUsage, ReLU, SiteRef, Widths
+from lightsae.training.checkpoint_io import AtomicCheckpointIO
+from lightsae.training.module import SAEModule, merge_coefficients
+
+SITE = SiteRef("toy", "resid_post.0")
+WIDTH = 6
+
+
+class Activations(LightningDataModule):
+    """Gaussian activations at one site: each batch follows from its number alone."""
+
+    normalisation, seed, batch_tokens = "sqrt_d", 0, 32
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.batches, self.run_tokens = batches, batches * self.batch_tokens
+        self.widths, self.timings = Widths.autoencoder(SITE, WIDTH), Timings()
+
+    def batch(self, index: int, whole_rows: bool = False) -> ActivationBatch:
+        with self.timings.measure("language_model"):
+            generator = torch.Generator().manual_seed(index)
+            x = torch.randn(self.batch_tokens, WIDTH, generator=generator) + 2
+            ids = torch.arange(self.batch_tokens)
+            no = torch.zeros(self.batch_tokens, dtype=torch.bool)
+            shape = (4, self.batch_tokens // 4) if whole_rows else None
+            return ActivationBatch({SITE: x}, ids, ids, ids, ids, no, no, index, shape)
+
+    def sample_without_sinks(self) -> dict[SiteRef, torch.Tensor]:
+        return self.batch(10_000).activations
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": SITE.model, "site": SITE.site, "seed": self.seed}
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(range(self.batches), batch_size=None, collate_fn=self.batch)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(range(3), batch_size=None, collate_fn=lambda i: self.batch(20_000 + i, whole_rows=True))
+
+
+class SeveralDictionaries(SAEModule):
+    names: tuple[str, ...] = ()
+
+    def configure_model(self) -> None:
+        for name in self.names if not self.dictionaries else ():
+            self.dictionaries[name] = sae = self.make_sae(self.data.widths)
+            self.usage[name] = LatentUsage(sae.d_sae, 1000)
+            self.coefficients[name] = merge_coefficients(sae, {})
+
+
+@dataclass
+class Run:
+    folder: Path
+    module: SAEModule
+    data: Activations
+    trainer: Trainer
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> Callable[..., Run]:
+    """Train a ReLU dictionary for a few steps, with TensorBoard, in `tmp_path / folder`."""
+
+    def train(
+        *callbacks: Any,
+        steps: int,
+        names: tuple[str, ...] = (),
+        folder: str = "run",
+        ckpt_path: Path | None = None,
+        validate_every: int | None = None,
+        **options: Any,
+    ) -> Run:
+        seed_everything(0, verbose=False)
+        module = (SeveralDictionaries if names else SAEModule)(lambda widths: ReLU(widths, d_sae=16), lr=0.01)
+        if isinstance(module, SeveralDictionaries):
+            module.names = names
+        data = Activations(steps * options.get("accumulate_grad_batches", 1))
+        defaults: dict[str, Any] = {
+            "logger": TensorBoardLogger(tmp_path, name="", version=folder),
+            "enable_progress_bar": False,
+            "log_every_n_steps": 1,
+        }
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            callbacks=list(callbacks),
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=any(hasattr(c, "best_model_path") for c in callbacks),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=3 if validate_every else 0,
+            val_check_interval=validate_every,
+            check_val_every_n_epoch=None if validate_every else 1,
+            **(defaults | options),
+        )
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+        return Run(tmp_path / folder, module, data, trainer)
+
+    return train

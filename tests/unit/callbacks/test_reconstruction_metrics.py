@@ -1,0 +1,176 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.datamodule import ActivationDataModule
+from lightsae.callbacks.reconstruction_metrics import (
+    ReconstructionMetrics,
+    firing_counts,
+    l0_per_token,
+    positive_latents,
+)
+from lightsae.errors import ConfigError
+from lightsae.sae import SAEOutput, SiteRef, SparseLatents, TopK
+from lightsae.training.module import SAEModule
+
+D, F, SITE = 8, 32, SiteRef("", "activations")
+VAL = {
+    *(
+        f"val/{name}{suffix}"
+        for name in ("fve", "mse", "relative_reconstruction_bias", "cosine")
+        for suffix in ("", "_no_sinks")
+    ),
+    *("val/l0", "val/dead_fraction", "val/dense_fraction", "val/dense_fraction_1pct", "val/tokens"),
+}
+
+
+@pytest.fixture
+def activations(tmp_path: Path) -> str:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(3, 1, (3000, D)).astype(np.float32))
+    return str(tmp_path / "x.npy")
+
+
+def fit(
+    activations: str, root: Path, callbacks: list[Callback], *, logger: bool = True, **trainer
+) -> tuple[Trainer, SAEModule]:
+    seed_everything(0, verbose=False)
+    data = ActivationDataModule(activations=activations, batch_tokens=64, buffer_tokens=640, val_tokens=200)
+    module = SAEModule(lambda widths: TopK(widths, d_sae=F, k=4), dead_after=200)
+    trainer = Trainer(
+        max_steps=12, val_check_interval=6, check_val_every_n_epoch=None, num_sanity_val_steps=0, accelerator="cpu",
+        logger=TensorBoardLogger(root) if logger else False, callbacks=callbacks, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, **trainer,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    return trainer, module
+
+
+class Collect(Callback):
+    """Keeps what validation saw in its last epoch, and the training figures of each step."""
+
+    def __init__(self) -> None:
+        self.batches, self.training = [], []
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        self.batches = []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.batches.append((batch.activations[SITE], outputs["sae"].x_hat, outputs["sae"].dense_latents()))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        x, output = batch.activations[SITE], outputs["outputs"]["sae"]
+        self.training.append((1 - (x - output.x_hat).square().sum() / (x - x.mean(0)).square().sum()).item())
+
+
+def test_validation_figures_are_exact_over_all_tokens(activations, tmp_path):
+    collect = Collect()
+    trainer, _ = fit(activations, tmp_path, [ReconstructionMetrics(every_n_steps=3), collect])
+    x, x_hat, latents = (torch.cat(parts).double() for parts in zip(*collect.batches, strict=True))
+    found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert set(found) == VAL
+    assert len(collect.batches) > 1
+    assert found["val/tokens"] == len(x)
+    fve = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    assert found["val/fve"] == pytest.approx(fve.item(), rel=1e-5)
+    assert found["val/mse"] == pytest.approx((x - x_hat).square().mean().item(), rel=1e-5)
+    assert found["val/l0"] == pytest.approx((latents > 0).sum(1).double().mean().item(), rel=1e-5)
+    frequency = (latents > 0).double().mean(0)
+    assert found["val/dead_fraction"] == pytest.approx((frequency == 0).double().mean().item())
+    assert found["val/dense_fraction"] == pytest.approx((frequency > 0.1).double().mean().item())
+
+
+def test_training_figures_come_every_n_steps_and_reach_the_progress_bar(activations, tmp_path):
+    collect = Collect()
+    trainer, _ = fit(activations, tmp_path, [ReconstructionMetrics(every_n_steps=5), collect])
+    # Steps 5 and 10 of 12: the last figures are those of step 10.
+    assert trainer.callback_metrics["train/fve"].item() == pytest.approx(collect.training[9], rel=1e-5)
+    assert 0 < trainer.callback_metrics["train/l0"] <= 4
+    assert 0 <= trainer.callback_metrics["train/dead_fraction"] <= 1
+    assert {"fve", "l0", "dead"} <= set(trainer.progress_bar_metrics)
+    assert trainer.progress_bar_metrics["fve"] == pytest.approx(collect.training[9], rel=1e-5)
+
+
+def test_while_gradients_accumulate_a_step_is_measured_once(activations, tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(SAEModule, "log", lambda self, name, *_a, **_k: steps.append(self.trainer.global_step))
+    metrics = ReconstructionMetrics(every_n_steps=2)
+    fit(activations, tmp_path, [metrics], logger=False, accumulate_grad_batches=3, limit_val_batches=0)
+    measured = [steps.count(step) for step in range(13)]
+    assert max(measured[2::2]) == min(measured[2::2])
+
+
+def test_tensorboard_gets_scalars_and_histograms(activations, tmp_path):
+    trainer, _ = fit(activations, tmp_path, [ReconstructionMetrics(every_n_steps=4)])
+    events = EventAccumulator(trainer.loggers[0].log_dir, size_guidance={"histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert VAL | {"train/fve", "train/fve_no_sinks", "train/l0", "train/dead_fraction"} <= set(tags["scalars"])
+    assert "fve" not in tags["scalars"]
+    for name in ("log10_firing_frequency", "latent_activations", "decoder_norm"):
+        assert [event.step for event in events.Histograms(f"histogram/{name}")] == [6, 12]
+    norms = events.Histograms("histogram/decoder_norm")[-1].histogram_value
+    assert (norms.num, norms.min, norms.max) == (F, pytest.approx(1, abs=1e-5), pytest.approx(1, abs=1e-5))
+    assert events.Histograms("histogram/latent_activations")[-1].histogram_value.min > 0
+
+
+def test_it_changes_no_weights(activations, tmp_path):
+    _, watched = fit(activations, tmp_path / "a", [ReconstructionMetrics(every_n_steps=1)])
+    _, alone = fit(activations, tmp_path / "b", [], logger=False, limit_val_batches=0)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(watched.state_dict()[name], value), name
+
+
+def test_metrics_are_no_part_of_the_checkpoint(activations, tmp_path):
+    _, module = fit(activations, tmp_path, [ReconstructionMetrics()])
+    assert not [name for name, _ in module.named_modules() if "metric" in name.lower()]
+
+
+def test_bf16_true_keeps_the_digits(activations, tmp_path):
+    """`bf16-true` casts whatever hangs on the module; 200 tokens of mean 3 would not survive it."""
+    collect = Collect()
+    trainer, module = fit(activations, tmp_path, [ReconstructionMetrics(), collect], precision="bf16-true")
+    x, x_hat, _ = (torch.cat(parts).double() for parts in zip(*collect.batches, strict=True))
+    assert next(module.parameters()).dtype == torch.bfloat16
+    assert trainer.callback_metrics["val/tokens"] == len(x)
+    assert trainer.callback_metrics["val/mse"].item() == pytest.approx((x - x_hat).square().mean().item(), rel=1e-5)
+
+
+def test_every_n_steps_has_to_be_positive():
+    with pytest.raises(ConfigError, match="every_n_steps is 0; write 1 or more"):
+        ReconstructionMetrics(every_n_steps=0)
+
+
+def a_batch(x: torch.Tensor, sinks: torch.Tensor) -> ActivationBatch:
+    numbers = torch.zeros(len(x), dtype=torch.long)
+    return ActivationBatch({SITE: x}, numbers, numbers, numbers, numbers, torch.zeros_like(sinks), sinks)
+
+
+@pytest.fixture(params=["dense", "rows", "ragged"])
+def latents(request) -> tuple[torch.Tensor, torch.Tensor | SparseLatents]:
+    """Latents as a dense tensor and in one of the layouts that mechanisms give."""
+    dense = torch.tensor([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, 4.0, 0.0, 0.0]])
+    if request.param == "dense":
+        return dense, dense
+    if request.param == "ragged":
+        return dense, SparseLatents.from_dense(dense)
+    values, indices = dense.topk(2, dim=1)  # the second token keeps two zeros, which do not fire
+    return dense, SparseLatents.from_rows(values, indices, width=4)
+
+
+def test_firings_of_every_layout(latents):
+    assert l0_per_token(latents[1]).tolist() == [2, 0, 2]
+    assert firing_counts(latents[1]).tolist() == [1, 2, 0, 1]
+
+
+def test_histogram_sample_is_positive_masked_and_capped(latents):
+    output = SAEOutput(torch.zeros(3, D), latents[1], torch.zeros(3, D), torch.ones(1))
+    everything = torch.ones(3, dtype=torch.bool)
+    assert sorted(positive_latents(output, everything).tolist()) == [1, 2, 3, 4]
+    assert sorted(positive_latents(output, torch.tensor([False, True, True])).tolist()) == [3, 4]
+    assert len(positive_latents(output, everything, limit=3)) == 2

@@ -1,0 +1,177 @@
+"""Atomic writes: after any failure, and after a kill at any moment, the old contents or the new ones are there."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightsae.errors import ConfigError
+from lightsae.formats.files import explain_os_errors, find_folder, replace_folder_atomically, write_atomically
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "below").mkdir(parents=True)
+    (folder / "a.txt").write_text(text)
+    (folder / "below" / "b.txt").write_text(text)
+
+
+def contents(folder: Path) -> list[str]:
+    return [(folder / "a.txt").read_text(), (folder / "below" / "b.txt").read_text()]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_with_its_parents_and_nothing_beside_it(tmp_path):
+    with write_atomically(tmp_path / "deep" / "x.txt") as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.write_text("new")
+        assert names(tmp_path / "deep") == [temporary.name]
+    assert (tmp_path / "deep" / "x.txt").read_text() == "new"
+    assert names(tmp_path / "deep") == ["x.txt"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_keeps_the_old_file(tmp_path, failure):
+    target = tmp_path / "x.txt"
+    target.write_text("old")
+    with pytest.raises(failure), write_atomically(target) as temporary:
+        temporary.write_text("half")
+        raise failure
+    assert names(tmp_path) == ["x.txt"]
+    assert target.read_text() == "old"
+
+
+def test_a_full_disk_keeps_the_old_file_and_names_the_path_as_written(tmp_path, monkeypatch, full_disk):
+    monkeypatch.chdir(tmp_path)
+    Path("x.bin").write_bytes(b"old")
+    with pytest.raises(ConfigError, match=r"Cannot write 'x\.bin': the file would be larger") as caught:
+        with write_atomically("x.bin") as temporary:
+            temporary.write_bytes(bytes(100_000))
+    assert str(tmp_path) not in str(caught.value)
+    assert names(tmp_path) == ["x.bin"]
+    assert Path("x.bin").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("existing", [None, "empty", "old"])
+def test_a_folder_takes_the_place_of_what_was_there(tmp_path, existing):
+    target = tmp_path / "sae"
+    if existing == "old":
+        fill(target, "old")
+        (target / "left.txt").touch()
+    elif existing == "empty":
+        target.mkdir()
+    with replace_folder_atomically(target) as staged:
+        fill(staged, "new")
+    assert contents(target) == ["new", "new"]
+    assert names(target) == ["a.txt", "below"]
+    assert names(tmp_path) == ["sae"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_keeps_the_old_folder(tmp_path, failure):
+    fill(tmp_path / "sae", "old")
+    with pytest.raises(failure), replace_folder_atomically(tmp_path / "sae") as staged:
+        (staged / "a.txt").write_text("half")
+        raise failure
+    assert contents(tmp_path / "sae") == ["old", "old"]
+    assert names(tmp_path) == ["sae"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from lightsae.formats.files import replace_folder_atomically
+moment, target = int(sys.argv[1]), sys.argv[2]
+calls, rename = 0, os.rename
+def dying(source, destination):
+    global calls
+    calls += 1
+    if calls == moment:
+        os._exit(9)
+    rename(source, destination)
+os.rename = dying
+with replace_folder_atomically(target) as staged:
+    (staged / "below").mkdir()
+    (staged / "a.txt").write_text("new")
+    if moment == 0:
+        os._exit(9)
+    (staged / "below" / "b.txt").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2])
+def test_a_kill_leaves_a_readable_folder_and_the_next_write_clears_up(tmp_path, moment):
+    target = tmp_path / "sae"
+    fill(target, "old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(moment), str(target)])
+    assert killed.returncode == 9
+    found = find_folder(target)
+    assert found is not None
+    assert contents(found) == ["old", "old"]
+    with replace_folder_atomically(target) as staged:
+        fill(staged, "newest")
+    assert find_folder(target) == target
+    assert contents(target) == ["newest", "newest"]
+    assert names(tmp_path) == ["sae"]
+
+
+def test_a_failure_after_a_kill_does_not_lose_what_was_set_aside(tmp_path):
+    target = tmp_path / "sae"
+    fill(tmp_path / ".previous-sae", "old")
+    with pytest.raises(RuntimeError), replace_folder_atomically(target) as staged:
+        fill(staged, "half")
+        raise RuntimeError
+    assert contents(target) == ["old", "old"]
+
+
+def test_a_folder_through_a_link_keeps_the_link(tmp_path):
+    fill(tmp_path / "real", "old")
+    (tmp_path / "link").symlink_to("real")
+    with replace_folder_atomically(tmp_path / "link") as staged:
+        fill(staged, "new")
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "real") == ["new", "new"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "no space is left"),
+        (errno.EACCES, "no permission"),
+        (errno.EPERM, "no permission"),
+        (errno.EROFS, "read-only"),
+        (errno.EDQUOT, "quota"),
+        (errno.ENOTDIR, "a file, not a folder"),
+    ],
+)
+def test_failures_to_write_are_explained(number, words):
+    with pytest.raises(ConfigError, match=f"Cannot write 'runs/x': .*{words}"), explain_os_errors("runs/x"):
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_hidden_cause_is_found(tmp_path):
+    with pytest.raises(ConfigError, match="no space"), explain_os_errors("x"):
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError as error:
+            raise RuntimeError("unexpected pos 576 vs 534") from error
+    with pytest.raises(ConfigError, match="no space"), explain_os_errors("x"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("error", [ValueError("other"), FileNotFoundError(errno.ENOENT, "gone")])
+def test_other_errors_pass(error):
+    with pytest.raises(type(error)) as caught, explain_os_errors("x"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_file_in_the_way_of_a_folder_is_explained(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="a file, not a folder"), write_atomically(tmp_path / "file" / "x.txt"):
+        pass

@@ -1,0 +1,255 @@
+"""The native export: no bit changes on a round trip, and every kind of damage has its message."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightsae.errors import ConfigError, FormatError
+from lightsae.formats.native import describe_sae, load_sae, save_sae
+from lightsae.sae import VARIANTS, SiteRef, SparseAutoencoder, TopK, Widths
+
+SETTINGS = {"ReLU": [{}, {"decoder_norm": "unit"}], "TopK": [{"k": 3}, {"k": 3, "k_aux": 4}]}
+WIDTHS = Widths({SiteRef("gpt2", "mlp_in.0"): 4, SiteRef("gpt2", "mlp_in.1"): 3}, {SiteRef("gpt2", "mlp_out.0"): 5})
+
+
+def make(variant: str = "TopK", widths: Widths = WIDTHS, **settings: object) -> SparseAutoencoder:
+    sae = VARIANTS[variant](widths, d_sae=12, **(settings or SETTINGS[variant][0]))
+    with torch.no_grad():
+        for tensor in sae.state_dict().values():
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+    return sae
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_sae(make(), tmp_path / "topk")
+    return tmp_path / "topk"
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "sae.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Replace the tensors and the hash that vouches for them."""
+    import hashlib
+
+    save_file(tensors, folder / "sae.safetensors")
+    edit(folder, sha256=hashlib.sha256((folder / "sae.safetensors").read_bytes()).hexdigest())
+
+
+def test_every_variant_has_a_case():
+    assert set(SETTINGS) == set(VARIANTS)
+
+
+@pytest.mark.parametrize(("variant", "settings"), [(v, s) for v, all_ in SETTINGS.items() for s in all_])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_round_trip_changes_no_bit(tmp_path, variant, settings, dtype):
+    sae = make(variant, **settings).to(dtype)
+    save_sae(sae, tmp_path)
+    loaded = load_sae(tmp_path)
+    assert type(loaded) is type(sae)
+    assert (loaded.settings, loaded.widths) == (sae.settings, sae.widths)
+    before, after = sae.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+    assert {"input_scale", "output_scale"} <= after.keys()
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_loaded_dictionary_reconstructs_the_same_and_can_be_trained_on(tmp_path):
+    sae = make("ReLU", Widths.of(6))
+    save_sae(sae, tmp_path)
+    loaded, x = load_sae(tmp_path), torch.randn(8, 6)
+    assert torch.equal(loaded(x).x_hat, sae(x).x_hat)
+    loaded(x).x_hat.sum().backward()
+    torch.optim.SGD(loaded.parameters(), 0.1).step()
+    assert torch.equal(load_sae(tmp_path).W_dec, sae.W_dec)
+
+
+def test_loading_draws_no_random_number(saved):
+    before = torch.get_rng_state()
+    load_sae(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_bytes_of_the_tensors_depend_on_the_weights_alone(tmp_path):
+    sae = make()
+    save_sae(sae, tmp_path / "a", {"seed": 1})
+    save_sae(sae, tmp_path / "elsewhere" / "b", {"seed": 2})
+    first = (tmp_path / "a" / "sae.safetensors").read_bytes()
+    assert first == (tmp_path / "elsewhere" / "b" / "sae.safetensors").read_bytes()
+    with torch.no_grad():
+        sae.b_dec[0] += 1
+    save_sae(sae, tmp_path / "a")
+    assert first != (tmp_path / "a" / "sae.safetensors").read_bytes()
+
+
+def test_the_description_tells_shape_and_origin(tmp_path):
+    save_sae(make(), tmp_path, {"tokens_seen": 5, "folder": Path("as/typed")})
+    told = describe_sae(tmp_path)
+    assert told["format_version"] == 1
+    assert told["variant"] == "TopK"
+    assert told["settings"] == {"d_sae": 12, "k": 3, "k_aux": None}
+    assert told["widths"]["predicted"] == [{"model": "gpt2", "site": "mlp_out.0", "width": 5}]
+    assert [entry["width"] for entry in told["widths"]["read"]] == [4, 3]
+    assert told["dtype"] == "float32"
+    assert told["provenance"] == {"tokens_seen": 5, "folder": "as/typed"}
+    assert str(tmp_path) not in (tmp_path / "sae.json").read_text()
+
+
+def test_saving_replaces_an_earlier_export_and_nothing_else(saved):
+    sae = make("ReLU")
+    save_sae(sae, saved)
+    assert torch.equal(load_sae(saved).W_enc, sae.W_enc)
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(FormatError, match=r"already holds other files \('notes.txt'\)"):
+        save_sae(sae, saved)
+    with pytest.raises(FormatError, match="is a file"):
+        save_sae(sae, saved / "notes.txt")
+    assert (saved / "notes.txt").read_text() == "mine"
+
+
+def test_a_variant_of_ones_own_has_no_format(tmp_path):
+    class Mine(TopK):
+        pass
+
+    with pytest.raises(FormatError, match="A Mine has no native format; known variants: ReLU, TopK"):
+        save_sae(Mine(Widths.of(4), 8, 2), tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_the_earlier_export(tmp_path, full_disk):
+    small, large = make(), TopK(Widths.of(64), 1024, 2)
+    save_sae(small, tmp_path / "sae")
+    with pytest.raises(ConfigError, match=r"Cannot write .*sae'"):
+        save_sae(large, tmp_path / "sae")
+    assert torch.equal(load_sae(tmp_path / "sae").W_dec, small.W_dec)
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------
+
+
+def refused(folder: Path, words: str) -> None:
+    with pytest.raises(FormatError, match=words) as caught:
+        load_sae(folder)
+    message = str(caught.value)
+    assert str(folder.parent) in message
+    assert "\n" not in message
+    assert len(message) < 500
+
+
+def test_a_missing_folder_suggests_the_nearest(saved):
+    refused(saved.parent / "topl", r"does not exist\. Did you mean 'topk'\?")
+
+
+def test_a_folder_above_the_export_suggests_the_export(saved):
+    with pytest.raises(FormatError, match=r"has no 'sae.json'\. Did you mean '.*/topk'\?"):
+        load_sae(saved.parent)
+
+
+def test_a_file_in_place_of_the_folder(saved):
+    refused(saved / "sae.safetensors", r"is a file; name the folder")
+
+
+@pytest.mark.parametrize("name", ["sae.json", "sae.safetensors"])
+def test_a_missing_file(saved, name):
+    (saved / name).unlink()
+    refused(saved, f"has no '{name}'")
+
+
+@pytest.mark.parametrize("keep", [0, 5, -1])
+def test_truncated_tensors(saved, keep):
+    path = saved / "sae.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(saved, "damaged or cut short")
+
+
+def test_a_flipped_bit(saved):
+    path = saved / "sae.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    refused(saved, "damaged or cut short")
+
+
+def test_tensors_of_another_format_under_the_right_hash(saved):
+    import hashlib
+
+    (saved / "sae.safetensors").write_bytes(b"\x80\x04pickled")
+    edit(saved, sha256=hashlib.sha256(b"\x80\x04pickled").hexdigest())
+    refused(saved, "is not a safetensors file")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format_version": 1', "\xff"])
+def test_broken_json(saved, text):
+    (saved / "sae.json").write_bytes(text.encode("latin-1"))
+    refused(saved, "is not valid JSON")
+
+
+def test_json_that_is_no_description(saved):
+    (saved / "sae.json").write_text("[1]")
+    refused(saved, "holds a list")
+
+
+@pytest.mark.parametrize("name", ["format_version", "variant", "settings", "widths", "sha256", "provenance"])
+def test_a_missing_or_wrong_field(saved, name):
+    edit(saved, **{name: None})
+    refused(saved, f"'{name}' is missing")
+    edit(saved, **{name: [1]})
+    refused(saved, f"'{name}' is \\[1\\]")
+
+
+def test_an_unknown_variant_suggests_the_nearest(saved):
+    edit(saved, variant="TopKK")
+    refused(saved, "variant is 'TopKK'; known are ReLU, TopK. Did you mean 'TopK'?")
+
+
+def test_a_newer_format(saved):
+    edit(saved, format_version=2)
+    refused(saved, "format version 2, and this lightsae reads up to 1: pip install --upgrade lightsae")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": {"d_sae": 12, "k": 3, "temperature": 1}},
+        {"settings": {"d_sae": 12}},
+        {"settings": {"d_sae": 12, "k": 99}},
+        {"settings": {"d_sae": "many", "k": 3}},
+        {"widths": {"read": [{"site": "x"}], "predicted": []}},
+        {"widths": {"read": [7], "predicted": []}},
+        {"widths": {"read": [{"model": "m", "site": "x", "width": "wide"}], "predicted": []}},
+    ],
+)
+def test_settings_that_fit_no_dictionary(saved, changes):
+    edit(saved, **changes)
+    refused(saved, "do not make a TopK")
+
+
+def test_widths_without_what_is_predicted(saved):
+    edit(saved, widths={"read": []})
+    refused(saved, "'predicted' is missing")
+
+
+def test_a_missing_and_a_surplus_tensor(saved):
+    tensors = {name: tensor.clone() for name, tensor in load_file(saved / "sae.safetensors").items()}
+    rewrite(saved, {name: tensor for name, tensor in tensors.items() if name != "b_enc"})
+    refused(saved, "lacks the tensor 'b_enc'")
+    rewrite(saved, tensors | {"threshold": torch.zeros(1)})
+    refused(saved, "holds a tensor 'threshold' that a TopK does not have")
+
+
+def test_a_tensor_of_another_shape(saved):
+    edit(saved, settings={"d_sae": 13, "k": 3, "k_aux": None})
+    refused(saved, r"has shape \(.*12.*\), but sae.json asks for \(.*13.*\)")
+
+
+def test_a_device_that_is_not_there(saved):
+    with pytest.raises(ConfigError, match="device is 'cuda', but no CUDA device is available; write 'cpu'"):
+        load_sae(saved, device="cuda")

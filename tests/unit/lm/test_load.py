@@ -1,0 +1,247 @@
+"""Loading: what is found, what is refused, and what the refusal says."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from lightsae.errors import ModelError, SiteError
+from lightsae.lm import LanguageModel, describe
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path: Path) -> Path:
+    """A copy of the tiny Llama that a test may spoil."""
+    return Path(shutil.copytree(tiny_folder("llama"), tmp_path / "llama"))
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(3, 61, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def message(error: pytest.ExceptionInfo[Exception]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 400
+    assert error.value.__cause__ is None
+    return text
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "not a name"])
+def test_unknown_name(name: str) -> None:
+    for call in (describe, LanguageModel.from_pretrained):
+        with pytest.raises(ModelError) as error:
+            call(name)
+        assert message(error).startswith(f"data.model is {name!r}")
+        assert "Hub" in message(error)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "~/nowhere/model", "a/b/c"])
+def test_missing_folder(name: str) -> None:
+    with pytest.raises(ModelError, match=f"data.model is '{name}', and there is no such folder"):
+        describe(name)
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"a folder without config\.json"):
+        describe(str(tmp_path))
+
+
+def test_file_in_place_of_a_folder(folder: Path) -> None:
+    with pytest.raises(ModelError, match="a file, not a model's folder"):
+        describe(str(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("text", ["{", '{"model_type": "nonsense"}', "{}", "[]"])
+def test_spoiled_config(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError) as error:
+        describe(str(folder))
+    assert "config.json cannot be used" in message(error)
+
+
+def test_remote_code_is_off_until_allowed(folder: Path) -> None:
+    edit_config(folder, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    (folder / "own.py").write_text("raise SystemExit('code from the repository ran')")
+    with pytest.raises(ModelError, match=r"data\.trust_remote_code: true"):
+        describe(str(folder))
+
+
+@pytest.mark.parametrize("size", [0, 7, 400, -100])
+def test_truncated_weights(folder: Path, size: int) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    describe(str(folder))  # needs no weights
+    with pytest.raises(ModelError) as error:
+        LanguageModel.from_pretrained(str(folder))
+    assert "its weights cannot be read" in message(error)
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="its weights cannot be read"):
+        LanguageModel.from_pretrained(str(folder))
+
+
+def test_weights_without_some_tensors(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=4)
+    with pytest.raises(ModelError, match=r"lack \d+ tensors, such as model\.layers\.3"):
+        LanguageModel.from_pretrained(str(folder))
+
+
+def test_weights_of_other_shapes(folder: Path) -> None:
+    edit_config(folder, intermediate_size=48)
+    with pytest.raises(ModelError, match=r"do not fit its config\.json: .*down_proj.* has shape"):
+        LanguageModel.from_pretrained(str(folder))
+
+
+def test_pickled_weights_are_never_unpickled_as_code(folder: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="its weights cannot be read"):
+        LanguageModel.from_pretrained(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_device_that_is_absent(folder: Path) -> None:
+    for device in ("cuda", "nonsense"):
+        with pytest.raises(ModelError, match=f"data.device is '{device}'"):
+            LanguageModel.from_pretrained(str(folder), device=device)
+
+
+def test_dtype(folder: Path) -> None:
+    assert LanguageModel.from_pretrained(str(folder)).dtype == torch.float32
+    assert LanguageModel.from_pretrained(str(folder), dtype="float16").dtype == torch.float16
+    with pytest.raises(ModelError, match=r"data\.dtype is 'fp8'"):
+        LanguageModel.from_pretrained(str(folder), dtype="fp8")
+
+
+def test_loading_is_silent_and_leaves_the_loggers_alone(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    LanguageModel.from_pretrained(str(folder), sites=["resid_post.0"])
+    assert capfd.readouterr() == ("", "")
+    assert not logging.getLogger("transformers.modeling_utils").filters
+
+
+def test_unused_weights_are_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit_config(folder, num_hidden_layers=2)
+    LanguageModel.from_pretrained(str(folder))
+    assert "tensors, such as model.layers.2" in caplog.text
+
+
+def test_layer_out_of_range(folder: Path) -> None:
+    with pytest.raises(SiteError) as error:
+        describe(str(folder)).width("resid_post.9")
+    assert str(error.value) == (
+        f"data.site is 'resid_post.9', but {str(folder)!r} has layers 0..2. "
+        f"Did you mean 'resid_post.2'? List them: lightsae sites {folder}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("residpost.1", "resid_post.1"),
+        ("resid_post", "resid_post.2"),
+        ("mlp_output.2", "mlp_out.2"),
+        ("model.layers.1.mlp.act.output", "model.layers.1.mlp.act_fn.output"),
+        ("model.layers.1.mlp", "model.layers.1.mlp.output"),
+    ],
+)
+def test_unknown_site_suggests_the_nearest(folder: Path, wrong: str, right: str) -> None:
+    with pytest.raises(SiteError) as error:
+        describe(str(folder)).width(wrong)
+    assert f"Did you mean {right!r}?" in message(error)
+    with pytest.raises(SiteError) as error:
+        LanguageModel.from_pretrained(str(folder), sites=[wrong])
+    assert f"Did you mean {right!r}?" in message(error)
+
+
+def test_the_key_of_the_message_is_the_callers(folder: Path) -> None:
+    with pytest.raises(SiteError, match=r"^--site is 'nonsense'"):
+        describe(str(folder)).width("nonsense", key="--site")
+
+
+@pytest.mark.parametrize("site", ["model.rotary_emb.output", "model.layers.0.self_attn.q_norm.output", "model.output"])
+def test_modules_that_hold_no_vector_a_token(folder: Path, site: str) -> None:
+    with pytest.raises(SiteError):
+        describe(str(folder)).width(site)
+
+
+def test_sites_outside_the_blocks_load_everything(folder: Path, tokens: torch.Tensor) -> None:
+    lm = LanguageModel.from_pretrained(str(folder), sites=["resid_post.0", "lm_head.output"])
+    assert torch.equal(lm.capture(tokens, ["lm_head.output"])["lm_head.output"], lm.logits(tokens))
+
+
+def test_raw_paths_of_an_architecture_outside_the_table(folder: Path, tokens: torch.Tensor) -> None:
+    edit_config(folder, model_type="cohere", layer_norm_eps=1e-5, architectures=["CohereForCausalLM"])
+    description = describe(str(folder))
+    assert description.width("model.layers.1.mlp.down_proj.input") == 52
+    assert description.sites() == []
+    with pytest.raises(SiteError, match="portable names are not known"):
+        description.width("resid_post.1")
+
+
+def test_config_that_no_model_can_be_built_from(folder: Path) -> None:
+    edit_config(folder, num_attention_heads=5, num_key_value_heads=0)
+    with pytest.raises(ModelError, match=r"config\.json cannot be used"):
+        describe(str(folder))
+
+
+def test_config_that_no_forward_pass_fits(folder: Path) -> None:
+    edit_config(folder, num_key_value_heads=3)
+    with pytest.raises(ModelError) as error:
+        describe(str(folder)).width("resid_post.1")
+    assert "cannot be measured from its config.json" in message(error)
+
+
+def test_builtin_model_ships_complete() -> None:
+    lm = LanguageModel.from_pretrained(sites=["resid_post.0"])
+    assert lm.name == "builtin"
+    assert len(lm.tokenizer) == lm.model.config.vocab_size
+    assert {lm.bos_token_id, lm.eos_token_id} <= set(lm.special_token_ids)
+    tokens = torch.tensor([lm.tokenizer.encode("import os")])
+    assert lm.capture(tokens, ["resid_post.0"])["resid_post.0"].shape[-1] == describe("builtin").width("resid_post.0")
+
+
+def test_tokenizer_is_missed_only_when_needed(folder: Path) -> None:
+    lm = LanguageModel.from_pretrained(str(folder))
+    assert (lm.bos_token_id, lm.eos_token_id, lm.special_token_ids) == (1, 2, (1, 2))
+    with pytest.raises(ModelError, match="tokenizer is missing"):
+        _ = lm.tokenizer
+
+
+def test_special_tokens_follow_the_tokenizer(folder: Path) -> None:
+    vocabulary = {word: i for i, word in enumerate(["[CLS]", "[SEP]", "[PAD]", "a", "b", "[UNK]"])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[UNK]")),
+        cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]",
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    lm = LanguageModel.from_pretrained(str(folder))
+    assert (lm.bos_token_id, lm.eos_token_id, lm.special_token_ids) == (0, 1, (0, 1, 2, 5))
+    assert len(lm.tokenizer) == 6
+
+
+def test_model_saved_without_its_head_gives_no_logits(folder: Path, tokens: torch.Tensor) -> None:
+    LanguageModel.from_pretrained(str(folder)).model.model.save_pretrained(folder / "base")
+    lm = LanguageModel.from_pretrained(str(folder / "base"))
+    assert not lm.has_next_token_head
+    assert lm.capture(tokens, ["resid_post.2"])["resid_post.2"].shape == (2, 9, 24)
+    with pytest.raises(ModelError, match="without a next-token head"):
+        lm.logits(tokens)
