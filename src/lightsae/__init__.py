@@ -1,0 +1,45 @@
+"""lightsae: train, judge, interpret and steer with sparse autoencoders on language-model activations.
+
+The public names are imported when they are first used, so that `import lightsae` and the tokenising workers stay light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightsae.activations.datamodule import ActivationDataModule
+    from lightsae.formats.native import load_sae, save_sae
+    from lightsae.lm import LanguageModel
+    from lightsae.sae import ReLU, SparseAutoencoder, TopK
+    from lightsae.training.module import SAEModule
+
+__all__ = [
+    "ActivationDataModule",
+    "LanguageModel",
+    "ReLU",
+    "SAEModule",
+    "SparseAutoencoder",
+    "TopK",
+    "load_sae",
+    "save_sae",
+]
+_HOMES = {
+    "ActivationDataModule": "lightsae.activations.datamodule",
+    "LanguageModel": "lightsae.lm",
+    "ReLU": "lightsae.sae",
+    "SAEModule": "lightsae.training.module",
+    "SparseAutoencoder": "lightsae.sae",
+    "TopK": "lightsae.sae",
+    "load_sae": "lightsae.formats.native",
+    "save_sae": "lightsae.formats.native",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lightsae' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

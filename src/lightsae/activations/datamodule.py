@@ -235,21 +235,20 @@ class ActivationDataModule(LightningDataModule):
         """Rows of a fill: token rows, or activations where they come from files."""
         if self.activations is None:
             return self.buffer_tokens // self.context_size
-        chunks = self._chunks(self.buffer_tokens)
-        return max(1, min(self.buffer_tokens, len(chunks.train) * chunks.size // world))
+        chunks = self._chunks()
+        return chunks.in_fill(self.buffer_tokens, self.batch_tokens, world) * chunks.size
 
     def _tokens_in_fill(self, fill_rows: int) -> int:
         return fill_rows if self.activations is not None else fill_rows * (self.context_size - self.skip_positions)
 
-    def _chunks(self, fill_rows: int) -> Chunks:
-        return Chunks(len(self._open_files()), self.validation_fraction, fill_rows)
+    def _chunks(self) -> Chunks:
+        return Chunks(len(self._open_files()), self.validation_fraction, self.buffer_tokens)
 
     def _fills(self, schedule: Schedule, fill_rows: int, device: torch.device) -> FileFills | LanguageModelFills:
         if self.activations is not None:
-            chunks = self._chunks(self.buffer_tokens)
-            return FileFills(
-                self._open_files(), chunks, schedule, fill_rows, self._dtype(device), device, self.timings
-            )
+            chunks, dtype = self._chunks(), self._dtype(device)
+            in_fill = fill_rows // chunks.size
+            return FileFills(self._open_files(), chunks, schedule, in_fill, dtype, device, self.timings)
         model = self._load_model(device)
         per_block = max(1, self.shuffle_tokens // (fill_rows * self.context_size * schedule.world))
         rows = RowSource(self.corpus, model.tokenizer, "train")
@@ -261,7 +260,7 @@ class ActivationDataModule(LightningDataModule):
         rank, world = trainer.global_rank, trainer.world_size
         if self.activations is not None:
             return ValidationFileRows(
-                self._open_files(), self._chunks(self.buffer_tokens), self.val_tokens, self.batch_tokens,
+                self._open_files(), self._chunks(), self.val_tokens, self.batch_tokens,
                 self._dtype(device), device, rank, world,
             )
         model = self._load_model(device)

@@ -9,10 +9,11 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from lightsae.sae.sites import SiteRef
 CHUNK_ROWS = 256
 
 
+@runtime_checkable
 class _Matrix(Protocol):
     """Rows of one file, read on demand."""
 
@@ -121,9 +123,15 @@ class Chunks:
         # A file that fits into one fill is shuffled row by row; small files still get both splits.
         self.size = max(1, min(CHUNK_ROWS, fill_rows // 8, int(rows * validation_fraction)))
         self.rows, numbers = rows, np.arange(-(-rows // self.size))
-        period = max(2, round(1 / validation_fraction))
-        held_out = numbers % period == period - 1
+        period = max(2, min(round(1 / validation_fraction), len(numbers)))
+        # The ragged end is held out too: all fills are then of one size.
+        held_out = (numbers % period == period // 2) | ((numbers + 1) * self.size > rows)
         self.validation, self.train = numbers[held_out], numbers[~held_out]
+
+    def in_fill(self, buffer_rows: int, batch_rows: int, world: int) -> int:
+        """Return how many chunks a rank's fill holds: what the buffer takes, but a batch at least, if there are so many."""
+        wanted = max(buffer_rows // self.size, -(-batch_rows // self.size))
+        return max(1, min(wanted, len(self.train) // world))
 
     def bounds(self, chunk: int) -> tuple[int, int]:
         return chunk * self.size, min(self.rows, (chunk + 1) * self.size)
@@ -133,20 +141,20 @@ class FileFills:
     """Makes fills from activation files. Has no state: the number of a fill says which chunks it holds."""
 
     def __init__(
-        self, files: ActivationFiles, chunks: Chunks, schedule: Schedule, fill_rows: int, dtype: torch.dtype,
+        self, files: ActivationFiles, chunks: Chunks, schedule: Schedule, chunks_in_fill: int, dtype: torch.dtype,
         device: torch.device, timings: Timings,
     ) -> None:
         self.files, self.chunks, self.schedule, self.timings = files, chunks, schedule, timings
-        self.dtype, self.device = dtype, device
-        self.chunks_in_fill = max(1, fill_rows // chunks.size)
+        self.chunks_in_fill = chunks_in_fill
+        self._buffer = torch.empty(chunks_in_fill * chunks.size, files.width, dtype=dtype, device=device)
         self._epoch: tuple[int, Tensor] | None = None
 
     def fill(self, number: int) -> Fill:
         first = (number * self.schedule.world + self.schedule.rank) * self.chunks_in_fill
         chosen = [self._chunk_at(place) for place in range(first, first + self.chunks_in_fill)]
         with self.timings.measure("text"):
-            everything = read_chunks(self.files, self.chunks, chosen, self.dtype, self.device)
-        return Fill(everything, torch.arange(len(everything), device=self.device))
+            everything = read_chunks(self.files, self.chunks, chosen, self._buffer)
+        return Fill(everything, torch.arange(len(everything), device=self._buffer.device))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -167,13 +175,17 @@ class FileFills:
 
 
 def read_chunks(
-    files: ActivationFiles, chunks: Chunks, chosen: list[int], dtype: torch.dtype, device: torch.device
+    files: ActivationFiles, chunks: Chunks, chosen: list[int], buffer: Float[Tensor, "rows D"]
 ) -> ActivationBatch:
-    """Return the rows of the chosen chunks as one batch."""
+    """Read the rows of the chosen chunks into the buffer, and return what it then holds of them as one batch."""
     bounds = [chunks.bounds(chunk) for chunk in chosen]
-    values = torch.cat([files.read(*pair).to(dtype) for pair in bounds]).to(device)
-    unknown = torch.full((len(values),), -1, device=device)
-    no = torch.zeros(len(values), dtype=torch.bool, device=device)
+    filled = 0
+    for start, stop in bounds:
+        buffer[filled : filled + stop - start].copy_(files.read(start, stop))
+        filled += stop - start
+    values, device = buffer[:filled], buffer.device
+    unknown = torch.full((filled,), -1, device=device)
+    no = torch.zeros(filled, dtype=torch.bool, device=device)
     batch = ActivationBatch(
         activations={files.site: values},
         tokens=unknown,
@@ -203,4 +215,6 @@ class ValidationFileRows:
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         for index, chosen in enumerate(self.batches):
-            yield replace(read_chunks(self.files, self.chunks, chosen, self.dtype, self.device), index=index)
+            rows = len(chosen) * self.chunks.size
+            buffer = torch.empty(rows, self.files.width, dtype=self.dtype, device=self.device)
+            yield replace(read_chunks(self.files, self.chunks, chosen, buffer), index=index)

@@ -7,7 +7,7 @@ number, the same on all ranks, plus the cursor that the source stored at the sta
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Fill:
     served: Tensor
 
 
+@runtime_checkable
 class FillSource(Protocol):
     """Makes the numbered fills of one rank."""
 
@@ -149,7 +150,7 @@ def check_finite(batch: ActivationBatch, *, first_batch: int) -> None:
     """Raise an ActivationError where an activation is NaN or infinite; one look a fill, not one a step."""
     for site, values in batch.activations.items():
         # A sum is finite only if every term is; it reads the buffer once and needs no second one.
-        if not bool(values.float().sum().isfinite()) and not bool(values.isfinite().all()):
+        if not bool(values.sum(dtype=torch.float32).isfinite()) and not bool(values.isfinite().all()):
             bad = int((~values.isfinite().all(dim=1)).sum())
             raise ActivationError(
                 f"{site} holds NaN or infinity on {bad} of {len(values)} tokens (batch {first_batch} or after). "

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from lightsae.activations.timing import Timings
-from lightsae.callbacks.run_folder import run_folder
+from lightsae.callbacks.run_outputs import run_folder
 from lightsae.errors import ConfigError
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.formats.native import write_sae
@@ -74,7 +74,7 @@ class ExportSAE(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
         assert isinstance(pl_module, SAEModule)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         where = provenance(trainer, pl_module, self._folder)
         dictionaries = pl_module.each_sae()

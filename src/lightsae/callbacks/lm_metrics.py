@@ -113,13 +113,14 @@ class LanguageModelMetrics(Callback):
         counted_tokens = rows.tokens.numel()
         for site, mean in self._activation_means.items():
             mean.update(batch.activations[site][:counted_tokens], ~rows.sinks.reshape(-1))
+        dictionaries = pl_module.each_sae()
+        x_hats = {name: outputs[name].x_hat.reshape(*batch_shape(batch), -1) for name in dictionaries}
         for part, chunk in self._chunks(rows):
             counted = counted_targets(chunk.special).reshape(-1)
             clean = model.logits(chunk.tokens)
             self._means["ce_clean"].update(token_cross_entropy(clean, chunk.tokens).reshape(-1), counted)
-            for name, sae in pl_module.each_sae().items():
-                x_hat = outputs[name].x_hat.reshape(*batch_shape(batch), -1)[part]
-                columns = x_hat.split(list(sae.widths.predicted.values()), dim=-1)
+            for name, sae in dictionaries.items():
+                columns = x_hats[name][part].split(list(sae.widths.predicted.values()), dim=-1)
                 replacements = dict(zip(sae.widths.predicted, columns, strict=True))
                 for suffix in ("", "_no_sinks"):
                     logits = replaced_logits(model, chunk, replacements, keep_sinks=suffix == "_no_sinks")

@@ -1,5 +1,6 @@
 """What a user sees while training: tokens, speed, and the figures that say whether it goes well."""
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -27,7 +28,7 @@ class TrainingProgressBar(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._first_tokens = 0
+        self._first_tokens = self._drawn_tokens = 0
         self._began = self._drawn = self._paused = 0.0
         self._tenths = 0
 
@@ -48,7 +49,9 @@ class TrainingProgressBar(TQDMProgressBar):
         return Tqdm(
             desc=description,
             disable=self.is_disabled or not self.in_terminal,
-            dynamic_ncols=True,
+            # Not tqdm's own measure, which draws nothing in a terminal of unknown size.
+            ncols=shutil.get_terminal_size().columns,
+            nrows=shutil.get_terminal_size().lines,
             file=sys.stderr,
             bar_format=self.BAR_FORMAT,
             **settings,
@@ -93,7 +96,7 @@ class TrainingProgressBar(TQDMProgressBar):
 
     def on_train_end(self, *hook: Any) -> None:
         trainer, module = hook
-        if self.is_enabled:
+        if self.is_enabled and self._drawn_tokens != module.tokens_seen:
             self._draw(trainer, module)
         super().on_train_end(*hook)
 
@@ -123,11 +126,11 @@ class TrainingProgressBar(TQDMProgressBar):
         return due
 
     def _draw(self, trainer: Trainer, module: SAEModule) -> None:
-        self._drawn = time.monotonic()
+        self._drawn, self._drawn_tokens = time.monotonic(), module.tokens_seen
         figures = self.get_metrics(trainer, module)
         if self.in_terminal:
             bar = self.train_progress_bar
-            bar.n = module.tokens_seen
+            bar.n, bar.ncols = module.tokens_seen, shutil.get_terminal_size().columns
             bar.set_postfix(figures)
             return
         total = self._total_tokens()

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.callbacks.run_outputs import add_histogram, log_once
 from lightsae.errors import ConfigError
 from lightsae.metrics import LatentFrequencies, ReconstructionStatistics
 from lightsae.sae import SAEOutput
@@ -24,9 +24,8 @@ HISTOGRAM_VALUES = 100_000
 class ReconstructionMetrics(Callback):
     """Log FVE, L0 and what goes with them. Observes only.
 
-    In training, every `every_n_steps` steps, from the batch at hand: `train/fve`, `train/fve_no_sinks`, `train/l0`, and
-    `train/dead_fraction` by the run's own definition of dead (`model.dead_after`). The first, third and fourth also
-    stand on the progress bar.
+    In training, every `every_n_steps` steps, from the batch at hand, on the progress bar too: `train/fve`,
+    `train/fve_no_sinks`, `train/l0`, and `train/dead_fraction` by the run's definition of dead (`model.dead_after`).
 
     In validation, pooled over all `val/tokens` held-out tokens: `val/fve`, `val/mse` (mean over tokens and dimensions,
     in the activations' unit squared), `val/relative_reconstruction_bias`, `val/cosine`, each also as `..._no_sinks`;
@@ -37,8 +36,7 @@ class ReconstructionMetrics(Callback):
     Where a run has several dictionaries, each figure's name begins with the dictionary's.
 
     Args:
-        every_n_steps: Steps between the figures in training. The logger gets them at its next multiple of
-            `trainer.log_every_n_steps`.
+        every_n_steps: Steps between the figures in training.
 
     Example:
         trainer: {callbacks: [{class_path: ReconstructionMetrics, init_args: {every_n_steps: 50}}]}
@@ -69,13 +67,11 @@ class ReconstructionMetrics(Callback):
             dead = pl_module.latent_usage(name).dead.double().mean()
             # One wait for the device here. Lightning reads what is on the progress bar in every later step too, and
             # would wait each time if it were still on the device.
-            values = torch.stack([figures["fve"], figures["fve_no_sinks"], figures["l0"], dead]).float().cpu()
-            for key, value in zip(("fve", "fve_no_sinks", "l0", "dead_fraction"), values, strict=True):
-                pl_module.log(pl_module.tag(name, f"train/{key}"), value, on_step=True, on_epoch=False)
-            for key, value in zip(("fve", "l0", "dead"), values[[0, 2, 3]], strict=True):
-                pl_module.log(
-                    pl_module.tag(name, key), value, prog_bar=True, logger=False, on_step=True, on_epoch=False
-                )
+            values = torch.stack([figures["fve"], figures["fve_no_sinks"], figures["l0"], dead]).float().tolist()
+            keys = ("train/fve", "train/fve_no_sinks", "train/l0", "train/dead_fraction")
+            tagged = {pl_module.tag(name, key): value for key, value in zip(keys, values, strict=True)}
+            pl_module.log_dict(tagged, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+            log_once(trainer, tagged)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SAEModule)
@@ -138,10 +134,3 @@ def positive_latents(output: SAEOutput, mask: Tensor, limit: int = HISTOGRAM_VAL
     else:
         values = latents.values[(latents.values > 0) & mask[latents.pattern.token_of]]
     return values[:: max(1, -(-len(values) // limit))]
-
-
-def add_histogram(trainer: Trainer, tag: str, values: Tensor) -> None:
-    """Write a histogram to every TensorBoard logger of the run; nothing where `values` is empty."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and len(values):
-            logger.experiment.add_histogram(tag, values.float().cpu(), trainer.global_step)

@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lightsae.activations.timing import Timings
-from lightsae.callbacks.run_folder import run_folder
+from lightsae.callbacks.run_outputs import log_once, run_folder
 from lightsae.errors import ConfigError
 from lightsae.formats.files import write_atomically
 from lightsae.training.module import SAEModule
@@ -65,9 +65,7 @@ class Throughput(Callback):
             now = self._read(trainer, pl_module)
             figures = rates(_minus(now, self._last)) | memory(pl_module.device)
             self._last = now
-            for logger in trainer.loggers:
-                # Not through `log`: Lightning would repeat the last value at each of its own logging steps.
-                logger.log_metrics({f"perf/{name}": value for name, value in figures.items()}, step - 1)
+            log_once(trainer, {f"perf/{name}": value for name, value in figures.items()})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._start:
@@ -82,7 +80,7 @@ class Throughput(Callback):
             self._pause = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         spent = _minus(self._read(trainer, pl_module), self._start)
         report = {

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
@@ -91,7 +93,7 @@ def draw(dictionaries: Mapping[str, Mapping[str, Curve]]) -> Figure:
     Args:
         dictionaries: By name, the curves "train/loss", "train/fve", "val/fve" ...; any may be missing.
     """
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    figure = Figure(figsize=(10, 6.4), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     panels = figure.subplots(2, 2, sharex=True)
     for axes, (key, title) in zip(panels.flat, PANELS.items(), strict=True):
         for place, (name, curves) in enumerate(dictionaries.items()):
@@ -102,7 +104,11 @@ def draw(dictionaries: Mapping[str, Mapping[str, Curve]]) -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if key == "dead_fraction":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-            axes.set_ylim(bottom=0)
+        if key in ("l0", "dead_fraction"):
+            axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+        if key == "fve":
+            # A start far below 0 would flatten all that matters.
+            axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     for axes in panels[1]:
         axes.set_xlabel("Training tokens")
     handles, labels = panels[0, 1].get_legend_handles_labels()
@@ -113,7 +119,11 @@ def draw(dictionaries: Mapping[str, Mapping[str, Curve]]) -> Figure:
 
 def _draw_one(axes: Axes, curves: Mapping[str, Curve], key: str, colour: str, name: str) -> None:
     prefix = f"{name}, " if name else ""
+    # What lies at 0 is drawn over the axis, not cut in half by it.
+    over: dict[str, Any] = {"clip_on": key == "fve", "zorder": 3}
     if line := curves.get(f"train/{key}"):
-        axes.plot(*line, color=colour, linewidth=1.4, label=f"{prefix}training")
+        axes.plot(*line, color=colour, linewidth=1.4, label=f"{prefix}training", **over)
     if points := curves.get(f"val/{key}"):
-        axes.plot(*points, "o", color=colour, markersize=5, markeredgecolor="white", label=f"{prefix}validation")
+        axes.plot(
+            *points, "o", color=colour, markersize=5, markeredgecolor="white", label=f"{prefix}validation", **over
+        )

@@ -1,41 +1,71 @@
 """The parser of fit and validate: help in the order in which people need it, errors in one line."""
 
-import re
+import argparse
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightsae.errors import ConfigError, LightsaeError, did_you_mean
+from lightsae.cli.help import HelpFormatter, arranged, checkpoint_words, settings_of
+from lightsae.cli.wording import in_short, in_short_of_class, names_of_classes
+from lightsae.errors import ConfigError
 from lightsae.sae import VARIANTS
+
+_NO_SETTINGS = ("help", "config", "print_config")
 
 
 class Parser(LightningArgumentParser):
-    """LightningArgumentParser whose mistakes are ConfigErrors of one line, not usage texts of a thousand."""
+    """LightningArgumentParser whose mistakes are ConfigErrors of one line, not usage texts of a thousand.
+
+    jsonargparse makes further parsers of this class for the settings of each class that a user may choose.
+
+    Args:
+        command: The command whose options it parses; empty for the parser above them, and for those of classes.
+    """
+
+    def __init__(self, *args: Any, command: str = "", **kwargs: Any) -> None:
+        # An option is what is written in full: --data.data would be data.dataset, until another setting begins so.
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
+        self._command, self._class_name = command, ""
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        if nested_key is None:
+            self._class_name = getattr(theclass, "__name__", "")
+        return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+
+    def format_help(self, *args: Any) -> str:
+        if not self._command:
+            return super().format_help(*args)
+        for action in self._actions:
+            if action.dest == "ckpt_path":
+                action.help = checkpoint_words(self._command)
+        groups = self._action_groups
+        self._action_groups = arranged(self._command, self._actions, _actions_of)  # type: ignore[assignment]
+        try:
+            return super().format_help(*args)
+        finally:
+            self._action_groups = groups
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        cause: BaseException | None = ex
-        while cause is not None:
-            if isinstance(cause, LightsaeError):
-                raise cause
-            cause = cause.__cause__ or cause.__context__
-        raise ConfigError(self._in_short(message)) from None
+        keys = [action.dest for action in self._actions if action.dest.rpartition(".")[2] not in _NO_SETTINGS]
+        if not self.exit_on_error:
+            # The parser of a class: another one reports what it finds, or tries the next type of a union.
+            super().error(in_short_of_class(message, self._class_name, keys), ex)
+        command = getattr(ex, "subcommand_parser", None)
+        if command is not None:
+            command.error(message)
+        of_variants = {f"model.sae.{name}" for kind in VARIANTS.values() for name in settings_of(kind)}
+        raise ConfigError(in_short(message, [*keys, *sorted(of_variants)], self._classes())) from None
 
-    def _in_short(self, message: str) -> str:
-        """Return the one line of jsonargparse's message that says what is wrong, with a near name where one exists."""
-        message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-        keys = [key for key in _flat_keys(self) if not key.startswith("trainer.") or "trainer" in message]
-        if found := re.search(r"(?:Unrecognized arguments:|unrecognized arguments:)\s*(--)?([^\s=]+)", message):
-            return f"--{found[2]} is not an option.{did_you_mean(found[2], keys)}"
-        if found := re.search(r"Key '([^']+)' is not expected|No action for key \"([^\"]+)\"", message):
-            key = found[1] or found[2]
-            return f"{key} is not a setting.{did_you_mean(key, keys)}"
-        key = found[1] if (found := re.search(r"(?:Parser key|key) [\"']([\w.]+)[\"']", message)) else ""
-        if key in ("model.sae", "sae") and (found := re.search(r"[Gg]iven value:? '?([\w.]+)'?|import path '?([\w.]+)", message)):
-            name = found[1] or found[2]
-            return f"model.sae is {name!r}; the variants are {', '.join(VARIANTS)}.{did_you_mean(name, VARIANTS)}"
-        lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-        return " ".join(lines)[:400]
+    def _classes(self) -> dict[str, list[str]]:
+        """Return the names of the classes that can be given for each setting that takes one."""
+        hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
+        known = {key: names_of_classes(hint) for key, hint in hints.items() if key.startswith("trainer.")}
+        return {key: names for key, names in known.items() if names} | {"model.sae": list(VARIANTS)}
 
 
-def _flat_keys(parser: Any) -> list[str]:
-    return [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+def _actions_of(variant: type) -> list[argparse.Action]:
+    """Return the settings of a variant as they are written behind --model.sae."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    before = len(parser._actions)
+    parser.add_class_arguments(variant, "model.sae", skip={"widths"})
+    return [action for action in parser._actions[before:] if action.dest != "model.sae"]

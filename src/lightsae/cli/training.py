@@ -70,7 +70,7 @@ class TrainingCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             parser_class=Parser,
             parser_kwargs={
-                name: {"description": text, "usage": f"lightsae {name} [--config FILE.yaml] [OPTIONS]"}
+                name: {"command": name, "description": text, "usage": f"lightsae {name} [--config FILE.yaml] [OPTIONS]"}
                 for name, text in DESCRIPTIONS.items()
             },
             args=[command, *args],

@@ -1,10 +1,12 @@
-"""What the user typed, held against what came of it."""
+"""What the user typed: checked before anything slow is imported, and held against what came of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightsae.errors import ConfigError
+import yaml
+
+from lightsae.errors import ConfigError, did_you_mean
 
 
 def config_files(typed: Sequence[str]) -> list[Path]:
@@ -12,20 +14,50 @@ def config_files(typed: Sequence[str]) -> list[Path]:
     return [Path(value) for key, value in _options(typed) if key in ("config", "c") and value is not None]
 
 
+def check_config_files(typed: Sequence[str]) -> None:
+    """Check that every file given by --config exists and holds sections of settings.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    for file in config_files(typed):
+        if not file.is_file():
+            near = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
+            what = "is a folder" if file.is_dir() else "does not exist"
+            raise ConfigError(f"--config is {str(file)!r}, which {what}.{did_you_mean(file.name, near)}")
+        try:
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"--config {file}: {_yaml_problem(error)}") from None
+        if not isinstance(settings, dict):
+            found = "is empty" if settings is None else f"holds a {type(settings).__name__}"
+            raise ConfigError(f"--config {file} {found}; write sections such as `data: {{model: gpt2}}`.")
+        for section in ("data", "model", "trainer"):
+            value = settings.get(section)
+            if value is not None and not isinstance(value, dict | str):
+                raise ConfigError(f"--config {file}: {section} is {value!r}; write settings under it, `name: value`.")
+
+
 def check_typed_options(typed: Sequence[str], config: Any) -> None:
-    """Raise where an option of the dictionary was typed that the chosen variant does not have.
+    """Raise where an option was typed that had no effect.
 
     `--model.sae.k 16 --model.sae ReLU` would drop the k without a word.
     """
     sae = config.model.sae
-    if sae is None:
-        return
     variant = sae.class_path.rsplit(".", 1)[-1]
     known = dict(sae.get("init_args") or {})
-    for key, _ in _options(typed):
+    for key, value in _options(typed):
         name = key.removeprefix("model.sae.").removeprefix("init_args.")
         if key.startswith("model.sae.") and name not in ("class_path", "init_args", "help", *known):
-            raise ConfigError(f"--{key}: {variant} has no setting {name!r}; it has {', '.join(known)}.")
+            raise ConfigError(
+                f"--{key} is {value}, but {variant} has no setting {name!r}; it has {', '.join(known)}."
+                + did_you_mean(name, known)
+            )
+    if "data.training_tokens" in dict(_options(typed)) and config.trainer.max_steps > 0:
+        raise ConfigError(
+            f"--data.training_tokens has no effect, since trainer.max_steps is {config.trainer.max_steps}; "
+            "give one of them (--trainer.max_steps -1 takes the other back)."
+        )
 
 
 def _options(typed: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -45,3 +77,11 @@ def _is_number(word: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"cannot be read ({' '.join(str(error).split())})."
+    problem = " ".join(str(getattr(error, "problem", "")).split())
+    return f"line {mark.line + 1}, column {mark.column + 1} is not YAML: {problem}."

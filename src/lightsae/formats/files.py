@@ -22,6 +22,7 @@ _MEANING = {
     errno.EACCES: "there is no permission to write there; choose another folder, or change its permissions.",
     errno.EPERM: "there is no permission to write there; choose another folder, or change its permissions.",
     errno.EROFS: "the file system is read-only; choose another folder.",
+    errno.EEXIST: "a part of this path is a file, not a folder; choose another folder.",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder.",
 }
 

@@ -148,8 +148,9 @@ def _empty_sae(description: dict[str, Any], folder: str | Path) -> SparseAutoenc
         with torch.device("meta"):
             return VARIANTS[variant](Widths(_from_list(read), _from_list(predicted)), **description["settings"])
     except (ConfigError, TypeError, KeyError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise FormatError(
-            f"{shown!r}: settings and widths do not make a {variant} ({error}); export it again."
+            f"{shown!r}: settings and widths do not make a {variant} ({reason}); export it again."
         ) from error
 
 

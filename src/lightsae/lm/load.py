@@ -53,8 +53,8 @@ def load_config(name: str, revision: str | None, trust_remote_code: bool, key: s
         raise ModelError(f"{key} is {name!r}, and there is no such folder. {_EXAMPLES}")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_config_problem(name, revision, str(error), folder.exists(), key)) from None
+    except Exception as error:  # OSError, ValueError, KeyError, and those of the config's own validators
+        raise ModelError(_config_problem(name, revision, error, folder.exists(), key)) from None
     if config.is_encoder_decoder:
         raise ModelError(f"{key} is {name!r}, an encoder-decoder. Causal language models and encoders are supported.")
     # The chunks would hide the whole MLP from a hook; they save memory only.
@@ -63,18 +63,19 @@ def load_config(name: str, revision: str | None, trust_remote_code: bool, key: s
     return config
 
 
-def _config_problem(name: str, revision: str | None, error: str, is_local: bool, key: str) -> str:
-    if "trust_remote_code" in error:
+def _config_problem(name: str, revision: str | None, error: Exception, is_local: bool, key: str) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
         return (
             f"{key} is {name!r}, which runs Python code from its repository. "
             "Read that code first, then allow it with data.trust_remote_code: true."
         )
-    if is_local:
-        return f"{key} is {name!r}, but its config.json cannot be used: {first_line(error)}"
-    if "gated" in error or "401" in error:
+    if is_local or not isinstance(error, OSError):  # an OSError from the Hub: it was not found there
+        return f"{key} is {name!r}, but its config.json cannot be used: {short(error)}"
+    if "gated" in text or "401" in text:
         return f"{key} is {name!r}, gated or private on the Hub: accept its licence there and log in (hf auth login)."
-    if "git identifier" in error:
-        return f"data.revision is {revision!r}, which {name!r} does not have on the Hub."
+    if "git identifier" in text:
+        return f"data.model_revision is {revision!r}, which {name!r} does not have on the Hub."
     return (
         f"{key} is {name!r}: there is no such folder, and the Hugging Face Hub has no such model or cannot be reached. "
         f"{_EXAMPLES}"
@@ -105,7 +106,7 @@ def skeleton(name: str, config: Any, trust_remote_code: bool, key: str = "data.m
         with mode:  # bfloat16: the fused products of mixtures of experts take nothing else
             model = loader.from_config(copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a modelling file raises at numbers that do not fit together
-        raise ModelError(f"{key} is {name!r}, but its config.json cannot be used: {first_line(error)}") from None
+        raise ModelError(f"{key} is {name!r}, but its config.json cannot be used: {short(error)}") from None
     return model.eval(), mode
 
 
@@ -115,7 +116,7 @@ def truncated(config: Any, n_layers: int) -> Any:
     text = config.get_text_config()
     full = text.num_hidden_layers
     text.num_hidden_layers = n_layers
-    for name, value in vars(text).items():
+    for name, value in list(vars(text).items()):
         # One entry a layer: layer_types, attention_layers, ...
         if "layer" in name and isinstance(value, list) and len(value) == full:
             setattr(text, name, value[:n_layers])
@@ -147,9 +148,7 @@ def load_weights(
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ModelError(
-            f"data.model is {name!r}, but its weights cannot be read: {first_line(error)} {_MEND}"
-        ) from None
+        raise ModelError(f"data.model is {name!r}, but its weights cannot be read: {short(error)} {_MEND}") from None
     # An encoder saved with another head lacks the pooler, which no site reads.
     missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler."))
     if missing:
@@ -245,7 +244,7 @@ def _some(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{len(keys)} tensors, such as {keys[0]}"
 
 
-def first_line(error: BaseException | str) -> str:
-    """The first line of another library's error, short, ending with a full stop."""
-    line = (str(error).strip() or "unknown error").splitlines()[0].rstrip(". ")
+def short(error: BaseException | str) -> str:
+    """The start of another library's error on one line, ending with a full stop."""
+    line = " ".join(str(error).split()).rstrip(". ") or "unknown error"
     return (line if len(line) <= 160 else f"{line[:160]}...") + "."

@@ -18,11 +18,11 @@ from lightsae.lm.intervene import Intervention, intervene
 from lightsae.lm.load import (
     check_device,
     choose_dtype,
-    first_line,
     has_next_token_head,
     load_config,
     load_tokenizer,
     load_weights,
+    short,
     skeleton,
     truncated,
 )
@@ -73,6 +73,7 @@ class ModelDescription:
 
         Raises:
             SiteError: There is no such site, or it does not hold one vector a token.
+            ModelError: The architecture cannot be measured from its config.json; loaded models always can.
         """
         self._measure([self.site(site, key=key)])
         return self._widths[site]
@@ -97,7 +98,7 @@ class ModelDescription:
             if self._mode is None:
                 raise
             raise ModelError(
-                f"the sites of {self.name!r} cannot be measured from its config.json: {first_line(error)} "
+                f"the sites of {self.name!r} cannot be measured from its config.json: {short(error)} "
                 f"Architectures that can: {', '.join(FAMILIES)}."
             ) from None
         self._widths |= {name: activations.shape[-1] for name, activations in found.items()}

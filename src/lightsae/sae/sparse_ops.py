@@ -23,7 +23,7 @@ class SparsePattern:
     """Which latents fire on which tokens. `per_token` is k where every token has exactly k entries, else None."""
 
     indices: Int[Tensor, " N"]
-    offsets: Int[Tensor, " T+1"]
+    offsets: Int[Tensor, " T_plus_1"]
     width: int
     per_token: int | None = None
 
@@ -46,7 +46,7 @@ class SparsePattern:
         return tokens.repeat_interleave(self.offsets.diff(), output_size=len(self.indices))
 
     @cached_property
-    def by_latent(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " F+1"]]:
+    def by_latent(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Int[Tensor, " F_plus_1"]]:
         """The same entries in the order of their latents: their places, their tokens, and each latent's offset."""
         order = torch.argsort(self.indices, stable=True)
         counts = torch.zeros(self.width, dtype=torch.long, device=self.indices.device)
@@ -79,7 +79,7 @@ class SparseLatents:
         return self.pattern.indices
 
     @property
-    def offsets(self) -> Int[Tensor, " T+1"]:
+    def offsets(self) -> Int[Tensor, " T_plus_1"]:
         return self.pattern.offsets
 
     @property

@@ -26,9 +26,9 @@ class Activations(LightningDataModule):
 
     normalisation, seed, batch_tokens = "sqrt_d", 0, 32
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, batches: int, batches_in_epoch: int | None = None) -> None:
         super().__init__()
-        self.batches, self.run_tokens = batches, batches * self.batch_tokens
+        self.batches, self.run_tokens = batches_in_epoch or batches, batches * self.batch_tokens
         self.widths, self.timings = Widths.autoencoder(SITE, WIDTH), Timings()
 
     def batch(self, index: int, whole_rows: bool = False) -> ActivationBatch:
@@ -82,13 +82,14 @@ def small_run(tmp_path: Path) -> Callable[..., Run]:
         folder: str = "run",
         ckpt_path: Path | None = None,
         validate_every: int | None = None,
+        batches: int | None = None,
         **options: Any,
     ) -> Run:
         seed_everything(0, verbose=False)
         module = (SeveralDictionaries if names else SAEModule)(lambda widths: ReLU(widths, d_sae=16), lr=0.01)
         if isinstance(module, SeveralDictionaries):
             module.names = names
-        data = Activations(steps * options.get("accumulate_grad_batches", 1))
+        data = Activations(steps * options.get("accumulate_grad_batches", 1), batches)
         defaults: dict[str, Any] = {
             "logger": TensorBoardLogger(tmp_path, name="", version=folder),
             "enable_progress_bar": False,

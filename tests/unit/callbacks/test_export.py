@@ -9,6 +9,7 @@ from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightsae.callbacks.export import ExportSAE, spread
+from lightsae.callbacks.throughput import Throughput
 from lightsae.errors import ConfigError
 from lightsae.formats.native import describe_sae, load_sae
 
@@ -81,10 +82,9 @@ def test_exporting_changes_no_weight(small_run):
 
 
 def test_a_resumed_run_that_has_nothing_left_to_do_still_exports(small_run):
-    first = small_run(ModelCheckpoint(every_n_train_steps=4, save_last=True), steps=4)
-    last = next(first.folder.rglob("last.ckpt"))
-    again = (ExportSAE(), ModelCheckpoint(every_n_train_steps=4, save_last=True))
-    second = small_run(*again, steps=4, folder="again", ckpt_path=last)
+    first = small_run(steps=4)
+    first.trainer.save_checkpoint(first.folder / "end.ckpt")
+    second = small_run(ExportSAE(), steps=4, ckpt_path=first.folder / "end.ckpt")
     assert torch.equal(load_sae(second.folder / "sae").W_dec, first.module.dictionaries["sae"].W_dec)
 
 
@@ -99,3 +99,9 @@ def test_spread(exports, steps, expected):
 def test_a_negative_number_of_exports_is_refused():
     with pytest.raises(ConfigError, match="checkpoints is -1; write 0 or more"):
         ExportSAE(checkpoints=-1)
+
+
+def test_a_trial_run_writes_nothing(small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_run(ExportSAE(), Throughput(), steps=1, fast_dev_run=1)
+    assert not list(tmp_path.rglob("*.json"))

@@ -1,14 +1,13 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.callbacks.reconstruction_metrics import (
     ReconstructionMetrics,
     firing_counts,
@@ -16,10 +15,10 @@ from lightsae.callbacks.reconstruction_metrics import (
     positive_latents,
 )
 from lightsae.errors import ConfigError
-from lightsae.sae import SAEOutput, SiteRef, SparseLatents, TopK
+from lightsae.sae import SAEOutput, SiteRef, SparseLatents, TopK, Widths
 from lightsae.training.module import SAEModule
 
-D, F, SITE = 8, 32, SiteRef("", "activations")
+D, F = 8, 32
 VAL = {
     *(
         f"val/{name}{suffix}"
@@ -30,24 +29,40 @@ VAL = {
 }
 
 
-@pytest.fixture
-def activations(tmp_path: Path) -> str:
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(3, 1, (3000, D)).astype(np.float32))
-    return str(tmp_path / "x.npy")
+class Activations(LightningDataModule):
+    """Activations of mean 3 with a sink of a hundred times the norm among every 40 tokens."""
+
+    normalisation, seed, run_tokens, widths = "sqrt_d", 0, 1000, Widths.of(D)
+    site = next(iter(widths.read))
+
+    def batch(self, index: int) -> ActivationBatch:
+        x = 3 + torch.randn(64, D, generator=torch.Generator().manual_seed(index))
+        ids = torch.arange(64)
+        sinks = ids % 40 == 7
+        return ActivationBatch(
+            {self.site: torch.where(sinks[:, None], 100 * x, x)}, ids, ids, ids, ids, torch.zeros_like(sinks), sinks
+        )
+
+    def sample_without_sinks(self) -> dict[SiteRef, torch.Tensor]:
+        batch = self.batch(1000)
+        return {self.site: batch.activations[self.site][~batch.sinks]}
+
+    def train_dataloader(self):
+        return DataLoader(range(100), batch_size=None, collate_fn=self.batch)
+
+    def val_dataloader(self):
+        return DataLoader(range(2000, 2003), batch_size=None, collate_fn=self.batch)
 
 
-def fit(
-    activations: str, root: Path, callbacks: list[Callback], *, logger: bool = True, **trainer
-) -> tuple[Trainer, SAEModule]:
+def fit(root: Path, callbacks: list[Callback], *, logger: bool = True, **options) -> tuple[Trainer, SAEModule]:
     seed_everything(0, verbose=False)
-    data = ActivationDataModule(activations=activations, batch_tokens=64, buffer_tokens=640, val_tokens=200)
     module = SAEModule(lambda widths: TopK(widths, d_sae=F, k=4), dead_after=200)
     trainer = Trainer(
         max_steps=12, val_check_interval=6, check_val_every_n_epoch=None, num_sanity_val_steps=0, accelerator="cpu",
         logger=TensorBoardLogger(root) if logger else False, callbacks=callbacks, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, **trainer,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, **options,
     )  # fmt: skip
-    trainer.fit(module, data)
+    trainer.fit(module, Activations())
     return trainer, module
 
 
@@ -61,23 +76,29 @@ class Collect(Callback):
         self.batches = []
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.batches.append((batch.activations[SITE], outputs["sae"].x_hat, outputs["sae"].dense_latents()))
+        self.batches.append(
+            (pl_module.targets("sae", batch), outputs["sae"].x_hat, outputs["sae"].dense_latents(), batch.sinks)
+        )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        x, output = batch.activations[SITE], outputs["outputs"]["sae"]
+        x, output = pl_module.targets("sae", batch), outputs["outputs"]["sae"]
         self.training.append((1 - (x - output.x_hat).square().sum() / (x - x.mean(0)).square().sum()).item())
 
 
-def test_validation_figures_are_exact_over_all_tokens(activations, tmp_path):
+def test_validation_figures_are_exact_over_all_tokens(tmp_path):
     collect = Collect()
-    trainer, _ = fit(activations, tmp_path, [ReconstructionMetrics(every_n_steps=3), collect])
-    x, x_hat, latents = (torch.cat(parts).double() for parts in zip(*collect.batches, strict=True))
+    trainer, _ = fit(tmp_path, [ReconstructionMetrics(every_n_steps=3), collect])
+    x, x_hat, latents, sinks = (torch.cat(parts).double() for parts in zip(*collect.batches, strict=True))
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert set(found) == VAL
     assert len(collect.batches) > 1
     assert found["val/tokens"] == len(x)
     fve = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
     assert found["val/fve"] == pytest.approx(fve.item(), rel=1e-5)
+    x_rest, x_hat_rest = x[sinks == 0], x_hat[sinks == 0]
+    fve = 1 - (x_rest - x_hat_rest).square().sum() / (x_rest - x_rest.mean(0)).square().sum()
+    assert 0 < sinks.sum() < len(x)
+    assert found["val/fve_no_sinks"] == pytest.approx(fve.item(), rel=1e-5)
     assert found["val/mse"] == pytest.approx((x - x_hat).square().mean().item(), rel=1e-5)
     assert found["val/l0"] == pytest.approx((latents > 0).sum(1).double().mean().item(), rel=1e-5)
     frequency = (latents > 0).double().mean(0)
@@ -85,33 +106,35 @@ def test_validation_figures_are_exact_over_all_tokens(activations, tmp_path):
     assert found["val/dense_fraction"] == pytest.approx((frequency > 0.1).double().mean().item())
 
 
-def test_training_figures_come_every_n_steps_and_reach_the_progress_bar(activations, tmp_path):
+def test_training_figures_come_every_n_steps_and_reach_the_progress_bar(tmp_path):
     collect = Collect()
-    trainer, _ = fit(activations, tmp_path, [ReconstructionMetrics(every_n_steps=5), collect])
+    trainer, _ = fit(tmp_path, [ReconstructionMetrics(every_n_steps=5), collect])
     # Steps 5 and 10 of 12: the last figures are those of step 10.
     assert trainer.callback_metrics["train/fve"].item() == pytest.approx(collect.training[9], rel=1e-5)
     assert 0 < trainer.callback_metrics["train/l0"] <= 4
     assert 0 <= trainer.callback_metrics["train/dead_fraction"] <= 1
-    assert {"fve", "l0", "dead"} <= set(trainer.progress_bar_metrics)
-    assert trainer.progress_bar_metrics["fve"] == pytest.approx(collect.training[9], rel=1e-5)
+    assert {"train/l0", "train/dead_fraction"} <= set(trainer.progress_bar_metrics)
+    assert trainer.progress_bar_metrics["train/fve"] == pytest.approx(collect.training[9], rel=1e-5)
 
 
-def test_while_gradients_accumulate_a_step_is_measured_once(activations, tmp_path, monkeypatch):
+def test_while_gradients_accumulate_a_step_is_measured_once(tmp_path, monkeypatch):
     steps = []
-    monkeypatch.setattr(SAEModule, "log", lambda self, name, *_a, **_k: steps.append(self.trainer.global_step))
+
+    def log(self, name, *_args, **_kwargs):
+        steps.extend([self.trainer.global_step] * (name == "train/fve"))
+
+    monkeypatch.setattr(SAEModule, "log", log)
     metrics = ReconstructionMetrics(every_n_steps=2)
-    fit(activations, tmp_path, [metrics], logger=False, accumulate_grad_batches=3, limit_val_batches=0)
-    measured = [steps.count(step) for step in range(13)]
-    assert max(measured[2::2]) == min(measured[2::2])
+    fit(tmp_path, [metrics], logger=False, accumulate_grad_batches=3, limit_val_batches=0)
+    assert steps == [2, 4, 6, 8, 10, 12]
 
 
-def test_tensorboard_gets_scalars_and_histograms(activations, tmp_path):
-    trainer, _ = fit(activations, tmp_path, [ReconstructionMetrics(every_n_steps=4)])
+def test_tensorboard_gets_scalars_and_histograms(tmp_path):
+    trainer, _ = fit(tmp_path, [ReconstructionMetrics(every_n_steps=4)])
     events = EventAccumulator(trainer.loggers[0].log_dir, size_guidance={"histograms": 0})
     events.Reload()
     tags = events.Tags()
     assert VAL | {"train/fve", "train/fve_no_sinks", "train/l0", "train/dead_fraction"} <= set(tags["scalars"])
-    assert "fve" not in tags["scalars"]
     for name in ("log10_firing_frequency", "latent_activations", "decoder_norm"):
         assert [event.step for event in events.Histograms(f"histogram/{name}")] == [6, 12]
     norms = events.Histograms("histogram/decoder_norm")[-1].histogram_value
@@ -119,36 +142,37 @@ def test_tensorboard_gets_scalars_and_histograms(activations, tmp_path):
     assert events.Histograms("histogram/latent_activations")[-1].histogram_value.min > 0
 
 
-def test_it_changes_no_weights(activations, tmp_path):
-    _, watched = fit(activations, tmp_path / "a", [ReconstructionMetrics(every_n_steps=1)])
-    _, alone = fit(activations, tmp_path / "b", [], logger=False, limit_val_batches=0)
-    for name, value in alone.state_dict().items():
-        assert torch.equal(watched.state_dict()[name], value), name
+def test_several_dictionaries_are_told_apart(small_run):
+    run = small_run(ReconstructionMetrics(every_n_steps=1), steps=4, names=("a", "b"), validate_every=4)
+    logged = set(run.trainer.callback_metrics)
+    for name in "ab":
+        assert {f"{name}/{tag}" for tag in VAL | {"train/fve", "train/l0"}} <= logged
+    assert not VAL & logged
 
 
-def test_metrics_are_no_part_of_the_checkpoint(activations, tmp_path):
-    _, module = fit(activations, tmp_path, [ReconstructionMetrics()])
+def test_mixed_precision_changes_little(tmp_path):
+    trainer, _ = fit(tmp_path / "a", [ReconstructionMetrics()], precision="bf16-mixed")
+    other, _ = fit(tmp_path / "b", [ReconstructionMetrics()])
+    for name in ("val/fve", "val/fve_no_sinks", "val/cosine"):
+        assert trainer.callback_metrics[name].item() == pytest.approx(other.callback_metrics[name].item(), abs=0.05)
+
+
+def test_it_changes_no_weights(tmp_path):
+    _, watched = fit(tmp_path / "a", [ReconstructionMetrics(every_n_steps=1)])
+    _, alone = fit(tmp_path / "b", [], logger=False, limit_val_batches=0)
+    for (name, value), other in zip(alone.named_parameters(), watched.parameters(), strict=True):
+        assert torch.equal(value, other), name
+    assert torch.equal(alone.latent_usage("sae").silent_tokens, watched.latent_usage("sae").silent_tokens)
+
+
+def test_metrics_are_no_part_of_the_checkpoint(tmp_path):
+    _, module = fit(tmp_path, [ReconstructionMetrics()])
     assert not [name for name, _ in module.named_modules() if "metric" in name.lower()]
-
-
-def test_bf16_true_keeps_the_digits(activations, tmp_path):
-    """`bf16-true` casts whatever hangs on the module; 200 tokens of mean 3 would not survive it."""
-    collect = Collect()
-    trainer, module = fit(activations, tmp_path, [ReconstructionMetrics(), collect], precision="bf16-true")
-    x, x_hat, _ = (torch.cat(parts).double() for parts in zip(*collect.batches, strict=True))
-    assert next(module.parameters()).dtype == torch.bfloat16
-    assert trainer.callback_metrics["val/tokens"] == len(x)
-    assert trainer.callback_metrics["val/mse"].item() == pytest.approx((x - x_hat).square().mean().item(), rel=1e-5)
 
 
 def test_every_n_steps_has_to_be_positive():
     with pytest.raises(ConfigError, match="every_n_steps is 0; write 1 or more"):
         ReconstructionMetrics(every_n_steps=0)
-
-
-def a_batch(x: torch.Tensor, sinks: torch.Tensor) -> ActivationBatch:
-    numbers = torch.zeros(len(x), dtype=torch.long)
-    return ActivationBatch({SITE: x}, numbers, numbers, numbers, numbers, torch.zeros_like(sinks), sinks)
 
 
 @pytest.fixture(params=["dense", "rows", "ragged"])

@@ -18,6 +18,12 @@ def fill(folder: Path, text: str) -> None:
     (folder / "below" / "b.txt").write_text(text)
 
 
+def fill_half(folder: Path, failure: type[BaseException]) -> None:
+    with replace_folder_atomically(folder) as staged:
+        (staged / "a.txt").write_text("half")
+        raise failure
+
+
 def contents(folder: Path) -> list[str]:
     return [(folder / "a.txt").read_text(), (folder / "below" / "b.txt").read_text()]
 
@@ -39,9 +45,14 @@ def test_a_file_appears_with_its_parents_and_nothing_beside_it(tmp_path):
 def test_a_failure_keeps_the_old_file(tmp_path, failure):
     target = tmp_path / "x.txt"
     target.write_text("old")
-    with pytest.raises(failure), write_atomically(target) as temporary:
-        temporary.write_text("half")
-        raise failure
+
+    def write_half():
+        with write_atomically(target) as temporary:
+            temporary.write_text("half")
+            raise failure
+
+    with pytest.raises(failure):
+        write_half()
     assert names(tmp_path) == ["x.txt"]
     assert target.read_text() == "old"
 
@@ -75,9 +86,8 @@ def test_a_folder_takes_the_place_of_what_was_there(tmp_path, existing):
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_keeps_the_old_folder(tmp_path, failure):
     fill(tmp_path / "sae", "old")
-    with pytest.raises(failure), replace_folder_atomically(tmp_path / "sae") as staged:
-        (staged / "a.txt").write_text("half")
-        raise failure
+    with pytest.raises(failure):
+        fill_half(tmp_path / "sae", failure)
     assert contents(tmp_path / "sae") == ["old", "old"]
     assert names(tmp_path) == ["sae"]
 
@@ -123,9 +133,8 @@ def test_a_kill_leaves_a_readable_folder_and_the_next_write_clears_up(tmp_path, 
 def test_a_failure_after_a_kill_does_not_lose_what_was_set_aside(tmp_path):
     target = tmp_path / "sae"
     fill(tmp_path / ".previous-sae", "old")
-    with pytest.raises(RuntimeError), replace_folder_atomically(target) as staged:
-        fill(staged, "half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fill_half(target, RuntimeError)
     assert contents(target) == ["old", "old"]
 
 
@@ -155,11 +164,10 @@ def test_failures_to_write_are_explained(number, words):
 
 
 def test_a_hidden_cause_is_found(tmp_path):
+    chained = RuntimeError("unexpected pos 576 vs 534")
+    chained.__context__ = OSError(errno.ENOSPC, "full")
     with pytest.raises(ConfigError, match="no space"), explain_os_errors("x"):
-        try:
-            raise OSError(errno.ENOSPC, "full")
-        except OSError as error:
-            raise RuntimeError("unexpected pos 576 vs 534") from error
+        raise chained
     with pytest.raises(ConfigError, match="no space"), explain_os_errors("x"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 

@@ -12,7 +12,7 @@ from lightsae.formats.native import describe_sae, load_sae, save_sae
 from lightsae.sae import VARIANTS, SiteRef, SparseAutoencoder, TopK, Widths
 
 SETTINGS = {"ReLU": [{}, {"decoder_norm": "unit"}], "TopK": [{"k": 3}, {"k": 3, "k_aux": 4}]}
-WIDTHS = Widths({SiteRef("gpt2", "mlp_in.0"): 4, SiteRef("gpt2", "mlp_in.1"): 3}, {SiteRef("gpt2", "mlp_out.0"): 5})
+WIDTHS = Widths({SiteRef("gpt2", "mlp_in.0"): 4, SiteRef("gpt2", "mlp_in.1"): 3}, {SiteRef("gpt2", "mlp_out.0"): 7})
 
 
 def make(variant: str = "TopK", widths: Widths = WIDTHS, **settings: object) -> SparseAutoencoder:
@@ -95,7 +95,7 @@ def test_the_description_tells_shape_and_origin(tmp_path):
     assert told["format_version"] == 1
     assert told["variant"] == "TopK"
     assert told["settings"] == {"d_sae": 12, "k": 3, "k_aux": None}
-    assert told["widths"]["predicted"] == [{"model": "gpt2", "site": "mlp_out.0", "width": 5}]
+    assert told["widths"]["predicted"] == [{"model": "gpt2", "site": "mlp_out.0", "width": 7}]
     assert [entry["width"] for entry in told["widths"]["read"]] == [4, 3]
     assert told["dtype"] == "float32"
     assert told["provenance"] == {"tokens_seen": 5, "folder": "as/typed"}

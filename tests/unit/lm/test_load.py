@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel, describe
@@ -132,10 +134,46 @@ def test_dtype(folder: Path) -> None:
         LanguageModel.from_pretrained(str(folder), dtype="fp8")
 
 
-def test_loading_is_silent_and_leaves_the_loggers_alone(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What transformers logs, which keeps its records from the root logger."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("transformers").addHandler(handler)
+    yield messages
+    logging.getLogger("transformers").removeHandler(handler)
+
+
+def test_loading_a_part_is_silent(folder: Path, said: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     LanguageModel.from_pretrained(str(folder), sites=["resid_post.0"])
+    assert said == []
     assert capfd.readouterr() == ("", "")
-    assert not logging.getLogger("transformers.modeling_utils").filters
+    logger = logging.getLogger("transformers.modeling_utils")
+    assert not logger.filters
+    logger.warning("still heard")
+    assert said == ["still heard"]
+    assert transformers_logging.is_progress_bar_enabled()
+
+
+def test_rows_that_end_with_the_pad_token_raise_no_alarm(tiny_folder: Callable[[str], Path], said: list[str]) -> None:
+    lm = LanguageModel.from_pretrained(str(tiny_folder("gpt2")))
+    lm.logits(torch.full((2, 4), 2))
+    assert said == []
+
+
+def test_truncation_cuts_the_lists_of_layers(tiny_folder: Callable[[str], Path]) -> None:
+    for name, key in (("gemma3_text", "layer_types"), ("gpt_neo", "attention_layers")):
+        lm = LanguageModel.from_pretrained(str(tiny_folder(name)), sites=["resid_post.1"])
+        assert len(getattr(lm.model.config, key)) == 2
+        assert lm.n_layers == 3
+
+
+def test_chunked_feed_forward_is_read_whole(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder("bert"), tmp_path / "bert"))
+    edit_config(folder, chunk_size_feed_forward=3)
+    lm = LanguageModel.from_pretrained(str(folder))
+    assert lm.capture(torch.full((2, 9), 5), ["mlp_act.1"])["mlp_act.1"].shape == (2, 9, 52)
 
 
 def test_unused_weights_are_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,9 +236,11 @@ def test_raw_paths_of_an_architecture_outside_the_table(folder: Path, tokens: to
 
 
 def test_config_that_no_model_can_be_built_from(folder: Path) -> None:
-    edit_config(folder, num_attention_heads=5, num_key_value_heads=0)
-    with pytest.raises(ModelError, match=r"config\.json cannot be used"):
-        describe(str(folder))
+    for wrong in ({"num_attention_heads": 5}, {"num_attention_heads": 4, "hidden_act": "nonsense"}):
+        edit_config(folder, **wrong)
+        with pytest.raises(ModelError) as error:
+            describe(str(folder))
+        assert "config.json cannot be used" in message(error)
 
 
 def test_config_that_no_forward_pass_fits(folder: Path) -> None:

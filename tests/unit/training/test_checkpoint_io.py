@@ -101,7 +101,7 @@ def test_the_trainer_saves_and_resumes_through_it(tmp_path):
             return self.layer(batch).mean()
 
         def train_dataloader(self):
-            return torch.utils.data.DataLoader(torch.ones(8, 2))
+            return torch.utils.data.DataLoader(torch.ones(3, 2))
 
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters(), 0.1)

@@ -1,0 +1,32 @@
+# make demo   trains a sparse autoencoder on a language model that ships with the package, and shows what came out
+# make test   all checks: ruff, mypy, import-linter, pytest
+
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: demo test clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.ready
+	$(BIN)/lightsae fit --config configs/quickstart.yaml
+	@run=$$(ls -dt lightning_logs/version_* | head -n 1); \
+	$(BIN)/lightsae validate --config $$run/config.yaml --ckpt_path last
+
+test: .venv/.ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2
+
+# The versions that were tested; a plain `pip install .` takes the newest that the bounds in pyproject.toml admit.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightsae needs Python 3.11 or newer: make PYTHON=python3.11 demo")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist lightning_logs .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,5 @@
+"""`python -m lightsae` is `lightsae`."""
+
+from lightsae.cli import main
+
+main()

@@ -1,0 +1,295 @@
+"""ActivationDataModule: the length of a run, widths, what it says of itself, and settings that cannot work."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+
+from lightsae.activations.datamodule import ActivationDataModule
+from lightsae.errors import ConfigError, CorpusError, ModelError, SiteError
+from lightsae.sae import SiteRef, TopK, Widths
+from lightsae.training.module import SAEModule
+
+Files = Callable[..., str]
+
+
+@pytest.fixture
+def text(tiny_text: Any) -> dict[str, Any]:
+    """The settings of a small run on text."""
+    return {
+        "model": tiny_text.model,
+        "site": "resid_post.0",
+        "dataset": tiny_text.corpus,
+        "context_size": 8,
+        "batch_tokens": 16,
+        "buffer_tokens": 64,
+        "val_tokens": 64,
+        "num_workers": 0,
+        "validation_fraction": 0.2,
+    }
+
+
+def set_up(data: ActivationDataModule, quiet: dict[str, Any], stage: str = "fit", **options: Any) -> Trainer:
+    trainer = Trainer(**(quiet | {"max_epochs": 1} | options))
+    data.trainer = trainer
+    data.setup(stage)
+    return trainer
+
+
+# -- the length of the run -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "steps", "batches", "tokens"),
+    [
+        ({}, {"max_steps": 7}, 7, 7, 7 * 64),
+        ({}, {"max_steps": 7, "accumulate_grad_batches": 3}, 7, 21, 21 * 64),
+        ({"training_tokens": 640}, {}, 10, 10, 640),
+        ({"training_tokens": 703}, {}, 10, 10, 640),
+        ({"training_tokens": 640, "seed": 3}, {"accumulate_grad_batches": 5}, 2, 10, 640),
+        ({"training_tokens": 64}, {}, 1, 1, 64),
+        ({}, {"max_epochs": 1}, -1, 29, 29 * 64),
+        ({}, {"max_epochs": 3}, -1, 29, 3 * 29 * 64),
+    ],
+)
+def test_length(
+    activation_file: Files,
+    quiet: dict[str, Any],
+    settings: dict[str, Any],
+    options: dict[str, Any],
+    steps: int,
+    batches: int,
+    tokens: int,
+) -> None:
+    data = ActivationDataModule(activations=activation_file(2000), batch_tokens=64, **settings)
+    trainer = set_up(data, quiet, **options)
+    assert trainer.max_steps == steps
+    assert len(data.train_dataloader()) == batches
+    assert data.run_tokens == tokens
+
+
+def test_as_many_steps_are_taken(activation_file: Files, quiet: dict[str, Any]) -> None:
+    for settings, options, steps in (
+        ({"training_tokens": 640}, {}, 10),
+        ({"training_tokens": 650}, {"accumulate_grad_batches": 3}, 3),
+        ({}, {"max_steps": 7, "accumulate_grad_batches": 2}, 7),
+        ({}, {"max_epochs": 2}, 2 * 29),
+    ):
+        data = ActivationDataModule(activations=activation_file(2000), batch_tokens=64, **settings)
+        module = SAEModule(lambda widths: TopK(widths, d_sae=16, k=2))
+        trainer = Trainer(**({"max_epochs": -1} | quiet | options))
+        trainer.fit(module, data)
+        assert trainer.global_step == steps
+        assert module.tokens_seen == steps * 64 * options.get("accumulate_grad_batches", 1)
+
+
+def test_no_length_at_all(activation_file: Files, text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    for settings in ({"activations": activation_file()}, text):
+        with pytest.raises(ConfigError, match=r"trainer\.max_steps or data\.training_tokens"):
+            set_up(ActivationDataModule(**settings), quiet, max_epochs=-1)
+
+
+def test_a_run_on_text_needs_a_length_in_steps_or_tokens(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps or data\.training_tokens"):
+        set_up(ActivationDataModule(**text), quiet, max_epochs=2)
+
+
+def test_a_second_fit_begins_at_the_beginning(activation_file: Files, quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(activations=activation_file(), batch_tokens=64, training_tokens=640)
+    weights = []
+    for _ in range(2):
+        module = SAEModule(lambda widths: TopK(widths, d_sae=16, k=2), lr=0.01)
+        trainer = Trainer(**quiet, max_epochs=-1)
+        trainer.fit(module, data)
+        assert trainer.global_step == 10
+        weights.append(module.each_sae()["sae"].W_dec)
+    assert torch.equal(*weights)
+
+
+def test_a_second_fit_on_text(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**text)
+    weights = []
+    for _ in range(2):
+        module = SAEModule(lambda widths: TopK(widths, d_sae=16, k=2), lr=0.01)
+        Trainer(**quiet, max_steps=9).fit(module, data)
+        weights.append(module.each_sae()["sae"].W_dec)
+    assert torch.equal(*weights)
+
+
+# -- widths ----------------------------------------------------------------------------------------------------------
+
+
+def test_widths_of_a_file(activation_file: Files) -> None:
+    data = ActivationDataModule(activations=activation_file(name="mine.npy"))
+    assert data.widths == Widths.autoencoder(SiteRef("", "mine"), 8)
+
+
+def test_widths_of_a_site_are_measured_without_weights(text: dict[str, Any]) -> None:
+    for site, width in (("resid_post.1", 12), ("mlp_act.0", 16), ("attn_z.1", 12)):
+        data = ActivationDataModule(**(text | {"site": site}))
+        assert data.widths == Widths.autoencoder(SiteRef(text["model"], site), width)
+        assert data.language_model is None
+
+
+# -- what it says of itself ------------------------------------------------------------------------------------------
+
+
+def test_description_of_files_has_no_path(activation_file: Files, tmp_path: Path) -> None:
+    told = ActivationDataModule(activations=activation_file(), seed=5).describe()
+    assert told == {"activations": "acts.npy", "normalisation": "sqrt_d", "seed": 5}
+    assert str(tmp_path) not in str(told)
+
+
+def test_description_of_text(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**text, skip_positions=2, normalisation="unit")
+    set_up(data, quiet, max_steps=3)
+    told = data.describe()
+    assert (told["site"], told["context_size"], told["skip_positions"]) == ("resid_post.0", 8, 2)
+    assert told["normalisation"] == "unit"
+    assert told["dataset_split"] == "train"
+    plain = (str, int, float, bool, type(None))
+    assert all(type(value) in plain for value in told.values())
+
+
+def test_the_seed_is_that_of_seed_everything(activation_file: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "17")
+    assert ActivationDataModule(activations=activation_file()).seed == 17
+    assert ActivationDataModule(activations=activation_file(), seed=0).seed == 0
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    assert ActivationDataModule(activations=activation_file()).seed == 0
+
+
+# -- loaders ---------------------------------------------------------------------------------------------------------
+
+
+def test_text_becomes_batches(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**text)
+    set_up(data, quiet, max_steps=6)
+    site = SiteRef(text["model"], "resid_post.0")
+    batches = list(data.train_dataloader())
+    assert [len(batch) for batch in batches] == [16] * 6
+    assert {tuple(batch.activations[site].shape) for batch in batches} == {(16, 12)}
+    held_out = list(data.val_dataloader())
+    assert sum(len(batch) for batch in held_out) == 64
+    assert [batch.rows_shape for batch in held_out] == [(2, 8)] * 4
+    assert data.language_model is not None
+    data.teardown("fit")
+
+
+def test_rows_in_order_of_validation_are_not_those_of_training(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**(text | {"prepend_bos": False}))
+    set_up(data, quiet, max_steps=100)
+    train = {tuple(batch.tokens.tolist()) for batch in [data._stream.sample()]}
+    held_out = [tuple(batch.tokens.tolist()) for batch in data.val_dataloader()]
+    assert not train & set(held_out)
+    data.teardown("fit")
+
+
+def test_the_sample_has_no_sinks(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**text)
+    set_up(data, quiet, max_steps=6)
+    everything = data._stream.sample()
+    (sample,) = data.sample_without_sinks().values()
+    assert everything.sinks.sum() >= 8  # position 0 of 8 rows at least
+    assert len(sample) == int((~everything.sinks).sum())
+    data.teardown("fit")
+
+
+def test_two_ranks_read_different_rows(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    rows = []
+    for rank in (0, 1):
+        trainer = Trainer(**quiet, max_steps=20)
+        trainer.strategy.__class__ = _two_ranks(type(trainer.strategy), rank)
+        data = ActivationDataModule(**text)
+        data.trainer = trainer
+        data.setup("fit")
+        rows.append({row for batch in data.train_dataloader() for row in batch.rows.tolist()})
+        assert data.run_tokens == 20 * 16 * 2
+        data.teardown("fit")
+    assert not rows[0] & rows[1]
+
+
+def _two_ranks(strategy: type, rank: int) -> type:
+    return type("TwoRanks", (strategy,), {"global_rank": rank, "world_size": 2})
+
+
+# -- validation alone ------------------------------------------------------------------------------------------------
+
+
+def test_validation_alone_reads_no_training_text(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**text)
+    set_up(data, quiet, "validate")
+    assert len(list(data.val_dataloader())) == 4
+    assert data.state_dict() == {}
+
+
+def test_too_few_held_out_tokens_are_told(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**(text | {"val_tokens": 1_000_000}))
+    with pytest.warns(UserWarning, match=r"held-out tokens; data\.val_tokens asks for 1000000"):
+        set_up(data, quiet, "validate")
+
+
+# -- settings that cannot work ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_tokens": 0}, r"data\.batch_tokens is 0"),
+        ({"buffer_tokens": -1}, r"data\.buffer_tokens is -1"),
+        ({"val_tokens": 0}, r"data\.val_tokens is 0"),
+        ({"model_batch_tokens": 0}, r"data\.model_batch_tokens is 0"),
+        ({"context_size": 1}, r"data\.context_size is 1"),
+        ({"buffer_tokens": 15}, r"data\.buffer_tokens is 15, less than data\.batch_tokens \(16\)"),
+        ({"buffer_tokens": 20, "context_size": 32}, r"data\.buffer_tokens is 20, less than one row"),
+        ({"validation_fraction": 0.0}, r"data\.validation_fraction is 0\.0"),
+        ({"validation_fraction": 1.0}, r"data\.validation_fraction is 1\.0"),
+        ({"training_tokens": 15}, r"data\.training_tokens is 15"),
+        ({"skip_positions": 8}, r"data\.skip_positions is 8"),
+        ({"skip_positions": -1}, r"data\.skip_positions is -1"),
+        ({"num_workers": -1}, r"data\.num_workers is -1"),
+    ],
+)
+def test_numbers_that_cannot_work(text: dict[str, Any], settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        ActivationDataModule(**(text | settings))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "said"),
+    [
+        ({"site": None}, ConfigError, r"data\.site is missing"),
+        ({"dataset": None}, ConfigError, r"data\.dataset is missing"),
+        ({"site": "resid_pots.0"}, SiteError, r"data\.site is 'resid_pots.0'"),
+        ({"site": "resid_post.2"}, SiteError, r"layers 0\.\.1"),
+        ({"model": "no/such/folder"}, ModelError, r"data\.model"),
+        ({"dataset": "no_such_file.jsonl"}, CorpusError, r"data\.dataset"),
+        ({"text_column": "txet"}, CorpusError, r"data\.text_column"),
+        ({"context_size": 65, "buffer_tokens": 650}, ConfigError, r"data\.context_size is 65.*64 tokens at most"),
+        ({"activations": "no_such.npy"}, CorpusError, r"data\.activations"),
+    ],
+)
+def test_preflight_finds_it(text: dict[str, Any], settings: dict[str, Any], kind: type, said: str) -> None:
+    with pytest.raises(kind, match=said) as error:
+        ActivationDataModule(**(text | settings)).preflight()
+    assert "\n" not in str(error.value)
+
+
+def test_preflight_of_what_works_loads_nothing(text: dict[str, Any], activation_file: Files) -> None:
+    for settings in (text, {"activations": activation_file()}):
+        data = ActivationDataModule(**settings)
+        data.preflight()
+        assert data.language_model is None
+
+
+@pytest.mark.parametrize("setting", ["normalisation", "dtype"])
+def test_a_name_that_is_none_of_the_known(text: dict[str, Any], setting: str) -> None:
+    # Past the type checks of the tests, as in a notebook.
+    data = ActivationDataModule(**text)
+    setattr(data, setting, "sqrtd")
+    with pytest.raises(ConfigError, match=rf"data\.{setting} is 'sqrtd'"):
+        data._check_numbers()

@@ -1,0 +1,337 @@
+"""Activation files: what is read, in which order, how it is held out, and fills over epochs."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.files import CHUNK_ROWS, ActivationFiles, Chunks, FileFills, ValidationFileRows
+from lightsae.activations.stream import ActivationStream, Schedule
+from lightsae.activations.timing import Timings
+from lightsae.errors import CorpusError
+
+CPU = torch.device("cpu")
+
+
+def numbered(rows: int, start: int = 0, width: int = 3) -> np.ndarray:
+    """Each row tells its number, so that a batch tells which rows it holds."""
+    return np.repeat(np.arange(start, start + rows, dtype=np.float32)[:, None], width, 1)
+
+
+def saved(path: Path, rows: int, start: int = 0, width: int = 3) -> str:
+    np.save(path, numbered(rows, start, width))
+    return str(path)
+
+
+def numbers(batch: ActivationBatch) -> list[int]:
+    (values,) = batch.activations.values()
+    assert (values == values[:, :1]).all()
+    assert torch.equal(values[:, 0].long(), batch.rows), "the row numbers are those of the file"
+    return batch.rows.tolist()
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_npy_and_safetensors_hold_the_same(tmp_path: Path) -> None:
+    saved(tmp_path / "a.npy", 50)
+    save_file({"activations": torch.from_numpy(numbered(50)), "other": torch.zeros(2)}, tmp_path / "b.safetensors")
+    save_file({"whatever": torch.from_numpy(numbered(50))}, tmp_path / "c.safetensors")
+    for name in ("a.npy", "b.safetensors", "c.safetensors"):
+        files = ActivationFiles(str(tmp_path / name))
+        assert (len(files), files.width, files.site.site) == (50, 3, Path(name).stem)
+        assert torch.equal(files.read(7, 31), torch.from_numpy(numbered(24, 7)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"activations": torch.from_numpy(numbered(50)).to(dtype)}, tmp_path / "a.safetensors")
+    found = ActivationFiles(str(tmp_path / "a.safetensors")).read(0, 50)
+    assert torch.equal(found.float(), torch.from_numpy(numbered(50)))
+    if dtype != torch.bfloat16:
+        np.save(tmp_path / "b.npy", numbered(50).astype(str(dtype).removeprefix("torch.")))
+        assert torch.equal(ActivationFiles(str(tmp_path / "b.npy")).read(0, 50), found)
+
+
+def test_a_folder_is_read_in_natural_order(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    saved(folder / "part-10.npy", 4, start=17)
+    saved(folder / "part-2.npy", 7, start=10)
+    save_file({"x": torch.from_numpy(numbered(10))}, folder / "part-1.safetensors")
+    (folder / "notes.txt").write_text("not activations")
+    files = ActivationFiles(str(folder))
+    assert (len(files), files.site.site) == (21, "shards")
+    assert torch.equal(files.read(0, 21), torch.from_numpy(numbered(21)))
+    assert torch.equal(files.read(8, 19), torch.from_numpy(numbered(11, 8)))
+    assert torch.equal(files.read(10, 17), torch.from_numpy(numbered(7, 10)))
+
+
+def test_names_that_mix_numbers_and_letters_have_an_order(tmp_path: Path) -> None:
+    for start, name in enumerate(("1.npy", "a.npy", "a1.npy", "a1b.npy")):
+        saved(tmp_path / name, 1, start)
+    assert len(ActivationFiles(str(tmp_path))) == 4
+
+
+def _wrong(tmp_path: Path, case: str) -> str:
+    if case == "missing":
+        saved(tmp_path / "activations.npy", 3)
+        return str(tmp_path / "activation.npy")
+    if case == "suffix":
+        (tmp_path / "a.csv").write_text("1,2")
+        return str(tmp_path / "a.csv")
+    if case == "empty folder":
+        return str(tmp_path)
+    if case == "widths":
+        saved(tmp_path / "a.npy", 3, width=3)
+        saved(tmp_path / "b.npy", 3, width=4)
+        return str(tmp_path)
+    path = tmp_path / ("a.safetensors" if "tensors" in case else "a.npy")
+    if case == "vector":
+        np.save(path, np.zeros(5, dtype=np.float32))
+    elif case == "no rows":
+        np.save(path, np.zeros((0, 5), dtype=np.float32))
+    elif case == "pickle":
+        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    elif case == "cut short":
+        saved(path, 1000)
+        path.write_bytes(path.read_bytes()[:500])
+    elif case == "cut short safetensors":
+        save_file({"x": torch.zeros(100, 3)}, path)
+        path.write_bytes(path.read_bytes()[:200])
+    elif case == "several tensors":
+        save_file({"x": torch.zeros(2, 3), "y": torch.zeros(2, 3)}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("missing", r"does not exist\. Did you mean 'activations.npy'"),
+        ("suffix", r"write a \.npy or \.safetensors"),
+        ("empty folder", r"folder without"),
+        ("widths", r"different widths, \[3, 4\]"),
+        ("vector", r"shape \(5,\)"),
+        ("no rows", r"shape \(0, 5\)"),
+        ("pickle", "not a readable .npy"),
+        ("cut short", "not a readable .npy"),
+        ("cut short safetensors", "not a readable .safetensors"),
+        ("several tensors", r"\['x', 'y'\].*'activations'"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, case: str, said: str) -> None:
+    with pytest.raises(CorpusError, match=said) as error:
+        ActivationFiles(_wrong(tmp_path, case))
+    assert "data.activations" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# -- chunks ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(chunks: Chunks, which: np.ndarray) -> list[int]:
+    return [row for chunk in which for row in range(*chunks.bounds(int(chunk)))]
+
+
+@pytest.mark.parametrize("rows", [2, 5, 10, 19, 20, 21, 100, 255, 257, 1000, 12_345, 100_000])
+@pytest.mark.parametrize("fill_rows", [64, 1000, 262_144])
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_every_row_is_on_one_side(rows: int, fill_rows: int, share: float) -> None:
+    chunks = Chunks(rows, share, fill_rows)
+    train, held_out = rows_of(chunks, chunks.train), rows_of(chunks, chunks.validation)
+    assert sorted(train + held_out) == list(range(rows))
+    assert train
+    assert held_out
+    assert chunks.size <= CHUNK_ROWS
+    assert abs(len(held_out) - share * rows) <= 2 * chunks.size
+
+
+# -- fills -----------------------------------------------------------------------------------------------------------
+
+
+def stream(
+    path: str, *, batch: int, fill_rows: int, seed: int = 0, rank: int = 0, world: int = 1, share: float = 0.05
+) -> ActivationStream:
+    files = ActivationFiles(path)
+    chunks = Chunks(len(files), share, fill_rows)
+    in_fill = chunks.in_fill(fill_rows, batch, world)
+    schedule = Schedule(batch, max(1, in_fill * chunks.size // batch), 10_000, seed, rank, world)
+    source = FileFills(files, chunks, schedule, in_fill, torch.float32, CPU, Timings())
+    return ActivationStream(source, schedule, Timings())
+
+
+def take(source: ActivationStream, count: int) -> list[list[int]]:
+    batches = iter(source)
+    return [numbers(next(batches)) for _ in range(count)]
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [row for batch in batches for row in batch]
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> str:
+    return saved(tmp_path / "big.npy", 4096)
+
+
+def test_a_fill_serves_its_rows_once_in_another_order(big: str) -> None:
+    served = flat(take(stream(big, batch=64, fill_rows=1024), 16))
+    assert len(set(served)) == len(served) == 1024
+    assert served != sorted(served)
+    runs = sum(b == a + 1 for a, b in zip(served[:-1], served[1:], strict=True))
+    assert runs < 10, "neighbours are torn apart"
+
+
+def test_an_epoch_serves_every_training_row_once(tmp_path: Path) -> None:
+    # 19 of 20 chunks of 128 rows train; a fill holds 1 of 8 chunks' width: fills divide the epoch evenly.
+    path = saved(tmp_path / "a.npy", 20 * 128)
+    files = stream(path, batch=128, fill_rows=19 * 128)
+    per_epoch = files.schedule.batches_per_fill
+    held_out = set(rows_of(files.source.chunks, files.source.chunks.validation))
+    first, second = take(files, per_epoch), take(files, per_epoch)
+    assert sorted(flat(first)) == sorted(set(range(20 * 128)) - held_out)
+    assert sorted(flat(second)) == sorted(flat(first))
+    assert first != second
+
+
+def test_many_fills_serve_all_rows_about_equally_often(big: str) -> None:
+    source = stream(big, batch=64, fill_rows=512)
+    counts = Counter(flat(take(source, 4 * 64)))
+    held_out = set(rows_of(source.source.chunks, source.source.chunks.validation))
+    assert set(counts) == set(range(4096)) - held_out
+    assert set(counts.values()) <= {3, 4, 5}
+
+
+def test_held_out_rows_are_never_trained_on_and_served_in_order(big: str) -> None:
+    source = stream(big, batch=64, fill_rows=512)
+    files, chunks = source.source.files, source.source.chunks
+    held_out = ValidationFileRows(files, chunks, 10_000, 100, torch.float32, CPU, 0, 1)
+    served = flat([numbers(batch) for batch in held_out])
+    assert served == rows_of(chunks, chunks.validation)
+    assert not set(served) & set(flat(take(source, 200)))
+    assert [batch.index for batch in held_out] == list(range(len(held_out)))
+    assert served == flat([numbers(batch) for batch in held_out]), "a second validation is the same"
+
+
+def test_ranks_share_no_rows_and_cover_the_epoch(big: str) -> None:
+    ranks = [stream(big, batch=64, fill_rows=512, rank=rank, world=2) for rank in (0, 1)]
+    fills = [set(flat(take(source, 8))) for source in ranks]
+    assert all(len(fill) == 512 for fill in fills)
+    assert not fills[0] & fills[1]
+    # An epoch of two ranks is one epoch of the file, and a little more: it ends within a fill.
+    more = [set(flat(take(source, 4 * 8))) for source in ranks]
+    everything = fills[0] | fills[1] | more[0] | more[1]
+    held_out = set(rows_of(ranks[0].source.chunks, ranks[0].source.chunks.validation))
+    assert everything == set(range(4096)) - held_out
+
+
+def test_validation_of_two_ranks_is_that_of_one(big: str) -> None:
+    files = ActivationFiles(big)
+    chunks = Chunks(len(files), 0.1, 512)
+
+    def rows(rank: int, world: int) -> list[int]:
+        return flat([numbers(b) for b in ValidationFileRows(files, chunks, 10**6, 64, torch.float32, CPU, rank, world)])
+
+    assert sorted(rows(0, 2) + rows(1, 2)) == rows(0, 1)
+
+
+def test_seeds_differ_and_repeat(big: str) -> None:
+    first = take(stream(big, batch=64, fill_rows=512), 20)
+    assert first == take(stream(big, batch=64, fill_rows=512), 20)
+    assert first != take(stream(big, batch=64, fill_rows=512, seed=1), 20)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 8, 9, 61, 100])
+def test_a_resumed_stream_goes_on_with_the_same_batches(big: str, stop: int) -> None:
+    whole = take(stream(big, batch=64, fill_rows=512), 130)
+    first = stream(big, batch=64, fill_rows=512)
+    take(first, stop)
+    second = stream(big, batch=64, fill_rows=512)
+    second.load_state_dict(first.state_dict())
+    assert take(second, 130 - stop) == whole[stop:]
+
+
+# -- small and uneven files ------------------------------------------------------------------------------------------
+
+
+def test_a_file_smaller_than_the_buffer_is_one_fill_an_epoch(tmp_path: Path) -> None:
+    source = stream(saved(tmp_path / "a.npy", 300), batch=32, fill_rows=100_000)
+    per_fill = source.schedule.batches_per_fill
+    train = set(rows_of(source.source.chunks, source.source.chunks.train))
+    for _ in range(3):
+        served = flat(take(source, per_fill))
+        assert len(set(served)) == len(served) > len(train) - 32
+        assert set(served) <= train
+
+
+@pytest.mark.parametrize("rows", [67, 70, 71, 75, 80, 130, 131, 290, 300, 333, 1001])
+@pytest.mark.parametrize("fill_rows", [64, 70, 100, 128, 1000])
+def test_no_row_twice_in_a_fill_whatever_the_sizes(tmp_path: Path, rows: int, fill_rows: int) -> None:
+    source = stream(saved(tmp_path / "a.npy", rows), batch=16, fill_rows=fill_rows)
+    fills, chunks = source.source, source.source.chunks
+    for number in range(4):
+        everything = fills.fill(number).everything
+        assert len(everything) == fills.chunks_in_fill * chunks.size
+        assert len(everything) <= max(fill_rows, 16 + chunks.size)
+        served = Counter(flat(take(source, source.schedule.batches_per_fill)))
+        # Where an epoch ends within the fill, a row may come at its end and again at the start of the next.
+        straddles = number * fills.chunks_in_fill // len(chunks.train) != (
+            (number + 1) * fills.chunks_in_fill - 1
+        ) // len(chunks.train)
+        assert max(served.values()) <= 1 + straddles
+
+
+def test_a_file_barely_above_a_batch(tmp_path: Path) -> None:
+    source = stream(saved(tmp_path / "a.npy", 70), batch=64, fill_rows=4096)
+    for batch in take(source, 5):
+        assert len(set(batch)) == 64
+
+
+def test_a_file_smaller_than_a_batch_is_repeated_to_fill_it(tmp_path: Path) -> None:
+    source = stream(saved(tmp_path / "a.npy", 30), batch=64, fill_rows=4096)
+    (batch,) = take(source, 1)
+    assert len(batch) == 64
+    assert max(Counter(batch).values()) - min(Counter(batch).values()) <= 1
+
+
+def test_what_is_known_of_a_row(big: str) -> None:
+    batch = next(iter(stream(big, batch=64, fill_rows=512)))
+    assert (batch.tokens == -1).all()
+    assert not batch.special.any()
+    assert batch.rows_shape is None
+
+
+def test_a_row_of_huge_norm_is_a_sink(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
+    values[[3, 77]] *= 1000
+    np.save(tmp_path / "a.npy", values)
+    files = ActivationFiles(str(tmp_path / "a.npy"))
+    source = stream(str(tmp_path / "a.npy"), batch=64, fill_rows=500)
+    sample = source.sample()
+    assert set(sample.rows[sample.sinks].tolist()) == {3, 77} - set(
+        rows_of(source.source.chunks, source.source.chunks.validation)
+    )
+    assert len(files) == 500
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_buffer_has_the_dtype_that_is_asked_for(big: str, dtype: torch.dtype) -> None:
+    files = ActivationFiles(big)
+    schedule = Schedule(64, 8, 100, 0)
+    source = FileFills(files, Chunks(len(files), 0.05, 512), schedule, 8, dtype, CPU, Timings())
+    (values,) = source.fill(0).everything.activations.values()
+    assert values.dtype == dtype
+
+
+def test_the_buffer_is_allocated_once(big: str) -> None:
+    source = stream(big, batch=64, fill_rows=512).source
+
+    def address(number: int) -> int:
+        (values,) = source.fill(number).everything.activations.values()
+        return values.data_ptr()
+
+    assert len({address(number) for number in range(4)}) == 1
