@@ -123,6 +123,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
 def pack(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return all documents as one run of ids, each ended by EOS."""
     eos = tokenizer.token_to_id(EOS)
+    assert eos is not None
     encoded = tokenizer.encode_batch_fast(texts)
     return np.concatenate([np.append(np.array(e.ids, dtype=np.int64), eos) for e in encoded])
 
@@ -185,7 +186,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 def hidden_states(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
     with torch.autocast(rows.device.type, torch.bfloat16):
-        out = model.model(input_ids=rows, use_cache=False).last_hidden_state
+        out: Tensor = model.model(input_ids=rows, use_cache=False).last_hidden_state
     return out[:, :-1].flatten(0, 1).bfloat16()
 
 
@@ -212,7 +213,7 @@ def train(model: LlamaForCausalLM, rows: Tensor, args: argparse.Namespace, save:
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
         hidden = hidden_states(model, batch)
-        loss = ChunkedCrossEntropy.apply(hidden, model.lm_head.weight, batch[:, 1:].flatten())
+        loss = ChunkedCrossEntropy.apply(hidden, model.lm_head.weight, batch[:, 1:].flatten())  # type: ignore[no-untyped-call]
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -286,11 +287,18 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path, facts: dict
     half.load_state_dict(model.state_dict())
     half.to(torch.bfloat16).save_pretrained(staging)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, model_max_length=args.context,
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=args.context,
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(staging)
-    machine = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    machine = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     facts = facts | machine
     (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
     (staging / "README.md").write_text(model_card(facts, args))

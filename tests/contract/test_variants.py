@@ -97,7 +97,9 @@ def test_a_direction_is_what_one_unit_of_a_latent_adds(sae: SparseAutoencoder, x
     latents = sae.encode(x)
     more = latents.clone()
     more[:, 9] += 1
-    torch.testing.assert_close(sae.decode(more) - sae.decode(latents), sae.direction(9).expand(48, D), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        sae.decode(more) - sae.decode(latents), sae.direction(9).expand(48, D), atol=1e-4, rtol=0
+    )
 
 
 def test_a_detached_output_has_no_graph(sae: SparseAutoencoder, x: Tensor) -> None:
@@ -133,6 +135,20 @@ def test_the_loss_reaches_every_parameter_and_leaves_the_usage_alone(
     assert before.keys() == usage.state_dict().keys()
     for key, value in usage.state_dict().items():
         assert torch.equal(value, before[key]) if isinstance(value, Tensor) else value == before[key]
+
+
+def test_gradients_reach_the_input(sae: SparseAutoencoder, x: Tensor) -> None:
+    double, given, weights = sae.double(), x[:4].double().requires_grad_(), x[4:8].double()
+    (double(given).x_hat * weights).sum().backward()
+
+    def value(place: int, by: float) -> Tensor:
+        moved = given.detach().clone()
+        moved.view(-1)[place] += by
+        return (double(moved).x_hat * weights).sum().detach()
+
+    numeric = torch.stack([(value(i, 1e-6) - value(i, -1e-6)) / 2e-6 for i in range(given.numel())])
+    assert given.grad is not None
+    torch.testing.assert_close(given.grad.view(-1), numeric, rtol=1e-4, atol=1e-5)
 
 
 def test_losses_do_not_depend_on_the_unit_of_the_data(sae: SparseAutoencoder, x: Tensor, usage: LatentUsage) -> None:
@@ -209,7 +225,9 @@ def test_export_then_load_changes_no_bit(sae: SparseAutoencoder, x: Tensor, tmp_
     assert same_bits(sae, other, x)
 
 
-def test_a_loaded_dictionary_can_be_trained_on(sae: SparseAutoencoder, x: Tensor, usage: LatentUsage, tmp_path: Path) -> None:
+def test_a_loaded_dictionary_can_be_trained_on(
+    sae: SparseAutoencoder, x: Tensor, usage: LatentUsage, tmp_path: Path
+) -> None:
     save_sae(sae, tmp_path / "sae")
     other = load_sae(tmp_path / "sae")
     for each in (sae, other):

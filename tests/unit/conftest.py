@@ -1,7 +1,5 @@
 """Small things to train on: files of activations with a known structure, and a language model with a corpus."""
 
-import json
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 WIDTH = 8
 
@@ -50,42 +47,12 @@ def quiet() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TinyText:
-    """A random Llama of two layers in a folder, its tokenizer, and a corpus for it."""
+    """A random Llama of two layers and width 12 in a folder, and a corpus for it."""
 
     model: str
     corpus: str
-    width: int = 12
 
 
 @pytest.fixture(scope="session")
-def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> TinyText:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny_text")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<bos>", "<eos>", *alphabet])}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=12,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    draw = random.Random(0)
-    words = "the cat sat on a mat and saw def f(x): return x + 1".split()
-    texts = [f"{i} " + " ".join(draw.choices(words, k=draw.randint(1, 30))) for i in range(120)]
-    corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return TinyText(str(folder / "model"), str(corpus))
+def tiny_text(make_model: Callable[..., Path], tiny_corpus: Path) -> TinyText:
+    return TinyText(str(make_model("llama")), str(tiny_corpus))

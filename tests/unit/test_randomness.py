@@ -17,7 +17,15 @@ def test_the_same_key_gives_the_same_draws() -> None:
 
 
 def test_every_part_of_the_key_matters() -> None:
-    keys = [(0, "rows", 0), (1, "rows", 0), (0, "rows", 1), (0, "row", 0), (0, "rows/0", 0), (10, "rows", 0), (1, "0/rows", 0)]
+    keys = [
+        (0, "rows", 0),
+        (1, "rows", 0),
+        (0, "rows", 1),
+        (0, "row", 0),
+        (0, "rows/0", 0),
+        (10, "rows", 0),
+        (1, "0/rows", 0),
+    ]
     draws = [tuple(draw(*key)) for key in keys]
     assert len(set(draws)) == len(keys)
 
@@ -39,6 +47,9 @@ def test_it_neither_reads_nor_moves_the_global_generator() -> None:
 
 def test_another_process_draws_the_same() -> None:
     # Python's own hash of strings differs from process to process; a checkpoint must not.
-    code = "from lightsae.randomness import keyed_generator as g; import torch; print(torch.randint(2**40,(4,),generator=g(1,'rows',5)).tolist())"
+    code = (
+        "import torch; from lightsae.randomness import keyed_generator; "
+        "print(torch.randint(2**40, (4,), generator=keyed_generator(1, 'rows', 5)).tolist())"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(draw(1, "rows", 5))

@@ -18,9 +18,9 @@ from lightsae.activations.files import ActivationFiles, Chunks, FileFills, Valid
 from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows
 from lightsae.activations.stream import ActivationStream, Schedule
 from lightsae.activations.timing import Timings
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, did_you_mean
 from lightsae.lm import LanguageModel, describe
-from lightsae.sae import SiteRef, Widths
+from lightsae.sae import NORMALISATIONS, SiteRef, Widths
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -148,8 +148,14 @@ class ActivationDataModule(LightningDataModule):
                 f"data.training_tokens is {self.training_tokens}, less than one batch of data.batch_tokens "
                 f"({self.batch_tokens})."
             )
+        for key, known in (("normalisation", NORMALISATIONS), ("dtype", ("auto", *DTYPES))):
+            if (found := getattr(self, key)) not in known:
+                hint = did_you_mean(str(found), known)
+                raise ConfigError(f"data.{key} is {found!r}; known are {', '.join(known)}.{hint}")
         if not 0 <= self.skip_positions < self.context_size:
-            raise ConfigError(f"data.skip_positions is {self.skip_positions}; it must lie in 0..{self.context_size - 1}.")
+            raise ConfigError(
+                f"data.skip_positions is {self.skip_positions}; it must lie in 0..{self.context_size - 1}."
+            )
 
     def preflight(self) -> None:
         """Check that model, site and data exist and fit, without loading weights or text. Raises what `setup` would."""
@@ -182,9 +188,7 @@ class ActivationDataModule(LightningDataModule):
                     f"List them: lightsae sites {self.model}"
                 )
             else:
-                self._widths = Widths.autoencoder(
-                    SiteRef(self.model, self.site), self._description().width(self.site)
-                )
+                self._widths = Widths.autoencoder(SiteRef(self.model, self.site), self._description().width(self.site))
         return self._widths
 
     def _open_files(self) -> ActivationFiles:
@@ -252,16 +256,20 @@ class ActivationDataModule(LightningDataModule):
         model = self._load_model(device)
         per_block = max(1, self.shuffle_tokens // (fill_rows * self.context_size * schedule.world))
         rows = RowSource(self.corpus, model.tokenizer, "train")
-        return LanguageModelFills(
-            rows, model, self._reading(device), schedule, fill_rows, per_block, self.timings
-        )
+        return LanguageModelFills(rows, model, self._reading(device), schedule, fill_rows, per_block, self.timings)
 
     def _held_out(self, trainer: Trainer, device: torch.device) -> ValidationRows | ValidationFileRows:
         rank, world = trainer.global_rank, trainer.world_size
         if self.activations is not None:
             return ValidationFileRows(
-                self._open_files(), self._chunks(), self.val_tokens, self.batch_tokens,
-                self._dtype(device), device, rank, world,
+                self._open_files(),
+                self._chunks(),
+                self.val_tokens,
+                self.batch_tokens,
+                self._dtype(device),
+                device,
+                rank,
+                world,
             )
         model = self._load_model(device)
         source = RowSource(self.corpus, model.tokenizer, "validation")
@@ -326,6 +334,7 @@ class ActivationDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self._stream is not None:
             self._stream.close()
+            self._stream = None  # the next fit begins at the beginning
 
     # -- what the module and the callbacks ask for --------------------------------------------------------------------
 

@@ -69,7 +69,9 @@ class _Safetensors:
 
 def _checked_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) != 2 or 0 in shape:
-        raise CorpusError(f"data.activations: {path} has shape {shape}; it must be (rows, width) with at least one row.")
+        raise CorpusError(
+            f"data.activations: {path} has shape {shape}; it must be (rows, width) with at least one row."
+        )
     return shape[0], shape[1]
 
 
@@ -129,7 +131,7 @@ class Chunks:
         self.validation, self.train = numbers[held_out], numbers[~held_out]
 
     def in_fill(self, buffer_rows: int, batch_rows: int, world: int) -> int:
-        """Return how many chunks a rank's fill holds: what the buffer takes, but a batch at least, if there are so many."""
+        """Return how many chunks a rank's fill holds: what the buffer takes, and a batch at least where there is one."""
         wanted = max(buffer_rows // self.size, -(-batch_rows // self.size))
         return max(1, min(wanted, len(self.train) // world))
 
@@ -141,8 +143,14 @@ class FileFills:
     """Makes fills from activation files. Has no state: the number of a fill says which chunks it holds."""
 
     def __init__(
-        self, files: ActivationFiles, chunks: Chunks, schedule: Schedule, chunks_in_fill: int, dtype: torch.dtype,
-        device: torch.device, timings: Timings,
+        self,
+        files: ActivationFiles,
+        chunks: Chunks,
+        schedule: Schedule,
+        chunks_in_fill: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        timings: Timings,
     ) -> None:
         self.files, self.chunks, self.schedule, self.timings = files, chunks, schedule, timings
         self.chunks_in_fill = chunks_in_fill
@@ -202,8 +210,15 @@ class ValidationFileRows:
     """The held-out rows of activation files, in order."""
 
     def __init__(
-        self, files: ActivationFiles, chunks: Chunks, max_rows: int, batch_rows: int, dtype: torch.dtype,
-        device: torch.device, rank: int, world: int,
+        self,
+        files: ActivationFiles,
+        chunks: Chunks,
+        max_rows: int,
+        batch_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        rank: int,
+        world: int,
     ) -> None:
         self.files, self.chunks, self.dtype, self.device = files, chunks, dtype, device
         per_batch = max(1, batch_rows // chunks.size)

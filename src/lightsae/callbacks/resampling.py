@@ -43,13 +43,19 @@ class DeadLatentResampling(Callback):
     def __init__(self, steps: Sequence[int], at_most: int | None = None) -> None:
         if any(step < 1 for step in steps):
             raise ConfigError(f"DeadLatentResampling.steps is {list(steps)}; steps count from 1.")
+        if at_most is not None and at_most < 1:
+            raise ConfigError(f"DeadLatentResampling.at_most is {at_most}; write 1 or more, or leave it out.")
         self.steps, self.at_most = frozenset(steps), at_most
+        self._step_before = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ActivationBatch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SAEModule)
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        stepped = trainer.global_step != self._step_before
         if trainer.global_step not in self.steps or not stepped:
             return
         for name, sae in pl_module.each_sae().items():
@@ -64,7 +70,7 @@ class DeadLatentResampling(Callback):
             rows = draw_by_loss(sae, inputs, targets, len(dead), generator)
             # Every rank draws from its own batch; rank 0's draw is everyone's.
             rows = trainer.strategy.broadcast(rows)
-            resample(sae, trainer.optimizers[0], dead, rows)
+            resample(sae, trainer.optimizers[0], dead, rows, live=~usage.dead)
             usage.revive(dead)
             rank_zero_info(f"Step {trainer.global_step}: resampled {len(dead)} of {sae.d_sae} latents.")
 
@@ -98,7 +104,7 @@ def draw_by_loss(
 
 @torch.no_grad()
 def resample(
-    sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, dead: Tensor, drawn: tuple[Tensor, Tensor]
+    sae: SparseAutoencoder, optimizer: torch.optim.Optimizer, dead: Tensor, drawn: tuple[Tensor, Tensor], live: Tensor
 ) -> None:
     """Overwrite the dead latents' weights and Adam moments in place.
 
@@ -107,10 +113,9 @@ def resample(
         optimizer: Its optimiser: the moments of these entries become 0.
         dead: Latents to overwrite, (n,).
         drawn: For each its input (n, D) and its target (n, O), as `draw_by_loss` gives them.
+        live: Which latents are live, (F,): their mean norms are what the new weights are measured by.
     """
     read, predicted = drawn
-    live = torch.ones(sae.d_sae, dtype=torch.bool, device=dead.device)
-    live[dead] = False
     encoder_norms, decoder_norms = sae.W_enc.norm(dim=0), sae.W_dec.norm(dim=1)
     encoder_norm = encoder_norms[live].mean() if bool(live.any()) else encoder_norms.mean()
     decoder_norm = 1.0 if sae.mechanism.unit_norm_decoder else decoder_norms[live].mean() if bool(live.any()) else 1.0

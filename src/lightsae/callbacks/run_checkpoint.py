@@ -41,28 +41,42 @@ class RunCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
         self._asked_to_stop: int | None = None
+        self._step_before = 0
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._asked_to_stop = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._note)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step_before = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.global_step == self._step_before:
+            # In the middle of a step, whose gradients no checkpoint holds. Lightning would save here: the number of
+            # the step is still that of the checkpoint from which the run was resumed.
+            return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._asked_to_stop is not None and stepped:
+        if self._asked_to_stop is not None:
             self._save_now(trainer)
             raise Interrupted(self._asked_to_stop)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_now(trainer)
         super().on_train_end(trainer, pl_module)
+        self._put_handlers_back()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._put_handlers_back()
+
+    def _put_handlers_back(self) -> None:
+        # Here and not in `teardown`, which comes after Lightning has taken its own handlers away again.
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
@@ -73,5 +87,5 @@ class RunCheckpoint(ModelCheckpoint):
         self._asked_to_stop = number
 
     def _save_now(self, trainer: Trainer) -> None:
-        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:
+        if self._last_global_step_saved != trainer.global_step and not getattr(trainer, "fast_dev_run", False):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -1,4 +1,4 @@
-"""`lightsae fit --help`: first what people change, last the Trainer's hundreds; the variants with all their settings."""
+"""`lightsae fit --help`: first what people change, last the Trainer's hundreds; every variant with its settings."""
 
 import argparse
 import inspect
@@ -18,8 +18,12 @@ _EXAMPLES = {
 
   lightsae fit --data.model openai-community/gpt2 --data.site resid_post.6 \\
       --data.dataset TEXTS.jsonl --model.sae TopK --model.sae.d_sae 24576 \\
-      --model.sae.k 32 --trainer.max_steps 20000""",
-    "validate": "  lightsae validate --config lightning_logs/version_0/config.yaml --ckpt_path last",
+      --model.sae.k 32 --trainer.max_steps 20000
+
+  lightsae fit --config lightning_logs/version_0/config.yaml --ckpt_path last""",
+    "validate": """\
+  lightsae validate --config lightning_logs/version_0/config.yaml \\
+      --ckpt_path last""",
 }
 _DATA = (
     *("model", "site", "dataset", "text_column", "activations", "context_size"),
@@ -82,7 +86,7 @@ class HelpFormatter(DefaultHelpFormatter):
     """Says the kind of value in place of the setting's name in capitals, and leaves Python's types out."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._max_help_position = 34 if self._width >= 100 else 28
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -102,13 +106,11 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Wrap paragraphs; lines that begin with spaces stay as they are."""
-        parts: list[str] = []
-        for paragraph in text.split("\n\n"):
-            if paragraph.startswith(" "):
-                parts.append(textwrap.indent(paragraph, indent))
-            else:
-                parts.append(textwrap.fill(" ".join(paragraph.split()), width, initial_indent=indent, subsequent_indent=indent))
-        return "\n\n".join(parts)
+        wrap = textwrap.TextWrapper(width, initial_indent=indent, subsequent_indent=indent)
+        return "\n\n".join(
+            textwrap.indent(paragraph, indent) if paragraph.startswith(" ") else wrap.fill(" ".join(paragraph.split()))
+            for paragraph in text.split("\n\n")
+        )
 
 
 def settings_of(variant: type[SparseAutoencoder]) -> list[str]:
@@ -144,9 +146,7 @@ def arranged(
     sections = [
         Section("Examples", _EXAMPLES[command]),
         Section("General", None, begin),
-        Section(
-            "Data", "Where activations come from: a language model and text, or activation files.", data
-        ),
+        Section("Data", "Where activations come from: a language model and text, or activation files.", data),
         Section(
             "Dictionary",
             "Name a variant first, then its settings: --model.sae TopK --model.sae.d_sae 3072 --model.sae.k 20\n\n"
@@ -157,15 +157,15 @@ def arranged(
             Section(f"--model.sae {name}", _first_paragraph(kind), list(actions_of(kind)))
             for name, kind in VARIANTS.items()
         ),
-        Section("Loss and learning rate", None, loss),
     ]
     if command == "validate":
-        others = "Callbacks and Trainer: as in `lightsae fit --help`; all of it can be set here too."
+        others = "Everything in `lightsae fit --help` can be set here too."
         return [*sections, Section("More about the data", None, take_all("data")), Section("Further", others)]
     trainer = take(*(f"trainer.{name}" for name in _TRAINER))
     more_data, more_trainer = take_all("data"), take_all("trainer")
     return [
         *sections,
+        Section("Loss and learning rate", None, loss),
         Section("Training", "The settings of Lightning's Trainer that people change.", trainer),
         Section("What is saved and measured on the way", None, list(left.values())),
         Section("More about the data", None, more_data),
@@ -194,7 +194,7 @@ def _metavar(action: argparse.Action) -> str:
         return _NAMES_OF_VALUES[action.dest]
     if action.choices:
         return "{" + ",".join(map(str, action.choices)) + "}"
-    hint = getattr(action, "_typehint", None) or action.type
+    hint: Any = getattr(action, "_typehint", None) or action.type
     kinds = [kind for kind in (get_args(hint) if get_origin(hint) is not Literal else ()) if kind is not type(None)]
     only = kinds[0] if len(kinds) == 1 else hint
     if get_origin(only) is Literal:

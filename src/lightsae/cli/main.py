@@ -1,9 +1,11 @@
 """Entry point: finds the command, and turns every mistake of the user into one short message and exit code 2."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from lightsae.cli.typed import check_config_files
 from lightsae.errors import LightsaeError, did_you_mean
 from lightsae.version import version
 
@@ -27,9 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_run(args))
     except LightsaeError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("\nlightsae: stopped.", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        go_on = "".join(f" Go on: {command}" for command in getattr(stop, "__notes__", []))
+        print(f"\nlightsae: stopped.{go_on}", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
     except BrokenPipeError:
         # The reader has gone (lightsae sites gpt2 | head): nothing is left to say, not even at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,15 +49,16 @@ def _run(args: list[str]) -> int:
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
         raise LightsaeError(f"{command!r} is not a command.{did_you_mean(command, COMMANDS)} See: lightsae --help")
-    return _runner(command)(rest)
+    return _runner(command, rest)(rest)
 
 
-def _runner(command: str) -> Callable[[list[str]], int]:
+def _runner(command: str, args: list[str]) -> Callable[[list[str]], int]:
     """Import what the command needs, and no more: `--help` and `--version` answer at once."""
     if command == "sites":
         from lightsae.cli.sites import run_sites
 
         return run_sites
+    check_config_files(args)
     from lightsae.cli.training import run_training
 
     return lambda rest: run_training(command, rest)
@@ -78,5 +82,5 @@ def _help() -> str:
 
 
 def _fail(message: str) -> None:
-    print(f"lightsae: error: {message}", file=sys.stderr)
+    print(f"lightsae: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

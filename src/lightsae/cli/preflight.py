@@ -1,4 +1,4 @@
-"""Checks before any folder is made: model, site, data, dictionary, checkpoint, space.
+"""Checks before any folder is made: settings against each other, model, site, data, dictionary, checkpoint, space.
 
 Everything here is cheap: no weights of the language model, no text, a dictionary without storage.
 """
@@ -6,22 +6,90 @@ Everything here is cheap: no weights of the language model, no text, a dictionar
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import (
+    AcceleratorRegistry,
+    CPUAccelerator,
+    CUDAAccelerator,
+    MPSAccelerator,
+    XLAAccelerator,
+)
 
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.errors import CheckpointError, ConfigError
+from lightsae.activations.files import ActivationFiles
+from lightsae.errors import CheckpointError, ConfigError, CorpusError, did_you_mean
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.module import SAEModule, describe, first_difference, merge_coefficients
 
+_ACCELERATORS = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}
+_PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 # Weights, two Adam moments; a checkpoint and its successor side by side, and two exports.
 _COPIES_ON_DISK = 3 * 2 + 2
+# TensorBoard's events, pictures, configuration.
+_BESIDES = 1 << 20
+
+
+def check_seed(seed: bool | int) -> None:
+    """Raise where a number is no seed."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed_everything is {seed}; write 0 or more, below 2**32.")
+
+
+def check_settings(command: str, config: Any) -> None:
+    """Raise where settings contradict each other, or ask for hardware that is not there.
+
+    Args:
+        command: `fit` or `validate`.
+        config: The settings, parsed, nothing made of them yet.
+    """
+    data, trainer = config.data, config.trainer
+    if data.activations is not None:
+        for key in ("site", "dataset"):
+            if data[key] is not None:
+                raise ConfigError(
+                    f"data.activations is {data.activations!r} and data.{key} is {data[key]!r}; give one: activation "
+                    f"files, or a language model with text. (--data.{key} null takes it back.)"
+                )
+    for key in ("val_check_interval", "accumulate_grad_batches"):
+        if isinstance(trainer[key], int) and trainer[key] < 1:
+            raise ConfigError(f"trainer.{key} is {trainer[key]}; write 1 or more.")
+    if str(trainer.precision or 32) not in _PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision is {str(trainer.precision)!r}, but the dictionary's weights stay float32; "
+            f"write 32-true or bf16-mixed."
+        )
+    endless = trainer.max_steps < 1 and data.training_tokens is None and trainer.max_epochs is None
+    if command == "fit" and endless:
+        raise ConfigError("The length of the run is missing; give trainer.max_steps or data.training_tokens.")
+    if isinstance(trainer.accelerator, str):
+        _check_accelerator(trainer.accelerator)
+
+
+def _check_accelerator(name: str) -> None:
+    there = {kind: accelerator.is_available() for kind, accelerator in _ACCELERATORS.items()}
+    there |= {"auto": True, "gpu": there["cuda"] or there["mps"]}
+    if there.get(name, name in AcceleratorRegistry):
+        return
+    known = sorted({*there, *AcceleratorRegistry})
+    if name not in known:
+        raise ConfigError(
+            f"trainer.accelerator is {name!r}; write {', '.join(known[:-1])} or {known[-1]}.{did_you_mean(name, known)}"
+        )
+    why = ""
+    if name in ("gpu", "cuda"):
+        why = " that PyTorch can use" if torch.version.cuda else ": this PyTorch was built without CUDA"
+    device = {"gpu": "GPU", "cuda": "CUDA device"}.get(name, name)
+    raise ConfigError(f"trainer.accelerator is {name!r}, but there is no {device} here{why}; write cpu or auto.")
 
 
 def preflight(trainer: Trainer, module: SAEModule, data: ActivationDataModule, ckpt_path: str | None) -> None:
     """Raise what the run would raise later, before it has made anything."""
     data.preflight()
+    if data.activations is not None:
+        _check_numbers(data.activations)
     with torch.device("meta"):
         sae = module.make_sae(data.widths)
     merge_coefficients(sae, module.given_coefficients)
@@ -32,9 +100,21 @@ def preflight(trainer: Trainer, module: SAEModule, data: ActivationDataModule, c
             raise CheckpointError(f"--ckpt_path: {ckpt_path} was not written by lightsae fit.")
         if difference := first_difference(stored["dictionaries"], {"sae": describe(sae)}):
             raise CheckpointError(f"--ckpt_path: {ckpt_path} does not fit the configuration: {difference}.")
-    if not trainer.fast_dev_run:
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         size = sum(p.numel() * p.element_size() for p in sae.parameters())
-        _check_folder(Path(trainer.log_dir or trainer.default_root_dir), _COPIES_ON_DISK * size)
+        _check_folder(Path(trainer.log_dir or trainer.default_root_dir), _COPIES_ON_DISK * size + _BESIDES)
+
+
+def _check_numbers(location: str) -> None:
+    """Raise where a file of activations holds something else than real numbers."""
+    files = ActivationFiles(location)
+    for start in files.starts[:-1]:
+        try:
+            is_real = not files.read(start, start + 1).is_complex()
+        except TypeError:
+            is_real = False
+        if not is_real:
+            raise CorpusError(f"data.activations is {location!r}, which does not hold real numbers; write floats.")
 
 
 def _check_folder(folder: Path, needed: int) -> None:
@@ -43,10 +123,14 @@ def _check_folder(folder: Path, needed: int) -> None:
     if not existing.is_dir():
         raise ConfigError(f"trainer.default_root_dir: {existing} is a file; write a folder for the runs.")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"trainer.default_root_dir: no permission to write in {existing}.")
+        raise ConfigError(f"trainer.default_root_dir: no permission to write in {existing}; write another folder.")
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ConfigError(
-            f"trainer.default_root_dir: {existing} has {free / 1e9:.1f} GB free; checkpoints and exports of this "
-            f"dictionary need {needed / 1e9:.1f} GB."
+            f"trainer.default_root_dir: {existing} has {_in_megabytes(free)} free, and the checkpoints and exports of "
+            f"this dictionary need {_in_megabytes(needed)}; free some, or write another folder."
         )
+
+
+def _in_megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
@@ -48,8 +49,8 @@ def find_checkpoint(asked: str | None, run: Path | None) -> str | None:
 class SaveRunConfig(SaveConfigCallback):
     """Saves the configuration in the run folder: config.yaml, or config.resume-N.yaml for the Nth resumption."""
 
-    def __init__(self, *args: Any, resuming: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, resuming: bool = False) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self.resuming = resuming
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,7 +61,7 @@ class SaveRunConfig(SaveConfigCallback):
         name = self.config_filename
         if self.resuming:
             name = f"config.resume-{len(list(folder.glob('config.resume-*.yaml'))) + 1}.yaml"
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_unset=False)
         with write_atomically(folder / name) as partial:
             partial.write_text(text)
         if isinstance(trainer.logger, TensorBoardLogger) and not self.resuming:

@@ -1,5 +1,6 @@
 """`lightsae fit` and `lightsae validate`: LightningCLI with this project's classes, defaults and run folders."""
 
+import logging
 import os
 import sys
 import warnings
@@ -10,7 +11,6 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.callbacks import (
@@ -23,8 +23,9 @@ from lightsae.callbacks import (
     TrainingCurves,
     TrainingProgressBar,
 )
+from lightsae.cli.failures import explain_classes, explain_trainer, tidy_end
 from lightsae.cli.parser import Parser
-from lightsae.cli.preflight import preflight
+from lightsae.cli.preflight import check_seed, check_settings, preflight
 from lightsae.cli.runs import SaveRunConfig, find_checkpoint, run_of_config
 from lightsae.cli.typed import check_typed_options, config_files
 from lightsae.cli.validation_report import report
@@ -33,10 +34,10 @@ from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.module import SAEModule
 
 DESCRIPTIONS = {
-    "fit": "Train a sparse autoencoder. Settings come from --config FILE.yaml, then from options, which win. "
-    "To go on with a run: lightsae fit --config RUN/config.yaml --ckpt_path last",
-    "validate": "Measure a trained sparse autoencoder on held-out text. "
-    "Usual call: lightsae validate --config RUN/config.yaml --ckpt_path last",
+    "fit": "Train a sparse autoencoder on the activations of a language model. "
+    "Settings come from --config FILE.yaml and from options; the later one wins.",
+    "validate": "Measure a trained sparse autoencoder on held-out text: a table, TensorBoard, and validation.json "
+    "in a run folder of its own.",
 }
 CALLBACKS: dict[str, type] = {
     "checkpoint": RunCheckpoint,
@@ -54,6 +55,11 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "log_every_n_steps": 10,
 }
+# What Lightning tells in every run, and advertisements.
+_NO_NEWS = (
+    *("Seed set to", "GPU available: False", "TPU available: False", "Restoring states from"),
+    "\N{ELECTRIC LIGHT BULB} Tip:",
+)
 
 
 class TrainingCLI(LightningCLI):
@@ -92,17 +98,31 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
+    def _set_seed(self) -> None:
+        check_seed(self.config[self.subcommand].seed_everything)
+        super()._set_seed()
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint alone: the base class looks for hyperparameters in it, and lightsae's hold none."""
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         check_typed_options(self.typed, config)
+        check_settings(str(self.subcommand), config)
         run = run_of_config(config_files(self.typed))
         asked_for_last = config.ckpt_path == "last"
         config.ckpt_path = find_checkpoint(config.ckpt_path, run)
         if self.subcommand == "validate" and config.ckpt_path is None:
-            raise ConfigError("--ckpt_path is missing: name a checkpoint, or write `last` with --config RUN/config.yaml.")
+            raise ConfigError(
+                "--ckpt_path is missing; name a checkpoint, or write `last` with --config RUN/config.yaml."
+            )
         if self.subcommand == "fit" and asked_for_last:
             self.run_folder = run
         self.save_config_kwargs = {"resuming": self.run_folder is not None}
+
+    def instantiate_classes(self) -> None:
+        with explain_classes(CALLBACKS):
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]["trainer"]
@@ -111,12 +131,10 @@ class TrainingCLI(LightningCLI):
         if config.plugins is None:
             config.plugins = [AtomicCheckpointIO()]
         bar = [TrainingProgressBar()] if config.enable_progress_bar is not False else []
-        try:
+        with explain_trainer():
             return super().instantiate_trainer(
                 callbacks=[*(config.callbacks or []), TrainingCurves(), FinalValidation(), *bar], **kwargs
             )
-        except MisconfigurationException as error:
-            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
 
     def _logger(self, root: str | None) -> TensorBoardLogger:
         """Log into lightning_logs/version_N; a resumed run goes on in its own folder."""
@@ -127,6 +145,10 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         preflight(self.trainer, self.model, self.datamodule, self.config[self.subcommand].ckpt_path)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with tidy_end(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         report(self.trainer, self.datamodule, "fit")
@@ -145,10 +167,24 @@ def run_training(command: str, args: list[str]) -> int:
     return 0
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(text in message for text in _NO_NEWS)
+
+
 def _quiet_third_parties() -> None:
     """Silence warnings that a user of this command can do nothing about, each by name."""
+    # Lightning 2.6 calls jsonargparse by names that it will drop.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # Lightning 2.6 calls a function that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # The data module's loaders make batches themselves; there are no DataLoader workers to add.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`train_dataloader` you passed.*")
+    # `validate` has a run folder of its own.
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
+    # The run's length is checked here; and short runs are fine.
+    warnings.filterwarnings("ignore", message=".*`max_epochs` was not set.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_is_news)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from lightsae.errors import ConfigError, did_you_mean
 
@@ -46,14 +46,15 @@ def check_typed_options(typed: Sequence[str], config: Any) -> None:
     sae = config.model.sae
     variant = sae.class_path.rsplit(".", 1)[-1]
     known = dict(sae.get("init_args") or {})
-    for key, value in _options(typed):
+    last = dict(_options(typed))
+    for key, value in last.items():
         name = key.removeprefix("model.sae.").removeprefix("init_args.")
         if key.startswith("model.sae.") and name not in ("class_path", "init_args", "help", *known):
             raise ConfigError(
                 f"--{key} is {value}, but {variant} has no setting {name!r}; it has {', '.join(known)}."
                 + did_you_mean(name, known)
             )
-    if "data.training_tokens" in dict(_options(typed)) and config.trainer.max_steps > 0:
+    if last.get("data.training_tokens") not in (None, "null") and config.trainer.max_steps > 0:
         raise ConfigError(
             f"--data.training_tokens has no effect, since trainer.max_steps is {config.trainer.max_steps}; "
             "give one of them (--trainer.max_steps -1 takes the other back)."

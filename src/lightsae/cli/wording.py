@@ -76,7 +76,8 @@ def names_of_classes(hint: Any) -> list[str]:
     if isinstance(hint, type) and not get_args(hint):
         if hint.__module__ in ("builtins", "collections.abc", "typing"):
             return []
-        return sorted({name for kind in hint.__subclasses__() for name in [kind.__name__, *names_of_classes(kind)]})
+        below: list[type] = hint.__subclasses__()
+        return sorted({name for kind in below for name in [kind.__name__, *names_of_classes(kind)]})
     inner = hint if isinstance(hint, list) else get_args(hint)
     return list(dict.fromkeys(name for part in inner for name in names_of_classes(part)))
 
@@ -86,9 +87,10 @@ def _of_key(key: str, problem: str, classes: dict[str, list[str]]) -> str:
     if SETTING in problem:
         said = problem.split(SETTING)[1]
         if "SparseAutoencoder" in said:
+            name = re.split(r"[\s:]", said)[0]
             return (
-                f"{key}: {said.split(':')[0].split()[0]} is set, but no variant is chosen; write --{key} TopK before it "
-                f"(in a file: class_path: TopK, and the settings under init_args)."
+                f"{key}: {name} is set, but no variant is chosen; write --{key} TopK before it "
+                "(in a file: class_path: TopK, and the settings under init_args)."
             )
         return f"{key}.{said}"
     if found := re.match(r"Unable to load config '(.*?)'", problem):
@@ -106,6 +108,9 @@ def _of_key(key: str, problem: str, classes: dict[str, list[str]]) -> str:
     expected = list(dict.fromkeys(_expected(problem)))
     if "a number" in expected and "a whole number" in expected:
         expected.remove("a whole number")
+    if nested and expected[1:] and "null" in expected:
+        # That is for the whole, not for this part of it.
+        expected.remove("null")
     if not expected or value is None:
         return f"{key}: {_one_line(problem)}"
     return f"{key} is {value}; write {', '.join(expected[:-1])}{' or ' if expected[1:] else ''}{expected[-1]}."
@@ -123,7 +128,8 @@ def _value_found(problem: str) -> tuple[str, str | None]:
 
 
 def _expected(problem: str) -> Iterable[str]:
-    for choices, kind in re.findall(r"Expected an? (?:typing\.)?(?:Literal\[(.+?)\](?:\.|\n|$)|<class '([\w.]+)'>)", problem):
+    kinds = r"Expected an? (?:(?:typing\.)?Literal\[(.+?)\](?:\.|\n|$)|<class '([\w.]+)'>)"
+    for choices, kind in re.findall(kinds, problem):
         if choices:
             yield from choices.replace("'", "").split(", ")
         elif (name := kind.rpartition(".")[2]) in _TYPES:

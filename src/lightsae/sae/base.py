@@ -6,6 +6,7 @@ Units:   inputs and outputs of the public methods are raw activations. Inside, a
 """
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,9 +49,7 @@ class SAEOutput:
         return self.x_hat_normalised / self.output_scale
 
     def detach(self) -> "SAEOutput":
-        return SAEOutput(
-            self.x_normalised, self.latents.detach(), self.x_hat_normalised.detach(), self.output_scale
-        )
+        return SAEOutput(self.x_normalised, self.latents.detach(), self.x_hat_normalised.detach(), self.output_scale)
 
     def dense_latents(self) -> Float[Tensor, "T F"]:
         return self.latents if isinstance(self.latents, Tensor) else self.latents.to_dense()
@@ -114,7 +113,9 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw decoder directions at random, tie the encoder to them, set biases to 0."""
-        nn.init.normal_(self.W_dec, generator=generator)
+        if not self.W_dec.is_meta:
+            # Drawn on the CPU, where the generator lives: the start is the same on every device.
+            self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator, device="cpu"))
         self.W_dec.mul_(self.mechanism.initial_decoder_norm / self.W_dec.norm(dim=1, keepdim=True))
         self.W_enc.copy_(self.W_dec.T)
         nn.init.zeros_(self.b_enc)
@@ -199,11 +200,11 @@ def _per_column(scales: Tensor, widths: Mapping[SiteRef, int]) -> Tensor:
 
 def measure_scale(x: Float[Tensor, "T D"], normalisation: Normalisation) -> Float[Tensor, ""]:
     """Return the factor that normalises `x`: see `SparseAutoencoder.start_from`."""
-    norms = x.double().norm(dim=1)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).double()
     if normalisation == "sqrt_d":
-        scale = x.shape[1] ** 0.5 / norms.mean()
+        scale = math.sqrt(x.shape[1]) / norms.mean()
     elif normalisation == "unit":
         scale = 1 / norms.square().mean().sqrt()
     else:
-        scale = torch.ones((), dtype=torch.float64, device=x.device)
+        scale = norms.new_ones(())
     return scale.float()

@@ -27,7 +27,9 @@ def geometric_median(x: Float[Tensor, "T D"], *, tol: float = 1e-6, max_iters: i
         Weiszfeld's iteration; as an SAE's start, arXiv:2406.04093 app. A.1.
     """
     if len(x) == 0 or not bool(x.isfinite().all()):
-        raise ValueError(f"geometric_median needs finite rows; got {tuple(x.shape)} with {x.isfinite().sum()} finite values")
+        raise ValueError(
+            f"geometric_median needs finite rows; got {tuple(x.shape)} with {x.isfinite().sum()} finite values"
+        )
     points = x.detach().float()
     median = points.mean(0)
     for _ in range(max_iters):

@@ -1,5 +1,7 @@
 """The plain structure under the names that users write: `--model.sae TopK`."""
 
+import math
+
 from lightsae.sae.base import SparseAutoencoder
 from lightsae.sae.mechanisms.relu import DecoderNorm, ReLUMechanism
 from lightsae.sae.mechanisms.topk import TopKMechanism
@@ -44,7 +46,7 @@ class TopK(SparseAutoencoder):
     @property
     def default_lr(self) -> float:
         # The paper's scaling: 2e-4 at 2^14 latents, falling with the root of their number.
-        return 2e-4 * (2**14 / self.d_sae) ** 0.5
+        return 2e-4 * math.sqrt(2**14 / self.d_sae)
 
 
 VARIANTS: dict[str, type[SparseAutoencoder]] = {"ReLU": ReLU, "TopK": TopK}

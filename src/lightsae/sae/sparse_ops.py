@@ -105,7 +105,7 @@ def decode(latents: Latents, W_dec: Float[Tensor, "F D"]) -> Float[Tensor, "T D"
     """Return the sum of each token's decoder rows, weighted by its latents; no bias."""
     if isinstance(latents, Tensor):
         return latents @ W_dec
-    out: Tensor = _SparseDecode.apply(latents.values, W_dec, latents.pattern)
+    out: Tensor = _SparseDecode.apply(latents.values, W_dec, latents.pattern)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -116,10 +116,10 @@ def encode_selected(
     b_enc: Float[Tensor, " F"],
     select: Selection,
 ) -> SparseLatents:
-    """Return the selected entries of (x - centre) W_enc + b_enc, differentiable in all but `x`.
+    """Return the selected entries of (x - centre) W_enc + b_enc, differentiable in all four.
 
     Args:
-        x: Inputs; they get no gradient, since they come from a frozen model.
+        x: Inputs; in training they come from a frozen model, and no gradient is worked out for them.
         centre: What is subtracted first (the decoder's bias), or None.
         W_enc: Encoder.
         b_enc: Encoder bias.
@@ -127,7 +127,7 @@ def encode_selected(
             kept values that are positive.
     """
     holder: list[SparsePattern] = []
-    values: Tensor = _SparseEncode.apply(x, centre, W_enc, b_enc, select, holder)
+    values: Tensor = _SparseEncode.apply(x, centre, W_enc, b_enc, select, holder)  # type: ignore[no-untyped-call]
     return SparseLatents(values, holder[0])
 
 
@@ -199,4 +199,7 @@ class _SparseEncode(torch.autograd.Function):
         ones = centred.new_ones((1, 1), dtype=W_enc.dtype)
         grad_b = _weighted_rows(ones, torch.zeros_like(tokens), offsets, grad_pre[order]).squeeze(1)
         grad_centre = -(W_enc @ grad_b) if ctx.has_centre else None
-        return None, grad_centre, grad_W, grad_b, None, None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _weighted_rows(W_enc.T.contiguous(), pattern.indices, pattern.offsets, grad_pre)
+        return grad_x, grad_centre, grad_W, grad_b, None, None

@@ -42,6 +42,7 @@ class LatentUsage(nn.Module):
         self.register_buffer("known_dead", torch.zeros(d_sae, dtype=torch.bool))
         self._steps_to_refresh = self.REFRESH_STEPS
         self._on_host: Tensor | None = None
+        self._arrived: torch.cuda.Event | None = None
         self._dead_list: Tensor | None = None
 
     @property
@@ -94,12 +95,17 @@ class LatentUsage(nn.Module):
     def _refresh(self) -> None:
         """Make the mask asked for last time the known one, and ask for the present one without waiting for it."""
         self._steps_to_refresh = self.REFRESH_STEPS
+        if self._arrived is not None:
+            self._arrived.synchronize()  # a matter of form, unless the device is that many steps behind
         previous = self._on_host if self._on_host is not None else self.pending_dead.cpu()
         self.known_dead.copy_(self.pending_dead)
         self._dead_list = _indices(previous, self.known_dead.device)
         self.pending_dead.copy_(self.dead)
         # Arrives long before the next refresh reads it: the copy is queued behind this step only.
         self._on_host = self.pending_dead.to("cpu", non_blocking=True, copy=True)
+        if self.pending_dead.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(self.pending_dead.device))
 
     def get_extra_state(self) -> dict[str, int]:
         return {"steps_to_refresh": self._steps_to_refresh}

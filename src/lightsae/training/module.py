@@ -98,6 +98,10 @@ class SAEModule(LightningModule):
             sample = self.data.sample_without_sinks()
             for sae in self.each_sae().values():
                 sae.start_from(sample, self.data.normalisation)
+                if torch.distributed.is_available() and torch.distributed.is_initialized():
+                    # Each rank measured its own fill, and DDP has shared the weights already: rank 0's start is all's.
+                    for tensor in sae.state_dict().values():
+                        torch.distributed.broadcast(tensor, src=0)
             self._started = True
 
     def each_sae(self) -> dict[str, SparseAutoencoder]:
@@ -258,7 +262,7 @@ def describe(sae: SparseAutoencoder) -> dict[str, Any]:
 
 def first_difference(stored: Mapping[str, Any], found: Mapping[str, Any], where: str = "") -> str | None:
     """Return the first disagreement of two nested descriptions in words, or None."""
-    for key in stored | found:
+    for key in {**stored, **found}:
         a, b = stored.get(key), found.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             if inner := first_difference(a, b, f"{where}{key}."):

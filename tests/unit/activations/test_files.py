@@ -1,6 +1,7 @@
 """Activation files: what is read, in which order, how it is held out, and fills over epochs."""
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_a_fill_serves_its_rows_once_in_another_order(big: str) -> None:
     served = flat(take(stream(big, batch=64, fill_rows=1024), 16))
     assert len(set(served)) == len(served) == 1024
     assert served != sorted(served)
-    runs = sum(b == a + 1 for a, b in zip(served[:-1], served[1:], strict=True))
+    runs = sum(b == a + 1 for a, b in pairwise(served))
     assert runs < 10, "neighbours are torn apart"
 
 

@@ -407,7 +407,9 @@ def test_the_buffer_has_the_dtype_that_is_asked_for(make: Make, dtype: torch.dty
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_validation_serves_whole_rows_in_order(tiny_text: Any, model: LanguageModel, world: int) -> None:
-    source = RowSource(CorpusConfig(tiny_text.corpus, context_size=CONTEXT, num_workers=0), model.tokenizer, "validation")
+    source = RowSource(
+        CorpusConfig(tiny_text.corpus, context_size=CONTEXT, num_workers=0), model.tokenizer, "validation"
+    )
     rows = source.take(7)
     source.close()
     reading = Reading(sites_of("tiny", SITES), torch.float32, 2, skip_special=True, skip_positions=2)

@@ -103,7 +103,9 @@ def test_geometric_median_of_identical_rows() -> None:
     torch.testing.assert_close(geometric_median(torch.full((5, 3), 2.5)), torch.full((3,), 2.5))
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(0, 3), torch.tensor([[1.0, float("nan")]]), torch.tensor([[float("inf")]])])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(0, 3), torch.tensor([[1.0, float("nan")]]), torch.tensor([[float("inf")]])]
+)
 def test_geometric_median_of_nothing_or_of_nan(bad: Tensor) -> None:
     with pytest.raises(ValueError, match="geometric_median"):
         geometric_median(bad)
@@ -157,7 +159,9 @@ def test_each_site_has_its_own_scale() -> None:
     assert (sae.d_in, sae.d_out) == (10, 10)
     x_a, x_b = data()[:, :4], data(seed=1)[:, :6] * 50
     sae.start_from({a: x_a, b: x_b}, "sqrt_d")
-    torch.testing.assert_close(sae.input_scale, torch.stack([measure_scale(x_a, "sqrt_d"), measure_scale(x_b, "sqrt_d")]))
+    torch.testing.assert_close(
+        sae.input_scale, torch.stack([measure_scale(x_a, "sqrt_d"), measure_scale(x_b, "sqrt_d")])
+    )
     torch.testing.assert_close(sae.output_scale, sae.input_scale.flip(0))
     read = torch.cat([x_a, x_b], 1)
     output = sae(read)

@@ -263,7 +263,9 @@ def test_bf16_autocast_stays_near_fp32(kind: type[SparseAutoencoder], settings: 
 # -- settings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "expected"), [(384.0, 256), (385.0, 512), (2.0, 2), (0.5, 1), (3.5, 4), (2304.0, 2048)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(384.0, 256), (385.0, 512), (2.0, 2), (0.5, 1), (3.5, 4), (2304.0, 2048)]
+)
 def test_nearest_power_of_two(value: float, expected: int) -> None:
     assert nearest_power_of_two(value) == expected
 

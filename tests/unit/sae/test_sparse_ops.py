@@ -1,5 +1,7 @@
 """Sparse products against the dense ones that they stand for, in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,7 +73,7 @@ KINDS = ("ragged", "nothing", "fixed", "all", "zeros")
 def to_dense_by_hand(latents: SparseLatents) -> Tensor:
     dense = torch.zeros(latents.pattern.tokens, latents.pattern.width, dtype=latents.values.dtype)
     offsets = latents.offsets.tolist()
-    for token, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for token, (start, end) in enumerate(pairwise(offsets)):
         for place in range(start, end):
             dense[token, latents.indices[place]] = latents.values[place]
     return dense

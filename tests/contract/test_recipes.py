@@ -1,0 +1,61 @@
+"""Every recipe in configs/: parsed as it stands, and a few steps of it run on a tiny random model of its class."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightsae.cli import main
+from lightsae.sae import VARIANTS
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+# The transformers class of each recipe's model, and enough layers for its site.
+MODELS = {
+    "quickstart": ("llama", 4),
+    "gpt2-small_mlp-act-6_tinystories": ("gpt2", 7),
+    "qwen2.5-0.5b_resid-post-12_fineweb-edu": ("qwen2", 13),
+    "qwen3-8b_mlp-out-28_fineweb": ("qwen3", 29),
+    "pythia-160m_resid-post-8_pile": ("gpt_neox", 9),
+}
+SHORT = (
+    "--trainer.max_steps=4 --trainer.accelerator=cpu --trainer.val_check_interval=4 --trainer.precision=32-true "
+    "--trainer.enable_progress_bar=false --data.context_size=16 --data.batch_tokens=64 --data.buffer_tokens=256 "
+    "--data.shuffle_tokens=512 --data.val_tokens=128 --data.num_workers=0 --data.dataset_config=null "
+    "--data.validation_split=null --data.training_tokens=null --model.sae.d_sae=80"
+).split()
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *args])
+    return int(ended.value.code or 0)
+
+
+def test_every_recipe_is_under_contract() -> None:
+    assert set(MODELS) == {path.stem for path in CONFIGS.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
+def test_parses_and_says_what_it_is(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert path.read_text().startswith("# "), "a recipe begins with what it is"
+    before = [str(CONFIGS / "quickstart.yaml")] if path.parent.name == "overrides" else []
+    assert run(*(word for file in [*before, str(path)] for word in ("--config", file)), "--print_config") == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert parsed["model"]["sae"]["class_path"].rpartition(".")[2] in VARIANTS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_runs_shortened(
+    name: str, make_model: Callable[..., Path], tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = CONFIGS / f"{name}.yaml"
+    args = ["--config", str(config), *SHORT, "--data.model", str(make_model(*MODELS[name]))]
+    args += ["--data.dataset", str(tiny_corpus)]
+    if "TopK" in config.read_text():
+        args += ["--model.sae.k=4"]
+    assert run(*args) == 0
+    description = json.loads((tmp_path / "lightning_logs/version_0/sae/sae.json").read_text())
+    assert description["provenance"]["step"] == 4
