@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, Schedule, sink_mask
+from lightsae.activations.stream import Fill, Schedule, check_finite, sink_mask
 from lightsae.activations.timing import Timings
 from lightsae.errors import CorpusError, did_you_mean
 from lightsae.randomness import keyed_generator
@@ -232,4 +232,6 @@ class ValidationFileRows:
         for index, chosen in enumerate(self.batches):
             rows = len(chosen) * self.chunks.size
             buffer = torch.empty(rows, self.files.width, dtype=self.dtype, device=self.device)
-            yield replace(read_chunks(self.files, self.chunks, chosen, buffer), index=index)
+            batch = read_chunks(self.files, self.chunks, chosen, buffer)
+            check_finite(batch, f"of validation, in batch {index}")
+            yield replace(batch, index=index)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus import RowSource, TokenRows
-from lightsae.activations.stream import Fill, Schedule, sink_mask
+from lightsae.activations.stream import Fill, Schedule, check_finite, sink_mask
 from lightsae.activations.timing import Timings
 from lightsae.lm import LanguageModel
 from lightsae.randomness import keyed_generator
@@ -224,6 +224,7 @@ class ValidationRows:
                 self._buffers,
                 self.timings,
             )
+            check_finite(batch, f"of validation, in batch {index}")
             yield replace(batch, index=index)
 
 

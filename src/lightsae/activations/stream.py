@@ -113,7 +113,7 @@ class ActivationStream:
         if self._current is None or self._current[0] != number:
             self._current = None  # frees nothing yet, but a failure below must not leave a stale fill
             fill = self.source.fill(number)
-            check_finite(fill.everything, first_batch=number * self.schedule.batches_per_fill)
+            check_finite(fill.everything, f"of training, from batch {number * self.schedule.batches_per_fill} on")
             self._current = (number, fill, self._order(number, fill.served))
         return self._current[1], self._current[2]
 
@@ -146,13 +146,12 @@ def sink_mask(batch: ActivationBatch, *, position_zero: bool) -> Tensor:
     return sinks
 
 
-def check_finite(batch: ActivationBatch, *, first_batch: int) -> None:
+def check_finite(batch: ActivationBatch, where: str) -> None:
     """Raise an ActivationError where an activation is NaN or infinite; one look a fill, not one a step."""
     for site, values in batch.activations.items():
         # A sum is finite only if every term is; it reads the buffer once and needs no second one.
         if not bool(values.sum(dtype=torch.float32).isfinite()) and not bool(values.isfinite().all()):
             bad = int((~values.isfinite().all(dim=1)).sum())
             raise ActivationError(
-                f"{site} holds NaN or infinity on {bad} of {len(values)} tokens (batch {first_batch} or after). "
-                "Try data.dtype: float32; the last checkpoint is kept."
+                f"{site} holds NaN or infinity on {bad} of {len(values)} tokens {where}. Try data.dtype: float32."
             )

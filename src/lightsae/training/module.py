@@ -55,6 +55,9 @@ class SAEModule(LightningModule):
         super().__init__()
         if lr is not None and lr <= 0:
             raise ConfigError(f"model.lr is {lr}; it must be above 0.")
+        for key, length in (("lr_warm_up", lr_warm_up), ("lr_decay", lr_decay)):
+            if length < 0:
+                raise ConfigError(f"model.{key} is {length}; write a share of the run (0.05) or steps (200).")
         if dead_after is not None and dead_after < 1:
             raise ConfigError(f"model.dead_after is {dead_after}; it counts tokens, so write 1 or more.")
         self.make_sae, self.given_coefficients = sae, dict(coefficients or {})

@@ -199,6 +199,15 @@ def test_an_epoch_serves_every_training_row_once(tmp_path: Path) -> None:
     assert first != second
 
 
+def test_every_epoch_deals_its_rows_to_the_fills_anew(big: str) -> None:
+    source = stream(big, batch=64, fill_rows=512, share=0.25)
+    assert len(source.source.chunks.train) == 48  # 6 fills of 8 chunks
+    fills = [frozenset(flat(take(source, 8))) for _ in range(18)]
+    epochs = [fills[start : start + 6] for start in (0, 6, 12)]
+    assert len({frozenset().union(*epoch) for epoch in epochs}) == 1
+    assert len(set(fills)) == 18
+
+
 def test_many_fills_serve_all_rows_about_equally_often(big: str) -> None:
     source = stream(big, batch=64, fill_rows=512)
     counts = Counter(flat(take(source, 4 * 64)))

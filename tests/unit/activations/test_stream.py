@@ -148,6 +148,12 @@ def test_batches_are_numbered_through_the_run(make: Make) -> None:
     assert [batch.index for batch in take(make(), 14)] == list(range(14))
 
 
+def test_every_fill_has_an_order_of_its_own(make: Make) -> None:
+    stream = make(batch=8)
+    orders = [tuple(position for _, position in places(take(stream, 4))) for _ in range(5)]
+    assert len(set(orders)) == 5
+
+
 # -- the schedule follows from shared numbers ------------------------------------------------------------------------
 
 
@@ -356,8 +362,8 @@ def test_chosen_tokens_keep_what_is_known_of_them() -> None:
 def test_nan_and_infinity_name_the_site_and_the_batch(value: float, dtype: torch.dtype) -> None:
     values = torch.ones(12, 5, dtype=dtype)
     values[3, 2] = value
-    with pytest.raises(ActivationError, match=r"m:here holds NaN or infinity on 1 of 12 tokens \(batch 40") as error:
-        check_finite(batch_of(values), first_batch=40)
+    with pytest.raises(ActivationError, match=r"m:here holds NaN or infinity on 1 of 12 tokens in batch 40\.") as error:
+        check_finite(batch_of(values), "in batch 40")
     assert "\n" not in str(error.value)
 
 
@@ -365,12 +371,12 @@ def test_infinities_that_cancel_are_found() -> None:
     values = torch.ones(12, 5)
     values[3, 2], values[4, 2] = float("inf"), float("-inf")
     with pytest.raises(ActivationError, match="2 of 12"):
-        check_finite(batch_of(values), first_batch=0)
+        check_finite(batch_of(values), "in batch 0")
 
 
 def test_large_finite_values_pass() -> None:
-    check_finite(batch_of(torch.full((12, 5), 3e38)), first_batch=0)
-    check_finite(batch_of(torch.full((12, 5), 6e4, dtype=torch.float16)), first_batch=0)
+    check_finite(batch_of(torch.full((12, 5), 3e38)), "in batch 0")
+    check_finite(batch_of(torch.full((12, 5), 6e4, dtype=torch.float16)), "in batch 0")
 
 
 def test_a_model_that_gives_nan_stops_the_stream(make: Make, model: LanguageModel) -> None:
