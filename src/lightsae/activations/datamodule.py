@@ -254,7 +254,8 @@ class ActivationDataModule(LightningDataModule):
             in_fill = fill_rows // chunks.size
             return FileFills(self._open_files(), chunks, schedule, in_fill, dtype, device, self.timings)
         model = self._load_model(device)
-        per_block = max(1, self.shuffle_tokens // (fill_rows * self.context_size * schedule.world))
+        fills = -(-schedule.total_batches // schedule.batches_per_fill)
+        per_block = max(1, min(fills, self.shuffle_tokens // (fill_rows * self.context_size * schedule.world)))
         rows = RowSource(self.corpus, model.tokenizer, "train")
         return LanguageModelFills(rows, model, self._reading(device), schedule, fill_rows, per_block, self.timings)
 

@@ -18,6 +18,7 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus import RowSource, TokenRows
 from lightsae.activations.stream import Fill, Schedule, check_finite, sink_mask
 from lightsae.activations.timing import Timings
+from lightsae.errors import ConfigError
 from lightsae.lm import LanguageModel
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
@@ -70,12 +71,14 @@ class LanguageModelFills:
 
     def state_dict(self) -> dict[str, Any]:
         number = self._block[0] if self._block is not None else self._next_number
-        return {"block": number, "block_start": self._block_state}
+        return {"block": number, "fills_per_block": self.fills_per_block, "block_start": self._block_state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._next is not None:
             self._next.result()  # the reader must not move the source while it is set back
         self.rows.load_state_dict(state["block_start"])
+        # A run that is made longer keeps its blocks.
+        self.fills_per_block = state["fills_per_block"]
         self._block, self._block_state = None, state["block_start"]
         self._next_number, self._next = state["block"], None
 
@@ -105,6 +108,10 @@ class LanguageModelFills:
         keep[:, : self.reading.skip_positions] = False
         if self.reading.skip_special:
             keep &= ~np.isin(tokens, self.model.special_token_ids)
+        if not keep.any():
+            raise ConfigError(
+                "data.skip_special_tokens and data.skip_positions leave no token of a whole buffer to train on."
+            )
         return torch.from_numpy(np.flatnonzero(keep))
 
     def _shuffled(self, block: int) -> np.ndarray:

@@ -14,10 +14,17 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
-from lightsae.errors import ActivationError
+from lightsae.errors import ActivationError, CheckpointError
 from lightsae.randomness import keyed_generator
 
 SINK_NORM_RATIO = 10.0
+# Numbers of the schedule that say what a batch holds, and the settings that they come from.
+_SETTINGS = {
+    "batch_tokens": "data.batch_tokens",
+    "batches_per_fill": "data.buffer_tokens (or data.context_size, data.skip_positions)",
+    "seed": "data.seed (or seed_everything)",
+    "world": "trainer.devices",
+}
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,25 @@ class ActivationStream:
         return self._fill(self.served_batches // self.schedule.batches_per_fill)[0].everything
 
     def state_dict(self) -> dict[str, Any]:
-        return {"served_batches": self.served_batches, "source": self.source.state_dict()}
+        return {
+            "served_batches": self.served_batches,
+            "schedule": {key: getattr(self.schedule, key) for key in _SETTINGS},
+            "source": self.source.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the place of a `state_dict`.
+
+        Raises:
+            CheckpointError: It was written with other numbers, by which the place would mean another one.
+        """
+        for key, setting in _SETTINGS.items():
+            stored, found = state["schedule"][key], getattr(self.schedule, key)
+            if stored != found:
+                raise CheckpointError(
+                    f"{setting} differs from the checkpoint's: {key} was {stored} and is {found}. "
+                    "Go on with the run's own config.yaml, or start a new run."
+                )
         self.served_batches = state["served_batches"]
         self.source.load_state_dict(state["source"])
         self._current = None

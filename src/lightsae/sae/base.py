@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ActivationError, ConfigError
 from lightsae.sae.initialise import geometric_median
 from lightsae.sae.mechanisms.base import Mechanism
 from lightsae.sae.sites import SiteRef, Widths
@@ -128,7 +128,13 @@ class SparseAutoencoder(nn.Module):
         Args:
             sample: Activations of the same tokens at every site, without attention sinks.
             normalisation: "sqrt_d" makes the mean norm sqrt(width), "unit" the mean squared norm 1, "none" keeps raw units.
+
+        Raises:
+            ActivationError: A site is zero on all tokens.
         """
+        for site, values in sample.items():
+            if not bool(values.any()):
+                raise ActivationError(f"{site} is zero on all {len(values)} tokens of the sample: nothing to learn from.")
         self.input_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.read]))
         self.output_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.predicted]))
         # A median of some thousands of tokens is as good a start as one of all, and each iteration reads them all.

@@ -61,7 +61,7 @@ class TopKMechanism(Mechanism):
         self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
     ) -> dict[str, Tensor]:
         error = target - output.x_hat_normalised
-        spread = (target - target.mean(0)).square().sum()
+        spread = (target - target.mean(0)).square().sum().clamp_min(torch.finfo(target.dtype).tiny)
         terms = {"mse": error.square().sum() / spread}
         terms["auxk"] = self._auxk(sae, output.x_normalised, error.detach(), usage.dead_list)
         return terms
