@@ -4,15 +4,15 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 
-import json  # noqa: E402
-import random  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import pytest
+import torch
+from jaxtyping import install_import_hook
 
 install_import_hook("lightsae", "beartype.beartype")
 torch.set_num_threads(1)

@@ -87,6 +87,8 @@ def test_killed_twice_ends_in_the_same_bytes(
     a, b = ((run / "sae" / "sae.safetensors").read_bytes() for run in (whole, resumed))
     assert a == b, f"killed at steps {first} and {second}: the dictionaries differ"
     assert sorted(p.name for p in resumed.glob("config*.yaml")) == [
-        "config.resume-1.yaml", "config.resume-2.yaml", "config.yaml",
+        "config.resume-1.yaml",
+        "config.resume-2.yaml",
+        "config.yaml",
     ]
     assert not (tmp_path / "lightning_logs" / "version_2").exists()

@@ -10,6 +10,7 @@ Left out: `encodings` (tables of code points), and the test packages, which many
 """
 
 import hashlib
+import os
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -46,18 +47,26 @@ def standard_library_documents(split: Split, *, tests: bool = False) -> Iterator
         split: The side of the hash split.
         tests: Yield the test packages instead of everything else.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    names: dict[str, Path] = {}
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if _EXCLUDED & set(parts) or bool(_TESTS & set(parts)) != tests or parts[-2:] == ("pydoc_data", "topics"):
-            continue
-        names[".".join(parts)] = path
+    names = _modules(tests=tests)
     for name in sorted(names):
         if split_of(name) == split and (text := _read_source(names[name])):
             yield Document(name, text)
     if not tests:
         yield from (document for document in _topics() if split_of(document.name) == split)
+
+
+def _modules(*, tests: bool) -> dict[str, Path]:
+    """Return the files of the standard library's modules by dotted name."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names: dict[str, Path] = {}
+    for folder, below, files in os.walk(root):
+        # Pruned, not filtered: site-packages may hold a hundred times as many files.
+        below[:] = [name for name in below if name not in _EXCLUDED]
+        package = Path(folder).relative_to(root).parts
+        if bool(_TESTS & set(package)) == tests:
+            names |= {".".join((*package, file[:-3])): Path(folder, file) for file in files if file.endswith(".py")}
+    names.pop("pydoc_data.topics", None)  # read topic by topic
+    return names
 
 
 def _read_source(path: Path) -> str | None:

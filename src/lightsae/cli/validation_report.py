@@ -11,16 +11,18 @@ from rich.table import Table
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.formats.files import write_atomically
 
+# The figures of the table, in its order; all of them are in TensorBoard and in validation.json.
 _MEANINGS = {
     "val/fve": "fraction of variance explained",
     "val/fve_no_sinks": "the same without attention sinks",
     "val/l0": "latents that fire on a token",
-    "val/dead_fraction": "latents silent on all validation tokens",
-    "val/dense_fraction": "latents that fire on more than 10% of tokens",
+    "val/dead_fraction": "latents that never fire",
+    "val/dense_fraction": "latents that fire on over 10% of tokens",
     "val/relative_reconstruction_bias": "1 is unbiased, below 1 shrunk",
     "val/ce_recovered": "of the loss that zero ablation costs",
     "val/ce_recovered_mean": "of the loss that mean ablation costs",
-    "val/kl": "of the spliced model's predictions from the clean one's, nats",
+    "val/kl": "nats a token, spliced from clean model",
+    "val/tokens": "held-out tokens",
 }
 
 
@@ -37,10 +39,12 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
     console = Console()
     if figures:
         table = Table("validation", "", "", box=None, pad_edge=False)
-        table.columns[1].justify = "right"
-        for key, value in figures.items():
-            meaning = next((text for name, text in _MEANINGS.items() if key.endswith(name)), "")
-            table.add_row(key, f"{value:.4g}", f"[dim]{meaning}[/dim]")
+        table.columns[0].no_wrap, table.columns[1].justify = True, "right"
+        for dictionary in dict.fromkeys(key.partition("val/")[0] for key in figures):
+            for name, meaning in _MEANINGS.items():
+                if (value := figures.get(dictionary + name)) is not None:
+                    shown = f"{value:,.0f}" if name == "val/tokens" else f"{value:.4g}"
+                    table.add_row(dictionary + name, shown, f"[dim]{meaning}[/dim]")
         console.print(table)
     if folder is not None:
         _where_next(console, folder, command)

@@ -134,7 +134,9 @@ class SparseAutoencoder(nn.Module):
         """
         for site, values in sample.items():
             if not bool(values.any()):
-                raise ActivationError(f"{site} is zero on all {len(values)} tokens of the sample: nothing to learn from.")
+                raise ActivationError(
+                    f"{site} is zero on all {len(values)} tokens of the sample: nothing to learn from."
+                )
         self.input_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.read]))
         self.output_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.predicted]))
         # A median of some thousands of tokens is as good a start as one of all, and each iteration reads them all.

@@ -138,12 +138,20 @@ def _weighted_rows(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor
     )
 
 
-def _row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 << 16) -> Tensor:
-    """Return <a[token(n)], b[latent(n)]> for every entry n, without an (N, D) tensor larger than a chunk."""
-    tokens, out = pattern.token_of, a.new_empty(len(pattern.indices))
+def _row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 << 13) -> Tensor:
+    """Return <a[token(n)], b[latent(n)]> for every entry n, a chunk at a time: gathered rows stay in the cache."""
+    out = a.new_empty(len(pattern.indices))
+    if pattern.per_token:
+        # A token's entries lie together: one small matrix product a token, and no copies of `a`.
+        k = pattern.per_token
+        rows, indices = max(1, chunk // k), pattern.indices.view(-1, k)
+        for start in range(0, len(indices), rows):
+            part = slice(start, start + rows)
+            torch.bmm(b[indices[part]], a[part].unsqueeze(2), out=out.view(-1, k, 1)[part])
+        return out
     for start in range(0, len(out), chunk):
         part = slice(start, start + chunk)
-        out[part] = torch.linalg.vecdot(a[tokens[part]], b[pattern.indices[part]])
+        out[part] = torch.linalg.vecdot(a[pattern.token_of[part]], b[pattern.indices[part]])
     return out
 
 
@@ -179,8 +187,7 @@ class _SparseEncode(torch.autograd.Function):
         holder: list[SparsePattern],
     ) -> Tensor:
         centred = x if centre is None else x - centre
-        # A product that autocast turns into bf16; adding the bias to its result keeps that type.
-        pre = (centred @ W_enc).add_(b_enc)
+        pre = torch.addmm(b_enc, centred, W_enc)  # in bf16 under autocast
         values, pattern = select(pre)
         values = values.to(W_enc.dtype)
         holder.append(pattern)
