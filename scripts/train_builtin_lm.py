@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lightsae.activations.builtin_corpus import standard_library_documents
 
 BOS, EOS = "<|begin|>", "<|end|>"
-# Words with their leading space, single digits, punctuation runs, line breaks with the indentation left to its own token.
+# Words with their leading space, single digits, runs of punctuation, line breaks; indentation is a token of its own.
 PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -191,7 +191,7 @@ def hidden_states(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
 
 
 def train(model: LlamaForCausalLM, rows: Tensor, args: argparse.Namespace, save: Any) -> None:
-    """Muon for the matrices of the blocks, Adam for embeddings and norms; learning rate falls linearly over the last 60%."""
+    """Muon for the matrices of the blocks, Adam for the rest; the learning rate falls linearly over the last 60%."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
     optimizers: list[torch.optim.Optimizer] = [

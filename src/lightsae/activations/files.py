@@ -131,7 +131,7 @@ class Chunks:
         self.validation, self.train = numbers[held_out], numbers[~held_out]
 
     def in_fill(self, buffer_rows: int, batch_rows: int, world: int) -> int:
-        """Return how many chunks a rank's fill holds: what the buffer takes, and a batch at least where there is one."""
+        """Return how many chunks a rank's fill holds: what the buffer takes, and a batch at least."""
         wanted = max(buffer_rows // self.size, -(-batch_rows // self.size))
         return max(1, min(wanted, len(self.train) // world))
 

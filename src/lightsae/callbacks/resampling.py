@@ -26,8 +26,9 @@ class DeadLatentResampling(Callback):
     """Resample dead latents at given optimiser steps. Acts on weights and on the optimiser.
 
     A dead latent gets an input of the present batch, drawn with probability proportional to its squared loss: at unit
-    length (at the mean norm of the live rows, where rows are not of unit norm) as its decoder row, and at 0.2 of the mean
-    norm of the live encoder columns as its encoder column. Its encoder bias and the Adam moments of all three become 0.
+    length (at the mean norm of the live rows, where rows are not of unit norm) as its decoder row, and at 0.2 of the
+    mean norm of the live encoder columns as its encoder column. Its encoder bias and the Adam moments of all three
+    become 0.
 
     Draws come from a generator keyed by the step, and the counts of the latents are part of the checkpoint: a resumed
     run resamples as the uninterrupted one does. Variants that select (TopK) have AuxK instead and are left alone.

@@ -13,6 +13,8 @@ from torch.utils.tensorboard.summary import hparams
 from lightsae.errors import CheckpointError, ConfigError
 from lightsae.formats.files import write_atomically
 
+# What tells one run from another; the rest of the configuration is in config.yaml.
+_TOLD = ("data.", "model.", "seed_everything", "trainer.max_steps", "trainer.precision", "trainer.gradient_clip")
 FINAL_FIGURES = ("val/fve", "val/fve_no_sinks", "val/ce_recovered", "val/l0", "val/dead_fraction")
 
 
@@ -70,7 +72,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 def _log_hparams(logger: TensorBoardLogger, config: Mapping[str, Any]) -> None:
     """Tell TensorBoard's HPARAMS page what was set and which curves to show beside it."""
-    flat = {key: value for key, value in _flatten(config) if not key.startswith("trainer.") or value is not None}
+    flat = {key: value for key, value in _flatten(config) if key.startswith(_TOLD) and value != "None"}
     logger.log_hyperparams(flat)  # hparams.yaml
     writer = logger.experiment._get_file_writer()
     for summary in hparams(flat, dict.fromkeys(FINAL_FIGURES, 0.0)):

@@ -146,6 +146,11 @@ class TrainingCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         preflight(self.trainer, self.model, self.datamodule, self.config[self.subcommand].ckpt_path)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        # `report` prints the table.
+        return kwargs | {"verbose": False} if subcommand == "validate" else kwargs
+
     def _run_subcommand(self, subcommand: str) -> None:
         with tidy_end(self.trainer):
             super()._run_subcommand(subcommand)

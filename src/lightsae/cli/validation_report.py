@@ -17,11 +17,11 @@ _MEANINGS = {
     "val/fve_no_sinks": "the same without attention sinks",
     "val/l0": "latents that fire on a token",
     "val/dead_fraction": "latents that never fire",
-    "val/dense_fraction": "latents that fire on over 10% of tokens",
+    "val/dense_fraction": "latents firing on over 10% of tokens",
     "val/relative_reconstruction_bias": "1 is unbiased, below 1 shrunk",
-    "val/ce_recovered": "of the loss that zero ablation costs",
-    "val/ce_recovered_mean": "of the loss that mean ablation costs",
-    "val/kl": "nats a token, spliced from clean model",
+    "val/ce_recovered": "of what zero ablation costs",
+    "val/ce_recovered_mean": "of what mean ablation costs",
+    "val/kl": "nats a token, spliced against clean",
     "val/tokens": "held-out tokens",
 }
 

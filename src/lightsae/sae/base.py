@@ -127,7 +127,8 @@ class SparseAutoencoder(nn.Module):
 
         Args:
             sample: Activations of the same tokens at every site, without attention sinks.
-            normalisation: "sqrt_d" makes the mean norm sqrt(width), "unit" the mean squared norm 1, "none" keeps raw units.
+            normalisation: "sqrt_d" makes the mean norm sqrt(width), "unit" the mean squared norm 1, "none" keeps raw
+                units.
 
         Raises:
             ActivationError: A site is zero on all tokens.

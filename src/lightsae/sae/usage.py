@@ -52,7 +52,7 @@ class LatentUsage(nn.Module):
 
     @property
     def dead_list(self) -> Int[Tensor, " dead"]:
-        """The latents that were dead at the last refresh but one; its length is known without waiting for the device."""
+        """The latents dead at the last refresh but one; its length is known without waiting for the device."""
         if self._dead_list is None:
             self._dead_list = _indices(self.known_dead.cpu(), self.known_dead.device)
         return self._dead_list

@@ -1,4 +1,4 @@
-"""What a sparsity mechanism has to give: latents from pre-activations, loss terms, and what it demands of the decoder."""
+"""What a sparsity mechanism gives: latents from pre-activations, loss terms, and its demands on the decoder."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar

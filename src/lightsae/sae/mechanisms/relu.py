@@ -1,12 +1,12 @@
 """ReLU with an L1 penalty, in the two forms that were published.
 
 Axes:    T tokens, D width, F dictionary size.
-Source:  free decoder norms: Anthropic, "Circuits Updates - April 2024" (training SAEs). Unit norms: Bricken et al. 2023,
-         "Towards Monosemanticity", app. "Sparse autoencoder training".
+Source:  free decoder norms: Anthropic, "Circuits Updates - April 2024" (training SAEs). Unit norms: Bricken et al.
+         2023, "Towards Monosemanticity", app. "Sparse autoencoder training".
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ class ReLUMechanism(Mechanism):
         decoder_norm: Which of the two forms.
     """
 
-    default_warm_up = {"l1": 0.05}
+    default_warm_up: ClassVar[Mapping[str, float]] = {"l1": 0.05}
 
     def __init__(self, decoder_norm: DecoderNorm = "free") -> None:
         super().__init__()

@@ -4,7 +4,8 @@ Axes:    T tokens, D width, F dictionary size.
 Source:  Gao et al. 2024, arXiv:2406.04093, sec. 2.3 (TopK), app. A.2 (AuxK).
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,7 +32,7 @@ class TopKMechanism(Mechanism):
         k_aux: Dead latents that predict the error of a token; None: the power of two nearest to half the width.
     """
 
-    default_coefficients = {"mse": 1.0, "auxk": 1 / 32}
+    default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "auxk": 1 / 32}
 
     def __init__(self, k: int, k_aux: int | None = None) -> None:
         super().__init__()
