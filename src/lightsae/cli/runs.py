@@ -54,11 +54,17 @@ class SaveRunConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace, resuming: bool = False) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self.resuming = resuming
+        self.folder: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Asked for on every rank: Lightning broadcasts the answer, and `save_config` runs on rank 0 alone.
+        self.folder = trainer.log_dir
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.log_dir is None:
+        if self.folder is None:
             return
-        folder = Path(trainer.log_dir)
+        folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = self.config_filename
         if self.resuming:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,8 +163,6 @@ class TrainingCLI(LightningCLI):
 
 def run_training(command: str, args: list[str]) -> int:
     """Run fit or validate with command-line arguments."""
-    # LightningCLI reads sys.argv as well, to warn about it; what is parsed is `args`.
-    sys.argv = sys.argv[:1]
     with warnings.catch_warnings():
         _quiet_third_parties()
         TrainingCLI(command, args)
@@ -186,6 +183,8 @@ def _quiet_third_parties() -> None:
     # The data module's loaders make batches themselves; there are no DataLoader workers to add.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`train_dataloader` you passed.*")
+    # What is parsed is what was typed; sys.argv stays as it is, for DDP starts its other processes with it.
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
     # `validate` has a run folder of its own.
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
     # The run's length is checked here; and short runs are fine.

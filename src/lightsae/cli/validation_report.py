@@ -28,10 +28,12 @@ _MEANINGS = {
 
 def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
     """Print the validation figures; `validate` writes them to validation.json in its run folder, too."""
+    # Asked for on every rank: Lightning broadcasts the answer.
+    log_dir = trainer.log_dir
+    folder = Path(log_dir) if log_dir else None
     figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/" in key}
     if not trainer.is_global_zero:
         return
-    folder = Path(trainer.log_dir) if trainer.log_dir else None
     if command == "validate" and folder is not None:
         document = {"figures": figures, "checkpoint": _shown(trainer.ckpt_path), "data": data.describe()}
         with write_atomically(folder / "validation.json") as partial:

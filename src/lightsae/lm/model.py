@@ -26,7 +26,7 @@ from lightsae.lm.load import (
     skeleton,
     truncated,
 )
-from lightsae.lm.sites import FAMILIES, Site, SiteInfo, find_site, portable_names
+from lightsae.lm.sites import Site, SiteInfo, find_site, portable_names
 
 
 class ModelDescription:
@@ -98,8 +98,7 @@ class ModelDescription:
             if self._mode is None:
                 raise
             raise ModelError(
-                f"the sites of {self.name!r} cannot be measured from its config.json: {short(error)} "
-                f"Architectures that can: {', '.join(FAMILIES)}."
+                f"data.model is {self.name!r}, whose sites cannot be measured from its config.json: {short(error)}"
             ) from None
         self._widths |= {name: activations.shape[-1] for name, activations in found.items()}
 
