@@ -18,7 +18,7 @@ def run(folder: Path, *args: str) -> None:
 
 def test_two_processes(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    np.save(tmp_path / "rows.npy", (draw.normal(size=(3000, 12)) + 2).astype(np.float32))
+    np.save(tmp_path / "rows.npy", (draw.normal(size=(12000, 12)) + 2).astype(np.float32))
     sae = ["--model.sae", "TopK", "--model.sae.d_sae", "32", "--model.sae.k", "4"]
     devices = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     data = ["--data.activations", "rows.npy", "--data.batch_tokens", "128", "--data.training_tokens", "5120"]

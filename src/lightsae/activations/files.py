@@ -222,7 +222,13 @@ class ValidationFileRows:
     ) -> None:
         self.files, self.chunks, self.dtype, self.device = files, chunks, dtype, device
         per_batch = max(1, batch_rows // chunks.size)
-        mine = chunks.validation[: max(1, max_rows // chunks.size)].tolist()[rank::world]
+        chosen = chunks.validation[: max(world, max_rows // chunks.size)].tolist()
+        if len(chosen) < world:
+            raise CorpusError(
+                f"data.activations holds {len(chosen)} chunks of rows for validation, too few for {world} devices; "
+                "take fewer devices or more rows."
+            )
+        mine = chosen[rank::world]
         self.batches = [mine[i : i + per_batch] for i in range(0, len(mine), per_batch)]
 
     def __len__(self) -> int:
