@@ -1,6 +1,5 @@
 """How a run ends that cannot go on: nothing half-made is left behind, and the user learns what is kept."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightsae.callbacks import Interrupted
+from lightsae.cli.runs import shown
 from lightsae.errors import ConfigError, LightsaeError
 from lightsae.formats.files import explain_os_errors
 
@@ -73,7 +73,7 @@ def tidy_end(trainer: Trainer) -> Iterator[None]:
         if not isinstance(end.__context__, Interrupted):
             raise
         stop = Interrupted(end.__context__.signal_number)
-        stop.add_note(f"lightsae fit --config {_shown(folder / 'config.yaml')} --ckpt_path last")
+        stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last")
         raise stop from None
     except (LightsaeError, MisconfigurationException) as error:
         kind = type(error) if isinstance(error, LightsaeError) else ConfigError
@@ -97,7 +97,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 def _what_is_kept(trainer: Trainer, folder: Path) -> str:
     stopped = f"Stopped after step {trainer.global_step}"
     last = folder / "checkpoints" / "last.ckpt"
-    return f"{stopped}; {_shown(last)} is kept." if last.is_file() else f"{stopped}, before the first checkpoint."
+    return f"{stopped}; {shown(last)} is kept." if last.is_file() else f"{stopped}, before the first checkpoint."
 
 
 def _remove_run(trainer: Trainer, folder: Path) -> None:
@@ -111,12 +111,6 @@ def _remove_run(trainer: Trainer, folder: Path) -> None:
         if above == root or not above.is_relative_to(root) or not above.is_dir() or any(above.iterdir()):
             break
         above.rmdir()
-
-
-def _shown(path: Path) -> str:
-    """Return a path as a person in this folder would write it."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def _line(error: BaseException) -> str:

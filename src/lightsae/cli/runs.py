@@ -1,5 +1,6 @@
 """Run folders: lightning_logs/version_N with config.yaml, events, checkpoints/ and sae/."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ def find_checkpoint(asked: str | None, run: Path | None) -> str | None:
     if not Path(asked).is_file():
         raise CheckpointError(f"--ckpt_path is {asked!r}, which does not exist. Write a .ckpt file, or `last`.")
     return asked
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as a person in this folder would write it."""
+    relative = os.path.relpath(path) if path else ""
+    return str(path) if relative.startswith("..") else relative
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -1,7 +1,6 @@
 """What is printed and written when a run has ended: the figures, and where to look next."""
 
 import json
-import os
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightsae.activations.datamodule import ActivationDataModule
+from lightsae.cli.runs import shown
 from lightsae.formats.files import write_atomically
 
 # The figures of the table, in its order; all of them are in TensorBoard and in validation.json.
@@ -35,7 +35,7 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
     if not trainer.is_global_zero:
         return
     if command == "validate" and folder is not None:
-        document = {"figures": figures, "checkpoint": _shown(trainer.ckpt_path), "data": data.describe()}
+        document = {"figures": figures, "checkpoint": shown(trainer.ckpt_path or ""), "data": data.describe()}
         with write_atomically(folder / "validation.json") as partial:
             partial.write_text(json.dumps(document, indent=2) + "\n")
     console = Console()
@@ -45,32 +45,24 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
         for dictionary in dict.fromkeys(key.partition("val/")[0] for key in figures):
             for name, meaning in _MEANINGS.items():
                 if (value := figures.get(dictionary + name)) is not None:
-                    shown = f"{value:,.0f}" if name == "val/tokens" else f"{value:.4g}"
-                    table.add_row(dictionary + name, shown, f"[dim]{meaning}[/dim]")
+                    figure = f"{value:,.0f}" if name == "val/tokens" else f"{value:.4g}"
+                    table.add_row(dictionary + name, figure, f"[dim]{meaning}[/dim]")
         console.print(table)
     if folder is not None:
         _where_next(console, folder, command)
 
 
 def _where_next(console: Console, folder: Path, command: str) -> None:
-    shown = _shown(folder)
-    rows = [("run folder", f"{shown}/")]
+    run = shown(folder)
+    rows = [("run folder", f"{run}/")]
     if command == "fit":
         rows += [
-            ("dictionary", f'{shown}/sae/   lightsae.load_sae("{shown}/sae")'),
-            ("curves", f"{shown}/training_curves.png   tensorboard --logdir {_shown(folder.parent)}"),
-            ("go on", f"lightsae fit --config {shown}/config.yaml --ckpt_path last"),
-            ("measure", f"lightsae validate --config {shown}/config.yaml --ckpt_path last"),
+            ("dictionary", f'{run}/sae/   lightsae.load_sae("{run}/sae")'),
+            ("curves", f"{run}/training_curves.png   tensorboard --logdir {shown(folder.parent)}"),
+            ("go on", f"lightsae fit --config {run}/config.yaml --ckpt_path last"),
+            ("measure", f"lightsae validate --config {run}/config.yaml --ckpt_path last"),
         ]
     else:
-        rows.append(("figures", f"{shown}/validation.json"))
+        rows.append(("figures", f"{run}/validation.json"))
     for name, text in rows:
         console.print(f"{name:<12}{text}", soft_wrap=True, highlight=False)
-
-
-def _shown(path: str | Path | None) -> str:
-    """Return a path as a person in this folder would write it."""
-    if path is None:
-        return ""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
