@@ -13,7 +13,7 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.files import CHUNK_ROWS, ActivationFiles, Chunks, FileFills, ValidationFileRows
 from lightsae.activations.stream import ActivationStream, Schedule
 from lightsae.activations.timing import Timings
-from lightsae.errors import CorpusError
+from lightsae.errors import ActivationError, CorpusError
 
 CPU = torch.device("cpu")
 
@@ -345,3 +345,14 @@ def test_the_buffer_is_allocated_once(big: str) -> None:
         return values.data_ptr()
 
     assert len({address(number) for number in range(4)}) == 1
+
+
+def test_nan_in_held_out_rows_is_said(tmp_path: Path) -> None:
+    values = np.ones((400, 3), dtype=np.float32)
+    chunks = Chunks(len(values), 0.1, 64)
+    start, _ = chunks.bounds(int(chunks.validation[0]))
+    values[start, 1] = np.nan
+    np.save(tmp_path / "acts.npy", values)
+    files = ActivationFiles(str(tmp_path / "acts.npy"))
+    with pytest.raises(ActivationError, match="acts holds NaN or infinity on 1 of .* of validation, in batch 0"):
+        list(ValidationFileRows(files, chunks, 400, 64, torch.float32, CPU, 0, 1))
