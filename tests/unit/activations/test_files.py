@@ -354,5 +354,5 @@ def test_nan_in_held_out_rows_is_said(tmp_path: Path) -> None:
     values[start, 1] = np.nan
     np.save(tmp_path / "acts.npy", values)
     files = ActivationFiles(str(tmp_path / "acts.npy"))
-    with pytest.raises(ActivationError, match="acts holds NaN or infinity on 1 of .* of validation, in batch 0"):
+    with pytest.raises(ActivationError, match=r"acts holds NaN or infinity on 1 of .* of validation, in batch 0"):
         list(ValidationFileRows(files, chunks, 400, 64, torch.float32, CPU, 0, 1))
