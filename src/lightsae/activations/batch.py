@@ -3,7 +3,9 @@
 Axes: T tokens, D width of a site.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightsae.sae.sites import SiteRef
+from lightsae.sae.sparse_ops import SparseLatents
+
+PER_TOKEN = ("tokens", "positions", "documents", "rows", "special")
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,11 @@ class ActivationBatch:
         documents: Running number of the document that the token came from.
         rows: Running number of the token row.
         special: The token is a special token of the tokenizer (BOS, EOS, padding, ...).
-        sinks: Position 0, a special token, or a norm above 10 times the site's median.
+        sinks: At each site, which tokens are attention sinks: position 0, a special token, or a norm above 10 times the
+            site's median. By site, so that a dictionary's figures don't depend on what else is read.
         index: Number of the batch in the run, from 0. With gradient accumulation several batches make a step.
         rows_shape: (rows, context) for whole rows; None for permuted tokens.
+        truth: Held-out synthetic data only: the true features of each token, with their magnitudes.
     """
 
     activations: dict[SiteRef, Float[Tensor, "T _"]]
@@ -38,17 +45,22 @@ class ActivationBatch:
     documents: Int[Tensor, " T"]
     rows: Int[Tensor, " T"]
     special: Bool[Tensor, " T"]
-    sinks: Bool[Tensor, " T"]
+    sinks: dict[SiteRef, Bool[Tensor, " T"]]
     index: int = 0
     rows_shape: tuple[int, int] | None = field(default=None)
+    truth: SparseLatents | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def sinks_at(self, sites: Iterable[SiteRef]) -> Bool[Tensor, " T"]:
+        """Return which tokens are attention sinks at one of the sites."""
+        return reduce(torch.logical_or, (self.sinks[site] for site in sites))
+
     def to(self, device: torch.device | str, **kwargs: Any) -> "ActivationBatch":
         """Return the batch on another device; Lightning calls this to move batches."""
-        moved = {
-            name: getattr(self, name).to(device, **kwargs)
-            for name in ("tokens", "positions", "documents", "rows", "special", "sinks")
-        }
-        return replace(self, activations={k: v.to(device, **kwargs) for k, v in self.activations.items()}, **moved)
+        moved: dict[str, Any] = {name: getattr(self, name).to(device, **kwargs) for name in PER_TOKEN}
+        for name in ("activations", "sinks"):
+            moved[name] = {site: values.to(device, **kwargs) for site, values in getattr(self, name).items()}
+        truth = self.truth.to(device, **kwargs) if self.truth is not None else None
+        return replace(self, **moved, truth=truth)

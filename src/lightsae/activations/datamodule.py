@@ -4,6 +4,7 @@ What the user configures under `data:`. The language model lives here, on the da
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -339,12 +340,12 @@ class ActivationDataModule(LightningDataModule):
 
     # -- what the module and the callbacks ask for --------------------------------------------------------------------
 
-    def sample_without_sinks(self) -> dict[SiteRef, Tensor]:
-        """Return the present fill's activations at every site, without attention sinks."""
+    def sample_without_sinks(self, sites: Collection[SiteRef]) -> dict[SiteRef, Tensor]:
+        """Return the present fill's activations at some sites, of tokens that are an attention sink at none of them."""
         assert self._stream is not None
         everything = self._stream.sample()
-        keep = ~everything.sinks
-        return {site: values[keep] for site, values in everything.activations.items()}
+        keep = ~everything.sinks_at(sites)
+        return {site: everything.activations[site][keep] for site in sites}
 
     def describe(self) -> dict[str, Any]:
         """Return where the activations come from, in plain values, for the files that are exported."""

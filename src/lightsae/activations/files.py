@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, Schedule, check_finite, sink_mask
+from lightsae.activations.stream import Fill, Schedule, check_finite, with_sinks
 from lightsae.activations.timing import Timings
 from lightsae.errors import CorpusError, did_you_mean
 from lightsae.randomness import keyed_generator
@@ -193,17 +193,16 @@ def read_chunks(
         filled += stop - start
     values, device = buffer[:filled], buffer.device
     unknown = torch.full((filled,), -1, device=device)
-    no = torch.zeros(filled, dtype=torch.bool, device=device)
     batch = ActivationBatch(
         activations={files.site: values},
         tokens=unknown,
         positions=unknown,
         documents=unknown,
         rows=torch.cat([torch.arange(*pair) for pair in bounds]).to(device),
-        special=no,
-        sinks=no,
+        special=torch.zeros(filled, dtype=torch.bool, device=device),
+        sinks={},
     )
-    return replace(batch, sinks=sink_mask(batch, position_zero=False))
+    return with_sinks(batch, position_zero=False)
 
 
 class ValidationFileRows:

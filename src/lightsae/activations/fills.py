@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus import RowSource, TokenRows
-from lightsae.activations.stream import Fill, Schedule, check_finite, sink_mask
+from lightsae.activations.stream import Fill, Schedule, check_finite, with_sinks
 from lightsae.activations.timing import Timings
 from lightsae.errors import ConfigError
 from lightsae.lm import LanguageModel
@@ -182,10 +182,10 @@ def read_rows(
         documents=torch.from_numpy(documents.astype(np.int64)).to(model.device).flatten(),
         rows=torch.from_numpy(row_numbers).to(model.device).repeat_interleave(context),
         special=special,
-        sinks=special,
+        sinks={},
         rows_shape=(rows, context),
     )
-    return replace(batch, sinks=sink_mask(batch, position_zero=True))
+    return with_sinks(batch, position_zero=True)
 
 
 def _buffer(

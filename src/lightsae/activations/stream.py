@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.batch import PER_TOKEN, ActivationBatch
 from lightsae.activations.timing import Timings
 from lightsae.errors import ActivationError, CheckpointError
 from lightsae.randomness import keyed_generator
@@ -150,23 +150,24 @@ class ActivationStream:
 
 def take_tokens(batch: ActivationBatch, chosen: Tensor, index: int) -> ActivationBatch:
     """Return the chosen tokens of a batch as a batch of their own."""
-    per_token = ("tokens", "positions", "documents", "rows", "special", "sinks")
     return replace(
         batch,
         activations={site: values[chosen] for site, values in batch.activations.items()},
-        **{name: getattr(batch, name)[chosen] for name in per_token},
+        sinks={site: mask[chosen] for site, mask in batch.sinks.items()},
+        **{name: getattr(batch, name)[chosen] for name in PER_TOKEN},
         index=index,
         rows_shape=None,
     )
 
 
-def sink_mask(batch: ActivationBatch, *, position_zero: bool) -> Tensor:
-    """Return which tokens are attention sinks: position 0, special, or of a norm far above the median at some site."""
-    sinks = batch.special | ((batch.positions == 0) if position_zero else torch.zeros_like(batch.special))
-    for values in batch.activations.values():
+def with_sinks(batch: ActivationBatch, *, position_zero: bool) -> ActivationBatch:
+    """Mark the attention sinks of a batch: position 0, special, or of a norm far above the site's median."""
+    everywhere = batch.special | ((batch.positions == 0) if position_zero else torch.zeros_like(batch.special))
+    sinks = {}
+    for site, values in batch.activations.items():
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
-        sinks = sinks | (norms > SINK_NORM_RATIO * norms.median())
-    return sinks
+        sinks[site] = everywhere | (norms > SINK_NORM_RATIO * norms.median())
+    return replace(batch, sinks=sinks)
 
 
 def check_finite(batch: ActivationBatch, where: str) -> None:

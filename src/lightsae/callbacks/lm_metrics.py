@@ -33,11 +33,14 @@ Sites = tuple[SiteRef, ...]
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of validation tokens, and which of them are special tokens and attention sinks."""
+    """Some rows of validation tokens: which of them are special tokens, and which are attention sinks at each site."""
 
     tokens: Int[Tensor, "B S"]
     special: Bool[Tensor, "B S"]
-    sinks: Bool[Tensor, "B S"]
+    sinks: dict[SiteRef, Bool[Tensor, "B S"]]
+
+    def __getitem__(self, part: slice) -> "Rows":
+        return Rows(self.tokens[part], self.special[part], {site: mask[part] for site, mask in self.sinks.items()})
 
 
 class LanguageModelMetrics(Callback):
@@ -112,7 +115,7 @@ class LanguageModelMetrics(Callback):
         self._rows.append(rows)
         counted_tokens = rows.tokens.numel()
         for site, mean in self._activation_means.items():
-            mean.update(batch.activations[site][:counted_tokens], ~rows.sinks.reshape(-1))
+            mean.update(batch.activations[site][:counted_tokens], ~rows.sinks[site].reshape(-1))
         dictionaries = pl_module.each_sae()
         x_hats = {name: outputs[name].x_hat.reshape(*batch_shape(batch), -1) for name in dictionaries}
         for part, chunk in self._chunks(rows):
@@ -171,12 +174,13 @@ class LanguageModelMetrics(Callback):
         if wanted <= 0:
             return None
         # Copies: they are read again at the end, when the stream may have written over the batch.
-        return Rows(*(t.reshape(shape)[:wanted].clone() for t in (batch.tokens, batch.special, batch.sinks)))
+        tokens, special = (t.reshape(shape)[:wanted].clone() for t in (batch.tokens, batch.special))
+        return Rows(tokens, special, {s: mask.reshape(shape)[:wanted].clone() for s, mask in batch.sinks.items()})
 
     def _chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         for start in range(0, len(rows.tokens), self.batch_rows):
             part = slice(start, min(start + self.batch_rows, len(rows.tokens)))
-            yield part, Rows(rows.tokens[part], rows.special[part], rows.sinks[part])
+            yield part, rows[part]
 
     def _ablate(self, trainer: Trainer, module: SAEModule, model: LanguageModel) -> dict[Sites, dict[str, Tensor]]:
         """Return the cross-entropies under ablation, by site.
@@ -184,7 +188,8 @@ class LanguageModelMetrics(Callback):
         They come last, when the mean activation is known, and stay what they are until other rows are evaluated.
         """
         unchanged = len(self._rows) == len(self._ablated_rows) and all(
-            torch.equal(new.tokens, old.tokens) and torch.equal(new.sinks, old.sinks)
+            torch.equal(new.tokens, old.tokens)
+            and all(torch.equal(mask, old.sinks[site]) for site, mask in new.sinks.items())
             for new, old in zip(self._rows, self._ablated_rows, strict=True)
         )
         if self._ablations and trainer.strategy.reduce_boolean_decision(unchanged, all=True):
@@ -220,12 +225,12 @@ def replaced_logits(
     model: LanguageModel, rows: Rows, replacements: Mapping[SiteRef, Float[Tensor, "*_ D"]], *, keep_sinks: bool
 ) -> Float[Tensor, "B S V"]:
     """Return the logits with other activations at some sites: (B, S, D), or one (D,) for all positions."""
-    kept = (rows.sinks if keep_sinks else torch.zeros_like(rows.sinks))[..., None]
 
-    def putting(new: Tensor) -> Intervention:
-        return lambda x: torch.where(kept, x, new.to(x.dtype))
+    def putting(site: SiteRef, new: Tensor) -> Intervention:
+        sinks = rows.sinks[site][..., None]
+        return lambda x: torch.where(sinks & keep_sinks, x, new.to(x.dtype))
 
     with ExitStack() as stack:
         for site, new in replacements.items():
-            stack.enter_context(model.intervene(site.site, putting(new)))
+            stack.enter_context(model.intervene(site.site, putting(site, new)))
         return model.logits(rows.tokens)

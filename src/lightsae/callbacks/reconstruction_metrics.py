@@ -62,7 +62,8 @@ class ReconstructionMetrics(Callback):
         assert isinstance(pl_module, SAEModule)
         for name, output in outputs["outputs"].items():
             statistics = ReconstructionStatistics(output.x_hat.shape[1], sync_on_compute=False).to(pl_module.device)
-            statistics.update(pl_module.targets(name, batch), output.x_hat, l0_per_token(output.latents), batch.sinks)
+            sinks = batch.sinks_at(pl_module.each_sae()[name].widths.predicted)
+            statistics.update(pl_module.targets(name, batch), output.x_hat, l0_per_token(output.latents), sinks)
             figures = statistics.compute()
             dead = pl_module.latent_usage(name).dead.double().mean()
             # One wait for the device here. Lightning reads what is on the progress bar in every later step too, and
@@ -91,10 +92,11 @@ class ReconstructionMetrics(Callback):
         assert isinstance(pl_module, SAEModule)
         for name, output in outputs.items():
             x, latents = pl_module.targets(name, batch), output.latents
-            self._statistics[name].update(x, output.x_hat, l0_per_token(latents), batch.sinks)
+            sinks = batch.sinks_at(pl_module.each_sae()[name].widths.predicted)
+            self._statistics[name].update(x, output.x_hat, l0_per_token(latents), sinks)
             self._frequencies[name].update(firing_counts(latents), len(batch))
             if batch_idx == 0 and not trainer.sanity_checking:
-                values = positive_latents(output, ~batch.sinks)
+                values = positive_latents(output, ~sinks)
                 add_histogram(trainer, pl_module.tag(name, "histogram/latent_activations"), values)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

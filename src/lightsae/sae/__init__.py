@@ -1,20 +1,33 @@
 """Dictionaries: pure modules, without Lightning and without a language model."""
 
 from lightsae.sae.base import NORMALISATIONS, SAEOutput, SparseAutoencoder
-from lightsae.sae.plain import VARIANTS, ReLU, TopK
+from lightsae.sae.crosscoder import Crosscoder
+from lightsae.sae.matryoshka import Matryoshka
+from lightsae.sae.mechanisms import MECHANISMS, Mechanism
+from lightsae.sae.plain import BatchTopK, ReLU, TopK
+from lightsae.sae.refinements import Refinements
 from lightsae.sae.sites import SiteRef, Widths
 from lightsae.sae.sparse_ops import SparseLatents
+from lightsae.sae.transcoder import Transcoder
 from lightsae.sae.usage import LatentUsage
+from lightsae.sae.variants import VARIANTS
 
 __all__ = [
+    "MECHANISMS",
     "NORMALISATIONS",
     "VARIANTS",
+    "BatchTopK",
+    "Crosscoder",
     "LatentUsage",
+    "Matryoshka",
+    "Mechanism",
     "ReLU",
+    "Refinements",
     "SAEOutput",
     "SiteRef",
     "SparseAutoencoder",
     "SparseLatents",
     "TopK",
+    "Transcoder",
     "Widths",
 ]

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from lightsae.errors import ActivationError, ConfigError
 from lightsae.sae.initialise import geometric_median
-from lightsae.sae.mechanisms.base import Mechanism
+from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.refinements import NO_REFINEMENTS, Refinements, align
 from lightsae.sae.sites import SiteRef, Widths
-from lightsae.sae.sparse_ops import Latents, SparseLatents, decode
+from lightsae.sae.sparse_ops import Latents, Selection, SparseLatents, decode, encode_selected
 from lightsae.sae.usage import LatentUsage
 
 Normalisation = str
 MEDIAN_TOKENS = 16384
+START_TOKENS = 2048
 NORMALISATIONS = ("sqrt_d", "unit", "none")
 
 
@@ -36,12 +38,14 @@ class SAEOutput:
         latents: Dense (T, F) or sparse, as the mechanism makes them, in normalised units.
         x_hat_normalised: Prediction in the units of the losses, (T, O).
         output_scale: One factor a column of the prediction (or one for all): raw * scale = normalised.
+        pre: Pre-activations (T, F), from mechanisms whose loss looks at them.
     """
 
     x_normalised: Float[Tensor, "T D"]
     latents: Latents
     x_hat_normalised: Float[Tensor, "T O"]
     output_scale: Float[Tensor, " _"]
+    pre: Float[Tensor, "T F"] | None = None
 
     @property
     def x_hat(self) -> Float[Tensor, "T O"]:
@@ -49,6 +53,7 @@ class SAEOutput:
         return self.x_hat_normalised / self.output_scale
 
     def detach(self) -> "SAEOutput":
+        """Return what metrics need, without the graph."""
         return SAEOutput(self.x_normalised, self.latents.detach(), self.x_hat_normalised.detach(), self.output_scale)
 
     def dense_latents(self) -> Float[Tensor, "T F"]:
@@ -68,18 +73,22 @@ class SparseAutoencoder(nn.Module):
         widths: Sites that are read and predicted, with their widths.
         d_sae: Number of latents.
         mechanism: What makes the latents sparse, with the loss terms that go with it.
+        refinements: Options beside it.
+
     Raises:
         ConfigError: `d_sae` or a setting of the mechanism does not fit.
     """
 
-    adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
-    adam_eps: ClassVar[float] = 1e-8
-
-    def __init__(self, widths: Widths, d_sae: int, mechanism: Mechanism) -> None:
+    def __init__(
+        self, widths: Widths, d_sae: int, mechanism: Mechanism, refinements: Refinements = NO_REFINEMENTS
+    ) -> None:
         super().__init__()
         if d_sae < 1:
             raise ConfigError(f"model.sae.d_sae is {d_sae}; a dictionary has at least 1 latent.")
+        refinements.check(widths)
+        self.refinements = refinements
         mechanism.check(widths, d_sae)
+        mechanism.build(d_sae)
         self.widths, self.d_sae, self.mechanism = widths, d_sae, mechanism
         self.W_dec = nn.Parameter(torch.empty(d_sae, widths.d_out))
         self.W_enc = nn.Parameter(torch.empty(widths.d_in, d_sae))
@@ -89,12 +98,16 @@ class SparseAutoencoder(nn.Module):
         self.output_scale: Tensor
         self.register_buffer("input_scale", torch.ones(len(widths.read)))
         self.register_buffer("output_scale", torch.ones(len(widths.predicted)))
+        self.build()
         self.reset_parameters()
+
+    def build(self) -> None:
+        """Make what a structure has beside encoder, decoder and scales."""
 
     @property
     def default_lr(self) -> float:
         """The learning rate where the user gives none."""
-        return 2e-4
+        return self.mechanism.default_lr(self.d_sae)
 
     @property
     def d_in(self) -> int:
@@ -110,20 +123,39 @@ class SparseAutoencoder(nn.Module):
         names = list(inspect.signature(type(self).__init__).parameters)[2:]
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done; see `Mechanism.progress`."""
+        return self.mechanism.progress
+
+    @progress.setter
+    def progress(self, share: float) -> None:
+        self.mechanism.progress = share
+
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw decoder directions at random, tie the encoder to them, set biases to 0."""
-        if not self.W_dec.is_meta:
-            # Drawn on the CPU, where the generator lives: the start is the same on every device.
-            self.W_dec.copy_(torch.randn(self.W_dec.shape, generator=generator, device="cpu"))
-        self.W_dec.mul_(self.mechanism.initial_decoder_norm / self.W_dec.norm(dim=1, keepdim=True))
-        self.W_enc.copy_(self.W_dec.T)
+        self.set_directions(*self._draw_directions(generator))
         nn.init.zeros_(self.b_enc)
         nn.init.zeros_(self.b_dec)
+        self.mechanism.reset_parameters()
+
+    @torch.no_grad()
+    def set_directions(self, read: Float[Tensor, "F D"], predicted: Float[Tensor, "F O"]) -> None:
+        """Point every latent's encoder column and decoder row along given vectors, at the norm of a start."""
+        norm = self.mechanism.initial_decoder_norm
+        self.W_dec.copy_(norm * nn.functional.normalize(predicted, dim=1))
+        self.W_enc.copy_(norm * nn.functional.normalize(read, dim=1).T)
+        self.constrain()
+
+    def _draw_directions(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return random vectors for `set_directions`; the same ones, where a dictionary predicts what it reads."""
+        drawn = random_like(self.W_dec, generator)
+        return drawn, drawn
 
     @torch.no_grad()
     def start_from(self, sample: Mapping[SiteRef, Float[Tensor, "T _"]], normalisation: Normalisation) -> None:
-        """Measure the scales on a sample of raw activations, and start `b_dec` at the sample's geometric median.
+        """Measure the scales on a sample of raw activations, start `b_dec` at its geometric median, and thresholds.
 
         Args:
             sample: Activations of the same tokens at every site, without attention sinks.
@@ -142,21 +174,27 @@ class SparseAutoencoder(nn.Module):
         self.output_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.predicted]))
         # A median of some thousands of tokens is as good a start as one of all, and each iteration reads them all.
         every = max(1, len(next(iter(sample.values()))) // MEDIAN_TOKENS)
-        target = torch.cat([sample[s][::every].float() for s in self.widths.predicted], dim=1)
-        self.b_dec.copy_(geometric_median(target * self._output_factor().to(target.device)))
+        read = torch.cat([sample[s][::every].float() for s in self.widths.read], dim=1)
+        predicted = torch.cat([sample[s][::every].float() for s in self.widths.predicted], dim=1)
+        self._start_biases(self._normalised(read), predicted * self._output_factor())
+        self.mechanism.start_from(self._pre(self._normalised(read[:START_TOKENS])))
+
+    def _start_biases(self, read: Float[Tensor, "T D"], predicted: Float[Tensor, "T O"]) -> None:
+        """Start the biases from normalised activations."""
+        self.b_dec.copy_(geometric_median(predicted))
         if not self.mechanism.centres_input:
             # Starts where a centring encoder would: at zero for the median input.
             self.b_enc.copy_(-(self.b_dec @ self.W_enc))
 
     def encode(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
         """Return the latents of raw activations, dense, in normalised units."""
-        latents = self._latents(self._normalised(x.reshape(-1, self.d_in)))
+        latents = self._encoding(self._normalised(x.reshape(-1, self.d_in))).latents
         dense = latents if isinstance(latents, Tensor) else latents.to_dense()
         return dense.reshape(*x.shape[:-1], self.d_sae)
 
     def encode_sparse(self, x: Float[Tensor, "T D"]) -> SparseLatents:
         """Return the latents of raw activations as values and indices, in normalised units."""
-        latents = self._latents(self._normalised(x))
+        latents = self._encoding(self._normalised(x)).latents
         return SparseLatents.from_dense(latents) if isinstance(latents, Tensor) else latents
 
     def decode(self, latents: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch O"]:
@@ -166,12 +204,33 @@ class SparseAutoencoder(nn.Module):
     def forward(self, x: Float[Tensor, "T D"]) -> SAEOutput:
         """Encode raw activations and decode them again."""
         x = self._normalised(x)
-        latents = self._latents(x)
-        return SAEOutput(x, latents, decode(latents, self.W_dec) + self.b_dec, self._output_factor())
+        latents, pre = self._encoding(x)
+        return SAEOutput(x, latents, self._decoded(latents, x), self._output_factor(), pre)
 
     def loss_terms(self, x: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage) -> dict[str, Tensor]:
         """Return the named, unweighted terms of the loss for the raw target `x`; each is a scalar."""
         return self.mechanism.loss_terms(self, x * self._output_factor(), output, usage)
+
+    def squared_error(self, target: Float[Tensor, "T O"], output: SAEOutput) -> Float[Tensor, ""]:
+        """Return the mean over tokens of sum_O e^2, in normalised units: what mechanisms build their `mse` on."""
+        return self.refinements.mean((target - output.x_hat_normalised).square().sum(1))
+
+    def reconstruct_with(self, x: Float[Tensor, "T D"], select: Selection) -> Float[Tensor, "T O"]:
+        """Return the normalised prediction from another selection of latents than the mechanism's own."""
+        return self._decoded(encode_selected(x, self.centre, self.W_enc, self.b_enc, select), x)
+
+    def decoder_norms(self) -> Float[Tensor, " F"]:
+        """Return the norm of each latent's decoder row, as sparsity penalties weigh it."""
+        return self.W_dec.norm(dim=1)
+
+    def observe(self, output: SAEOutput) -> None:
+        """Note what `commit` needs of a training batch."""
+        self.mechanism.observe(output.latents)
+
+    def commit(self) -> None:
+        """End an optimiser step: restore the constraints, and move on what is measured in training."""
+        self.constrain()
+        self.mechanism.commit()
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -185,19 +244,48 @@ class SparseAutoencoder(nn.Module):
         """Restore what the mechanism demands of the weights; called after each optimiser step."""
         if self.mechanism.unit_norm_decoder:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+        if self.refinements.aligned:
+            align(self.W_enc, self.W_dec)
 
     def direction(self, latent: int) -> Float[Tensor, " O"]:
         """Return what one unit of a latent adds to the raw activations: d_i / output_scale."""
         return self.W_dec[latent] / self._output_factor()
 
-    def _latents(self, x: Tensor) -> Latents:
-        return self.mechanism.latents(x, self.b_dec if self.mechanism.centres_input else None, self.W_enc, self.b_enc)
+    @property
+    def centre(self) -> Float[Tensor, " D"] | None:
+        """What is subtracted from normalised inputs before encoding."""
+        return self.b_dec if self.mechanism.centres_input else None
+
+    def _encoding(self, x: Tensor) -> Encoding:
+        encoding = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
+        if self.refinements.second_step:
+            residual = x - self._decoded(encoding.latents, x)
+            x = x + self.refinements.second_step * residual
+            encoding = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
+        if self.refinements.prune is not None and not self.training:
+            residual = x - self._decoded(encoding.latents, x)
+            pruned = self.refinements.pruned(encoding.latents, residual, self.W_dec, self.refinements.prune)
+            encoding = Encoding(pruned, encoding.pre)
+        return encoding
+
+    def _decoded(self, latents: Latents, x: Tensor) -> Tensor:
+        """Return the normalised prediction; `x` is the normalised input, for structures that use it here too."""
+        return decode(latents, self.W_dec) + self.b_dec
+
+    def _pre(self, x: Tensor) -> Tensor:
+        centred = x if self.centre is None else x - self.centre
+        return torch.addmm(self.b_enc, centred, self.W_enc)
 
     def _normalised(self, x: Tensor) -> Tensor:
         return x.to(self.W_enc.dtype) * _per_column(self.input_scale, self.widths.read)
 
     def _output_factor(self) -> Tensor:
         return _per_column(self.output_scale, self.widths.predicted)
+
+
+def random_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return normal numbers in a tensor's shape and on its device; drawn on the CPU, where the generator lives."""
+    return tensor if tensor.is_meta else torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
 
 
 def _per_column(scales: Tensor, widths: Mapping[SiteRef, int]) -> Tensor:

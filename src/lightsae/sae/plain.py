@@ -1,10 +1,11 @@
 """The plain structure under the names that users write: `--model.sae TopK`."""
 
-import math
+from typing import ClassVar
 
+from lightsae.sae import mechanisms
 from lightsae.sae.base import SparseAutoencoder
-from lightsae.sae.mechanisms.relu import DecoderNorm, ReLUMechanism
-from lightsae.sae.mechanisms.topk import TopKMechanism
+from lightsae.sae.mechanisms.relu import DecoderNorm
+from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
 from lightsae.sae.sites import Widths
 
 
@@ -16,37 +17,56 @@ class ReLU(SparseAutoencoder):
         d_sae: Number of latents.
         decoder_norm: `free`: decoder rows of any norm, the norm in the penalty (Anthropic, April 2024). `unit`: rows of
             norm 1 (Bricken et al. 2023).
+        p_end: With less than 1, the penalty becomes sum f^p, and p falls from 1 to this. Published: 0.2.
+        p_begin: Where that fall begins, a share of the run.
+        refinements: Options beside the mechanism.
     """
 
-    def __init__(self, widths: Widths, d_sae: int, decoder_norm: DecoderNorm = "free") -> None:
-        self.decoder_norm = decoder_norm
-        super().__init__(widths, d_sae, ReLUMechanism(decoder_norm))
-
-    @property
-    def default_lr(self) -> float:
-        return 1e-3 if self.decoder_norm == "unit" else 5e-5
+    def __init__(
+        self,
+        widths: Widths,
+        d_sae: int,
+        decoder_norm: DecoderNorm = "free",
+        p_end: float = 1.0,
+        p_begin: float = 0.2,
+        refinements: Refinements = NO_REFINEMENTS,
+    ) -> None:
+        self.decoder_norm, self.p_end, self.p_begin = decoder_norm, p_end, p_begin
+        super().__init__(widths, d_sae, mechanisms.ReLU(decoder_norm, p_end, p_begin), refinements)
 
 
 class TopK(SparseAutoencoder):
-    """Each token keeps its k largest latents (Gao et al. 2024). Loss terms: `mse`, `auxk`.
+    """Each token keeps its k largest latents (Gao et al. 2024). Loss terms: `mse`, `auxk`; with `multi_k`, `multi`.
 
     Args:
         widths: Given by the data.
         d_sae: Number of latents.
         k: Latents kept for each token.
-        k_aux: Dead latents that learn from the error of a token; None: the power of two nearest to half the width.
+        k_aux: Dead latents that learn from the error of a token; null: the power of two nearest to half the width.
+        k_start: Begin with this many latents a token and fall linearly to k; null: k from the start.
+        k_fall: Length of that fall, a share of the run.
+        multi_k: Latents a token in the term `multi`, which keeps reconstructions from more latents good; null: none.
+        refinements: Options beside the mechanism.
     """
 
-    adam_eps = 6.25e-10
+    kind: ClassVar[type[mechanisms.TopK]] = mechanisms.TopK
 
-    def __init__(self, widths: Widths, d_sae: int, k: int, k_aux: int | None = None) -> None:
-        self.k, self.k_aux = k, k_aux
-        super().__init__(widths, d_sae, TopKMechanism(k, k_aux))
+    def __init__(
+        self,
+        widths: Widths,
+        d_sae: int,
+        k: int,
+        k_aux: int | None = None,
+        k_start: int | None = None,
+        k_fall: float = 0.5,
+        multi_k: int | None = None,
+        refinements: Refinements = NO_REFINEMENTS,
+    ) -> None:
+        self.k, self.k_aux, self.k_start, self.k_fall, self.multi_k = k, k_aux, k_start, k_fall, multi_k
+        super().__init__(widths, d_sae, self.kind(k, k_aux, k_start, k_fall, multi_k), refinements)
 
-    @property
-    def default_lr(self) -> float:
-        # The paper's scaling: 2e-4 at 2^14 latents, falling with the root of their number.
-        return 2e-4 * math.sqrt(2**14 / self.d_sae)
 
+class BatchTopK(TopK):
+    """The batch keeps its T * k largest latents; at inference those above a threshold. Loss terms as TopK's."""
 
-VARIANTS: dict[str, type[SparseAutoencoder]] = {"ReLU": ReLU, "TopK": TopK}
+    kind = mechanisms.BatchTopK

@@ -8,7 +8,7 @@ the backward pass. No atomics: the result does not depend on the order in which 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -96,6 +96,10 @@ class SparseLatents:
     def detach(self) -> "SparseLatents":
         return SparseLatents(self.values.detach(), self.pattern)
 
+    def to(self, device: torch.device | str, **kwargs: Any) -> "SparseLatents":
+        indices, offsets = (t.to(device, **kwargs) for t in (self.indices, self.offsets))
+        return SparseLatents(self.values.to(device, **kwargs), replace(self.pattern, indices=indices, offsets=offsets))
+
 
 Latents = Tensor | SparseLatents
 Selection = Callable[[Tensor], tuple[Tensor, SparsePattern]]
@@ -138,7 +142,7 @@ def _weighted_rows(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor
     )
 
 
-def _row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 << 13) -> Tensor:
+def row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 << 13) -> Tensor:
     """Return <a[token(n)], b[latent(n)]> for every entry n, a chunk at a time: gathered rows stay in the cache."""
     out = a.new_empty(len(pattern.indices))
     if pattern.per_token:
@@ -168,7 +172,7 @@ class _SparseDecode(torch.autograd.Function):
         grad = grads[0].contiguous()
         grad_values = grad_W = None
         if ctx.needs_input_grad[0]:
-            grad_values = _row_products(grad.to(W_dec.dtype), W_dec, ctx.pattern).to(values.dtype)
+            grad_values = row_products(grad.to(W_dec.dtype), W_dec, ctx.pattern).to(values.dtype)
         if ctx.needs_input_grad[1]:
             order, tokens, offsets = ctx.pattern.by_latent
             grad_W = _weighted_rows(grad.to(W_dec.dtype), tokens, offsets, values[order])

@@ -1,9 +1,14 @@
-"""What a sparsity mechanism gives: latents from pre-activations, loss terms, and its demands on the decoder."""
+"""What a sparsity mechanism gives: latents from pre-activations, loss terms, and its demands on the decoder.
 
+Axes: T tokens, D width, O width predicted, F dictionary size.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightsae.sae.sites import Widths
@@ -14,38 +19,89 @@ if TYPE_CHECKING:
     from lightsae.sae.base import SAEOutput, SparseAutoencoder
 
 
-class Mechanism(nn.Module):
+class Encoding(NamedTuple):
+    """What a mechanism makes of an input.
+
+    Attributes:
+        latents: Dense (T, F) or sparse.
+        pre: Pre-activations (T, F), from mechanisms whose loss looks at them.
+    """
+
+    latents: Latents
+    pre: Tensor | None = None
+
+
+class Mechanism(nn.Module, ABC):
     """Makes latents sparse, in its own way, inside any structure.
+
+    Every constructor argument is kept as an attribute of the same name: `settings` reads them off.
 
     Attributes:
         unit_norm_decoder: Decoder rows are kept at norm 1.
         centres_input: `b_dec` is subtracted from the input before encoding.
         initial_decoder_norm: Norm of the decoder rows at the start.
+        has_auxk: Dead latents come back by an auxiliary loss, so that resampling leaves them alone.
+        two_modes: Latents are made otherwise in training than at inference.
         default_coefficients: What weighs each loss term where the user says nothing.
         default_warm_up: The share of the run over which a term's default coefficient rises from 0.
+        progress: Share of the run that is done, for what changes over a run. The trainer sets it before each step.
+        key: Under which the user writes its settings, for error messages.
     """
 
     unit_norm_decoder: bool = True
     centres_input: bool = True
     initial_decoder_norm: float = 1.0
+    has_auxk: bool = False
+    two_modes: bool = False
     default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0}
     default_warm_up: ClassVar[Mapping[str, float]] = {}
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    progress: float = 1.0
+    key: str = "model.sae"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in list(inspect.signature(type(self).__init__).parameters)[1:]}
+
+    def default_lr(self, d_sae: int) -> float:
+        """Return the learning rate where the user gives none."""
+        return 2e-4
 
     def check(self, widths: Widths, d_sae: int) -> None:
         """Raise a ConfigError where a setting does not fit the widths."""
 
-    def latents(
+    def build(self, d_sae: int) -> None:
+        """Make the parameters and buffers that the mechanism has of its own."""
+
+    def reset_parameters(self) -> None:
+        """Give them their values at the start of a training."""
+
+    def start_from(self, pre: Float[Tensor, "T F"]) -> None:
+        """Adapt them to the pre-activations of a sample, before the first step."""
+
+    @abstractmethod
+    def encode(
         self,
         x: Float[Tensor, "T D"],
         centre: Float[Tensor, " D"] | None,
         W_enc: Float[Tensor, "D F"],
         b_enc: Float[Tensor, " F"],
-    ) -> Latents:
-        """Return the latents of normalised activations."""
-        raise NotImplementedError
+    ) -> Encoding:
+        """Return the latents of normalised activations, (x - centre) W_enc + b_enc made sparse."""
 
+    @abstractmethod
     def loss_terms(
         self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
     ) -> dict[str, Tensor]:
         """Return the unweighted terms of the loss in normalised units."""
-        raise NotImplementedError
+
+    def observe(self, latents: Latents) -> None:
+        """Note what `commit` needs of a training batch."""
+
+    def commit(self) -> None:
+        """End an optimiser step: move on what is measured in training, such as thresholds."""
+
+    def revive(self, latents: Int[Tensor, " n"]) -> None:
+        """Give resampled latents the mechanism's own parameters of a fresh start."""

@@ -1,77 +1,118 @@
 """TopK: each token keeps its k largest latents. AuxK brings dead latents back.
 
-Axes:    T tokens, D width, F dictionary size.
-Source:  Gao et al. 2024, arXiv:2406.04093, sec. 2.3 (TopK), app. A.2 (AuxK).
+Axes:    T tokens, D width, F dictionary size, N kept latents.
+Sources: Gao et al. 2024, arXiv:2406.04093: sec. 2.3 (TopK), app. A.2 (AuxK), app. A.4 (Multi-TopK). Falling k: He et
+         al. 2024, "Llama Scope", arXiv:2410.20526.
 """
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.errors import ConfigError
-from lightsae.sae.mechanisms.base import Mechanism
+from lightsae.sae.mechanisms.base import Encoding, Mechanism
 from lightsae.sae.sites import Widths
-from lightsae.sae.sparse_ops import SparseLatents, SparsePattern, encode_selected
+from lightsae.sae.sparse_ops import SparsePattern, encode_selected
 from lightsae.sae.usage import LatentUsage
 
 if TYPE_CHECKING:
     from lightsae.sae.base import SAEOutput, SparseAutoencoder
 
 
-class TopKMechanism(Mechanism):
-    """Sparsity comes from selection, so there is no sparsity term in the loss. Terms: `mse` and `auxk`.
+class TopK(Mechanism):
+    """Each token keeps its k largest latents. Terms: `mse`, `auxk`; with `multi_k` also `multi`.
 
     mse = sum e^2 / sum (x - mean x)^2 over the batch. auxk = sum (e - e_hat)^2 / sum e^2, where the error e is a fixed
-    target and e_hat is decoded from each token's `k_aux` largest dead latents; 0 while no latent is dead.
+    target and e_hat is decoded from each token's `k_aux` largest dead latents; 0 while no latent is dead. multi is the
+    mse of a reconstruction from `multi_k` latents, which keeps the dictionary good where more latents are used.
 
     Args:
         k: Latents kept for each token.
-        k_aux: Dead latents that predict the error of a token; None: the power of two nearest to half the width.
+        k_aux: Dead latents that predict the error of a token; null: the power of two nearest to half the width.
+        k_start: Begin with this many latents a token, and fall linearly to k; null: k from the start.
+        k_fall: Length of that fall, a share of the run.
+        multi_k: Latents a token of the `multi` term, 4 k for example; null: no such term.
     """
 
-    default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "auxk": 1 / 32}
+    has_auxk = True
+    adam_eps = 6.25e-10
 
-    def __init__(self, k: int, k_aux: int | None = None) -> None:
+    def __init__(
+        self,
+        k: int,
+        k_aux: int | None = None,
+        k_start: int | None = None,
+        k_fall: float = 0.5,
+        multi_k: int | None = None,
+    ) -> None:
         super().__init__()
-        self.k, self.k_aux = k, k_aux
+        self.k, self.k_aux, self.k_start, self.k_fall, self.multi_k = k, k_aux, k_start, k_fall, multi_k
+
+    @property
+    def default_coefficients(self) -> Mapping[str, float]:  # type: ignore[override]
+        return {"mse": 1.0, "auxk": 1 / 32} | ({"multi": 1 / 8} if self.multi_k is not None else {})
+
+    def default_lr(self, d_sae: int) -> float:
+        # The paper's scaling: 2e-4 at 2^14 latents, falling with the root of their number.
+        return 2e-4 * math.sqrt(2**14 / d_sae)
 
     def check(self, widths: Widths, d_sae: int) -> None:
-        if not 0 < self.k <= d_sae:
-            raise ConfigError(f"model.sae.k is {self.k}; it must lie in 1..d_sae ({d_sae}).")
+        for key in ("k", "k_start", "multi_k"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value <= d_sae:
+                raise ConfigError(f"{self.key}.{key} is {value}; it must lie in 1..d_sae ({d_sae}).")
         if self.k_aux is not None and self.k_aux < 1:
-            raise ConfigError(f"model.sae.k_aux is {self.k_aux}; it must be 1 or more (leave it out for the default).")
+            raise ConfigError(f"{self.key}.k_aux is {self.k_aux}; it must be 1 or more (leave it out for the default).")
+        if not 0 < self.k_fall <= 1:
+            raise ConfigError(f"{self.key}.k_fall is {self.k_fall}; write a share of the run, above 0 and up to 1.")
 
-    def latents(
+    @property
+    def present_k(self) -> int:
+        """Latents a token now: falling in training, k at inference."""
+        if self.k_start is None or not self.training:
+            return self.k
+        return round(self.k + (self.k_start - self.k) * max(0.0, 1 - self.progress / self.k_fall))
+
+    def encode(
         self,
         x: Float[Tensor, "T D"],
         centre: Float[Tensor, " D"] | None,
         W_enc: Float[Tensor, "D F"],
         b_enc: Float[Tensor, " F"],
-    ) -> SparseLatents:
-        return encode_selected(x, centre, W_enc, b_enc, self.select)
+    ) -> Encoding:
+        return Encoding(encode_selected(x, centre, W_enc, b_enc, self.select))
 
-    def select(self, pre: Float[Tensor, "T F"]) -> tuple[Tensor, SparsePattern]:
+    def select(self, pre: Float[Tensor, "T F"]) -> tuple[Float[Tensor, " N"], SparsePattern]:
         """Keep each row's k largest; one that is not positive counts as 0."""
-        values, indices = pre.topk(self.k, dim=1, sorted=False)
-        return values.relu().flatten(), SparsePattern.from_rows(indices, pre.shape[1])
+        return largest_of_each(pre, self.present_k)
 
     def loss_terms(
         self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
     ) -> dict[str, Tensor]:
-        error = target - output.x_hat_normalised
-        spread = (target - target.mean(0)).square().sum().clamp_min(torch.finfo(target.dtype).tiny)
-        terms = {"mse": error.square().sum() / spread}
-        terms["auxk"] = self._auxk(sae, output.x_normalised, error.detach(), usage.dead_list)
+        spread = (target - target.mean(0)).square().sum().clamp_min(torch.finfo(target.dtype).tiny) / len(target)
+        error = (target - output.x_hat_normalised).detach()
+        terms = {"mse": sae.squared_error(target, output) / spread}
+        terms["auxk"] = self._auxk(sae, output.x_normalised, error, usage.dead_list)
+        if self.multi_k is not None:
+            x_hat = sae.reconstruct_with(output.x_normalised, lambda pre: self.select_many(pre, self.multi_k or self.k))
+            terms["multi"] = sae.refinements.mean((target - x_hat).square().sum(1)) / spread
         return terms
 
-    def _auxk(self, sae: "SparseAutoencoder", x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+    def select_many(self, pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
+        """Select as `select` does, but k latents a token."""
+        return largest_of_each(pre, k)
+
+    def _auxk(
+        self, sae: "SparseAutoencoder", x: Float[Tensor, "T D"], error: Float[Tensor, "T O"], dead: Int[Tensor, " n"]
+    ) -> Tensor:
         if len(dead) == 0:
             return error.new_zeros(())
-        if self.centres_input:
-            x = x - sae.b_dec
+        if sae.centre is not None:
+            x = x - sae.centre
         latents = torch.addmm(sae.b_enc[dead], x, sae.W_enc[:, dead]).relu()
         k_aux = self.k_aux or nearest_power_of_two(sae.d_in / 2)
         if k_aux < len(dead):
@@ -79,6 +120,12 @@ class TopKMechanism(Mechanism):
             latents = torch.zeros_like(latents).scatter(1, indices, values)
         predicted = latents @ sae.W_dec[dead]
         return (error - predicted).square().sum() / error.square().sum().clamp_min(torch.finfo(error.dtype).tiny)
+
+
+def largest_of_each(pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
+    """Keep each row's k largest; one that is not positive counts as 0."""
+    values, indices = pre.topk(k, dim=1, sorted=False)
+    return values.relu().flatten(), SparsePattern.from_rows(indices, pre.shape[1])
 
 
 def nearest_power_of_two(value: float) -> int:

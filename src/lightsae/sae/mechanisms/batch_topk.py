@@ -1,0 +1,86 @@
+"""BatchTopK: the batch keeps its T * k largest latents, so that hard tokens get more of them than easy ones.
+
+Axes:    T tokens, D width, F dictionary size, N kept latents.
+Source:  Bussmann et al. 2024, arXiv:2412.06410.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightsae.sae.mechanisms.topk import TopK
+from lightsae.sae.sparse_ops import Latents, SparsePattern
+
+DECAY = 0.99
+# Entries below this share of the threshold are left out of the selection, where enough others remain.
+NEAR = 0.5
+
+
+class BatchTopK(TopK):
+    """In training, the T * k largest latents of the batch; at inference, those above a threshold. Terms as TopK's.
+
+    The threshold is the running mean, over optimiser steps, of the smallest positive latent that a batch kept (the
+    paper takes the plain mean; but the last hundred steps or so say more about the dictionary as it ends). It is stored
+    with the weights. At inference a token's latents do not depend on which other tokens are in the batch.
+    """
+
+    two_modes = True
+    threshold: Tensor
+
+    def build(self, d_sae: int) -> None:
+        self.register_buffer("threshold", torch.zeros(()))
+        self._smallest: list[Tensor] = []
+
+    def reset_parameters(self) -> None:
+        self.threshold.zero_()
+
+    def start_from(self, pre: Float[Tensor, "T F"]) -> None:
+        values, _ = self._largest(pre, self.k)
+        self.threshold.copy_(smallest_positive(values, self.threshold))
+
+    def select(self, pre: Float[Tensor, "T F"]) -> tuple[Float[Tensor, " N"], SparsePattern]:
+        """Keep the batch's T * k largest in training, what is above the threshold at inference."""
+        return self._largest(pre, self.present_k) if self.training else above(pre, self.threshold)
+
+    def select_many(self, pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
+        return self._largest(pre, k)
+
+    def _largest(self, pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
+        tokens, width = pre.shape
+        flat = pre.flatten()
+        if pre.is_cpu and len(near := (flat > NEAR * self.threshold).nonzero().squeeze(1)) >= tokens * k:
+            # A partial sort of all T * F entries would take longer than the products.
+            chosen = near[flat[near].topk(tokens * k, sorted=False).indices]
+        else:
+            chosen = flat.topk(tokens * k, sorted=False).indices
+        chosen = chosen.sort().values
+        starts = torch.arange(tokens + 1, device=pre.device) * width
+        pattern = SparsePattern(chosen % width, torch.searchsorted(chosen, starts), width)
+        return flat[chosen].relu(), pattern
+
+    def observe(self, latents: Latents) -> None:
+        assert not isinstance(latents, Tensor)
+        self._smallest.append(smallest_positive(latents.values.detach(), self.threshold))
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        smallest = torch.stack(self._smallest).mean()
+        self._smallest.clear()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(smallest)
+            smallest /= torch.distributed.get_world_size()
+        self.threshold.lerp_(smallest.to(self.threshold.dtype), 1 - DECAY)
+
+
+def above(pre: Float[Tensor, "T F"], threshold: Float[Tensor, ""]) -> tuple[Float[Tensor, " N"], SparsePattern]:
+    """Keep what is positive and not below the threshold. Waits for the device: how many there are has to be known."""
+    fires = (pre >= threshold) & (pre > 0)
+    tokens, indices = fires.nonzero(as_tuple=True)
+    offsets = torch.searchsorted(tokens, torch.arange(len(pre) + 1, device=pre.device))
+    return pre[tokens, indices], SparsePattern(indices, offsets, pre.shape[1])
+
+
+def smallest_positive(values: Float[Tensor, " N"], otherwise: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Return the smallest value above 0, or `otherwise` where none is."""
+    smallest = torch.where(values > 0, values, torch.inf).min()
+    return torch.where(smallest.isfinite(), smallest, otherwise.to(values.dtype))

@@ -1,0 +1,11 @@
+"""The variants by the names that users write: `--model.sae NAME`."""
+
+from lightsae.sae.base import SparseAutoencoder
+from lightsae.sae.crosscoder import Crosscoder
+from lightsae.sae.matryoshka import Matryoshka
+from lightsae.sae.plain import BatchTopK, ReLU, TopK
+from lightsae.sae.transcoder import Transcoder
+
+VARIANTS: dict[str, type[SparseAutoencoder]] = {
+    kind.__name__: kind for kind in (ReLU, TopK, BatchTopK, Matryoshka, Transcoder, Crosscoder)
+}
