@@ -5,25 +5,32 @@ What the user configures under `data:`. The language model lives here, on the da
 
 import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.corpus import CorpusConfig, RowSource, check_corpus
-from lightsae.activations.files import ActivationFiles, Chunks, FileFills, ValidationFileRows
-from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows
+from lightsae.activations.checks import check_numbers
+from lightsae.activations.corpus import CorpusConfig
+from lightsae.activations.origins import (
+    DTYPES,
+    FileOrigin,
+    HeldOut,
+    Origin,
+    SyntheticOrigin,
+    TextOrigin,
+    union,
+)
 from lightsae.activations.stream import ActivationStream, Schedule
+from lightsae.activations.synthetic.world import SyntheticConfig, SyntheticWorld
 from lightsae.activations.timing import Timings
-from lightsae.errors import ConfigError, did_you_mean
-from lightsae.lm import LanguageModel, describe
-from lightsae.sae import NORMALISATIONS, SiteRef, Widths
+from lightsae.errors import ConfigError
+from lightsae.lm import LanguageModel
+from lightsae.sae import SiteRef, Widths
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SiteNames = str | list[str] | None
 
 
 class ActivationDataModule(LightningDataModule):
@@ -31,10 +38,13 @@ class ActivationDataModule(LightningDataModule):
 
     Args:
         model: Language model: a Hub name, a local folder, or `builtin`.
-        site: Where to read: `resid_post.6`, `mlp_out.3`, ... or a module path; `lightsae sites MODEL` lists them.
+        site: Where to read: `resid_post.6`, `mlp_out.3`, ... or a module path; `lightsae sites MODEL` lists them. For a
+            crosscoder a list. Entries of model.saes may name their own.
         dataset: Text: a Hub name, a .txt / .jsonl / .json / .parquet file, a folder or glob of such files, a
-            `save_to_disk` folder, or `builtin`. A column `input_ids` is taken as text that is tokenised already.
+            `save_to_disk` folder, or `builtin`. A column `input_ids` is taken as text that is tokenised already. Or
+            `synthetic`: sums of known features, no language model; see data.synthetic.
         activations: Instead of a model and text: a .npy or .safetensors file of (rows, width), or a folder of them.
+        target_site: What a transcoder predicts; null: what it reads.
         batch_tokens: Tokens in a training batch of one device.
         buffer_tokens: Tokens of a fill: what the model is run over at once, then shuffled and served. More mixes better
             and costs buffer_tokens * width * bytes of memory on the device.
@@ -54,6 +64,9 @@ class ActivationDataModule(LightningDataModule):
         prepend_bos: Begin each row with the BOS token; None: if the model's tokenizer has one.
         shuffle_tokens: Rows are shuffled within blocks of this many tokens before the model sees them.
         model_revision: Revision of a Hub model.
+        more_models: Further models over the same tokens, by short names: {chat: PATH}. Their sites are written
+            chat:resid_post.6.
+        synthetic: The world of `dataset: synthetic`: how many features fire how often, and together.
         dtype: Of the language model and the buffer: `auto` (bfloat16 on accelerators, float32 on CPU), `float32`,
             `bfloat16`, `float16`.
         model_batch_tokens: Tokens in one forward pass of the language model.
@@ -65,9 +78,10 @@ class ActivationDataModule(LightningDataModule):
     def __init__(
         self,
         model: str = "builtin",
-        site: str | None = None,
+        site: str | list[str] | None = None,
         dataset: str | None = None,
         activations: str | None = None,
+        target_site: str | list[str] | None = None,
         batch_tokens: int = 4096,
         buffer_tokens: int = 262_144,
         training_tokens: int | None = None,
@@ -86,6 +100,8 @@ class ActivationDataModule(LightningDataModule):
         prepend_bos: bool | None = None,
         shuffle_tokens: int = 4_194_304,
         model_revision: str | None = None,
+        more_models: dict[str, str] | None = None,
+        synthetic: SyntheticConfig | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         model_batch_tokens: int = 8192,
         num_workers: int = 2,
@@ -94,6 +110,7 @@ class ActivationDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.model, self.site, self.dataset, self.activations = model, site, dataset, activations
+        self.target_site, self.more_models = target_site, dict(more_models or {})
         self.batch_tokens, self.buffer_tokens = batch_tokens, buffer_tokens
         self.training_tokens, self.val_tokens, self.context_size = training_tokens, val_tokens, context_size
         self.normalisation = normalisation
@@ -115,201 +132,105 @@ class ActivationDataModule(LightningDataModule):
             prepend_bos=prepend_bos,
             num_workers=num_workers,
         )
-        self._check_numbers()
-        self.language_model: LanguageModel | None = None
+        self.language_models: dict[str, LanguageModel] = {}
+        check_numbers(self, ("auto", *DTYPES))
+        self.origin = self._make_origin(synthetic)
         self.timings = Timings()
         self.run_tokens: int | None = None
         self._stream: ActivationStream | None = None
-        self._validation: ValidationRows | ValidationFileRows | None = None
-        self._files: ActivationFiles | None = None
-        self._widths: Widths | None = None
+        self._validation: HeldOut | None = None
+
+    def _make_origin(self, synthetic: SyntheticConfig | None) -> Origin:
+        if self.activations is not None:
+            return FileOrigin(self, self.activations)
+        if self.dataset == "synthetic":
+            return SyntheticOrigin(self, synthetic or SyntheticConfig())
+        if synthetic is not None:
+            raise ConfigError(
+                f"data.synthetic is set, but data.dataset is {self.dataset!r}; write data.dataset synthetic."
+            )
+        return TextOrigin(self)
 
     # -- what is known before anything is loaded --------------------------------------------------------------------
 
-    def _check_numbers(self) -> None:
-        for key in ("batch_tokens", "buffer_tokens", "val_tokens", "context_size", "model_batch_tokens"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"data.{key} is {getattr(self, key)}; write 1 or more.")
-        if self.activations is None and self.context_size < 2:
-            raise ConfigError(f"data.context_size is {self.context_size}; write 2 or more.")
-        if self.buffer_tokens < self.batch_tokens:
-            raise ConfigError(
-                f"data.buffer_tokens is {self.buffer_tokens}, less than data.batch_tokens ({self.batch_tokens}); "
-                f"write {self.batch_tokens} or more, better {32 * self.batch_tokens}."
-            )
-        if self.activations is None and self.buffer_tokens < self.context_size:
-            raise ConfigError(
-                f"data.buffer_tokens is {self.buffer_tokens}, less than one row of data.context_size "
-                f"({self.context_size}); write {32 * self.context_size} or more."
-            )
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"data.validation_fraction is {self.validation_fraction}; write a share such as 0.05.")
-        if self.training_tokens is not None and self.training_tokens < self.batch_tokens:
-            raise ConfigError(
-                f"data.training_tokens is {self.training_tokens}, less than one batch of data.batch_tokens "
-                f"({self.batch_tokens})."
-            )
-        for key, known in (("normalisation", NORMALISATIONS), ("dtype", ("auto", *DTYPES))):
-            if (found := getattr(self, key)) not in known:
-                hint = did_you_mean(str(found), known)
-                raise ConfigError(f"data.{key} is {found!r}; known are {', '.join(known)}.{hint}")
-        if not 0 <= self.skip_positions < self.context_size:
-            raise ConfigError(
-                f"data.skip_positions is {self.skip_positions}; it must lie in 0..{self.context_size - 1}."
-            )
-
     def preflight(self) -> None:
-        """Check that model, site and data exist and fit, without loading weights or text. Raises what `setup` would."""
-        if self.activations is not None:
-            _ = self.widths
-            return
-        _ = self.widths
-        if self.dataset is None:
-            raise ConfigError("data.dataset is missing: name a text dataset, a file, or `builtin`.")
-        longest = self._description().max_context
-        if longest is not None and self.context_size > longest:
-            raise ConfigError(
-                f"data.context_size is {self.context_size}, but {self.model!r} reads {longest} tokens at most."
-            )
-        check_corpus(self.corpus)
-
-    def _description(self) -> Any:
-        return describe(self.model, revision=self.model_revision, trust_remote_code=self.trust_remote_code)
+        """Check that models, sites and data exist and fit, without loading weights or text."""
+        self.origin.preflight()
 
     @property
-    def widths(self) -> Widths:
-        """Sites and widths that the dictionary reads and predicts."""
-        if self._widths is None:
-            if self.activations is not None:
-                files = self._open_files()
-                self._widths = Widths.autoencoder(files.site, files.width)
-            elif self.site is None:
-                raise ConfigError(
-                    f"data.site is missing: say where to read, for example resid_post.2. "
-                    f"List them: lightsae sites {self.model}"
-                )
-            else:
-                self._widths = Widths.autoencoder(SiteRef(self.model, self.site), self._description().width(self.site))
-        return self._widths
+    def language_model(self) -> LanguageModel | None:
+        """The model named by `model`, once it is loaded; None where no model is run."""
+        return self.language_models.get(self.model)
 
-    def _open_files(self) -> ActivationFiles:
-        if self._files is None:
-            assert self.activations is not None
-            self._files = ActivationFiles(self.activations)
-        return self._files
+    @property
+    def synthetic_world(self) -> SyntheticWorld | None:
+        """What makes synthetic activations, with the true features; None for others."""
+        return self.origin.world if isinstance(self.origin, SyntheticOrigin) else None
+
+    def widths_at(self, site: SiteNames = None, target_site: SiteNames = None, key: str = "data") -> Widths:
+        """Return the sites and widths of a dictionary that reads `site` and predicts `target_site`.
+
+        Args:
+            site: Name or names as the user writes them; None: the data's own.
+            target_site: None: what is read, or the data's own where `site` is the data's own too.
+            key: Section of the settings that held the names, for messages.
+        """
+        site_key = f"{key}.site" if site is not None else "data.site"
+        target_key = f"{key}.target_site" if target_site is not None else "data.target_site"
+        if target_site is None and site is None:
+            target_site = self.target_site
+        read = self._widths_of(site if site is not None else self.site, site_key)
+        return Widths(read, self._widths_of(target_site, target_key) if target_site is not None else read)
+
+    def _widths_of(self, names: SiteNames, key: str) -> dict[SiteRef, int]:
+        sites = [self.origin.site(name, key) for name in (names if isinstance(names, list) else [names])]
+        if len(set(sites)) < len(sites):
+            raise ConfigError(f"{key} names a site twice: {names}.")
+        return {site: self.origin.width(site, key) for site in sites}
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
         assert trainer is not None
-        device = trainer.strategy.root_device
+        device, sites = trainer.strategy.root_device, self._sites_of_the_run()
         if stage == "fit" and self._stream is None:
             batches = self._set_run_length(trainer)
-            fill_rows = self._fill_rows(trainer.world_size)
+            fill_rows, fill_tokens = self.origin.fill_size(trainer.world_size)
             schedule = Schedule(
                 batch_tokens=self.batch_tokens,
-                batches_per_fill=max(1, self._tokens_in_fill(fill_rows) // self.batch_tokens),
+                batches_per_fill=max(1, fill_tokens // self.batch_tokens),
                 total_batches=batches,
                 seed=self.seed,
                 rank=trainer.global_rank,
                 world=trainer.world_size,
             )
-            self._stream = ActivationStream(self._fills(schedule, fill_rows, device), schedule, self.timings)
+            fills = self.origin.fills(schedule, sites, fill_rows, device)
+            self._stream = ActivationStream(fills, schedule, self.timings)
         if self._validation is None:
-            self._validation = self._held_out(trainer, device)
+            self._validation = self.origin.held_out(sites, device, trainer.global_rank, trainer.world_size)
+
+    def _sites_of_the_run(self) -> tuple[SiteRef, ...]:
+        """Return every site that some dictionary of the run reads or predicts: one forward pass serves them all."""
+        places = getattr(getattr(self.trainer, "lightning_module", None), "places", None)
+        widths = [self.widths_at(*place) for place in places()] if places is not None else [self.widths_at()]
+        return union([(*each.read, *each.predicted) for each in widths])
 
     def _set_run_length(self, trainer: Trainer) -> int:
         """Return the batches of the run (of an epoch, where the run is measured in epochs) on one device."""
-        accumulated = trainer.accumulate_grad_batches
+        accumulated, epoch_tokens = trainer.accumulate_grad_batches, self.origin.epoch_tokens()
         if trainer.max_steps > 0:
             batches = trainer.max_steps * accumulated
         elif self.training_tokens is not None:
             batches = max(1, self.training_tokens // (self.batch_tokens * trainer.world_size))
             trainer.fit_loop.epoch_loop.max_steps = max(1, batches // accumulated)
-        elif self.activations is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            rows = len(self._open_files()) * (1 - self.validation_fraction)
-            batches = max(1, int(rows) // (self.batch_tokens * trainer.world_size))
+        elif epoch_tokens is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            batches = max(1, epoch_tokens // (self.batch_tokens * trainer.world_size))
         else:
             raise ConfigError("How long is the run? Give trainer.max_steps or data.training_tokens.")
         epochs = trainer.max_epochs if trainer.max_steps < 0 and trainer.max_epochs and trainer.max_epochs > 0 else 1
         self.run_tokens = batches * epochs * self.batch_tokens * trainer.world_size
         return batches
-
-    def _fill_rows(self, world: int) -> int:
-        """Rows of a fill: token rows, or activations where they come from files."""
-        if self.activations is None:
-            return self.buffer_tokens // self.context_size
-        chunks = self._chunks()
-        return chunks.in_fill(self.buffer_tokens, self.batch_tokens, world) * chunks.size
-
-    def _tokens_in_fill(self, fill_rows: int) -> int:
-        return fill_rows if self.activations is not None else fill_rows * (self.context_size - self.skip_positions)
-
-    def _chunks(self) -> Chunks:
-        return Chunks(len(self._open_files()), self.validation_fraction, self.buffer_tokens)
-
-    def _fills(self, schedule: Schedule, fill_rows: int, device: torch.device) -> FileFills | LanguageModelFills:
-        if self.activations is not None:
-            chunks, dtype = self._chunks(), self._dtype(device)
-            in_fill = fill_rows // chunks.size
-            return FileFills(self._open_files(), chunks, schedule, in_fill, dtype, device, self.timings)
-        model = self._load_model(device)
-        fills = -(-schedule.total_batches // schedule.batches_per_fill)
-        per_block = max(1, min(fills, self.shuffle_tokens // (fill_rows * self.context_size * schedule.world)))
-        rows = RowSource(self.corpus, model.tokenizer, "train")
-        return LanguageModelFills(rows, model, self._reading(device), schedule, fill_rows, per_block, self.timings)
-
-    def _held_out(self, trainer: Trainer, device: torch.device) -> ValidationRows | ValidationFileRows:
-        rank, world = trainer.global_rank, trainer.world_size
-        if self.activations is not None:
-            return ValidationFileRows(
-                self._open_files(),
-                self._chunks(),
-                self.val_tokens,
-                self.batch_tokens,
-                self._dtype(device),
-                device,
-                rank,
-                world,
-            )
-        model = self._load_model(device)
-        source = RowSource(self.corpus, model.tokenizer, "validation")
-        rows = source.take(max(1, self.val_tokens // self.context_size))
-        source.close()
-        if (found := rows.tokens.size) < self.val_tokens // 2:
-            rank_zero_warn(f"Only {found} held-out tokens; data.val_tokens asks for {self.val_tokens}.")
-        in_batch = max(1, self.batch_tokens // self.context_size)
-        return ValidationRows(rows, model, self._reading(device), in_batch, rank, world, self.timings)
-
-    def _load_model(self, device: torch.device) -> LanguageModel:
-        if self.language_model is None:
-            assert self.site is not None
-            callbacks = getattr(self.trainer, "callbacks", [])
-            whole = any(getattr(callback, "needs_full_language_model", False) for callback in callbacks)
-            self.language_model = LanguageModel.from_pretrained(
-                self.model,
-                revision=self.model_revision,
-                dtype=self.dtype,
-                device=device,
-                sites=None if whole else [self.site],
-                trust_remote_code=self.trust_remote_code,
-            )
-        return self.language_model
-
-    def _reading(self, device: torch.device) -> Reading:
-        return Reading(
-            sites=tuple(self.widths.read),
-            dtype=self._dtype(device),
-            rows_at_once=max(1, self.model_batch_tokens // self.context_size),
-            skip_special=self.skip_special_tokens,
-            skip_positions=self.skip_positions,
-        )
-
-    def _dtype(self, device: torch.device) -> torch.dtype:
-        if self.dtype == "auto":
-            return torch.float32 if device.type == "cpu" else torch.bfloat16
-        return DTYPES[self.dtype]
 
     # -- what Lightning calls -----------------------------------------------------------------------------------------
 
@@ -317,7 +238,7 @@ class ActivationDataModule(LightningDataModule):
         assert self._stream is not None
         return self._stream
 
-    def val_dataloader(self) -> "ValidationRows | ValidationFileRows":
+    def val_dataloader(self) -> HeldOut:
         assert self._validation is not None
         return self._validation
 
@@ -349,20 +270,4 @@ class ActivationDataModule(LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Return where the activations come from, in plain values, for the files that are exported."""
-        if self.activations is not None:
-            return {"activations": Path(self.activations).name, "normalisation": self.normalisation, "seed": self.seed}
-        return {
-            "model": self.model,
-            "model_revision": self.language_model.revision if self.language_model else self.model_revision,
-            "site": self.site,
-            "dataset": self.dataset,
-            "dataset_config": self.corpus.dataset_config,
-            "dataset_split": self.corpus.dataset_split,
-            "dataset_revision": self.corpus.dataset_revision,
-            "context_size": self.context_size,
-            "prepend_bos": self.corpus.prepend_bos,
-            "normalisation": self.normalisation,
-            "skip_special_tokens": self.skip_special_tokens,
-            "skip_positions": self.skip_positions,
-            "seed": self.seed,
-        }
+        return self.origin.describe()

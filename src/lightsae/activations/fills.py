@@ -5,7 +5,7 @@ The state of the source is its cursor at the start of the block: rows cost a few
 again is cheap, and one fill at most is run through the language model a second time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,14 +49,14 @@ class LanguageModelFills:
     def __init__(
         self,
         rows: RowSource,
-        model: LanguageModel,
+        models: Mapping[str, LanguageModel],
         reading: Reading,
         schedule: Schedule,
         fill_rows: int,
         fills_per_block: int,
         timings: Timings,
     ) -> None:
-        self.rows, self.model, self.reading, self.schedule = rows, model, reading, schedule
+        self.rows, self.models, self.reading, self.schedule = rows, models, reading, schedule
         self.fill_rows, self.fills_per_block, self.timings = fill_rows, fills_per_block, timings
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="lightsae-rows")
         self._block: tuple[int, TokenRows] | None = None
@@ -93,7 +93,7 @@ class LanguageModelFills:
         chosen = mine[place * self.fill_rows : (place + 1) * self.fill_rows]
         first_row = block_number * self.block_rows
         everything = read_rows(
-            self.model,
+            self.models,
             block.tokens[chosen],
             block.documents[chosen],
             first_row + chosen,
@@ -101,13 +101,13 @@ class LanguageModelFills:
             self._buffers,
             self.timings,
         )
-        return Fill(everything, self._served(block.tokens[chosen]).to(self.model.device))
+        return Fill(everything, self._served(block.tokens[chosen]).to(everything.tokens.device))
 
     def _served(self, tokens: np.ndarray) -> Tensor:
         keep = np.ones(tokens.shape, dtype=bool)
         keep[:, : self.reading.skip_positions] = False
         if self.reading.skip_special:
-            keep &= ~np.isin(tokens, self.model.special_token_ids)
+            keep &= ~np.isin(tokens, main_model(self.models).special_token_ids)
         if not keep.any():
             raise ConfigError(
                 "data.skip_special_tokens and data.skip_positions leave no token of a whole buffer to train on."
@@ -143,7 +143,7 @@ class LanguageModelFills:
 
 
 def read_rows(
-    model: LanguageModel,
+    models: Mapping[str, LanguageModel],
     tokens: np.ndarray,
     documents: np.ndarray,
     row_numbers: np.ndarray,
@@ -151,10 +151,10 @@ def read_rows(
     buffers: dict[SiteRef, Tensor],
     timings: Timings,
 ) -> ActivationBatch:
-    """Run token rows through the model and return every token's activations, in row order.
+    """Run token rows through the models and return every token's activations, in row order.
 
     Args:
-        model: Frozen language model.
+        models: Frozen language models by name; the first one says which tokens are special.
         tokens: (rows, context) ids.
         documents: (rows, context) running document numbers.
         row_numbers: (rows,) running row numbers.
@@ -163,29 +163,38 @@ def read_rows(
         timings: The forward passes are counted as "language_model".
     """
     rows, context = tokens.shape
-    names = {ref.site: ref for ref in reading.sites}
-    ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
-    for start in range(0, rows, reading.rows_at_once):
-        part = ids[start : start + reading.rows_at_once]
-        with timings.measure("language_model", model.device):
-            captured = model.capture(part, list(names))
-        for name, values in captured.items():
-            # Written into a buffer made outside inference mode: slices of it may meet autograd.
-            buffer = _buffer(buffers, names[name], rows * context, values.shape[-1], reading.dtype, model.device)
-            buffer[start * context : (start + len(part)) * context].copy_(values.flatten(0, 1))
+    main = main_model(models)
+    device = main.device
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
+    for name, model in models.items():
+        sites = [ref.site for ref in reading.sites if ref.model == name]
+        for start in range(0, rows if sites else 0, reading.rows_at_once):
+            part = ids[start : start + reading.rows_at_once]
+            with timings.measure("language_model", device):
+                captured = model.capture(part, sites)
+            for site, values in captured.items():
+                # Written into a buffer made outside inference mode: slices of it may meet autograd.
+                ref, width = SiteRef(name, site), values.shape[-1]
+                buffer = _buffer(buffers, ref, rows * context, width, reading.dtype, device)
+                buffer[start * context : (start + len(part)) * context].copy_(values.flatten(0, 1))
     flat = ids.flatten()
-    special = torch.isin(flat, torch.tensor(model.special_token_ids, device=model.device, dtype=flat.dtype))
+    special = torch.isin(flat, torch.tensor(main.special_token_ids, device=device, dtype=flat.dtype))
     batch = ActivationBatch(
         activations={ref: buffers[ref][: rows * context] for ref in reading.sites},
         tokens=flat,
-        positions=torch.arange(context, device=model.device).repeat(rows),
-        documents=torch.from_numpy(documents.astype(np.int64)).to(model.device).flatten(),
-        rows=torch.from_numpy(row_numbers).to(model.device).repeat_interleave(context),
+        positions=torch.arange(context, device=device).repeat(rows),
+        documents=torch.from_numpy(documents.astype(np.int64)).to(device).flatten(),
+        rows=torch.from_numpy(row_numbers).to(device).repeat_interleave(context),
         special=special,
         sinks={},
         rows_shape=(rows, context),
     )
     return with_sinks(batch, position_zero=True)
+
+
+def main_model(models: Mapping[str, LanguageModel]) -> LanguageModel:
+    """Return the first model: the one whose tokenizer made the rows."""
+    return next(iter(models.values()))
 
 
 def _buffer(
@@ -202,14 +211,14 @@ class ValidationRows:
     def __init__(
         self,
         rows: TokenRows,
-        model: LanguageModel,
+        models: Mapping[str, LanguageModel],
         reading: Reading,
         rows_in_batch: int,
         rank: int,
         world: int,
         timings: Timings,
     ) -> None:
-        self.model, self.reading, self.rows_in_batch, self.timings = model, reading, rows_in_batch, timings
+        self.models, self.reading, self.rows_in_batch, self.timings = models, reading, rows_in_batch, timings
         # Every rank gets the same number of rows, so that no rank waits for another at the end.
         even = len(rows.tokens) - len(rows.tokens) % world
         self.numbers = np.arange(even)[rank::world]
@@ -223,7 +232,7 @@ class ValidationRows:
         for index in range(len(self)):
             part = slice(index * self.rows_in_batch, (index + 1) * self.rows_in_batch)
             batch = read_rows(
-                self.model,
+                self.models,
                 self.tokens[part],
                 self.documents[part],
                 self.numbers[part],
@@ -233,8 +242,3 @@ class ValidationRows:
             )
             check_finite(batch, f"of validation, in batch {index}")
             yield replace(batch, index=index)
-
-
-def sites_of(model: str, names: Sequence[str]) -> tuple[SiteRef, ...]:
-    """Return references to sites of one model, each once, in the order given."""
-    return tuple(SiteRef(model, name) for name in dict.fromkeys(names))

@@ -25,7 +25,7 @@ from lightsae.metrics import (
     token_cross_entropy,
     token_kl_divergence,
 )
-from lightsae.sae import SiteRef
+from lightsae.sae import SiteRef, SparseAutoencoder
 from lightsae.training.module import SAEModule
 
 Sites = tuple[SiteRef, ...]
@@ -57,7 +57,8 @@ class LanguageModelMetrics(Callback):
 
     A validation costs 1 + 2 * dictionaries forward passes of the whole model, and the first one 3 more a site: what
     ablation does depends neither on the dictionary nor on its training. Without a next-token head (BERT), or with
-    activations from files, it says so and logs nothing.
+    activations from files, it says so and logs nothing. Where several models are read, it is `data.model` that is
+    spliced and measured, at those sites that lie in it.
 
     Args:
         max_rows: Evaluate only the first rows of each device's share; None: all validation rows.
@@ -125,6 +126,7 @@ class LanguageModelMetrics(Callback):
             for name, sae in dictionaries.items():
                 columns = x_hats[name][part].split(list(sae.widths.predicted.values()), dim=-1)
                 replacements = dict(zip(sae.widths.predicted, columns, strict=True))
+                replacements = {site: replacements[site] for site in spliced_sites(sae, model)}
                 for suffix in ("", "_no_sinks"):
                     logits = replaced_logits(model, chunk, replacements, keep_sinks=suffix == "_no_sinks")
                     ce, kl = token_cross_entropy(logits, chunk.tokens), token_kl_divergence(clean, logits)
@@ -140,7 +142,7 @@ class LanguageModelMetrics(Callback):
         ablations = self._ablate(trainer, pl_module, self._language_model)
         for name, sae in pl_module.each_sae().items():
             figures = {"ce_clean": clean, "ce_tokens": self._means["ce_clean"].tokens}
-            figures |= ablations[tuple(sae.widths.predicted)]
+            figures |= ablations[spliced_sites(sae, self._language_model)]
             for suffix in ("", "_no_sinks"):
                 spliced, zero = values[f"{name}/ce{suffix}"], figures[f"ce_zero{suffix}"]
                 figures[f"ce_spliced{suffix}"] = spliced
@@ -194,7 +196,7 @@ class LanguageModelMetrics(Callback):
         )
         if self._ablations and trainer.strategy.reduce_boolean_decision(unchanged, all=True):
             return self._ablations
-        for sites in {tuple(sae.widths.predicted): None for sae in module.each_sae().values()}:
+        for sites in {spliced_sites(sae, model): None for sae in module.each_sae().values()}:
             means = {site: self._activation_means[site].compute() for site in sites}
             zeros = {site: torch.zeros_like(mean) for site, mean in means.items()}
             self._ablations[sites] = {
@@ -213,6 +215,11 @@ class LanguageModelMetrics(Callback):
                 counted = counted_targets(chunk.special).reshape(-1)
                 mean.update(token_cross_entropy(logits, chunk.tokens).reshape(-1), counted)
         return mean.compute()
+
+
+def spliced_sites(sae: SparseAutoencoder, model: LanguageModel) -> Sites:
+    """Return those of a dictionary's predicted sites that lie in a model."""
+    return tuple(site for site in sae.widths.predicted if site.model == model.name)
 
 
 def batch_shape(batch: ActivationBatch) -> tuple[int, int]:

@@ -16,7 +16,6 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.errors import ConfigError
 from lightsae.randomness import keyed_generator
 from lightsae.sae import LatentUsage, SparseAutoencoder
-from lightsae.sae.mechanisms.topk import TopKMechanism
 from lightsae.training.module import SAEModule
 
 ENCODER_NORM_SHARE = 0.2
@@ -60,13 +59,13 @@ class DeadLatentResampling(Callback):
         if trainer.global_step not in self.steps or not stepped:
             return
         for name, sae in pl_module.each_sae().items():
-            if isinstance(sae.mechanism, TopKMechanism):
+            if sae.mechanism.has_auxk:
                 continue
             usage = pl_module.latent_usage(name)
             dead = _longest_silent(usage, self.at_most)
             if len(dead) == 0:
                 continue
-            generator = keyed_generator(pl_module.data.seed, f"resampling {name}", trainer.global_step)
+            generator = keyed_generator(pl_module.data.seed, "resampling", trainer.global_step)
             inputs, targets = pl_module.inputs(name, batch), pl_module.targets(name, batch)
             rows = draw_by_loss(sae, inputs, targets, len(dead), generator)
             # Every rank draws from its own batch; rank 0's draw is everyone's.
@@ -100,7 +99,7 @@ def draw_by_loss(
     chosen = torch.multinomial(loss.square().double().cpu(), count, replacement=True, generator=generator)
     chosen = chosen.to(inputs.device)
     read = output.x_normalised[chosen]
-    return read - sae.b_dec if sae.mechanism.centres_input else read, scaled[chosen] - sae.b_dec
+    return read if sae.centre is None else read - sae.centre, scaled[chosen] - sae.b_dec
 
 
 @torch.no_grad()

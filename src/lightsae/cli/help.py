@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter
 
-from lightsae.sae import VARIANTS, SparseAutoencoder
+from lightsae.sae import MECHANISMS, VARIANTS, SparseAutoencoder
 
 _EXAMPLES = {
     "fit": """\
@@ -26,7 +26,7 @@ _EXAMPLES = {
       --ckpt_path last""",
 }
 _DATA = (
-    *("model", "site", "dataset", "text_column", "activations", "context_size"),
+    *("model", "site", "target_site", "dataset", "text_column", "activations", "context_size"),
     *("batch_tokens", "buffer_tokens", "training_tokens", "val_tokens"),
 )
 _TRAINER = (
@@ -40,6 +40,9 @@ _WORDS = {
     "print_config": "Print all settings as they would be used, as YAML, and exit.",
     "seed_everything": "Seed of every random draw.",
     "model.sae": f"The variant of dictionary: {', '.join(VARIANTS)}. Its own settings follow below.",
+    "model.sae.mechanism": f"What makes the latents sparse: {', '.join(MECHANISMS)}. Its own settings are those listed "
+    "under that variant, written --model.sae.mechanism.k and so on.",
+    "model.saes": "In a file, in place of model.sae: several dictionaries, trained on one stream.",
     "model.coefficients": "Weight of a loss term, --model.coefficients.l1 8; in a file also with a schedule, "
     "l1: {value: 8, warm_up: 0.05, decay: 0}. Terms left out keep the variant's defaults.",
     "trainer.max_steps": "Length of the run in optimiser steps; or give data.training_tokens.",
@@ -55,6 +58,21 @@ _WORDS = {
     "trainer.default_root_dir": "Folder in which lightning_logs/version_N is made; this folder by default.",
     "trainer.enable_progress_bar": "Show the progress bar.",
 }
+_SEVERAL = """\
+In a file, under `model`: one pass of the language model serves all; each has its own place, loss and learning rate, and
+ends in the weights that it would have alone.
+
+  saes:
+    small: {sae: {class_path: TopK, init_args: {d_sae: 2048, k: 16}}}
+    early: {sae: {class_path: JumpReLU, init_args: {d_sae: 2048}},
+            site: resid_post.1, lr: 1.0e-3, coefficients: {l0: 0.01}}
+
+Or as a grid: every combination of the listed values.
+
+  grid:
+    topk: {sae: {class_path: TopK,
+                 init_args: {d_sae: [2048, 8192], k: [16, 32]}}}"""
+_REFINEMENTS = "model.sae.refinements"
 _CKPT_PATH = {
     "fit": "Go on from this checkpoint. `last`, with --config RUN/config.yaml: that run's own, in that run's folder.",
     "validate": "The checkpoint to measure. `last`, with --config RUN/config.yaml: that run's own.",
@@ -64,6 +82,9 @@ _NAMES_OF_VALUES = {
     "ckpt_path": "PATH",
     "seed_everything": "INT",
     "model.sae": "VARIANT",
+    "model.sae.mechanism": "MECHANISM",
+    "data.site": "SITE",
+    "data.target_site": "SITE",
     "trainer.default_root_dir": "FOLDER",
     "trainer.precision": "TEXT",
     "trainer.accelerator": "TEXT",
@@ -141,7 +162,7 @@ def arranged(
 
     begin = take("config", "ckpt_path", "seed_everything", "print_config", "help")
     data = take(*(f"data.{name}" for name in _DATA))
-    model = take("model.sae")
+    model = take("model.sae", "model.saes")
     loss = take_all("model")
     sections = [
         Section("Examples", _EXAMPLES[command]),
@@ -153,9 +174,15 @@ def arranged(
             "The width of what it reads follows from model and site.",
             model,
         ),
+        Section("Several dictionaries in one run", _SEVERAL),
         *(
-            Section(f"--model.sae {name}", _first_paragraph(kind), list(actions_of(kind)))
+            Section(f"--model.sae {name}", _first_paragraph(kind), [a for a in actions_of(kind) if _is_own(a)])
             for name, kind in VARIANTS.items()
+        ),
+        Section(
+            "Options of every variant",
+            "Ideas of 2026, off by default; docs/decisions.md says what each brought.",
+            [a for a in actions_of(next(iter(VARIANTS.values()))) if a.dest.startswith(f"{_REFINEMENTS}.")],
         ),
     ]
     if command == "validate":
@@ -171,6 +198,11 @@ def arranged(
         Section("More about the data", None, more_data),
         Section("More of Lightning's Trainer", "Seldom needed.", more_trainer),
     ]
+
+
+def _is_own(action: argparse.Action) -> bool:
+    """Whether a setting is a variant's own, not one that all have."""
+    return not action.dest.startswith(_REFINEMENTS) and not action.dest.endswith(".help")
 
 
 def checkpoint_words(command: str) -> str:

@@ -3,14 +3,19 @@
 import argparse
 from typing import Any, NoReturn
 
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightsae.cli.grid import expand_grid
 from lightsae.cli.help import HelpFormatter, arranged, checkpoint_words, settings_of
 from lightsae.cli.wording import in_short, in_short_of_class, names_of_classes
 from lightsae.errors import ConfigError
-from lightsae.sae import VARIANTS
+from lightsae.sae import MECHANISMS, VARIANTS
 
 _NO_SETTINGS = ("help", "config", "print_config")
+_CHOICES = {"model.sae": list(VARIANTS), "model.sae.mechanism": list(MECHANISMS)}
+_YAML = get_loader("yaml")
+set_loader("lightsae", lambda text: expand_grid(_YAML(text)))
 
 
 class Parser(LightningArgumentParser):
@@ -24,7 +29,9 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, command: str = "", **kwargs: Any) -> None:
         # An option is what is written in full: --data.data would be data.dataset, until another setting begins so.
-        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
+        super().__init__(
+            *args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, "parser_mode": "lightsae", **kwargs}
+        )
         self._command, self._class_name = command, ""
 
     def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +56,7 @@ class Parser(LightningArgumentParser):
         keys = [action.dest for action in self._actions if action.dest.rpartition(".")[2] not in _NO_SETTINGS]
         if not self.exit_on_error:
             # The parser of a class: another one reports what it finds, or tries the next type of a union.
-            super().error(in_short_of_class(message, self._class_name, keys), ex)
+            super().error(in_short_of_class(message, self._class_name, keys, {"mechanism": list(MECHANISMS)}), ex)
         command = getattr(ex, "subcommand_parser", None)
         if command is not None:
             command.error(message)
@@ -60,7 +67,7 @@ class Parser(LightningArgumentParser):
         """Return the names of the classes that can be given for each setting that takes one."""
         hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
         known = {key: names_of_classes(hint) for key, hint in hints.items() if key.startswith("trainer.")}
-        return {key: names for key, names in known.items() if names} | {"model.sae": list(VARIANTS)}
+        return {key: names for key, names in known.items() if names} | _CHOICES
 
 
 def _actions_of(variant: type) -> list[argparse.Action]:

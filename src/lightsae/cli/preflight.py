@@ -20,9 +20,9 @@ from lightning.pytorch.accelerators import (
 
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.activations.files import ActivationFiles
-from lightsae.errors import CheckpointError, ConfigError, CorpusError, did_you_mean
+from lightsae.errors import ConfigError, CorpusError, did_you_mean
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
-from lightsae.training.module import SAEModule, describe, first_difference, merge_coefficients
+from lightsae.training.module import SAEModule, check_checkpoint
 
 _ACCELERATORS = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}
 _PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
@@ -91,17 +91,11 @@ def preflight(trainer: Trainer, module: SAEModule, data: ActivationDataModule, c
     if data.activations is not None:
         _check_numbers(data.activations)
     with torch.device("meta"):
-        sae = module.make_sae(data.widths)
-    merge_coefficients(sae, module.given_coefficients)
+        dictionaries = module.build(data)
     if ckpt_path is not None:
-        checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location="meta")
-        stored = checkpoint.get("lightsae")
-        if stored is None:
-            raise CheckpointError(f"--ckpt_path: {ckpt_path} was not written by lightsae fit.")
-        if difference := first_difference(stored["dictionaries"], {"sae": describe(sae)}):
-            raise CheckpointError(f"--ckpt_path: {ckpt_path} does not fit the configuration: {difference}.")
+        check_checkpoint(AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location="meta"), dictionaries, ckpt_path)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        size = sum(p.numel() * p.element_size() for p in sae.parameters())
+        size = sum(p.numel() * p.element_size() for sae in dictionaries.values() for p in sae.parameters())
         _check_folder(Path(trainer.log_dir or trainer.default_root_dir), _COPIES_ON_DISK * size + _BESIDES)
 
 
@@ -128,7 +122,7 @@ def _check_folder(folder: Path, needed: int) -> None:
     if free < needed:
         raise ConfigError(
             f"trainer.default_root_dir: {existing} has {_in_megabytes(free)} free, and the checkpoints and exports of "
-            f"this dictionary need {_in_megabytes(needed)}; free some, or write another folder."
+            f"this run need {_in_megabytes(needed)}; free some, or write another folder."
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from lightsae.cli.grid import expand_grid
 from lightsae.errors import ConfigError, did_you_mean
 
 
@@ -29,6 +30,8 @@ def check_config_files(typed: Sequence[str]) -> None:
             settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise ConfigError(f"--config {file}: {_yaml_problem(error)}") from None
+        if key := _repeated_key(yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)):
+            raise ConfigError(f"--config {file}: {key}, and the first would be lost; rename one.")
         if not isinstance(settings, dict):
             found = "is empty" if settings is None else f"holds a {type(settings).__name__}"
             raise ConfigError(f"--config {file} {found}; write sections such as `data: {{model: gpt2}}`.")
@@ -36,6 +39,7 @@ def check_config_files(typed: Sequence[str]) -> None:
             value = settings.get(section)
             if value is not None and not isinstance(value, dict | str):
                 raise ConfigError(f"--config {file}: {section} is {value!r}; write settings under it, `name: value`.")
+        expand_grid(settings)
 
 
 def check_typed_options(typed: Sequence[str], config: Any) -> None:
@@ -44,11 +48,13 @@ def check_typed_options(typed: Sequence[str], config: Any) -> None:
     `--model.sae.k 16 --model.sae ReLU` would drop the k without a word.
     """
     sae = config.model.sae
+    if sae is None:
+        return
     variant = sae.class_path.rsplit(".", 1)[-1]
-    known = dict(sae.get("init_args") or {})
+    known = _settings(sae)
     last = dict(_options(typed))
     for key, value in last.items():
-        name = key.removeprefix("model.sae.").removeprefix("init_args.")
+        name = key.removeprefix("model.sae.").replace("init_args.", "")
         if key.startswith("model.sae.") and name not in ("class_path", "init_args", "help", *known):
             raise ConfigError(
                 f"--{key} is {value}, but {variant} has no setting {name!r}; it has {', '.join(known)}."
@@ -59,6 +65,30 @@ def check_typed_options(typed: Sequence[str], config: Any) -> None:
             f"--data.training_tokens has no effect, since trainer.max_steps is {config.trainer.max_steps}; "
             "give one of them (--trainer.max_steps -1 takes the other back)."
         )
+
+
+def _settings(chosen: Any) -> list[str]:
+    """Return the settings of a chosen class, and of classes chosen within it, as they may be written."""
+    names = [name.replace("init_args.", "").removesuffix(".class_path") for name in dict(chosen.get("init_args") or {})]
+    sections = [name.rpartition(".")[0] for name in names if "." in name]
+    return list(dict.fromkeys([*names, *sections]))
+
+
+def _repeated_key(node: Any, path: str = "") -> str | None:
+    """Say which key a file holds twice; YAML would keep the second without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        return next((found for item in node.value if (found := _repeated_key(item, path))), None)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    seen: set[str] = set()
+    for key, value in node.value:
+        name = f"{path}{key.value}"
+        if key.value in seen:
+            return f"{name} stands there twice (line {key.start_mark.line + 1})"
+        seen.add(key.value)
+        if found := _repeated_key(value, f"{name}."):
+            return found
+    return None
 
 
 def _options(typed: Sequence[str]) -> list[tuple[str, str | None]]:

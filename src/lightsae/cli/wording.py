@@ -48,13 +48,14 @@ def in_short(message: str, keys: Collection[str], classes: dict[str, list[str]])
     return _one_line(message)
 
 
-def in_short_of_class(message: str, name: str, keys: Collection[str]) -> str:
+def in_short_of_class(message: str, name: str, keys: Collection[str], classes: dict[str, list[str]]) -> str:
     """Return what is wrong with a setting of a class, to stand after the key that the class was chosen for.
 
     Args:
         message: Of the parser of that class.
         name: The class.
         keys: Its settings.
+        classes: For those of them that take a class, the names of those that are known.
     """
     if SETTING in message:
         return message
@@ -65,7 +66,7 @@ def in_short_of_class(message: str, name: str, keys: Collection[str]) -> str:
     elif found := re.match(r"the following arguments are required: (.+)", message):
         said = f"{found[1].split(', ')[0]} is missing; {name} needs it."
     elif found := re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL):
-        said = _of_key(found[1], found[2], {})
+        said = _of_key(found[1], found[2], classes)
     else:
         return message
     return f"{SETTING}{said}{SETTING}"

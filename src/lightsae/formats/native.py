@@ -7,6 +7,7 @@ Nothing is ever unpickled.
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lightsae.errors import ConfigError, FormatError, did_you_mean
 from lightsae.formats.files import find_folder, replace_folder_atomically
-from lightsae.sae import VARIANTS, SiteRef, SparseAutoencoder, Widths
+from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SiteRef, SparseAutoencoder, Widths
 
 FORMAT_VERSION = 1
 TENSORS, DESCRIPTION = "sae.safetensors", "sae.json"
@@ -58,7 +59,7 @@ def write_sae(sae: SparseAutoencoder, folder: Path, provenance: dict[str, Any] |
     description = {
         "format_version": FORMAT_VERSION,
         "variant": variant,
-        "settings": sae.settings,
+        "settings": plain(sae.settings),
         "widths": {"read": _to_list(sae.widths.read), "predicted": _to_list(sae.widths.predicted)},
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "sha256": _hash(folder / TENSORS),
@@ -146,7 +147,9 @@ def _empty_sae(description: dict[str, Any], folder: str | Path) -> SparseAutoenc
     read, predicted = (_field(description["widths"], key, list, shown) for key in ("read", "predicted"))
     try:
         with torch.device("meta"):
-            return VARIANTS[variant](Widths(_from_list(read), _from_list(predicted)), **description["settings"])
+            widths = Widths(_from_list(read), _from_list(predicted))
+            sae = VARIANTS[variant](widths, **_settings(description["settings"]))
+            return sae.eval()
     except (ConfigError, TypeError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise FormatError(
@@ -154,9 +157,34 @@ def _empty_sae(description: dict[str, Any], folder: str | Path) -> SparseAutoenc
         ) from error
 
 
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a dictionary's settings as JSON values."""
+    told = {}
+    for name, value in settings.items():
+        if isinstance(value, Mechanism):
+            value = {"name": type(value).__name__, **value.settings}
+        told[name] = asdict(value) if isinstance(value, Refinements) else value
+    return told
+
+
+def _settings(told: dict[str, Any]) -> dict[str, Any]:
+    """Undo `plain`."""
+    settings = dict(told)
+    if isinstance(mechanism := settings.get("mechanism"), dict):
+        settings["mechanism"] = MECHANISMS[mechanism["name"]](**{k: v for k, v in mechanism.items() if k != "name"})
+    if isinstance(refinements := settings.get("refinements"), dict):
+        settings["refinements"] = Refinements(**refinements)
+    return settings
+
+
 def _check_shapes(tensors: dict[str, torch.Tensor], sae: SparseAutoencoder, path: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
     if lacking := sorted(expected.keys() - tensors.keys()):
+        if lacking[0].endswith("threshold"):
+            raise FormatError(
+                f"{str(path)!r} lacks {lacking[0]!r}, without which a {type(sae).__name__} would fire on everything; "
+                "export it again from its training checkpoint."
+            )
         raise FormatError(f"{str(path)!r} lacks the tensor {lacking[0]!r}; export it again.")
     if surplus := sorted(tensors.keys() - expected.keys()):
         raise FormatError(f"{str(path)!r} holds a tensor {surplus[0]!r} that a {type(sae).__name__} does not have.")

@@ -154,13 +154,20 @@ class SparseAutoencoder(nn.Module):
         return drawn, drawn
 
     @torch.no_grad()
-    def start_from(self, sample: Mapping[SiteRef, Float[Tensor, "T _"]], normalisation: Normalisation) -> None:
+    def start_from(
+        self,
+        sample: Mapping[SiteRef, Float[Tensor, "T _"]],
+        normalisation: Normalisation,
+        points: torch.Generator | None = None,
+    ) -> None:
         """Measure the scales on a sample of raw activations, start `b_dec` at its geometric median, and thresholds.
 
         Args:
             sample: Activations of the same tokens at every site, without attention sinks.
             normalisation: "sqrt_d" makes the mean norm sqrt(width), "unit" the mean squared norm 1, "none" keeps raw
                 units.
+            points: Where given, each latent starts at a data point drawn with it: its decoder row and encoder column
+                point from the median to that token's activation.
 
         Raises:
             ActivationError: A site is zero on all tokens.
@@ -176,15 +183,20 @@ class SparseAutoencoder(nn.Module):
         every = max(1, len(next(iter(sample.values()))) // MEDIAN_TOKENS)
         read = torch.cat([sample[s][::every].float() for s in self.widths.read], dim=1)
         predicted = torch.cat([sample[s][::every].float() for s in self.widths.predicted], dim=1)
-        self._start_biases(self._normalised(read), predicted * self._output_factor())
-        self.mechanism.start_from(self._pre(self._normalised(read[:START_TOKENS])))
-
-    def _start_biases(self, read: Float[Tensor, "T D"], predicted: Float[Tensor, "T O"]) -> None:
-        """Start the biases from normalised activations."""
-        self.b_dec.copy_(geometric_median(predicted))
-        if not self.mechanism.centres_input:
+        read, predicted = self._normalised(read), predicted * self._output_factor()
+        self._start_centres(read, predicted)
+        if points is not None:
+            chosen = torch.randint(len(read), (self.d_sae,), generator=points).to(read.device)
+            centre = self.b_dec if self.centre is None else self.centre
+            self.set_directions(read[chosen] - centre, predicted[chosen] - self.b_dec)
+        if self.centre is None:
             # Starts where a centring encoder would: at zero for the median input.
             self.b_enc.copy_(-(self.b_dec @ self.W_enc))
+        self.mechanism.start_from(self._pre(read[:START_TOKENS]))
+
+    def _start_centres(self, read: Float[Tensor, "T D"], predicted: Float[Tensor, "T O"]) -> None:
+        """Start `b_dec` from normalised activations."""
+        self.b_dec.copy_(geometric_median(predicted))
 
     def encode(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
         """Return the latents of raw activations, dense, in normalised units."""

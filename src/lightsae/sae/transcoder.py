@@ -62,8 +62,8 @@ class Transcoder(SparseAutoencoder):
         # What is read and what is predicted share no directions.
         return random_like(self.W_enc.T, generator), random_like(self.W_dec, generator)
 
-    def _start_biases(self, read: Float[Tensor, "T D"], predicted: Float[Tensor, "T O"]) -> None:
-        self.b_dec.copy_(geometric_median(predicted))
+    def _start_centres(self, read: Float[Tensor, "T D"], predicted: Float[Tensor, "T O"]) -> None:
+        super()._start_centres(read, predicted)
         self.input_centre.copy_(geometric_median(read))
 
     @property

@@ -16,40 +16,51 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
-from lightsae.errors import CheckpointError, ConfigError, did_you_mean
-from lightsae.randomness import keyed_generator
-from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
+from lightsae.errors import CheckpointError, ConfigError
+from lightsae.formats.native import plain
+from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder
+from lightsae.training.entries import ONLY, Entry, MakeSAE, check_entries, make_sae, merge_coefficients, named
 from lightsae.training.schedules import Schedule
+from lightsae.training.start import TIED, check_start, start_weights
 
 if TYPE_CHECKING:
-    from lightsae.activations.datamodule import ActivationDataModule
+    from lightsae.activations.datamodule import ActivationDataModule, SiteNames
 
 DEAD_AFTER = 10_000_000
 DEAD_AFTER_SHARE = 0.05
 
 
 class SAEModule(LightningModule):
-    """Trains a dictionary on the activations that an `ActivationDataModule` serves.
+    """Trains one dictionary, or several at once, on the activations that an `ActivationDataModule` serves.
+
+    Several dictionaries share one stream and one forward pass of the language model, and nothing else: each ends in the
+    weights that it would have if it were trained alone.
 
     Args:
         sae: The dictionary: a variant's name with its settings, or in Python a function from `Widths` to a dictionary,
             such as `lambda widths: TopK(widths, d_sae=4096, k=32)`.
+        saes: Several by name, in place of `sae`: {small: {sae: ..., site: ..., coefficients: ..., lr: ...}, ...}. What
+            an entry leaves out is taken from `data` and from the settings here.
         coefficients: Weight of each loss term, a number or {value, warm_up, decay}; terms left out keep the variant's
             defaults.
-        lr: Peak learning rate of Adam; None: the variant's default.
+        lr: Peak learning rate of Adam; null: the variant's default.
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
-        dead_after: A latent is dead after this many tokens without firing; None: 10 million, or 5% of the run if that
+        start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the
+            folder of a saved dictionary, to train it further. The decoder's bias starts at the data's geometric median.
+        dead_after: A latent is dead after this many tokens without firing; null: 10 million, or 5% of the run if that
             is less.
     """
 
     def __init__(
         self,
-        sae: Callable[[Widths], SparseAutoencoder],
+        sae: MakeSAE | None = None,
+        saes: dict[str, Entry] | None = None,
         coefficients: dict[str, float | Schedule] | None = None,
         lr: float | None = None,
         lr_warm_up: float = 0.02,
         lr_decay: float = 0.2,
+        start: str = TIED,
         dead_after: int | None = None,
     ) -> None:
         super().__init__()
@@ -60,8 +71,9 @@ class SAEModule(LightningModule):
                 raise ConfigError(f"model.{key} is {length}; write a share of the run (0.05) or steps (200).")
         if dead_after is not None and dead_after < 1:
             raise ConfigError(f"model.dead_after is {dead_after}; it counts tokens, so write 1 or more.")
-        self.make_sae, self.given_coefficients = sae, dict(coefficients or {})
+        self.entries, self.given_coefficients = check_entries(sae, saes), dict(coefficients or {})
         self.lr, self.lr_warm_up, self.lr_decay, self.dead_after = lr, lr_warm_up, lr_decay, dead_after
+        self.start = start
         self.dictionaries, self.usage = nn.ModuleDict(), nn.ModuleDict()
         self.coefficients: dict[str, dict[str, Schedule]] = {}
         self.timings = Timings()
@@ -88,19 +100,46 @@ class SAEModule(LightningModule):
             dead_after = DEAD_AFTER
             if data.run_tokens is not None:
                 dead_after = max(1, min(DEAD_AFTER, int(DEAD_AFTER_SHARE * data.run_tokens)))
-        sae = self.make_sae(data.widths)
-        sae.reset_parameters(keyed_generator(data.seed, "weights"))
-        self.dictionaries["sae"] = sae
-        self.usage["sae"] = LatentUsage(sae.d_sae, dead_after)
-        self.coefficients["sae"] = merge_coefficients(sae, self.given_coefficients)
-        # The counts are reduced by `LatentUsage.commit`; DDP would overwrite them with those of rank 0.
-        self._ddp_params_and_buffers_to_ignore = [f"usage.{name}" for name, _ in self.usage.named_buffers()]
+        for name, sae in self.build(data).items():
+            self.dictionaries[name] = sae
+            self.usage[name] = LatentUsage(sae.d_sae, dead_after)
+        # What is measured in training is reduced by `commit`; DDP would overwrite it with what rank 0 has.
+        ignored = [f"usage.{name}" for name, _ in self.usage.named_buffers()]
+        ignored += [f"dictionaries.{name}" for name, _ in self.dictionaries.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = ignored
+
+    def build(self, data: "ActivationDataModule") -> dict[str, SparseAutoencoder]:
+        """Make every dictionary of the run, without weights that mean anything yet, and its coefficients.
+
+        Raises:
+            ConfigError: A setting does not fit.
+        """
+        built: dict[str, SparseAutoencoder] = {}
+        for (name, entry), place in zip(self.entries.items(), self.places(), strict=True):
+            sae = make_sae(name, entry, data.widths_at(*place))
+            given = [self.given_coefficients, entry.coefficients] if name != ONLY else [self.given_coefficients]
+            try:
+                self.coefficients[name] = merge_coefficients(sae, *given)
+                check_start(entry.start or self.start, sae)
+            except ConfigError as error:
+                raise ConfigError(named(str(error), name)) from error
+            built[name] = sae
+        for term in self.given_coefficients:
+            if not any(term in terms for terms in self.coefficients.values()):
+                raise ConfigError(f"model.coefficients.{term}: none of the dictionaries has this loss term.")
+        return built
+
+    def places(self) -> list[tuple["SiteNames", "SiteNames", str]]:
+        """Return, for each dictionary, the sites that it reads and predicts, and where the user wrote them."""
+        key = {name: "data" if name == ONLY else f"model.saes.{name}" for name in self.entries}
+        return [(entry.site, entry.target_site, key[name]) for name, entry in self.entries.items()]
 
     def on_fit_start(self) -> None:
         if not self._started:
-            sample = self.data.sample_without_sinks()
-            for sae in self.each_sae().values():
-                sae.start_from(sample, self.data.normalisation)
+            data = self.data
+            for name, sae in self.each_sae().items():
+                sample = data.sample_without_sinks({**sae.widths.read, **sae.widths.predicted})
+                start_weights(sae, self.entries[name].start or self.start, sample, data.normalisation, data.seed)
                 if torch.distributed.is_available() and torch.distributed.is_initialized():
                     # Each rank measured its own fill, and DDP has shared the weights already: rank 0's start is all's.
                     for tensor in sae.state_dict().values():
@@ -133,21 +172,30 @@ class SAEModule(LightningModule):
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         losses, outputs = [], {}
         step, total = self.trainer.global_step, self.total_steps
+        logs = self._is_logging_step(step)
         for name, sae in self.each_sae().items():
+            sae.progress = step / total
             target = self.targets(name, batch).float()
             output = sae(self.inputs(name, batch))
             terms = sae.loss_terms(target, output, self.latent_usage(name))
             weights = {term: self.coefficients[name][term].at(step, total) for term in terms}
             loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
             self.latent_usage(name).observe(output.latents)
-            figures: dict[str, Tensor | float] = {"train/loss": loss.detach()}
-            figures |= {f"train/{term}": value.detach() for term, value in terms.items()}
-            figures |= {f"train/coefficient/{term}": weight for term, weight in weights.items()}
-            self.log_dict({self.tag(name, key): value for key, value in figures.items()}, batch_size=len(batch))
+            sae.observe(output)
+            if logs:
+                figures: dict[str, Tensor | float] = {"train/loss": loss.detach()}
+                figures |= {f"train/{term}": value.detach() for term, value in terms.items()}
+                figures |= {f"train/coefficient/{term}": weight for term, weight in weights.items()}
+                self.log_dict({self.tag(name, key): value for key, value in figures.items()}, batch_size=len(batch))
             losses.append(loss)
             outputs[name] = output.detach()
         self._tokens_in_step += len(batch) * self.trainer.world_size
         return {"loss": torch.stack(losses).sum(), "outputs": outputs}
+
+    def _is_logging_step(self, step: int) -> bool:
+        """Whether Lightning writes figures after this step; in others, logging costs time for nothing."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and ((step + 1) % every == 0 or step == 0)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, SAEOutput]:
         return {name: sae(self.inputs(name, batch)) for name, sae in self.each_sae().items()}
@@ -177,7 +225,7 @@ class SAEModule(LightningModule):
         with self.timings.measure("sae_step", self.device):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             for name, sae in self.each_sae().items():
-                sae.constrain()
+                sae.commit()
                 self.latent_usage(name).commit()
         self.tokens_seen += self._tokens_in_step
         self._tokens_in_step = 0
@@ -192,9 +240,9 @@ class SAEModule(LightningModule):
         groups: list[dict[str, Any]] = [
             {
                 "params": list(sae.parameters()),
-                "lr": self.lr or sae.default_lr,
-                "betas": sae.adam_betas,
-                "eps": sae.adam_eps,
+                "lr": self.entries[name].lr or self.lr or sae.default_lr,
+                "betas": sae.mechanism.adam_betas,
+                "eps": sae.mechanism.adam_eps,
                 "name": name,
             }
             for name, sae in self.each_sae().items()
@@ -205,6 +253,8 @@ class SAEModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: ActivationBatch, batch_idx: int) -> None:
+        if not self._is_logging_step(self.trainer.global_step):
+            return
         for group in self.trainer.optimizers[0].param_groups:
             self.log(self.tag(group["name"], "train/lr"), group["lr"], batch_size=len(batch))
 
@@ -217,38 +267,21 @@ class SAEModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        stored = checkpoint.get("lightsae")
-        if stored is None:
-            raise CheckpointError("--ckpt_path: this checkpoint was not written by lightsae fit.")
         self.configure_model()
-        found = {name: describe(sae) for name, sae in self.each_sae().items()}
-        if difference := first_difference(stored["dictionaries"], found):
-            raise CheckpointError(f"--ckpt_path: the checkpoint does not fit the configuration: {difference}.")
-        self.tokens_seen, self._started = stored["tokens_seen"], True
+        check_checkpoint(checkpoint, self.each_sae())
+        self.tokens_seen, self._started = checkpoint["lightsae"]["tokens_seen"], True
 
 
-def merge_coefficients(sae: SparseAutoencoder, given: Mapping[str, float | Schedule]) -> dict[str, Schedule]:
-    """Return every loss term's schedule: what was given, and the variant's defaults for the rest.
-
-    Raises:
-        ConfigError: A given term is none of the variant's.
-    """
-    mechanism = sae.mechanism
-    merged = {
-        term: Schedule(value, mechanism.default_warm_up.get(term, 0.0))
-        for term, value in mechanism.default_coefficients.items()
-    }
-    for term, value in given.items():
-        if term not in merged:
-            raise ConfigError(
-                f"model.coefficients.{term}: {type(sae).__name__} has the loss terms {', '.join(merged)}."
-                + did_you_mean(term, merged)
-            )
-        if isinstance(value, Schedule):
-            merged[term] = value
-        else:
-            merged[term] = Schedule(float(value), mechanism.default_warm_up.get(term, 0.0))
-    return merged
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], dictionaries: Mapping[str, SparseAutoencoder], name: str = "the checkpoint"
+) -> None:
+    """Raise a CheckpointError where a checkpoint is not lightsae's, or holds other dictionaries than these."""
+    stored = checkpoint.get("lightsae")
+    if stored is None:
+        raise CheckpointError(f"--ckpt_path: {name} was not written by lightsae fit.")
+    found = {key: describe(sae) for key, sae in dictionaries.items()}
+    if difference := first_difference(stored["dictionaries"], found):
+        raise CheckpointError(f"--ckpt_path: {name} does not fit the configuration: {difference}.")
 
 
 def describe(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -257,7 +290,7 @@ def describe(sae: SparseAutoencoder) -> dict[str, Any]:
         "variant": type(sae).__name__,
         "d_in": sae.d_in,
         "d_out": sae.d_out,
-        **sae.settings,
+        **plain(sae.settings),
         "read": [str(site) for site in sae.widths.read],
         "predicted": [str(site) for site in sae.widths.predicted],
     }

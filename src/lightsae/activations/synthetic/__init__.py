@@ -1,0 +1,1 @@
+"""Synthetic activations: sparse sums of features that are known, to score dictionaries against the truth."""

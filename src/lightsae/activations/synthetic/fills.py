@@ -1,0 +1,112 @@
+"""Fills and held-out batches of a synthetic world: drawn by number, so that nothing has to be stored to go on.
+
+Axes: T tokens, D width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.stream import Fill, Schedule
+from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timing import Timings
+from lightsae.randomness import keyed_generator
+from lightsae.sae.sites import SiteRef
+
+SITE = SiteRef("", "synthetic")
+# Tokens drawn at once; the numbers that are drawn depend on it.
+_TOKENS_AT_ONCE = 1 << 14
+
+
+class SyntheticFills:
+    """Makes fills of activations. Has no state: the number of a fill says what is drawn."""
+
+    def __init__(
+        self,
+        world: SyntheticWorld,
+        schedule: Schedule,
+        tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        timings: Timings,
+    ) -> None:
+        self.world, self.schedule, self.timings = world, schedule, timings
+        self._buffer = torch.empty(tokens, world.width, dtype=dtype, device=device)
+
+    def fill(self, number: int) -> Fill:
+        tokens, device = len(self._buffer), self._buffer.device
+        with self.timings.measure("text", device):
+            generator = _generator(self.schedule.seed, f"synthetic, rank {self.schedule.rank}", number, device)
+            for start in range(0, tokens, _TOKENS_AT_ONCE):
+                part = self._buffer[start : start + _TOKENS_AT_ONCE]
+                part.copy_(self.world.activations(self.world.sample(len(part), generator), generator))
+        everything = _batch(self._buffer, (number * self.schedule.world + self.schedule.rank) * tokens)
+        return Fill(everything, torch.arange(tokens, device=device))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class SyntheticValidation:
+    """Held-out samples with their truth, the same in every validation; as many for each rank, in whole batches."""
+
+    def __init__(
+        self,
+        world: SyntheticWorld,
+        tokens: int,
+        batch_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.world, self.dtype, self.device = world, dtype, device
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.batch_tokens = max(1, min(batch_tokens, tokens // world_size))
+        self._batches = max(1, tokens // (self.batch_tokens * world_size))
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        for index in range(len(self)):
+            number = index * self.world_size + self.rank
+            generator = _generator(self.seed, "synthetic, validation", number, self.device)
+            truth = self.world.sample(self.batch_tokens, generator)
+            values = self.world.activations(truth, generator).to(self.dtype)
+            yield replace(_batch(values, number * self.batch_tokens), index=index, truth=truth)
+
+
+def _generator(seed: int, purpose: str, step: int, device: torch.device) -> torch.Generator:
+    """Return a keyed generator that draws on the device."""
+    generator = keyed_generator(seed, purpose, step)
+    if device.type == "cpu":
+        return generator
+    return torch.Generator(device).manual_seed(generator.initial_seed())
+
+
+def _batch(values: Float[Tensor, "T D"], first: int) -> ActivationBatch:
+    """Return samples, numbered from `first`, as a batch: no tokens, nothing special, no sinks."""
+    unknown = torch.full((len(values),), -1, device=values.device)
+    nothing = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    return ActivationBatch(
+        activations={SITE: values},
+        tokens=unknown,
+        positions=unknown,
+        documents=unknown,
+        rows=torch.arange(first, first + len(values), device=values.device),
+        special=nothing,
+        sinks={SITE: nothing},
+    )

@@ -1,0 +1,105 @@
+"""What a run trains: one dictionary, or several by name, each with its place, its loss and its learning rate."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from lightsae.errors import ConfigError, did_you_mean
+from lightsae.sae import SparseAutoencoder, Widths
+from lightsae.training.schedules import Schedule
+
+MakeSAE = Callable[[Widths], SparseAutoencoder]
+Coefficients = Mapping[str, float | Schedule]
+ONLY = "sae"
+
+
+@dataclass
+class Entry:
+    """One dictionary of a run. What is left out is taken from the settings of the whole run.
+
+    Args:
+        sae: A variant with its settings, or in Python a function from `Widths` to a dictionary.
+        site: Where it reads; a list for a crosscoder. Null: data.site.
+        target_site: What a transcoder predicts; null: data.target_site where `site` is left out too, or else `site`.
+        coefficients: Weight of each loss term, a number or {value, warm_up, decay}.
+        lr: Peak learning rate of Adam.
+        start: Where the weights start; see model.start.
+    """
+
+    sae: MakeSAE
+    site: str | list[str] | None = None
+    target_site: str | list[str] | None = None
+    coefficients: dict[str, float | Schedule] = field(default_factory=dict)
+    lr: float | None = None
+    start: str | None = None
+
+
+def check_entries(sae: MakeSAE | None, saes: Mapping[str, Entry] | None) -> dict[str, Entry]:
+    """Return the dictionaries of a run by name; a single one is called `sae`.
+
+    Raises:
+        ConfigError: None is given, or both forms, or a name cannot be the name of a folder and of a module.
+    """
+    if sae is not None and saes:
+        raise ConfigError(
+            f"model.sae and model.saes ({', '.join(saes)}) are both given; write one: --model.sae for one dictionary, "
+            "model.saes for several. (--model.sae null takes the first back.)"
+        )
+    if sae is not None:
+        return {ONLY: Entry(sae)}
+    if not saes:
+        raise ConfigError("model.sae is missing: choose a variant, or name several dictionaries under model.saes.")
+    for name, entry in saes.items():
+        # The names that a container of modules has itself are taken: `keys`, `train` ...
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in ("train", "val", "perf") or _is_taken(name):
+            raise ConfigError(f"model.saes: {name!r} cannot be a dictionary's name; write letters, digits, _ and -.")
+        if entry.lr is not None and entry.lr <= 0:
+            raise ConfigError(f"model.saes.{name}.lr is {entry.lr}; it must be above 0.")
+    return dict(saes)
+
+
+def make_sae(name: str, entry: Entry, widths: Widths) -> SparseAutoencoder:
+    """Build an entry's dictionary; what it has against its settings names them as the user wrote them."""
+    try:
+        return entry.sae(widths)
+    except ConfigError as error:
+        raise ConfigError(named(str(error), name)) from error
+
+
+def named(message: str, name: str) -> str:
+    """Return a message about model.sae as one about an entry of model.saes."""
+    if name == ONLY:
+        return message
+    return re.sub(r"\bmodel\.(sae|coefficients|start)\b", rf"model.saes.{name}.\1", message)
+
+
+def merge_coefficients(sae: SparseAutoencoder, *given: Coefficients) -> dict[str, Schedule]:
+    """Return every loss term's schedule: the variant's defaults, and over them what was given; the last one wins.
+
+    Raises:
+        ConfigError: A term of the last one is none of the variant's.
+    """
+    mechanism = sae.mechanism
+    merged = {
+        term: Schedule(value, mechanism.default_warm_up.get(term, 0.0))
+        for term, value in mechanism.default_coefficients.items()
+    }
+    for place, coefficients in enumerate(given):
+        for term, value in coefficients.items():
+            if term not in merged and place < len(given) - 1:
+                continue  # what is set for a whole run concerns those dictionaries that have the term
+            if term not in merged:
+                raise ConfigError(
+                    f"model.coefficients.{term}: {type(sae).__name__} has the loss terms {', '.join(merged)}."
+                    + did_you_mean(term, merged)
+                )
+            if not isinstance(value, Schedule):
+                value = Schedule(float(value), mechanism.default_warm_up.get(term, 0.0))
+            merged[term] = value
+    return merged
+
+
+def _is_taken(name: str) -> bool:
+    from torch.nn import ModuleDict
+
+    return hasattr(ModuleDict, name)
