@@ -125,6 +125,116 @@ DICTIONARY = {
     ),
     "negative learning rate": says("model.lr is -1", options="--model.lr -1"),
 }
+SEVERAL = {
+    "two entries of one name": says(
+        "model.saes.a stands there twice",
+        "line 4",
+        yaml="""
+model:
+  saes:
+    a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}
+    a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 8}}}
+""".lstrip(),
+        without=SAE,
+    ),
+    "two entries of one name from a grid": says(
+        "model.grid.a",
+        "called 'a'",
+        yaml="""
+model:
+  saes: {a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}
+  grid: {a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 8}}}}
+""",
+        without=SAE,
+    ),
+    "an empty list in a grid": says(
+        "model.grid.a.sae.init_args.k is an empty list",
+        yaml="model: {grid: {a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: []}}}}}",
+        without=SAE,
+    ),
+    "a grid that is a list": says("model.grid", "entries by name", yaml="model: {grid: [3]}", without=SAE),
+    "one and several": says(
+        "model.sae and model.saes (a)",
+        "write one",
+        yaml="model: {saes: {a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",
+    ),
+    "an entry's site that does not exist": says(
+        "model.saes.a.site is 'resid_pots.1'",
+        "Did you mean 'resid_post.1'?",
+        yaml="model: {saes: {a: {site: resid_pots.1, sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",
+        without=SAE,
+    ),
+    "an entry's site that the files do not give": says(
+        "model.saes.a.site is 'mlp_out.1'",
+        "'rows'",
+        options="--data.activations {inputs}/rows.npy",
+        yaml="model: {saes: {a: {site: mlp_out.1, sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",
+        without=(*SAE, *TEXT),
+    ),
+    "an entry's k above d_sae": says(
+        "model.saes.a.sae.k is 64",
+        yaml="model: {saes: {a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 64}}}}}",
+        without=SAE,
+    ),
+    "an entry's variant misspelt": says(
+        "model.saes",
+        "Topk",
+        "Did you mean 'TopK'?",
+        yaml="model: {saes: {a: {sae: {class_path: Topk, init_args: {d_sae: 24, k: 64}}}}}",
+        without=SAE,
+    ),
+    "an entry's loss term": says(
+        "model.saes.a.coefficients.foo",
+        "mse, auxk",
+        yaml="model: {saes: {a: {coefficients: {foo: 1}, sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",
+        without=SAE,
+    ),
+    "an entry's unknown key": says(
+        "model.saes",
+        "sit",
+        yaml="model: {saes: {a: {sit: x, sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",
+        without=SAE,
+    ),
+    "a name that is none": says(
+        "model.saes: 'a.b'",
+        yaml="model: {saes: {a.b: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",
+        without=SAE,
+    ),
+    "a site of a model that is not there": says(
+        "data.site is 'chat:resid_post.1'", "'chat'", "data.more_models", options="--data.site chat:resid_post.1"
+    ),
+    "groups that do not add up": says(
+        "model.sae.groups is [4, 8]",
+        "adds up to 12",
+        "d_sae (24)",
+        options="--model.sae Matryoshka --model.sae.d_sae 24 --model.sae.groups [4,8] --model.sae.mechanism TopK "
+        "--model.sae.mechanism.k 4",
+        without=SAE,
+    ),
+    "a transcoder without a target": says(
+        "Transcoder",
+        "data.target_site",
+        options="--model.sae Transcoder --model.sae.d_sae 24 --model.sae.mechanism TopK --model.sae.mechanism.k 4",
+        without=SAE,
+    ),
+    "a crosscoder of one site": says(
+        "Crosscoder",
+        "data.site: [",
+        options="--model.sae Crosscoder --model.sae.d_sae 24 --model.sae.mechanism TopK --model.sae.mechanism.k 4",
+        without=SAE,
+    ),
+    "a mechanism misspelt": says(
+        "model.sae.mechanism is 'Topk'",
+        "Did you mean 'TopK'?",
+        options="--model.sae Matryoshka --model.sae.d_sae 24 --model.sae.mechanism Topk",
+        without=SAE,
+    ),
+    "a mechanism missing": says(
+        "model.sae.mechanism is missing", options="--model.sae Matryoshka --model.sae.d_sae 24", without=SAE
+    ),
+    "a start that is no folder": says("'none'", "does not exist", options="--model.start none"),
+    "settings of a world that is not asked for": says("data.synthetic", yaml="data: {synthetic: {features: 64}}"),
+}
 CONFIGURATION = {
     "unknown option": says("--trainer.max_step is", "'--trainer.max_steps'?", options="--trainer.max_step 3"),
     "unknown section": says("--dta.model", "Did you mean '--data.model'?", options="--dta.model x"),
@@ -195,7 +305,7 @@ def check(ended: Any, *fragments: str) -> None:
     assert ended.out == ""
 
 
-CASES = MODEL_AND_DATA | DICTIONARY | CONFIGURATION
+CASES = MODEL_AND_DATA | DICTIONARY | SEVERAL | CONFIGURATION
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

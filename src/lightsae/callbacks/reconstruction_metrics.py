@@ -13,8 +13,8 @@ from torch import Tensor
 from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.run_outputs import add_histogram, log_once
 from lightsae.errors import ConfigError
-from lightsae.metrics import LatentFrequencies, ReconstructionStatistics
-from lightsae.sae import SAEOutput
+from lightsae.metrics import LatentFrequencies, ReconstructionStatistics, TokenMean
+from lightsae.sae import SAEOutput, SparseAutoencoder
 from lightsae.sae.sparse_ops import Latents
 from lightsae.training.module import SAEModule
 
@@ -29,9 +29,11 @@ class ReconstructionMetrics(Callback):
 
     In validation, pooled over all `val/tokens` held-out tokens: `val/fve`, `val/mse` (mean over tokens and dimensions,
     in the activations' unit squared), `val/relative_reconstruction_bias`, `val/cosine`, each also as `..._no_sinks`;
-    `val/l0`; `val/dead_fraction` (silent on all these tokens), `val/dense_fraction` (on more than 10% of them) and
-    `val/dense_fraction_1pct`. TensorBoard also gets histograms: log10 of the firing frequencies, the first batch's
-    positive latents without those of sinks (normalised units, at most 100,000), and the norms of decoder rows.
+    `val/l0`, and where latents are made otherwise in training (BatchTopK: the batch's largest, not those above the
+    threshold) `val/l0_in_training` on the same tokens; `val/dead_fraction` (silent on all these tokens),
+    `val/dense_fraction` (on more than 10% of them) and `val/dense_fraction_1pct`. TensorBoard also gets histograms:
+    log10 of the firing frequencies, the first batch's positive latents without those of sinks (normalised units, at
+    most 100,000), and the norms of decoder rows.
 
     Where a run has several dictionaries, each figure's name begins with the dictionary's.
 
@@ -50,6 +52,7 @@ class ReconstructionMetrics(Callback):
         # Not submodules of the LightningModule: its precision and its checkpoints are not theirs.
         self._statistics: dict[str, ReconstructionStatistics] = {}
         self._frequencies: dict[str, LatentFrequencies] = {}
+        self._l0_in_training: dict[str, TokenMean] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ActivationBatch, batch_idx: int
@@ -79,6 +82,8 @@ class ReconstructionMetrics(Callback):
         for name, sae in pl_module.each_sae().items():
             self._statistics[name] = ReconstructionStatistics(sae.d_out).to(pl_module.device)
             self._frequencies[name] = LatentFrequencies(sae.d_sae).to(pl_module.device)
+            if sae.mechanism.two_modes:
+                self._l0_in_training[name] = TokenMean().to(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -95,6 +100,8 @@ class ReconstructionMetrics(Callback):
             sinks = batch.sinks_at(pl_module.each_sae()[name].widths.predicted)
             self._statistics[name].update(x, output.x_hat, l0_per_token(latents), sinks)
             self._frequencies[name].update(firing_counts(latents), len(batch))
+            if name in self._l0_in_training:
+                self._l0_in_training[name].update(l0_per_token(latents_in_training(pl_module.each_sae()[name], output)))
             if batch_idx == 0 and not trainer.sanity_checking:
                 values = positive_latents(output, ~sinks)
                 add_histogram(trainer, pl_module.tag(name, "histogram/latent_activations"), values)
@@ -103,6 +110,8 @@ class ReconstructionMetrics(Callback):
         assert isinstance(pl_module, SAEModule)
         for name, sae in pl_module.each_sae().items():
             figures = self._statistics.pop(name).compute() | self._frequencies.pop(name).compute()
+            if name in self._l0_in_training:
+                figures["l0_in_training"] = self._l0_in_training.pop(name).compute()
             frequencies = figures.pop("log10_frequencies")
             for key, value in figures.items():
                 # Already the same on all ranks; `sync_dist` keeps Lightning from warning that it might not be.
@@ -110,6 +119,16 @@ class ReconstructionMetrics(Callback):
             if not trainer.sanity_checking:
                 add_histogram(trainer, pl_module.tag(name, "histogram/log10_firing_frequency"), frequencies)
                 add_histogram(trainer, pl_module.tag(name, "histogram/decoder_norm"), sae.W_dec.detach().norm(dim=1))
+
+
+@torch.no_grad()
+def latents_in_training(sae: SparseAutoencoder, output: SAEOutput) -> Latents:
+    """Return the latents that the same input would have in training."""
+    sae.train()
+    try:
+        return sae.encode_normalised(output.x_normalised)
+    finally:
+        sae.eval()
 
 
 def l0_per_token(latents: Latents) -> Int[Tensor, " T"]:

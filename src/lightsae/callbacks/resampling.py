@@ -26,8 +26,8 @@ class DeadLatentResampling(Callback):
 
     A dead latent gets an input of the present batch, drawn with probability proportional to its squared loss: at unit
     length (at the mean norm of the live rows, where rows are not of unit norm) as its decoder row, and at 0.2 of the
-    mean norm of the live encoder columns as its encoder column. Its encoder bias and the Adam moments of all three
-    become 0.
+    mean norm of the live encoder columns as its encoder column. Its encoder bias becomes 0, what the mechanism has of
+    its own for it (a threshold, say) starts afresh, and the Adam moments of all these become 0.
 
     Draws come from a generator keyed by the step, and the counts of the latents are part of the checkpoint: a resumed
     run resamples as the uninterrupted one does. Variants that select (TopK) have AuxK instead and are left alone.
@@ -122,7 +122,12 @@ def resample(
     sae.W_dec[dead] = decoder_norm * torch.nn.functional.normalize(predicted, dim=1)
     sae.W_enc[:, dead] = ENCODER_NORM_SHARE * encoder_norm * torch.nn.functional.normalize(read, dim=1).T
     sae.b_enc[dead] = 0
-    for parameter, entries in ((sae.W_dec, (dead,)), (sae.W_enc, (slice(None), dead)), (sae.b_enc, (dead,))):
+    sae.mechanism.revive(dead)
+    own = [(parameter, (dead,)) for parameter in sae.mechanism.parameters()]
+    for parameter, entries in (
+        *((sae.W_dec, (dead,)), (sae.W_enc, (slice(None), dead)), (sae.b_enc, (dead,))),
+        *own,
+    ):
         for key in ("exp_avg", "exp_avg_sq"):
             if key in optimizer.state[parameter]:
                 optimizer.state[parameter][key][entries] = 0

@@ -14,6 +14,7 @@ from lightsae.sae import MECHANISMS, VARIANTS
 
 _NO_SETTINGS = ("help", "config", "print_config")
 _CHOICES = {"model.sae": list(VARIANTS), "model.sae.mechanism": list(MECHANISMS)}
+_CHOICES_WITHIN = {"sae": list(VARIANTS), "mechanism": list(MECHANISMS)}
 _YAML = get_loader("yaml")
 set_loader("lightsae", lambda text: expand_grid(_YAML(text)))
 
@@ -56,7 +57,7 @@ class Parser(LightningArgumentParser):
         keys = [action.dest for action in self._actions if action.dest.rpartition(".")[2] not in _NO_SETTINGS]
         if not self.exit_on_error:
             # The parser of a class: another one reports what it finds, or tries the next type of a union.
-            super().error(in_short_of_class(message, self._class_name, keys, {"mechanism": list(MECHANISMS)}), ex)
+            super().error(in_short_of_class(message, self._class_name, keys, _CHOICES_WITHIN), ex)
         command = getattr(ex, "subcommand_parser", None)
         if command is not None:
             command.error(message)

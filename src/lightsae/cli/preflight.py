@@ -21,6 +21,7 @@ from lightning.pytorch.accelerators import (
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.activations.files import ActivationFiles
 from lightsae.errors import ConfigError, CorpusError, did_you_mean
+from lightsae.sae import VARIANTS
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.module import SAEModule, check_checkpoint
 
@@ -46,6 +47,11 @@ def check_settings(command: str, config: Any) -> None:
         config: The settings, parsed, nothing made of them yet.
     """
     data, trainer = config.data, config.trainer
+    if config.model.sae is None and not config.model.saes:
+        raise ConfigError(
+            f"model.sae is missing: choose a variant ({', '.join(VARIANTS)}), "
+            "for example --model.sae TopK --model.sae.d_sae 4096 --model.sae.k 32."
+        )
     if data.activations is not None:
         for key in ("site", "dataset"):
             if data[key] is not None:

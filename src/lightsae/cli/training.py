@@ -16,8 +16,10 @@ from lightsae.callbacks import (
     ExportSAE,
     FinalValidation,
     LanguageModelMetrics,
+    ModelDiff,
     ReconstructionMetrics,
     RunCheckpoint,
+    SweepSummary,
     Throughput,
     TrainingCurves,
     TrainingProgressBar,
@@ -132,7 +134,15 @@ class TrainingCLI(LightningCLI):
         bar = [TrainingProgressBar()] if config.enable_progress_bar is not False else []
         with explain_trainer():
             return super().instantiate_trainer(
-                callbacks=[*(config.callbacks or []), TrainingCurves(), FinalValidation(), *bar], **kwargs
+                callbacks=[
+                    *(config.callbacks or []),
+                    TrainingCurves(),
+                    SweepSummary(),
+                    ModelDiff(),
+                    FinalValidation(),
+                    *bar,
+                ],
+                **kwargs,
             )
 
     def _logger(self, root: str | None) -> TensorBoardLogger:

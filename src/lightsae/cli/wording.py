@@ -9,6 +9,8 @@ from lightsae.errors import did_you_mean
 # Stands before and after what the parser of a class says of a setting, inside what the parser of the command says.
 SETTING = "\N{SECTION SIGN}"
 _LONGEST_VALUE = 80
+MANY = 10
+IMPORT_PATH = " Write its name, or its import path."
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -40,7 +42,9 @@ def in_short(message: str, keys: Collection[str], classes: dict[str, list[str]])
     if found := re.search(r"(?:does not accept option|Option) '([^']+)'", message):
         return f"{found[1]} is not a setting.{_near_key(found[1], keys)}"
     if found := re.match(r"the following arguments are required: (.+)", message):
-        return _missing(found[1].split(", ")[0], classes)
+        # The command's own name comes first: fit.model.lr.
+        key = re.sub(r"^(fit|validate)\.", "", found[1].split(", ")[0])
+        return f"{key} is missing."
     if found := re.match(r"argument (\S+): expected", message):
         return f"{found[1].rpartition('/')[2]} stands without a value; write one after it."
     if found := re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL):
@@ -104,8 +108,9 @@ def _of_key(key: str, problem: str, classes: dict[str, list[str]]) -> str:
     named = next((name for name in wrong_class.groups() if name), "") if wrong_class else ""
     if named and key in classes:
         known = classes[key]
-        listing = f" Known: {', '.join(known)}." if len(known) <= 8 else " Write its name, or its import path."
-        return f"{key} is {named!r}, which is not known.{did_you_mean(named, known) or listing}"
+        listing = f" Known: {', '.join(known)}." if len(known) <= MANY else ""
+        near = did_you_mean(named, known)
+        return f"{key} is {named!r}, which is not known.{near}{listing}{'' if near or listing else IMPORT_PATH}"
     expected = list(dict.fromkeys(_expected(problem)))
     if "a number" in expected and "a whole number" in expected:
         expected.remove("a whole number")
@@ -135,18 +140,6 @@ def _expected(problem: str) -> Iterable[str]:
             yield from choices.replace("'", "").split(", ")
         elif (name := kind.rpartition(".")[2]) in _TYPES:
             yield from _TYPES[name].split(", ")
-
-
-def _missing(key: str, classes: dict[str, list[str]]) -> str:
-    # The command's own name comes first: fit.model.sae.
-    key = re.sub(r"^(fit|validate)\.", "", key)
-    if key == "model.sae":
-        variants = classes.get(key, [])
-        return (
-            f"model.sae is missing: choose a variant ({', '.join(variants)}), "
-            "for example --model.sae TopK --model.sae.d_sae 4096 --model.sae.k 32."
-        )
-    return f"{key} is missing."
 
 
 def _near_key(wrong: str, keys: Collection[str], before: str = "") -> str:

@@ -209,6 +209,10 @@ class SparseAutoencoder(nn.Module):
         latents = self._encoding(self._normalised(x)).latents
         return SparseLatents.from_dense(latents) if isinstance(latents, Tensor) else latents
 
+    def encode_normalised(self, x: Float[Tensor, "T D"]) -> Latents:
+        """Return the latents of normalised activations, dense or sparse as the mechanism makes them."""
+        return self._encoding(x).latents
+
     def decode(self, latents: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch O"]:
         """Return the raw activations that dense latents stand for."""
         return (latents @ self.W_dec + self.b_dec) / self._output_factor()
@@ -233,7 +237,8 @@ class SparseAutoencoder(nn.Module):
 
     def decoder_norms(self) -> Float[Tensor, " F"]:
         """Return the norm of each latent's decoder row, as sparsity penalties weigh it."""
-        return self.W_dec.norm(dim=1)
+        norms: Tensor = self.W_dec.norm(dim=1)
+        return norms
 
     def observe(self, output: SAEOutput) -> None:
         """Note what `commit` needs of a training batch."""
@@ -258,6 +263,10 @@ class SparseAutoencoder(nn.Module):
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self.W_dec.dtype).tiny))
         if self.refinements.aligned:
             align(self.W_enc, self.W_dec)
+
+    def extra_repr(self) -> str:
+        said = f"d_in={self.d_in}, d_sae={self.d_sae}"
+        return said if self.d_out == self.d_in else f"{said}, d_out={self.d_out}"
 
     def direction(self, latent: int) -> Float[Tensor, " O"]:
         """Return what one unit of a latent adds to the raw activations: d_i / output_scale."""

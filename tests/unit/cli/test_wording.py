@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from lightsae.cli.wording import SETTING, in_short, in_short_of_class, names_of_classes
 
 KEYS = ["data.site", "data.batch_tokens", "trainer.max_steps", "model.lr", "model.sae.k"]
-CLASSES = {"model.sae": ["ReLU", "TopK"], "trainer.callbacks": [f"Callback{i}" for i in range(9)]}
+CLASSES = {"model.sae": ["ReLU", "TopK"], "trainer.callbacks": [f"Callback{i}" for i in range(19)]}
 
 UNION = """Parser key "data.seed":
   Does not validate against any of the Union subtypes
@@ -42,7 +42,7 @@ LITERAL = "Parser key \"data.dtype\":\n  Expected a typing.Literal['auto', 'floa
         (LITERAL, "data.dtype is 'float'; write auto or float32."),
         (
             'Parser key "model.sae":\n  Expected a dot import path string: Topk',
-            "model.sae is 'Topk', which is not known. Did you mean 'TopK'?",
+            "model.sae is 'Topk', which is not known. Did you mean 'TopK'? Known: ReLU, TopK.",
         ),
         (
             'Parser key "model.sae":\n  Import path torch.Tensor does not correspond to a subclass of it',
@@ -79,10 +79,10 @@ def test_a_long_message_is_cut() -> None:
     ],
 )
 def test_in_short_of_class(message: str, expected: str) -> None:
-    marked = in_short_of_class(message, "TopK", ["d_sae", "k"])
+    marked = in_short_of_class(message, "TopK", ["d_sae", "k"], {})
     assert marked == f"{SETTING}{expected}{SETTING}"
     # A class inside a class: what the inner one said stays as it is.
-    assert in_short_of_class(f"outer {marked}", "Outer", []) == f"outer {marked}"
+    assert in_short_of_class(f"outer {marked}", "Outer", [], {}) == f"outer {marked}"
 
 
 def test_names_of_classes() -> None:

@@ -27,6 +27,11 @@ class BatchTopK(TopK):
     two_modes = True
     threshold: Tensor
 
+    def extra_repr(self) -> str:
+        now = "the largest of the batch, k a token" if self.training else "what is not below the threshold"
+        threshold = "none yet" if self.threshold.is_meta else f"{float(self.threshold):.4g}"
+        return f"k={self.k}, threshold={threshold}; now: {now}"
+
     def build(self, d_sae: int) -> None:
         self.register_buffer("threshold", torch.zeros(()))
         self._smallest: list[Tensor] = []
