@@ -4,7 +4,7 @@ from lightsae.sae.base import NORMALISATIONS, SAEOutput, SparseAutoencoder
 from lightsae.sae.crosscoder import Crosscoder
 from lightsae.sae.matryoshka import Matryoshka
 from lightsae.sae.mechanisms import MECHANISMS, Mechanism
-from lightsae.sae.plain import BatchTopK, ReLU, TopK
+from lightsae.sae.plain import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from lightsae.sae.refinements import Refinements
 from lightsae.sae.sites import SiteRef, Widths
 from lightsae.sae.sparse_ops import SparseLatents
@@ -18,6 +18,8 @@ __all__ = [
     "VARIANTS",
     "BatchTopK",
     "Crosscoder",
+    "Gated",
+    "JumpReLU",
     "LatentUsage",
     "Matryoshka",
     "Mechanism",

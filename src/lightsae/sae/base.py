@@ -235,6 +235,10 @@ class SparseAutoencoder(nn.Module):
         """Return the normalised prediction from another selection of latents than the mechanism's own."""
         return self._decoded(encode_selected(x, self.centre, self.W_enc, self.b_enc, select), x)
 
+    def decode_frozen(self, latents: Latents, x: Float[Tensor, "T D"]) -> Float[Tensor, "T O"]:
+        """Return the normalised prediction from latents, with no gradient to the decoder."""
+        return decode(latents, self.W_dec.detach()) + self.b_dec.detach()
+
     def decoder_norms(self) -> Float[Tensor, " F"]:
         """Return the norm of each latent's decoder row, as sparsity penalties weigh it."""
         norms: Tensor = self.W_dec.norm(dim=1)

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from lightsae.sae import mechanisms
 from lightsae.sae.base import SparseAutoencoder
+from lightsae.sae.mechanisms.jumprelu import Penalty
 from lightsae.sae.mechanisms.relu import DecoderNorm
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
 from lightsae.sae.sites import Widths
@@ -70,3 +71,46 @@ class BatchTopK(TopK):
     """The batch keeps its T * k largest latents; at inference those above a threshold. Loss terms as TopK's."""
 
     kind = mechanisms.BatchTopK
+
+
+class JumpReLU(SparseAutoencoder):
+    """A latent fires above a threshold of its own. Loss terms: `mse`, `l0` (or `tanh`), `pre_act` for dead latents.
+
+    Args:
+        widths: Given by the data.
+        d_sae: Number of latents.
+        penalty: `step`: the number of latents that fire (Rajamanoharan et al. 2024). `tanh`: a smooth count (Anthropic,
+            January 2025).
+        target_l0: Latents a token to aim at, with the step penalty; null: raise the coefficient of `l0` for fewer.
+        threshold: Of every latent at the start, in units of the normalised activations.
+        bandwidth: Of the kernel through which thresholds learn, in the same units; with data.normalisation unit, divide
+            both by sqrt(width).
+        refinements: Options beside the mechanism.
+    """
+
+    def __init__(
+        self,
+        widths: Widths,
+        d_sae: int,
+        penalty: Penalty = "step",
+        target_l0: float | None = None,
+        threshold: float = 0.1,
+        bandwidth: float = 1.0,
+        refinements: Refinements = NO_REFINEMENTS,
+    ) -> None:
+        self.penalty, self.target_l0, self.threshold, self.bandwidth = penalty, target_l0, threshold, bandwidth
+        mechanism = mechanisms.JumpReLU(penalty, target_l0, threshold, bandwidth)
+        super().__init__(widths, d_sae, mechanism, refinements)
+
+
+class Gated(SparseAutoencoder):
+    """One path decides what fires, another how strongly (Rajamanoharan et al. 2024). Loss terms: `mse`, `l1`, `aux`.
+
+    Args:
+        widths: Given by the data.
+        d_sae: Number of latents.
+        refinements: Options beside the mechanism.
+    """
+
+    def __init__(self, widths: Widths, d_sae: int, refinements: Refinements = NO_REFINEMENTS) -> None:
+        super().__init__(widths, d_sae, mechanisms.Gated(), refinements)

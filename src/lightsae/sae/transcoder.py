@@ -70,6 +70,10 @@ class Transcoder(SparseAutoencoder):
     def centre(self) -> Float[Tensor, " D"]:
         return self.input_centre
 
+    def decode_frozen(self, latents: Latents, x: Float[Tensor, "T D"]) -> Float[Tensor, "T O"]:
+        predicted = super().decode_frozen(latents, x)
+        return predicted if self.W_skip is None else predicted + (x - self.input_centre) @ self.W_skip.detach()
+
     def _decoded(self, latents: Latents, x: Tensor) -> Tensor:
         predicted = super()._decoded(latents, x)
         return predicted if self.W_skip is None else torch.addmm(predicted, x - self.input_centre, self.W_skip)

@@ -1,0 +1,69 @@
+"""Gated: one path decides which latents fire, another how strongly; they share their encoder directions.
+
+Axes:    T tokens, D width, O width predicted, F dictionary size.
+Source:  Rajamanoharan et al. 2024, arXiv:2404.16014, sec. 3 and the pseudo-code of its appendix.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.mechanisms.relu import pre_activations
+from lightsae.sae.usage import LatentUsage
+
+if TYPE_CHECKING:
+    from lightsae.sae.base import SAEOutput, SparseAutoencoder
+
+
+class Gated(Mechanism):
+    """f = H(pi) ReLU(exp(r) W (x - b_dec) + b_mag), pi = W (x - b_dec) + b_enc. Terms: `mse`, `l1` and `aux`.
+
+    mse = E mean_O e^2. l1 = E sum ReLU(pi) |d|. aux = E mean_O (x - x_hat')^2, with x_hat' decoded from ReLU(pi) by the
+    decoder as it stands: it teaches the gate, which has no other gradient from the error.
+    """
+
+    default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "l1": 1e-2, "aux": 1.0}
+    default_warm_up: ClassVar[Mapping[str, float]] = {"l1": 0.05}
+
+    def build(self, d_sae: int) -> None:
+        self.r_mag = nn.Parameter(torch.empty(d_sae))
+        self.b_mag = nn.Parameter(torch.empty(d_sae))
+
+    def default_lr(self, d_sae: int) -> float:
+        return 3e-4
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.r_mag)
+        nn.init.zeros_(self.b_mag)
+
+    def encode(
+        self,
+        x: Float[Tensor, "T D"],
+        centre: Float[Tensor, " D"] | None,
+        W_enc: Float[Tensor, "D F"],
+        b_enc: Float[Tensor, " F"],
+    ) -> Encoding:
+        gate = pre_activations(x, centre, W_enc, b_enc)
+        magnitude = (gate - b_enc) * self.r_mag.exp() + self.b_mag
+        return Encoding(torch.where(gate > 0, magnitude, 0).relu(), gate)
+
+    def loss_terms(
+        self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
+    ) -> dict[str, Tensor]:
+        assert output.pre is not None
+        open_gate = output.pre.relu()
+        x_hat = sae.decode_frozen(open_gate, output.x_normalised)
+        return {
+            "mse": sae.squared_error(target, output) / target.shape[1],
+            "l1": open_gate.sum(0) @ sae.decoder_norms() / len(target),
+            "aux": sae.refinements.mean((target - x_hat).square().sum(1)) / target.shape[1],
+        }
+
+    @torch.no_grad()
+    def revive(self, latents: Int[Tensor, " n"]) -> None:
+        self.r_mag[latents] = 0
+        self.b_mag[latents] = 0
