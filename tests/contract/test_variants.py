@@ -1,46 +1,199 @@
-"""What every dictionary owes its users, whatever makes its latents sparse."""
+"""What every dictionary owes its users, whatever makes its latents sparse and however it is built."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightsae.formats.native import load_sae, save_sae
-from lightsae.sae import VARIANTS, LatentUsage, SiteRef, SparseAutoencoder, Widths
+from lightsae.formats.native import load_sae, plain, save_sae
+from lightsae.sae import (
+    MECHANISMS,
+    VARIANTS,
+    BatchTopK,
+    Crosscoder,
+    Gated,
+    JumpReLU,
+    LatentUsage,
+    Matryoshka,
+    Mechanism,
+    Refinements,
+    ReLU,
+    SiteRef,
+    SparseAutoencoder,
+    TopK,
+    Transcoder,
+    Widths,
+    mechanisms,
+)
 
-D, F = 12, 40
-SITE = SiteRef("tiny", "resid_post.1")
-CASES: dict[str, list[dict[str, Any]]] = {
-    "ReLU": [{}, {"decoder_norm": "unit"}],
-    "TopK": [{"k": 5}, {"k": 1, "k_aux": 3}, {"k": F}],
+T, F = 48, 40
+A, B = SiteRef("tiny", "mlp_in.1"), SiteRef("tiny", "mlp_out.1")
+SELF, ACROSS, BOTH = Widths.autoencoder(A, 12), Widths({A: 12}, {B: 7}), Widths({A: 12, B: 7}, {A: 12, B: 7})
+Build = Callable[[], SparseAutoencoder]
+
+
+def nested(mechanism: Callable[[], Mechanism], **settings: object) -> Build:
+    return lambda: Matryoshka(SELF, F, mechanism(), **settings)
+
+
+def across(mechanism: Callable[[], Mechanism], **settings: object) -> Build:
+    return lambda: Transcoder(ACROSS, F, mechanism(), **settings)
+
+
+def both(mechanism: Callable[[], Mechanism], **settings: object) -> Build:
+    return lambda: Crosscoder(BOTH, F, mechanism(), **settings)
+
+
+def topk() -> Mechanism:
+    return mechanisms.TopK(5)
+
+
+def batch_topk() -> Mechanism:
+    return mechanisms.BatchTopK(5)
+
+
+ALL = Refinements(aligned=True, second_step=0.3, tilt=0.002, prune=0.05)
+CASES: dict[str, Build] = {
+    "ReLU": lambda: ReLU(SELF, F),
+    "ReLU unit": lambda: ReLU(SELF, F, "unit"),
+    "ReLU annealed": lambda: ReLU(SELF, F, p_end=0.2),
+    "ReLU unit annealed": lambda: ReLU(SELF, F, "unit", p_end=0.2, p_begin=0.0),
+    "TopK": lambda: TopK(SELF, F, k=5),
+    "TopK 1": lambda: TopK(SELF, F, k=1, k_aux=3),
+    "TopK all": lambda: TopK(SELF, F, k=F),
+    "TopK falling": lambda: TopK(SELF, F, k=3, k_start=11, k_fall=0.8),
+    "TopK multi": lambda: TopK(SELF, F, k=3, multi_k=12),
+    "BatchTopK": lambda: BatchTopK(SELF, F, k=5),
+    "BatchTopK falling, multi": lambda: BatchTopK(SELF, F, k=3, k_start=11, k_fall=0.8, multi_k=12),
+    "Matryoshka TopK": nested(topk),
+    "Matryoshka TopK groups, multi": nested(lambda: mechanisms.TopK(5, multi_k=9), groups=[3, 17, 20]),
+    "Matryoshka TopK frequency": nested(topk, order="frequency"),
+    "Matryoshka TopK detached": nested(topk, detach_inner=True),
+    "Matryoshka BatchTopK": nested(batch_topk),
+    "Matryoshka BatchTopK frequency": nested(batch_topk, groups=[1, 19, 20], order="frequency"),
+    "Matryoshka BatchTopK frequency, detached": nested(batch_topk, order="frequency", detach_inner=True),
+    "Transcoder ReLU": across(mechanisms.ReLU),
+    "Transcoder ReLU unit, skip": across(lambda: mechanisms.ReLU("unit"), skip=True),
+    "Transcoder TopK": across(topk),
+    "Transcoder TopK skip": across(topk, skip=True),
+    "Transcoder BatchTopK": across(batch_topk),
+    "Transcoder BatchTopK skip, tilt": across(batch_topk, skip=True, refinements=Refinements(tilt=0.002)),
+    "Crosscoder ReLU": both(mechanisms.ReLU),
+    "Crosscoder ReLU annealed": both(lambda: mechanisms.ReLU(p_end=0.2)),
+    "Crosscoder TopK": both(topk),
+    "Crosscoder BatchTopK": both(batch_topk),
+    "ReLU, all refinements": lambda: ReLU(SELF, F, refinements=ALL),
+    "TopK aligned": lambda: TopK(SELF, F, k=5, refinements=Refinements(aligned=True)),
+    "TopK, all refinements": lambda: TopK(SELF, F, k=5, refinements=ALL),
+    "BatchTopK second step": lambda: BatchTopK(SELF, F, k=5, refinements=Refinements(second_step=0.3)),
+    "BatchTopK pruned": lambda: BatchTopK(SELF, F, k=5, refinements=Refinements(prune=0.1)),
+    "Matryoshka, all refinements": nested(batch_topk, order="frequency", detach_inner=True, refinements=ALL),
+    "Crosscoder, all refinements": both(batch_topk, refinements=ALL),
+    "JumpReLU": lambda: JumpReLU(SELF, F),
+    "JumpReLU tanh": lambda: JumpReLU(SELF, F, penalty="tanh"),
+    "JumpReLU target": lambda: JumpReLU(SELF, F, target_l0=4.0),
+    "JumpReLU, all refinements": lambda: JumpReLU(SELF, F, refinements=ALL),
+    "Transcoder JumpReLU": across(mechanisms.JumpReLU),
+    "Transcoder JumpReLU tanh, skip": across(lambda: mechanisms.JumpReLU("tanh"), skip=True),
+    "Crosscoder JumpReLU": both(mechanisms.JumpReLU),
+    "Gated": lambda: Gated(SELF, F),
+    "Gated, all refinements": lambda: Gated(SELF, F, refinements=ALL),
+    "Transcoder Gated": across(mechanisms.Gated),
+    "Transcoder Gated skip": across(mechanisms.Gated, skip=True),
+    "Crosscoder Gated": both(mechanisms.Gated),
 }
+# In these, latents or outputs are made otherwise in training than at inference.
+TWO_MODES = [n for n in CASES if any(s in n for s in ("BatchTopK", "Matryoshka", "falling", "all refinements"))]
+MODES = [(name, True) for name in CASES] + [(name, False) for name in TWO_MODES]
 
 
-def test_every_variant_is_under_contract() -> None:
-    assert set(CASES) == set(VARIANTS)
+def test_every_variant_and_mechanism_is_under_contract() -> None:
+    made = [build() for build in CASES.values()]
+    assert {type(sae) for sae in made} == set(VARIANTS.values())
+    assert {type(sae.mechanism) for sae in made} == set(MECHANISMS.values())
+    two_modes = {name for name, build in CASES.items() if build().mechanism.two_modes}
+    assert two_modes <= set(TWO_MODES)
 
 
-@pytest.fixture
-def x() -> Tensor:
-    return 3 * torch.randn(48, D, generator=torch.Generator().manual_seed(0)) + 5
+@pytest.fixture(scope="module")
+def sample() -> dict[SiteRef, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        A: 3 * torch.randn(T, 12, generator=generator) + 5,
+        B: 70 * torch.randn(T, 7, generator=generator) - 40,
+    }
 
 
-@pytest.fixture(params=[(name, settings) for name, cases in CASES.items() for settings in cases], ids=str)
-def sae(request: pytest.FixtureRequest, x: Tensor) -> SparseAutoencoder:
-    """As it is in the middle of training: started on data, with weights that have moved."""
-    name, settings = request.param
-    sae = VARIANTS[name](Widths.autoencoder(SITE, D), d_sae=F, **settings)
+def started(name: str, sample: dict[SiteRef, Tensor]) -> SparseAutoencoder:
+    """As it is in the middle of training: started on data, with weights that have moved, and steps that were ended."""
+    sae = CASES[name]()
     generator = torch.Generator().manual_seed(1)
     sae.reset_parameters(generator)
-    sae.start_from({SITE: x}, "sqrt_d")
+    sae.start_from(sample, "sqrt_d")
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     sae.constrain()
+    sae.progress = 0.4
+    read, target, usage = read_of(sae, sample), target_of(sae, sample), LatentUsage(F, 10)
+    for _ in range(3):
+        output = sae(read)
+        sae.loss_terms(target, output, usage)
+        sae.observe(output)
+        sae.commit()
     return sae
+
+
+def read_of(sae: SparseAutoencoder, sample: dict[SiteRef, Tensor]) -> Tensor:
+    return torch.cat([sample[site] for site in sae.widths.read], 1)
+
+
+def target_of(sae: SparseAutoencoder, sample: dict[SiteRef, Tensor]) -> Tensor:
+    return torch.cat([sample[site] for site in sae.widths.predicted], 1)
+
+
+def factors(sae: SparseAutoencoder) -> tuple[Tensor, Tensor]:
+    """The factor of every column that is read, and of every one that is predicted."""
+    read = [scale.expand(width) for scale, width in zip(sae.input_scale, sae.widths.read.values(), strict=True)]
+    predicted = [scale.expand(w) for scale, w in zip(sae.output_scale, sae.widths.predicted.values(), strict=True)]
+    return torch.cat(read), torch.cat(predicted)
+
+
+@pytest.fixture(params=MODES, ids=lambda mode: mode[0] if mode[1] else f"{mode[0]}, at inference")
+def sae(request: pytest.FixtureRequest, sample: dict[SiteRef, Tensor]) -> SparseAutoencoder:
+    """Every case, in each of its modes."""
+    name, training = request.param
+    return started(name, sample).train(training)
+
+
+@pytest.fixture(params=CASES)
+def in_training(request: pytest.FixtureRequest, sample: dict[SiteRef, Tensor]) -> SparseAutoencoder:
+    return started(request.param, sample)
+
+
+@pytest.fixture(params=CASES)
+def at_inference(request: pytest.FixtureRequest, sample: dict[SiteRef, Tensor]) -> SparseAutoencoder:
+    return started(request.param, sample).eval()
+
+
+@pytest.fixture
+def x(request: pytest.FixtureRequest, sample: dict[SiteRef, Tensor]) -> Tensor:
+    """What the dictionary of the test reads, raw."""
+    return read_of(made(request), sample)
+
+
+@pytest.fixture
+def y(request: pytest.FixtureRequest, sample: dict[SiteRef, Tensor]) -> Tensor:
+    """What it is to predict, raw."""
+    return target_of(made(request), sample)
+
+
+def made(request: pytest.FixtureRequest) -> SparseAutoencoder:
+    (name,) = {"sae", "in_training", "at_inference"} & set(request.fixturenames)
+    return request.getfixturevalue(name)
 
 
 @pytest.fixture
@@ -55,7 +208,7 @@ def usage() -> LatentUsage:
 
 def test_latents_are_not_negative_and_some_fire(sae: SparseAutoencoder, x: Tensor) -> None:
     latents = sae.encode(x)
-    assert latents.shape == (48, F)
+    assert latents.shape == (T, F)
     assert (latents >= 0).all()
     assert (latents > 0).any()
 
@@ -66,40 +219,57 @@ def test_sparse_latents_are_the_dense_ones(sae: SparseAutoencoder, x: Tensor) ->
 
 
 def test_decoded_latents_are_the_output(sae: SparseAutoencoder, x: Tensor) -> None:
-    torch.testing.assert_close(sae.decode(sae.encode(x)), sae(x).x_hat, rtol=1e-5, atol=1e-4)
+    decoded = sae.decode(sae.encode(x))
+    if isinstance(sae, Transcoder) and sae.W_skip is not None:
+        decoded = decoded + (x * factors(sae)[0] - sae.input_centre) @ sae.W_skip / factors(sae)[1]
+    torch.testing.assert_close(decoded, sae(x).x_hat, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (3, 4), (2, 1, 5), (0,)])
 def test_any_leading_axes(sae: SparseAutoencoder, x: Tensor, shape: tuple[int, ...]) -> None:
     count = int(torch.tensor(shape).prod()) if shape else 1
-    some = x[:count].reshape(*shape, D)
+    some = x[:count].reshape(*shape, sae.d_in)
     latents = sae.encode(some)
     assert latents.shape == (*shape, F)
     torch.testing.assert_close(latents.reshape(-1, F), sae.encode(x[:count]), rtol=1e-5, atol=1e-5)
-    assert sae.decode(latents).shape == (*shape, D)
+    assert sae.decode(latents).shape == (*shape, sae.d_out)
 
 
-def test_one_token_is_encoded_as_in_a_batch(sae: SparseAutoencoder, x: Tensor) -> None:
-    torch.testing.assert_close(sae.encode(x[7]), sae.encode(x)[7], rtol=1e-5, atol=1e-5)
+def test_a_tokens_latents_depend_on_no_other_token(at_inference: SparseAutoencoder, x: Tensor) -> None:
+    together = at_inference.encode(x)
+    torch.testing.assert_close(at_inference.encode(x[7]), together[7], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(at_inference.encode(x[5:19]), together[5:19], rtol=1e-5, atol=1e-5)
+    crowd = torch.cat([x[7:8], 50 * x[8:]])
+    torch.testing.assert_close(at_inference.encode(crowd)[0], together[7], rtol=1e-5, atol=1e-5)
+
+
+def test_in_training_they_do_where_there_are_two_modes(in_training: SparseAutoencoder, x: Tensor) -> None:
+    crowd = torch.cat([x[7:8], 50 * x[8:]])
+    alone, crowded = in_training.encode(x[7:8])[0], in_training.encode(crowd)[0]
+    if in_training.mechanism.two_modes:
+        assert (alone > 0).any()
+        assert not (crowded > 0).any(), "the others took all the places"
+    else:
+        torch.testing.assert_close(alone, crowded, rtol=1e-5, atol=1e-5)
 
 
 def test_raw_and_normalised_units(sae: SparseAutoencoder, x: Tensor) -> None:
-    output = sae(x)
-    assert sae.output_scale != 1
-    torch.testing.assert_close(output.x_normalised, x * sae.input_scale)
-    torch.testing.assert_close(output.x_hat * sae.output_scale, output.x_hat_normalised)
-    torch.testing.assert_close(
-        output.x_hat_normalised, output.dense_latents() @ sae.W_dec + sae.b_dec, rtol=1e-5, atol=1e-5
-    )
+    output, (read, predicted) = sae(x), factors(sae)
+    assert (predicted != 1).all()
+    torch.testing.assert_close(output.x_normalised, x * read)
+    torch.testing.assert_close(output.x_hat * predicted, output.x_hat_normalised)
+    expected = output.dense_latents() @ sae.W_dec + sae.b_dec
+    if isinstance(sae, Transcoder) and sae.W_skip is not None:
+        expected = expected + (x * read - sae.input_centre) @ sae.W_skip
+    torch.testing.assert_close(output.x_hat_normalised, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_direction_is_what_one_unit_of_a_latent_adds(sae: SparseAutoencoder, x: Tensor) -> None:
     latents = sae.encode(x)
     more = latents.clone()
     more[:, 9] += 1
-    torch.testing.assert_close(
-        sae.decode(more) - sae.decode(latents), sae.direction(9).expand(48, D), atol=1e-4, rtol=0
-    )
+    added = sae.decode(more) - sae.decode(latents)
+    torch.testing.assert_close(added, sae.direction(9).expand(T, sae.d_out), atol=1e-3, rtol=0)
 
 
 def test_a_detached_output_has_no_graph(sae: SparseAutoencoder, x: Tensor) -> None:
@@ -108,15 +278,25 @@ def test_a_detached_output_has_no_graph(sae: SparseAutoencoder, x: Tensor) -> No
     assert not output.dense_latents().requires_grad
 
 
+def test_looking_changes_nothing(sae: SparseAutoencoder, x: Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    first = sae(x).x_hat
+    sae.encode(2 * x)
+    sae.encode_sparse(x[:3])
+    repr(sae)
+    assert torch.equal(sae(x).x_hat, first)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sae.state_dict().items())
+
+
 # -- losses ----------------------------------------------------------------------------------------------------------
 
 
 def test_terms_are_scalars_with_the_names_of_the_coefficients(
-    sae: SparseAutoencoder, x: Tensor, usage: LatentUsage
+    in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage
 ) -> None:
-    terms = sae.loss_terms(x, sae(x), usage)
-    assert set(terms) == set(sae.mechanism.default_coefficients)
-    assert set(sae.mechanism.default_warm_up) <= set(terms)
+    terms = in_training.loss_terms(y, in_training(x), usage)
+    assert set(terms) == set(in_training.mechanism.default_coefficients)
+    assert set(in_training.mechanism.default_warm_up) <= set(terms)
     for name, value in terms.items():
         assert value.shape == (), name
         assert value.isfinite(), name
@@ -124,11 +304,11 @@ def test_terms_are_scalars_with_the_names_of_the_coefficients(
 
 
 def test_the_loss_reaches_every_parameter_and_leaves_the_usage_alone(
-    sae: SparseAutoencoder, x: Tensor, usage: LatentUsage
+    in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage
 ) -> None:
     before = copy.deepcopy(usage.state_dict())
-    sum(sae.loss_terms(x, sae(x), usage).values()).backward()
-    for name, parameter in sae.named_parameters():
+    sum(in_training.loss_terms(y, in_training(x), usage).values()).backward()
+    for name, parameter in in_training.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
@@ -138,7 +318,8 @@ def test_the_loss_reaches_every_parameter_and_leaves_the_usage_alone(
 
 
 def test_gradients_reach_the_input(sae: SparseAutoencoder, x: Tensor) -> None:
-    double, given, weights = sae.double(), x[:4].double().requires_grad_(), x[4:8].double()
+    double, given = sae.double(), x[:4].double().requires_grad_()
+    weights = torch.randn(4, sae.d_out, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (double(given).x_hat * weights).sum().backward()
 
     def value(place: int, by: float) -> Tensor:
@@ -148,47 +329,61 @@ def test_gradients_reach_the_input(sae: SparseAutoencoder, x: Tensor) -> None:
 
     numeric = torch.stack([(value(i, 1e-6) - value(i, -1e-6)) / 2e-6 for i in range(given.numel())])
     assert given.grad is not None
-    torch.testing.assert_close(given.grad.view(-1), numeric, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(given.grad.view(-1), numeric, rtol=1e-4, atol=1e-4)
 
 
-def test_losses_do_not_depend_on_the_unit_of_the_data(sae: SparseAutoencoder, x: Tensor, usage: LatentUsage) -> None:
-    other = copy.deepcopy(sae)
+def test_losses_do_not_depend_on_the_unit_of_the_data(
+    in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage
+) -> None:
+    sae, other = in_training, copy.deepcopy(in_training)
     with torch.no_grad():
         other.input_scale.div_(64)
         other.output_scale.div_(64)
-    here, there = sae.loss_terms(x, sae(x), usage), other.loss_terms(x * 64, other(x * 64), usage)
+    here, there = sae.loss_terms(y, sae(x), usage), other.loss_terms(y * 64, other(x * 64), usage)
     assert {name: value.item() for name, value in here.items()} == {name: value.item() for name, value in there.items()}
 
 
 # -- constraints -----------------------------------------------------------------------------------------------------
 
 
-def test_constrain_gives_unit_rows_where_they_are_demanded(sae: SparseAutoencoder) -> None:
+def test_constrain_gives_what_is_demanded(in_training: SparseAutoencoder) -> None:
+    sae = in_training
     with torch.no_grad():
         sae.W_dec.mul_(torch.linspace(0.1, 3, F)[:, None])
-    before = sae.W_dec.detach().clone()
+    rows, columns = sae.W_dec.detach().clone(), sae.W_enc.detach().clone()
     sae.constrain()
     if sae.mechanism.unit_norm_decoder:
         torch.testing.assert_close(sae.W_dec.norm(dim=1).detach(), torch.ones(F))
-        torch.testing.assert_close(torch.cosine_similarity(before, sae.W_dec.detach()), torch.ones(F))
+        torch.testing.assert_close(torch.cosine_similarity(rows, sae.W_dec.detach()), torch.ones(F))
     else:
-        assert torch.equal(sae.W_dec, before)
+        assert torch.equal(sae.W_dec, rows)
+    if sae.refinements.aligned:
+        torch.testing.assert_close((sae.W_enc.T * sae.W_dec).sum(1).detach(), torch.ones(F), rtol=0, atol=1e-5)
+        # Moved along the rows alone.
+        moved = (sae.W_enc - columns).T.detach()
+        along = torch.cosine_similarity(moved, sae.W_dec.detach()).abs()
+        torch.testing.assert_close(along[moved.norm(dim=1) > 1e-3], torch.ones(F)[moved.norm(dim=1) > 1e-3])
+    else:
+        assert torch.equal(sae.W_enc, columns)
 
 
-def test_constrain_survives_a_row_of_zeros(sae: SparseAutoencoder) -> None:
+def test_constrain_survives_a_row_of_zeros(in_training: SparseAutoencoder) -> None:
     with torch.no_grad():
-        sae.W_dec[3] = 0
-    sae.constrain()
-    assert sae.W_dec.isfinite().all()
+        in_training.W_dec[3] = 0
+    in_training.constrain()
+    assert all(parameter.isfinite().all() for parameter in in_training.parameters())
 
 
-def test_before_step_drops_the_gradient_along_the_rows(sae: SparseAutoencoder, x: Tensor, usage: LatentUsage) -> None:
+def test_before_step_drops_the_gradient_along_the_rows(
+    in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage
+) -> None:
+    sae = in_training
     sae.before_step()  # without a gradient: nothing to do
-    sum(sae.loss_terms(x, sae(x), usage).values()).backward()
+    sum(sae.loss_terms(y, sae(x), usage).values()).backward()
     before = {name: parameter.grad.clone() for name, parameter in sae.named_parameters()}
     sae.before_step()
-    for name in ("W_enc", "b_enc", "b_dec"):
-        assert torch.equal(getattr(sae, name).grad, before[name])
+    for name in before.keys() - {"W_dec"}:
+        assert torch.equal(sae.get_parameter(name).grad, before[name])
     if sae.mechanism.unit_norm_decoder:
         rows = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
         along = (before["W_dec"] * rows).sum(1, keepdim=True)
@@ -210,71 +405,132 @@ def same_bits(a: SparseAutoencoder, b: SparseAutoencoder, x: Tensor) -> bool:
 
 
 def test_settings_rebuild_the_dictionary(sae: SparseAutoencoder, x: Tensor) -> None:
-    other = type(sae)(sae.widths, **sae.settings)
-    assert other.settings == sae.settings
+    other = type(sae)(sae.widths, **copy.deepcopy(sae.settings)).train(sae.training)
+    assert plain(other.settings) == plain(sae.settings)
     other.load_state_dict(sae.state_dict())
+    other.progress = sae.progress
     assert same_bits(sae, other, x)
 
 
-def test_export_then_load_changes_no_bit(sae: SparseAutoencoder, x: Tensor, tmp_path: Path) -> None:
-    save_sae(sae, tmp_path / "sae")
+def test_a_mechanism_object_belongs_to_one_dictionary(sample: dict[SiteRef, Tensor]) -> None:
+    """Built again from its own settings, the first keeps what it has measured; and the meta device stays away."""
+    for name in CASES:
+        sae = started(name, sample)
+        before = {key: tensor.clone() for key, tensor in sae.state_dict().items()}
+        other = type(sae)(sae.widths, **sae.settings)
+        with torch.device("meta"):
+            type(sae)(sae.widths, **sae.settings)
+        assert not any(tensor.is_meta for tensor in sae.state_dict().values()), name
+        assert all(torch.equal(tensor, before[key]) for key, tensor in sae.state_dict().items()), name
+        assert other.mechanism is not sae.mechanism, name
+
+
+def test_export_then_load_changes_no_bit(in_training: SparseAutoencoder, x: Tensor, tmp_path: Path) -> None:
+    save_sae(in_training, tmp_path / "sae")
+    assert in_training.training, "saving is no change of mode"
     other = load_sae(tmp_path / "sae")
-    assert type(other) is type(sae)
-    assert other.settings == sae.settings
-    assert other.widths == sae.widths
-    assert same_bits(sae, other, x)
+    assert type(other) is type(in_training)
+    assert plain(other.settings) == plain(in_training.settings)
+    assert other.widths == in_training.widths
+    assert not any(module.training for module in other.modules()), "what is loaded is for use"
+    assert same_bits(in_training.eval(), other, x)
+    in_training.progress = other.progress
+    assert same_bits(in_training.train(), other.train(), x)
 
 
 def test_a_loaded_dictionary_can_be_trained_on(
-    sae: SparseAutoencoder, x: Tensor, usage: LatentUsage, tmp_path: Path
+    in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage, tmp_path: Path
 ) -> None:
-    save_sae(sae, tmp_path / "sae")
-    other = load_sae(tmp_path / "sae")
-    for each in (sae, other):
-        sum(each.loss_terms(x, each(x), usage).values()).backward()
-    for mine, theirs in zip(sae.parameters(), other.parameters(), strict=True):
+    save_sae(in_training, tmp_path / "sae")
+    other = load_sae(tmp_path / "sae").train()
+    in_training.progress = other.progress
+    for each in (in_training, other):
+        output = each(x)
+        sum(each.loss_terms(y, output, usage).values()).backward()
+        each.observe(output)
+    for mine, theirs in zip(in_training.parameters(), other.parameters(), strict=True):
         # Not to the bit: a matrix product may take another path for another alignment in memory.
         torch.testing.assert_close(theirs.grad, mine.grad, rtol=1e-5, atol=1e-6)
+    other.commit()
 
 
 def test_a_deep_copy_is_on_its_own(sae: SparseAutoencoder, x: Tensor) -> None:
     other = copy.deepcopy(sae)
     assert same_bits(sae, other, x)
     with torch.no_grad():
-        other.W_dec.zero_()
+        for tensor in other.state_dict().values():
+            tensor.zero_()
     assert sae.W_dec.abs().sum() > 0
+    assert all(tensor.abs().sum() > 0 for tensor in sae.mechanism.state_dict().values())
 
 
-def test_built_on_the_meta_device(sae: SparseAutoencoder) -> None:
-    random_state = torch.get_rng_state()
+def test_built_on_the_meta_device(in_training: SparseAutoencoder) -> None:
+    sae, random_state = in_training, torch.get_rng_state()
+    settings = copy.deepcopy(sae.settings)
     with torch.device("meta"):
-        other = type(sae)(sae.widths, **sae.settings)
+        other = type(sae)(sae.widths, **settings)
     assert all(tensor.is_meta for tensor in other.state_dict().values())
     assert {n: t.shape for n, t in other.state_dict().items()} == {n: t.shape for n, t in sae.state_dict().items()}
     assert torch.equal(torch.get_rng_state(), random_state), "nothing is drawn"
+    repr(other)
 
 
-def test_shapes_are_those_of_the_design(sae: SparseAutoencoder) -> None:
+def test_shapes_are_those_of_the_design(in_training: SparseAutoencoder) -> None:
+    sae = in_training
     shapes = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
-    expected = {"W_enc": (D, F), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)}
+    expected = {"W_enc": (sae.d_in, F), "W_dec": (F, sae.d_out), "b_enc": (F,), "b_dec": (sae.d_out,)}
+    expected |= {"input_scale": (len(sae.widths.read),), "output_scale": (len(sae.widths.predicted),)}
     assert {name: shapes[name] for name in expected} == expected
-    assert shapes["input_scale"] == shapes["output_scale"] == (1,)
 
 
 # -- it learns -------------------------------------------------------------------------------------------------------
 
 
-def test_a_few_steps_lower_the_loss(sae: SparseAutoencoder, x: Tensor, usage: LatentUsage) -> None:
-    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3, betas=sae.adam_betas, eps=sae.adam_eps)
-
-    def loss() -> Tensor:
-        return sae.loss_terms(x, sae(x), usage)["mse"]
-
-    start = loss().item()
-    for _ in range(40):
+def test_a_few_steps_lower_the_loss(in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage) -> None:
+    sae, settings = in_training, in_training.mechanism
+    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3, betas=settings.adam_betas, eps=settings.adam_eps)
+    losses = []
+    for _ in range(60):
+        output = sae(x)
+        loss = sae.loss_terms(y, output, usage)["mse"]
         optimizer.zero_grad()
-        loss().backward()
+        loss.backward()
         sae.before_step()
         optimizer.step()
-        sae.constrain()
-    assert loss().item() < 0.7 * start
+        usage.observe(output.latents)
+        sae.observe(output)
+        sae.commit()
+        usage.commit()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# -- precision -------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_autocast_stays_near_fp32(
+    in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage
+) -> None:
+    """Within 1% in the prediction of the median token, 2% in each term, 20% in the gradient as a whole.
+
+    On a token in six at most, a latent at the edge of firing changes sides.
+    """
+    sae = in_training
+
+    def run() -> tuple[Tensor, Tensor, dict[str, float], Tensor]:
+        sae.zero_grad()
+        output = sae(x)
+        terms = sae.loss_terms(y, output, usage)
+        sum(terms.values()).backward()
+        gradients = [parameter.grad for parameter in sae.parameters()]
+        assert all(gradient.dtype == torch.float32 for gradient in gradients)
+        x_hat, fires = output.x_hat_normalised.detach().float(), output.dense_latents() > 0
+        return x_hat, fires, {k: v.item() for k, v in terms.items()}, torch.cat([g.flatten() for g in gradients])
+
+    exact = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = run()
+    assert ((exact[0] - rounded[0]).norm(dim=1) / exact[0].norm(dim=1)).median() < 0.01
+    assert (exact[1] != rounded[1]).any(1).sum() <= T / 6
+    assert rounded[2] == pytest.approx(exact[2], rel=0.02)
+    assert (exact[3] - rounded[3]).norm() / exact[3].norm() < 0.2

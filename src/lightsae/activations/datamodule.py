@@ -24,7 +24,8 @@ from lightsae.activations.origins import (
     union,
 )
 from lightsae.activations.stream import ActivationStream, Schedule
-from lightsae.activations.synthetic.world import SyntheticConfig, SyntheticWorld
+from lightsae.activations.synthetic.config import SyntheticConfig
+from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timing import Timings
 from lightsae.errors import ConfigError
 from lightsae.lm import LanguageModel

@@ -17,7 +17,8 @@ from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRo
 from lightsae.activations.stream import FillSource, Schedule
 from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
 from lightsae.activations.synthetic.fills import SyntheticFills, SyntheticValidation
-from lightsae.activations.synthetic.world import SyntheticConfig, SyntheticWorld
+from lightsae.activations.synthetic.config import SyntheticConfig
+from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.errors import ConfigError, SiteError, did_you_mean
 from lightsae.lm import LanguageModel, describe
 from lightsae.sae import SiteRef
@@ -248,7 +249,7 @@ class SyntheticOrigin:
         return only_site(SYNTHETIC, name, key, "data.dataset synthetic")
 
     def width(self, site: SiteRef, key: str) -> int:
-        return self.world.features.shape[1]
+        return self.world.width
 
     def fill_size(self, world: int) -> tuple[int, int]:
         tokens = self.data.buffer_tokens // self.data.batch_tokens * self.data.batch_tokens

@@ -3,10 +3,12 @@
 from lightsae.callbacks.export import ExportSAE
 from lightsae.callbacks.final_validation import FinalValidation
 from lightsae.callbacks.lm_metrics import LanguageModelMetrics
+from lightsae.callbacks.model_diff import ModelDiff
 from lightsae.callbacks.progress import TrainingProgressBar
 from lightsae.callbacks.reconstruction_metrics import ReconstructionMetrics
 from lightsae.callbacks.resampling import DeadLatentResampling
 from lightsae.callbacks.run_checkpoint import Interrupted, RunCheckpoint
+from lightsae.callbacks.sweep_summary import SweepSummary
 from lightsae.callbacks.throughput import Throughput
 from lightsae.callbacks.training_curves import TrainingCurves
 
@@ -16,8 +18,10 @@ __all__ = [
     "FinalValidation",
     "Interrupted",
     "LanguageModelMetrics",
+    "ModelDiff",
     "ReconstructionMetrics",
     "RunCheckpoint",
+    "SweepSummary",
     "Throughput",
     "TrainingCurves",
     "TrainingProgressBar",

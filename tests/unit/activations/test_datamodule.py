@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning import Trainer
 
+from lightsae.activations.checks import check_numbers
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.errors import ConfigError, CorpusError, ModelError, SiteError
 from lightsae.sae import SiteRef, TopK, Widths
@@ -125,14 +126,59 @@ def test_a_second_fit_on_text(text: dict[str, Any], quiet: dict[str, Any]) -> No
 
 def test_widths_of_a_file(activation_file: Files) -> None:
     data = ActivationDataModule(activations=activation_file(name="mine.npy"))
-    assert data.widths == Widths.autoencoder(SiteRef("", "mine"), 8)
+    assert data.widths_at() == data.widths_at("mine") == Widths.autoencoder(SiteRef("", "mine"), 8)
+    for place in ((None, "other"), ("other",)):
+        with pytest.raises(SiteError, match=r"site is 'other', but data\.activations .* has one site, 'mine'"):
+            data.widths_at(*place)
 
 
 def test_widths_of_a_site_are_measured_without_weights(text: dict[str, Any]) -> None:
     for site, width in (("resid_post.1", 12), ("mlp_act.0", 16), ("attn_z.1", 12)):
         data = ActivationDataModule(**(text | {"site": site}))
-        assert data.widths == Widths.autoencoder(SiteRef(text["model"], site), width)
+        assert data.widths_at() == Widths.autoencoder(SiteRef(text["model"], site), width)
         assert data.language_model is None
+
+
+def test_a_transcoder_and_a_crosscoder_have_widths_of_their_own(text: dict[str, Any]) -> None:
+    first, act = (SiteRef(text["model"], site) for site in ("resid_post.0", "mlp_act.0"))
+    transcoder = ActivationDataModule(**text, target_site="mlp_act.0")
+    assert transcoder.widths_at() == Widths({first: 12}, {act: 16})
+    crosscoder = ActivationDataModule(**(text | {"site": ["resid_post.0", "mlp_act.0"]}))
+    assert crosscoder.widths_at() == Widths({first: 12, act: 16}, {first: 12, act: 16})
+
+
+def test_an_entry_that_names_its_site_reads_and_predicts_there(text: dict[str, Any]) -> None:
+    first, act, last = (SiteRef(text["model"], site) for site in ("resid_post.0", "mlp_act.0", "resid_post.1"))
+    data = ActivationDataModule(**text, target_site="mlp_act.0")
+    # The data's target belongs to the data's site: an entry at another one predicts what it reads.
+    assert data.widths_at("resid_post.1") == Widths.autoencoder(last, 12)
+    assert data.widths_at("resid_post.1", "mlp_act.0") == Widths({last: 12}, {act: 16})
+    assert data.widths_at(None, "resid_post.1") == Widths({first: 12}, {last: 12})
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "said"),
+    [
+        (("resid_pots.1", None), SiteError, r"model\.saes\.a\.site is 'resid_pots\.1'"),
+        (("resid_post.1", "mlp_atc.0"), SiteError, r"model\.saes\.a\.target_site is 'mlp_atc\.0'"),
+        ((["resid_post.1", "resid_post.1"], None), ConfigError, r"model\.saes\.a\.site names a site twice"),
+        (("chat:resid_post.1", None), SiteError, r"'chat' is no name in data\.more_models \(there: none\)"),
+    ],
+)
+def test_a_site_that_is_not_there_is_named_as_it_was_written(
+    text: dict[str, Any], place: tuple[Any, Any], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said) as error:
+        ActivationDataModule(**text).widths_at(*place, "model.saes.a")
+    assert "\n" not in str(error.value)
+
+
+def test_sites_of_a_second_model(text: dict[str, Any]) -> None:
+    data = ActivationDataModule(**text, more_models={"chat": text["model"] + "/"})
+    chat = SiteRef(text["model"] + "/", "mlp_act.1")
+    assert data.widths_at("chat:mlp_act.1") == Widths.autoencoder(chat, 16)
+    with pytest.raises(SiteError, match=r"Did you mean 'chat'\?"):
+        data.widths_at("chta:mlp_act.1")
 
 
 # -- what it says of itself ------------------------------------------------------------------------------------------
@@ -184,9 +230,22 @@ def test_the_sample_has_no_sinks(text: dict[str, Any], quiet: dict[str, Any]) ->
     data = ActivationDataModule(**text)
     set_up(data, quiet, max_steps=6)
     everything = data._stream.sample()
-    (sample,) = data.sample_without_sinks().values()
-    assert everything.sinks.sum() >= 8  # position 0 of 8 rows at least
-    assert len(sample) == int((~everything.sinks).sum())
+    (site,) = data.widths_at().read
+    (sample,) = data.sample_without_sinks([site]).values()
+    assert everything.sinks[site].sum() >= 8  # position 0 of 8 rows at least
+    assert torch.equal(sample, everything.activations[site][~everything.sinks[site]])
+    data.teardown("fit")
+
+
+def test_a_sample_of_several_sites_is_of_the_same_tokens(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**(text | {"site": ["resid_post.0", "mlp_act.0"]}))
+    set_up(data, quiet, max_steps=6)
+    everything = data._stream.sample()
+    first, act = data.widths_at().read
+    with_sink = everything.sinks[first] | everything.sinks[act]
+    sample = data.sample_without_sinks([first, act])
+    for site in (first, act):
+        assert torch.equal(sample[site], everything.activations[site][~with_sink])
     data.teardown("fit")
 
 
@@ -262,8 +321,13 @@ def test_numbers_that_cannot_work(text: dict[str, Any], settings: dict[str, Any]
     ],
 )
 def test_preflight_finds_it(text: dict[str, Any], settings: dict[str, Any], kind: type, said: str) -> None:
+    def look() -> None:
+        data = ActivationDataModule(**(text | settings))
+        data.preflight()
+        data.widths_at()
+
     with pytest.raises(kind, match=said) as error:
-        ActivationDataModule(**(text | settings)).preflight()
+        look()
     assert "\n" not in str(error.value)
 
 
@@ -280,4 +344,4 @@ def test_a_name_that_is_none_of_the_known(text: dict[str, Any], setting: str) ->
     data = ActivationDataModule(**text)
     setattr(data, setting, "sqrtd")
     with pytest.raises(ConfigError, match=rf"data\.{setting} is 'sqrtd'"):
-        data._check_numbers()
+        check_numbers(data, ("auto", "float32"))

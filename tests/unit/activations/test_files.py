@@ -322,7 +322,8 @@ def test_a_row_of_huge_norm_is_a_sink(tmp_path: Path) -> None:
     files = ActivationFiles(str(tmp_path / "a.npy"))
     source = stream(str(tmp_path / "a.npy"), batch=64, fill_rows=500)
     sample = source.sample()
-    assert set(sample.rows[sample.sinks].tolist()) == {3, 77} - set(
+    (sinks,) = sample.sinks.values()
+    assert set(sample.rows[sinks].tolist()) == {3, 77} - set(
         rows_of(source.source.chunks, source.source.chunks.validation)
     )
     assert len(files) == 500

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus import CorpusConfig, RowSource
-from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows, sites_of
-from lightsae.activations.stream import ActivationStream, Fill, Schedule, check_finite, sink_mask, take_tokens
+from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows
+from lightsae.activations.stream import ActivationStream, Fill, Schedule, check_finite, take_tokens, with_sinks
 from lightsae.activations.timing import Timings
 from lightsae.errors import ActivationError
 from lightsae.lm import LanguageModel
@@ -19,6 +20,8 @@ from lightsae.sae import SiteRef
 
 CONTEXT, FILL_ROWS, BLOCK = 8, 4, 3
 SITES = ("resid_post.0", "mlp_out.1")
+REFS = tuple(SiteRef("tiny", site) for site in SITES)
+HERE = SiteRef("m", "here")
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +52,9 @@ def make(tiny_text: Any, model: LanguageModel) -> Iterator[Make]:
     ) -> ActivationStream:
         config = CorpusConfig(tiny_text.corpus, context_size=CONTEXT, num_workers=num_workers, prepend_bos=prepend_bos)
         schedule = Schedule(batch, FILL_ROWS * (CONTEXT - skip_positions) // batch, total, seed, rank, world)
-        reading = Reading(sites_of("tiny", SITES), dtype, rows_at_once, skip_special, skip_positions)
+        reading = Reading(REFS, dtype, rows_at_once, skip_special, skip_positions)
         rows = RowSource(config, model.tokenizer, "train")
-        fills = LanguageModelFills(rows, model, reading, schedule, FILL_ROWS, BLOCK, Timings())
+        fills = LanguageModelFills(rows, {"tiny": model}, reading, schedule, FILL_ROWS, BLOCK, Timings())
         opened.append(ActivationStream(fills, schedule, Timings()))
         return opened[-1]
 
@@ -70,12 +73,14 @@ def places(batches: list[ActivationBatch]) -> list[tuple[int, int]]:
 
 
 def same(a: ActivationBatch, b: ActivationBatch) -> bool:
-    names = ("tokens", "positions", "documents", "rows", "special", "sinks")
+    names = ("tokens", "positions", "documents", "rows", "special")
     return (
         a.index == b.index
         and all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
         and a.activations.keys() == b.activations.keys()
         and all(torch.equal(a.activations[site], b.activations[site]) for site in a.activations)
+        and a.sinks.keys() == b.sinks.keys() == a.activations.keys()
+        and all(torch.equal(a.sinks[site], b.sinks[site]) for site in a.sinks)
     )
 
 
@@ -316,15 +321,16 @@ def test_special_and_sinks_are_marked(make: Make, model: LanguageModel) -> None:
     for batch in take(make(), 30):
         expected = torch.tensor([token in model.special_token_ids for token in batch.tokens.tolist()])
         assert torch.equal(batch.special, expected)
-        assert (batch.sinks | ~batch.special).all()
-        assert (batch.sinks | (batch.positions != 0)).all()
+        for site in REFS:
+            assert (batch.sinks[site] | ~batch.special).all()
+            assert (batch.sinks[site] | (batch.positions != 0)).all()
 
 
 def batch_of(values: torch.Tensor, **masks: torch.Tensor) -> ActivationBatch:
     count = len(values)
     ids, no = torch.arange(count), torch.zeros(count, dtype=torch.bool)
-    given = {"tokens": ids, "positions": ids % 4, "documents": ids, "rows": ids, "special": no, "sinks": no} | masks
-    return ActivationBatch({SiteRef("m", "here"): values}, **given)
+    given = {"tokens": ids, "positions": ids % 4, "documents": ids, "rows": ids, "special": no} | masks
+    return ActivationBatch({HERE: values}, **given, sinks={})
 
 
 def test_sinks_by_position_by_kind_and_by_norm() -> None:
@@ -334,24 +340,40 @@ def test_sinks_by_position_by_kind_and_by_norm() -> None:
     special = torch.zeros(12, dtype=torch.bool)
     special[5] = True
     batch = batch_of(values, special=special)
-    assert sink_mask(batch, position_zero=True).nonzero().flatten().tolist() == [0, 4, 5, 7, 8]
-    assert sink_mask(batch, position_zero=False).nonzero().flatten().tolist() == [5, 7]
+    assert with_sinks(batch, position_zero=True).sinks[HERE].nonzero().flatten().tolist() == [0, 4, 5, 7, 8]
+    assert with_sinks(batch, position_zero=False).sinks[HERE].nonzero().flatten().tolist() == [5, 7]
+
+
+def test_each_site_has_its_own_sinks() -> None:
+    there = SiteRef("m", "there")
+    batch = batch_of(torch.ones(12, 5))
+    others = torch.ones(12, 3)
+    others[7] *= 11
+    both = replace(batch, activations={HERE: batch.activations[HERE], there: others})
+    marked = with_sinks(both, position_zero=False)
+    assert marked.sinks[HERE].nonzero().flatten().tolist() == []
+    assert marked.sinks[there].nonzero().flatten().tolist() == [7]
+    assert marked.sinks_at([HERE, there]).nonzero().flatten().tolist() == [7]
+    # What else is read changes nothing for a site.
+    assert torch.equal(with_sinks(batch, position_zero=False).sinks[HERE], marked.sinks[HERE])
 
 
 def test_norms_of_half_precision_do_not_overflow() -> None:
     values = torch.full((12, 64), 3e4, dtype=torch.float16)
     values[3] = 100.0
-    assert not sink_mask(batch_of(values), position_zero=False).any()
+    assert not with_sinks(batch_of(values), position_zero=False).sinks[HERE].any()
 
 
 def test_chosen_tokens_keep_what_is_known_of_them() -> None:
     values = torch.arange(24.0).reshape(12, 2)
-    chosen = take_tokens(batch_of(values), torch.tensor([7, 3]), 5)
+    sinks = torch.arange(12) == 3
+    chosen = take_tokens(replace(batch_of(values), sinks={HERE: sinks}), torch.tensor([7, 3]), 5)
     assert chosen.index == 5
     assert chosen.rows_shape is None
     assert chosen.positions.tolist() == [3, 3]
     assert chosen.rows.tolist() == [7, 3]
-    assert torch.equal(chosen.activations[SiteRef("m", "here")], values[[7, 3]])
+    assert torch.equal(chosen.activations[HERE], values[[7, 3]])
+    assert chosen.sinks[HERE].tolist() == [False, True]
 
 
 # -- NaN and memory --------------------------------------------------------------------------------------------------
@@ -418,10 +440,10 @@ def test_validation_serves_whole_rows_in_order(tiny_text: Any, model: LanguageMo
     )
     rows = source.take(7)
     source.close()
-    reading = Reading(sites_of("tiny", SITES), torch.float32, 2, skip_special=True, skip_positions=2)
+    reading = Reading(REFS, torch.float32, 2, skip_special=True, skip_positions=2)
     seen: list[int] = []
     for rank in range(world):
-        loader = ValidationRows(rows, model, reading, 2, rank, world, Timings())
+        loader = ValidationRows(rows, {"tiny": model}, reading, 2, rank, world, Timings())
         batches = list(loader)
         assert len(batches) == len(loader)
         for batch in batches:

@@ -1,6 +1,6 @@
 """A run in a second: the real module on activations out of nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
-from lightsae.sae import LatentUsage, ReLU, SiteRef, Widths
+from lightsae.sae import ReLU, SiteRef, Widths
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
-from lightsae.training.module import SAEModule, merge_coefficients
+from lightsae.training.entries import Entry
+from lightsae.training.module import SAEModule
 
 SITE = SiteRef("toy", "resid_post.0")
 WIDTH = 6
@@ -29,7 +30,7 @@ class Activations(LightningDataModule):
     def __init__(self, batches: int, batches_in_epoch: int | None = None) -> None:
         super().__init__()
         self.batches, self.run_tokens = batches_in_epoch or batches, batches * self.batch_tokens
-        self.widths, self.timings = Widths.autoencoder(SITE, WIDTH), Timings()
+        self.timings = Timings()
 
     def batch(self, index: int, whole_rows: bool = False) -> ActivationBatch:
         with self.timings.measure("language_model"):
@@ -38,10 +39,14 @@ class Activations(LightningDataModule):
             ids = torch.arange(self.batch_tokens)
             no = torch.zeros(self.batch_tokens, dtype=torch.bool)
             shape = (4, self.batch_tokens // 4) if whole_rows else None
-            return ActivationBatch({SITE: x}, ids, ids, ids, ids, no, no, index, shape)
+            return ActivationBatch({SITE: x}, ids, ids, ids, ids, no, {SITE: no}, index, shape)
 
-    def sample_without_sinks(self) -> dict[SiteRef, torch.Tensor]:
-        return self.batch(10_000).activations
+    def widths_at(self, *_place: Any) -> Widths:
+        return Widths.autoencoder(SITE, WIDTH)
+
+    def sample_without_sinks(self, sites: Collection[SiteRef]) -> dict[SiteRef, torch.Tensor]:
+        activations = self.batch(10_000).activations
+        return {site: activations[site] for site in sites}
 
     def describe(self) -> dict[str, Any]:
         return {"model": SITE.model, "site": SITE.site, "seed": self.seed}
@@ -53,14 +58,8 @@ class Activations(LightningDataModule):
         return DataLoader(range(3), batch_size=None, collate_fn=lambda i: self.batch(20_000 + i, whole_rows=True))
 
 
-class SeveralDictionaries(SAEModule):
-    names: tuple[str, ...] = ()
-
-    def configure_model(self) -> None:
-        for name in self.names if not self.dictionaries else ():
-            self.dictionaries[name] = sae = self.make_sae(self.data.widths)
-            self.usage[name] = LatentUsage(sae.d_sae, 1000)
-            self.coefficients[name] = merge_coefficients(sae, {})
+def small_relu(widths: Widths) -> ReLU:
+    return ReLU(widths, d_sae=16)
 
 
 @dataclass
@@ -86,9 +85,10 @@ def small_run(tmp_path: Path) -> Callable[..., Run]:
         **options: Any,
     ) -> Run:
         seed_everything(0, verbose=False)
-        module = (SeveralDictionaries if names else SAEModule)(lambda widths: ReLU(widths, d_sae=16), lr=0.01)
-        if isinstance(module, SeveralDictionaries):
-            module.names = names
+        if names:
+            module = SAEModule(saes={name: Entry(small_relu) for name in names}, lr=0.01)
+        else:
+            module = SAEModule(small_relu, lr=0.01)
         data = Activations(steps * options.get("accumulate_grad_batches", 1), batches)
         defaults: dict[str, Any] = {
             "logger": TensorBoardLogger(tmp_path, name="", version=folder),

@@ -17,6 +17,7 @@ from lightsae.callbacks.lm_metrics import LanguageModelMetrics
 from lightsae.errors import ConfigError
 from lightsae.lm import LanguageModel
 from lightsae.sae import ReLU, SAEOutput, SiteRef, Widths
+from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
 
 D, VOCABULARY, ROWS, CONTEXT, EOS = 16, 40, 5, 9, 1
@@ -36,9 +37,11 @@ def tiny_llama(dtype: torch.dtype = torch.float32) -> LanguageModel:
 class Rows(LightningDataModule):
     """Validation batches of whole rows, read from the model as the stream would."""
 
+    run_tokens = None
+
     def __init__(self, model: LanguageModel | None, batches: int = 2, seed: int = 0) -> None:
         super().__init__()
-        self.language_model, self.widths = model, WIDTHS
+        self.language_model = model
         generator = torch.Generator().manual_seed(seed)
         self.tokens = torch.randint(2, VOCABULARY, (batches, ROWS, CONTEXT), generator=generator)
         self.tokens[:, :, 0] = 0
@@ -53,9 +56,12 @@ class Rows(LightningDataModule):
         flat, special = tokens.flatten(), tokens.flatten() < 2
         positions = torch.arange(CONTEXT).repeat(ROWS)
         return ActivationBatch(
-            {SITE: x.flatten(0, 1)}, flat, positions, flat, flat, special, special | (positions == 0), index,
-            (ROWS, CONTEXT),
+            {SITE: x.flatten(0, 1)}, flat, positions, flat, flat, special, {SITE: special | (positions == 0)},
+            index, (ROWS, CONTEXT),
         )  # fmt: skip
+
+    def widths_at(self, *_place: Any) -> Widths:
+        return WIDTHS
 
     def transfer_batch_to_device(self, batch: ActivationBatch, device: Any, dataloader_idx: int) -> ActivationBatch:
         return batch
@@ -65,7 +71,7 @@ class Rows(LightningDataModule):
 
     def mean_without_sinks(self) -> Tensor:
         batches = [self.batch(i) for i in range(len(self.tokens))]
-        return torch.cat([b.activations[SITE][~b.sinks] for b in batches]).mean(0)
+        return torch.cat([b.activations[SITE][~b.sinks[SITE]] for b in batches]).mean(0)
 
 
 class Replace(ReLU):
@@ -79,14 +85,10 @@ class Replace(ReLU):
         return SAEOutput(x, x.new_zeros(len(x), 4), self.factor * x + self.shift, torch.ones(1))
 
 
-class Dictionaries(SAEModule):
-    def __init__(self, **given: ReLU) -> None:
-        super().__init__(lambda widths: ReLU(widths, d_sae=4))
-        self.given = given
-
-    def configure_model(self) -> None:
-        for name, sae in self.given.items() if not self.dictionaries else ():
-            self.dictionaries[name] = sae
+def dictionaries(**given: ReLU) -> SAEModule:
+    if given.keys() == {"sae"}:
+        return SAEModule(lambda _: given["sae"])
+    return SAEModule(saes={name: Entry(lambda _, sae=sae: sae) for name, sae in given.items()})
 
 
 def a_trainer(callback: LanguageModelMetrics) -> Trainer:
@@ -97,7 +99,7 @@ def a_trainer(callback: LanguageModelMetrics) -> Trainer:
 
 def validate(data: Rows, callback: LanguageModelMetrics | None = None, **given: ReLU) -> dict[str, float]:
     trainer = a_trainer(callback or LanguageModelMetrics())
-    return dict(trainer.validate(Dictionaries(**given), data, verbose=False)[0])
+    return dict(trainer.validate(dictionaries(**given), data, verbose=False)[0])
 
 
 @pytest.fixture
@@ -197,7 +199,7 @@ def test_ablations_are_computed_once_while_the_rows_stay_the_same(data, monkeypa
     logits = LanguageModel.logits
     monkeypatch.setattr(LanguageModel, "logits", lambda self, tokens: passes.append(1) or logits(self, tokens))
     callback = LanguageModelMetrics()
-    module = Dictionaries(a=Replace(0.9), b=Replace(0.1))
+    module = dictionaries(a=Replace(0.9), b=Replace(0.1))
     trainer = a_trainer(callback)
     first = trainer.validate(module, data, verbose=False)[0]
     assert len(passes) == 2 * (1 + 2 * 2 + 3)

@@ -1,4 +1,8 @@
+"""ReconstructionMetrics: figures that agree with formulas over all tokens at once, and observe only."""
+
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,20 +36,24 @@ VAL = {
 class Activations(LightningDataModule):
     """Activations of mean 3 with a sink of a hundred times the norm among every 40 tokens."""
 
-    normalisation, seed, run_tokens, widths = "sqrt_d", 0, 1000, Widths.of(D)
-    site = next(iter(widths.read))
+    normalisation, seed, run_tokens = "sqrt_d", 0, 1000
+    site = next(iter(Widths.of(D).read))
 
     def batch(self, index: int) -> ActivationBatch:
         x = 3 + torch.randn(64, D, generator=torch.Generator().manual_seed(index))
         ids = torch.arange(64)
         sinks = ids % 40 == 7
         return ActivationBatch(
-            {self.site: torch.where(sinks[:, None], 100 * x, x)}, ids, ids, ids, ids, torch.zeros_like(sinks), sinks
-        )
+            {self.site: torch.where(sinks[:, None], 100 * x, x)}, ids, ids, ids, ids, torch.zeros_like(sinks),
+            {self.site: sinks},
+        )  # fmt: skip
 
-    def sample_without_sinks(self) -> dict[SiteRef, torch.Tensor]:
+    def widths_at(self, *_place: Any) -> Widths:
+        return Widths.of(D)
+
+    def sample_without_sinks(self, sites: Collection[SiteRef]) -> dict[SiteRef, torch.Tensor]:
         batch = self.batch(1000)
-        return {self.site: batch.activations[self.site][~batch.sinks]}
+        return {site: batch.activations[site][~batch.sinks[site]] for site in sites}
 
     def train_dataloader(self):
         return DataLoader(range(100), batch_size=None, collate_fn=self.batch)
@@ -77,7 +85,12 @@ class Collect(Callback):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         self.batches.append(
-            (pl_module.targets("sae", batch), outputs["sae"].x_hat, outputs["sae"].dense_latents(), batch.sinks)
+            (
+                pl_module.targets("sae", batch),
+                outputs["sae"].x_hat,
+                outputs["sae"].dense_latents(),
+                *batch.sinks.values(),
+            )
         )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

@@ -1,26 +1,59 @@
 """The native export: no bit changes on a round trip, and every kind of damage has its message."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lightsae.errors import ConfigError, FormatError
-from lightsae.formats.native import describe_sae, load_sae, save_sae
-from lightsae.sae import VARIANTS, SiteRef, SparseAutoencoder, TopK, Widths
+from lightsae.formats.native import describe_sae, load_sae, plain, save_sae
+from lightsae.sae import VARIANTS, Refinements, SiteRef, SparseAutoencoder, TopK, Widths, mechanisms
 
-SETTINGS = {"ReLU": [{}, {"decoder_norm": "unit"}], "TopK": [{"k": 3}, {"k": 3, "k_aux": 4}]}
-WIDTHS = Widths({SiteRef("gpt2", "mlp_in.0"): 4, SiteRef("gpt2", "mlp_in.1"): 3}, {SiteRef("gpt2", "mlp_out.0"): 7})
+READ = {SiteRef("gpt2", "mlp_in.0"): 4, SiteRef("gpt2", "mlp_in.1"): 3}
+WIDTHS = Widths(READ, {SiteRef("gpt2", "mlp_out.0"): 7})
+# Functions: a mechanism belongs to one dictionary.
+SETTINGS: dict[str, list[Callable[[], dict[str, Any]]]] = {
+    "ReLU": [
+        dict,
+        lambda: {"decoder_norm": "unit"},
+        lambda: {"p_end": 0.2, "p_begin": 0.1},
+        lambda: {"refinements": Refinements(tilt=0.002)},
+    ],
+    "TopK": [lambda: {"k": 3}, lambda: {"k": 3, "k_aux": 4}, lambda: {"k": 3, "k_start": 9, "multi_k": 6}],
+    "BatchTopK": [lambda: {"k": 3}],
+    "JumpReLU": [dict, lambda: {"penalty": "tanh", "threshold": 0.2, "bandwidth": 0.5}, lambda: {"target_l0": 3.0}],
+    "Gated": [dict],
+    "Matryoshka": [
+        lambda: {"mechanism": mechanisms.TopK(3), "groups": [5, 7]},
+        lambda: {"mechanism": mechanisms.BatchTopK(3, k_aux=2), "order": "frequency", "detach_inner": True},
+    ],
+    "Transcoder": [
+        lambda: {"mechanism": mechanisms.ReLU("unit")},
+        lambda: {"mechanism": mechanisms.BatchTopK(3), "skip": True},
+        lambda: {"mechanism": mechanisms.JumpReLU(target_l0=4.0)},
+        lambda: {"mechanism": mechanisms.Gated()},
+    ],
+    "Crosscoder": [
+        lambda: {"mechanism": mechanisms.ReLU(p_end=0.5)},
+        lambda: {"mechanism": mechanisms.BatchTopK(3), "refinements": Refinements(aligned=True, prune=0.1)},
+    ],
+}
+CASES = [(variant, make) for variant, all_ in SETTINGS.items() for make in all_]
 
 
-def make(variant: str = "TopK", widths: Widths = WIDTHS, **settings: object) -> SparseAutoencoder:
-    sae = VARIANTS[variant](widths, d_sae=12, **(settings or SETTINGS[variant][0]))
+def make(variant: str = "TopK", widths: Widths | None = None, **settings: object) -> SparseAutoencoder:
+    if widths is None:
+        # What predicts what it reads has refinements that others refuse.
+        widths = Widths(READ, READ) if variant == "Crosscoder" else WIDTHS
+    sae = VARIANTS[variant](widths, d_sae=12, **(settings or SETTINGS[variant][0]()))
     with torch.no_grad():
         for tensor in sae.state_dict().values():
             tensor.copy_(torch.rand_like(tensor) + 0.5)
-    return sae
+    return sae.eval()
 
 
 @pytest.fixture
@@ -43,17 +76,20 @@ def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def test_every_variant_has_a_case():
-    assert set(SETTINGS) == set(VARIANTS)
+    assert set(VARIANTS) == set(SETTINGS)
 
 
-@pytest.mark.parametrize(("variant", "settings"), [(v, s) for v, all_ in SETTINGS.items() for s in all_])
+@pytest.mark.parametrize(("variant", "settings"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_round_trip_changes_no_bit(tmp_path, variant, settings, dtype):
-    sae = make(variant, **settings).to(dtype)
+    sae = make(variant, **settings()).to(dtype)
     save_sae(sae, tmp_path)
     loaded = load_sae(tmp_path)
     assert type(loaded) is type(sae)
-    assert (loaded.settings, loaded.widths) == (sae.settings, sae.widths)
+    assert (plain(loaded.settings), loaded.widths) == (plain(sae.settings), sae.widths)
+    assert type(loaded.mechanism) is type(sae.mechanism)
+    assert loaded.mechanism.settings == sae.mechanism.settings
+    assert not any(module.training for module in loaded.modules()), "what is loaded is for use"
     before, after = sae.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
@@ -94,12 +130,24 @@ def test_the_description_tells_shape_and_origin(tmp_path):
     told = describe_sae(tmp_path)
     assert told["format_version"] == 1
     assert told["variant"] == "TopK"
-    assert told["settings"] == {"d_sae": 12, "k": 3, "k_aux": None}
+    refinements = {"aligned": False, "second_step": 0.0, "tilt": 0.0, "prune": None}
+    topk = {"k": 3, "k_aux": None, "k_start": None, "k_fall": 0.5, "multi_k": None}
+    assert told["settings"] == {"d_sae": 12, **topk, "refinements": refinements}
     assert told["widths"]["predicted"] == [{"model": "gpt2", "site": "mlp_out.0", "width": 7}]
     assert [entry["width"] for entry in told["widths"]["read"]] == [4, 3]
     assert told["dtype"] == "float32"
     assert told["provenance"] == {"tokens_seen": 5, "folder": "as/typed"}
     assert str(tmp_path) not in (tmp_path / "sae.json").read_text()
+
+
+def test_the_description_of_what_is_composed(tmp_path):
+    mechanism = mechanisms.BatchTopK(3, k_aux=2)
+    save_sae(make("Matryoshka", mechanism=mechanism, groups=[5, 7], refinements=Refinements(tilt=0.1)), tmp_path)
+    settings = describe_sae(tmp_path)["settings"]
+    told = {"name": "BatchTopK", "k": 3, "k_aux": 2, "k_start": None, "k_fall": 0.5, "multi_k": None}
+    assert settings["mechanism"] == told
+    assert (settings["groups"], settings["order"], settings["detach_inner"]) == ([5, 7], "index", False)
+    assert settings["refinements"]["tilt"] == 0.1
 
 
 def test_saving_replaces_an_earlier_export_and_nothing_else(saved):
@@ -207,7 +255,7 @@ def test_a_missing_or_wrong_field(saved, name):
 
 def test_an_unknown_variant_suggests_the_nearest(saved):
     edit(saved, variant="TopKK")
-    refused(saved, "variant is 'TopKK'; known are ReLU, TopK. Did you mean 'TopK'?")
+    refused(saved, rf"variant is 'TopKK'; known are {', '.join(VARIANTS)}\. Did you mean 'TopK'\?")
 
 
 def test_a_newer_format(saved):
@@ -243,6 +291,42 @@ def test_a_missing_and_a_surplus_tensor(saved):
     refused(saved, "lacks the tensor 'b_enc'")
     rewrite(saved, tensors | {"threshold": torch.zeros(1)})
     refused(saved, "holds a tensor 'threshold' that a TopK does not have")
+
+
+@pytest.mark.parametrize("variant", ["BatchTopK", "Matryoshka"])
+def test_without_its_threshold(tmp_path, variant):
+    settings = {"k": 3} if variant == "BatchTopK" else {"mechanism": mechanisms.BatchTopK(3)}
+    folder = tmp_path / "sae"
+    save_sae(make(variant, **settings), folder)
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "sae.safetensors").items()}
+    del tensors["mechanism.threshold"]
+    rewrite(folder, tensors)
+    refused(folder, f"lacks 'mechanism.threshold', without which a {variant} would fire on everything")
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "said"),
+    [
+        ({"name": "TopKK", "k": 3}, "TopKK"),
+        ({"k": 3}, "name"),
+        ({"name": "TopK"}, "'k'"),
+        ({"name": "TopK", "k": 99}, "k is 99"),
+        ({"name": "ReLU"}, "takes TopK or BatchTopK"),
+        (None, ""),
+        ("TopK", ""),
+    ],
+)
+def test_a_mechanism_that_is_none(tmp_path, mechanism, said):
+    folder = tmp_path / "sae"
+    save_sae(make("Matryoshka"), folder)
+    edit(folder, settings=describe_sae(folder)["settings"] | {"mechanism": mechanism})
+    refused(folder, f"do not make a Matryoshka .*{said}")
+
+
+@pytest.mark.parametrize("refinements", [{"aligend": True}, 7, {"second_step": -1.0}])
+def test_refinements_that_are_none(saved, refinements):
+    edit(saved, settings=describe_sae(saved)["settings"] | {"refinements": refinements})
+    refused(saved, "do not make a TopK")
 
 
 def test_a_tensor_of_another_shape(saved):

@@ -180,4 +180,4 @@ def test_published_learning_rates() -> None:
     assert ReLU(Widths.of(4), 8).default_lr == 5e-5
     assert ReLU(Widths.of(4), 8, decoder_norm="unit").default_lr == 1e-3
     assert TopK(Widths.of(4), 8, k=2).default_lr == pytest.approx(2 * TopK(Widths.of(4), 32, k=2).default_lr)
-    assert TopK.adam_eps == 6.25e-10
+    assert TopK(Widths.of(4), 8, k=2).mechanism.adam_eps == 6.25e-10

@@ -26,7 +26,8 @@ from lightsae.callbacks import (
 from lightsae.errors import ActivationError, CheckpointError, ConfigError
 from lightsae.sae import LatentUsage, ReLU, SparseAutoencoder, TopK, Widths
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
-from lightsae.training.module import SAEModule, merge_coefficients
+from lightsae.training.entries import Entry, merge_coefficients
+from lightsae.training.module import SAEModule
 from lightsae.training.schedules import Schedule
 
 BATCH, F = 64, 24
@@ -239,7 +240,8 @@ def test_logged_coefficients_and_terms_make_the_loss(path: str, quiet: dict[str,
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
-    Fit(path, quiet, relu, 12, [Read()], model={"coefficients": {"l1": Schedule(0.5, warm_up=4.0, decay=2.0)}})
+    coefficients = {"l1": Schedule(0.5, warm_up=4.0, decay=2.0)}
+    Fit(path, quiet, relu, 12, [Read()], model={"coefficients": coefficients}, log_every_n_steps=1)
     assert [m["train/coefficient/l1"] for m in logged] == pytest.approx(
         [0.125, 0.25, 0.375, 0.5, *[0.5] * 7, 0.25], rel=1e-6
     )
@@ -294,19 +296,6 @@ def test_rows_are_of_unit_norm_after_every_step(path: str, quiet: dict[str, Any]
             torch.testing.assert_close(norms, torch.ones(F), rtol=0, atol=1e-5)
 
 
-class Two(SAEModule):
-    """The second dictionary is a copy of the first, but that its loss is a thousand times larger."""
-
-    twice = True
-
-    def configure_model(self) -> None:
-        super().configure_model()
-        if self.twice and "loud" not in self.dictionaries:
-            self.dictionaries["loud"] = copy.deepcopy(self.dictionaries["sae"])
-            self.usage["loud"] = LatentUsage(F, 10**6)
-            self.coefficients["loud"] = {"mse": Schedule(1000.0), "auxk": Schedule(0.0)}
-
-
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_each_dictionary_is_clipped_by_itself(path: str, quiet: dict[str, Any], algorithm: str) -> None:
     options = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm, "max_steps": 5}
@@ -321,11 +310,12 @@ def test_each_dictionary_is_clipped_by_itself(path: str, quiet: dict[str, Any], 
             )
 
     alone = Fit(path, quiet, top_k, **options)
-    module = Two(top_k, lr=0.01)
+    loud = Entry(top_k, coefficients={"mse": 1000.0, "auxk": 0.0})
+    module = SAEModule(saes={"quiet": Entry(top_k), "loud": loud}, lr=0.01)
     data = ActivationDataModule(activations=path, batch_tokens=BATCH, buffer_tokens=512, seed=3)
     Trainer(**(quiet | options), callbacks=[Norms()]).fit(module, data)
     for name, value in alone.sae.named_parameters():
-        assert torch.equal(module.dictionaries["sae"].get_parameter(name), value), name
+        assert torch.equal(module.dictionaries["quiet"].get_parameter(name), value), name
     for both in norms:
         assert both == pytest.approx([1e-3, 1e-3], rel=1e-3)
 
@@ -356,7 +346,11 @@ def test_counts_and_constraints_move_at_real_steps_only(path: str, quiet: dict[s
             calls.append("before_step")
             super().before_step()
 
-    Fit(path, quiet, lambda w: Counting(w, F, "unit"), 4, [watch], accumulate_grad_batches=3)
+    class Forget(Callback):
+        def on_train_start(self, *_: Any) -> None:
+            calls.clear()
+
+    Fit(path, quiet, lambda w: Counting(w, F, "unit"), 4, [watch, Forget()], accumulate_grad_batches=3)
     assert calls == ["before_step", "constrain"] * 4
     assert watch.tokens == [0, 0, 192, 192, 192, 384, 384, 384, 576, 576, 576, 768]
     for batch, silent in enumerate(watch.silent):
@@ -438,7 +432,7 @@ def test_a_resumed_fit_ends_in_the_same_bits(
         resampling = [Silence(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
         return Fit(
             path, quiet, given["sae"], 26, [Count(), *resampling, *callbacks], model=given["model"],
-            gradient_clip_val=1.0, accumulate_grad_batches=accumulate, **more,
+            gradient_clip_val=1.0, accumulate_grad_batches=accumulate, log_every_n_steps=1, **more,
         )  # fmt: skip
 
     keep = Keep(tmp_path)

@@ -13,7 +13,7 @@ DEFAULT_ACTIVE = 5.0
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """A world of known features. Feature 0 fires most often, the last one least.
+    """A world of known features, in the order of how often they are to fire; trees may lower that for some.
 
     Args:
         preset: `synthsaebench-16k`: 16,384 features in 768 dimensions, about 35 of them active on a token.
@@ -134,14 +134,14 @@ def _error(key: str, found: object, wanted: str) -> ConfigError:
 def _check(config: SyntheticConfig) -> None:
     at_least: dict[str, float] = {
         "features": 2, "width": 2, "roots": 0, "branching": 1, "depth": 1, "correlation_rank": 0,
-        "orthogonalise_steps": 0, "zipf_exponent": 0, "magnitude_std": 0, "magnitude_std_spread": 0, "noise": 0,
+        "orthogonalise_steps": 0, "magnitude_std": 0, "magnitude_std_spread": 0, "noise": 0,
         "bias_norm": 0,
     }  # fmt: skip
     for key, least in at_least.items():
         # Written so that a NaN fails too.
         if not least <= (found := getattr(config, key)) < float("inf"):
             raise _error(key, found, f"write {least} or more.")
-    for key in ("magnitude_mean", "magnitude_mean_last"):
+    for key in ("zipf_exponent", "magnitude_mean", "magnitude_mean_last"):
         found = getattr(config, key)
         if found is not None and not 0 < found < float("inf"):
             raise _error(key, found, "write a number above 0.")
@@ -159,23 +159,24 @@ def _check(config: SyntheticConfig) -> None:
 
 
 def _check_frequencies(config: SyntheticConfig) -> None:
+    if config.frequencies not in (known := ("uniform", "zipf")):
+        hint = did_you_mean(str(config.frequencies), known)
+        raise _error("frequencies", config.frequencies, f"known are {', '.join(known)}.{hint}")
     if config.frequencies == "uniform":
         if config.active is not None and not 0 < config.active <= config.features:
             raise _error("active", config.active, f"write more than 0 and at most features ({config.features}).")
         if config.active is None and config.features < DEFAULT_ACTIVE:
             raise _error(
-                "features", config.features, f"give data.synthetic.active too: its default is {DEFAULT_ACTIVE}."
+                "features", config.features, f"write {DEFAULT_ACTIVE:.0f} or more, or data.synthetic.active too."
             )
-    elif config.frequencies == "zipf":
-        if config.active is not None:
-            raise _error("active", config.active, "zipf frequencies follow from max_probability; leave active out.")
-        if not 0 < config.max_probability <= 1:
-            raise _error("max_probability", config.max_probability, "write a share of tokens above 0, at most 1.")
-        if not 0 < config.min_probability <= config.max_probability:
-            raise _error(
-                "min_probability", config.min_probability,
-                f"write a share above 0, at most max_probability ({config.max_probability}).",
-            )  # fmt: skip
-    else:
-        hint = did_you_mean(str(config.frequencies), ("uniform", "zipf"))
-        raise _error("frequencies", config.frequencies, f"known are uniform, zipf.{hint}")
+        return
+    if config.active is not None:
+        raise _error("active", config.active, "zipf frequencies follow from max_probability; leave active out.")
+    if not 0 < config.max_probability <= 1:
+        raise _error("max_probability", config.max_probability, "write a share of tokens above 0, at most 1.")
+    if not 0 < config.min_probability <= config.max_probability:
+        raise _error(
+            "min_probability",
+            config.min_probability,
+            f"write a share above 0, at most max_probability ({config.max_probability}).",
+        )

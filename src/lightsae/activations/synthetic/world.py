@@ -1,8 +1,8 @@
 """A world of known features: unit directions, how often they fire, and what they fire together with.
 
 Axes:    T tokens, D width, n features, N firings in all T tokens, B features without a parent.
-Order:   feature 0 fires most often. Where there are trees, the roots come first, then all their children level by
-         level (those of a feature side by side), then the features outside trees.
+Order:   by how often they are to fire, feature 0 most often. Where there are trees, the roots come first, then all
+         their children level by level (those of a feature side by side), then the features outside trees.
 Source:  the make of SynthSAEBench, arXiv:2602.14687. There, every feature is drawn by itself, with probabilities raised
          to make up for absent parents and for exclusion, roughly, and cut at 1. Here a child is drawn where its parent
          fired, so that `probabilities` hold to the letter; the copula ties only the features without a parent.
@@ -113,7 +113,8 @@ class SyntheticWorld:
     def factors(self) -> Float[Tensor, "B rank"]:
         """What each feature without a parent takes of the hidden variables; squared rows add up to the strength."""
         draws = self._draw("correlations", len(self._parentless), self.config.correlation_rank)
-        return torch.nn.functional.normalize(draws, dim=1) * self.config.correlation_strength**0.5
+        factors: Tensor = torch.nn.functional.normalize(draws, dim=1) * self.config.correlation_strength**0.5
+        return factors
 
     @cached_property
     def _parentless(self) -> Tensor:
@@ -137,7 +138,7 @@ class SyntheticWorld:
     def activations(self, truth: SparseLatents, generator: torch.Generator) -> Float[Tensor, "T D"]:
         """Return the sum of what fires, with the bias and noise of the settings; float32."""
         tables = self._tables(truth.values.device)
-        x = decode(truth, tables.features) + tables.bias
+        x = decode(truth, tables.features).add_(tables.bias)
         if self.config.noise:
             x += self.config.noise * torch.randn(x.shape, generator=generator, device=x.device)
         return x

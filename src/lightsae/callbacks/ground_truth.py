@@ -1,0 +1,87 @@
+"""How much of the truth the dictionaries have found, where the data are synthetic and the truth is known.
+
+Axes: T tokens, F dictionary size, N firings.
+"""
+
+from typing import Any
+
+from jaxtyping import Int
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.errors import ConfigError
+from lightsae.metrics.ground_truth import GroundTruthScores
+from lightsae.sae.sparse_ops import Latents
+from lightsae.training.module import SAEModule
+
+
+class GroundTruth(Callback):
+    """Log scores against the true features of synthetic data. Observes only; does nothing on other data.
+
+    In validation, decoder rows are matched one to one with the true features (Hungarian, on |cosine|), and over all
+    held-out tokens: `val/truth/mcc` (mean |cosine| of the pairs), `val/truth/recovered` (share of the true features
+    whose partner lies at |cosine| above the threshold), `val/truth/f1`, `precision` and `recall` (each latent as a
+    detector of its feature, averaged over the pairs). `val/truth/recovered_1e-3` and `val/truth/f1_1e-3` are those of
+    the features that fire on 0.1% to 1% of the tokens, and so on. With fewer latents than features, the share
+    recovered among as many of the most frequent features is `val/truth/recovered_most_frequent`.
+
+    Where a run has several dictionaries, each figure's name begins with the dictionary's.
+
+    Args:
+        threshold: |cosine| above which a feature counts as recovered.
+
+    Example:
+        trainer: {callbacks: [GroundTruth]}
+    """
+
+    def __init__(self, threshold: float = 0.9) -> None:
+        if not 0 <= threshold < 1:
+            raise ConfigError(f"GroundTruth.threshold is {threshold}; write a cosine from 0 up, below 1.")
+        self.threshold = threshold
+        # Not submodules of the LightningModule: its precision and its checkpoints are not theirs.
+        self._scores: dict[str, GroundTruthScores] = {}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SAEModule)
+        world: SyntheticWorld | None = getattr(getattr(trainer, "datamodule", None), "synthetic_world", None)
+        if world is None:
+            return
+        for name, sae in pl_module.each_sae().items():
+            scores = GroundTruthScores(sae.W_dec.detach(), world.features, world.probabilities, self.threshold)
+            self._scores[name] = scores.to(pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ActivationBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch.truth is None:
+            return
+        true_tokens, true_features = firings(batch.truth)
+        for name, scores in self._scores.items():
+            scores.update(*firings(outputs[name].latents), true_tokens, true_features)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, SAEModule)
+        for name, scores in self._scores.items():
+            for key, value in scores.compute().items():
+                # NaN: no pair, or no true firing, to judge by. Already the same on all ranks; `sync_dist` keeps
+                # Lightning from warning that it might not be.
+                if not value.isnan():
+                    pl_module.log(pl_module.tag(name, f"val/truth/{key}"), value.float(), sync_dist=True)
+        self._scores.clear()
+
+
+def firings(latents: Latents) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Return the token and the latent of every positive entry."""
+    if isinstance(latents, Tensor):
+        tokens, indices = (latents > 0).nonzero(as_tuple=True)
+        return tokens, indices
+    fires = latents.values > 0
+    return latents.pattern.token_of[fires], latents.indices[fires]
