@@ -31,12 +31,11 @@ def language_model(shape: str, folder: Path) -> tuple[str, str, tuple[int, int]]
     """Return a model, a site and two dictionary sizes."""
     if shape == "builtin":
         return "builtin", "resid_post.2", (1536, 3072)
-    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = LanguageModel.from_pretrained("builtin").tokenizer
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    assert AutoTokenizer is not None
     return str(folder), "resid_post.6", (3072, 6144)
 
 
@@ -68,7 +67,7 @@ def seconds_of_steps(sae: TopK, batches: list[torch.Tensor], steps: int) -> floa
         x = batches[step % len(batches)]
         output = sae(x)
         terms = sae.loss_terms(x, output, usage)
-        (terms["mse"] + terms["auxk"] / 32).backward()  # type: ignore[no-untyped-call]
+        (terms["mse"] + terms["auxk"] / 32).backward()
         usage.observe(output.latents)
         sae.before_step()
         optimizer.step()
@@ -86,8 +85,9 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         model, site, sizes = language_model(given.shape, Path(temporary, "model"))
-        settings = {"model": model, "site": site, "dataset": "builtin", "batch_tokens": 2048, "buffer_tokens": 65536}
-        data = ActivationDataModule(**settings)
+        data = ActivationDataModule(
+            model=model, site=site, dataset="builtin", batch_tokens=2048, buffer_tokens=65536, val_tokens=4096
+        )
         cases = [(d_sae, k) for d_sae in sizes for k in KS]
         entries = {f"d{d}_k{k}": Entry(lambda w, d=d, k=k: TopK(w, d_sae=d, k=k)) for d, k in cases}  # type: ignore[misc]
         module = SAEModule(saes=entries)

@@ -15,9 +15,9 @@ from lightsae.activations.corpus import RowSource, check_corpus
 from lightsae.activations.files import ActivationFiles, Chunks, FileFills, ValidationFileRows
 from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows
 from lightsae.activations.stream import FillSource, Schedule
+from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
 from lightsae.activations.synthetic.fills import SyntheticFills, SyntheticValidation
-from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.errors import ConfigError, SiteError, did_you_mean
 from lightsae.lm import LanguageModel, describe

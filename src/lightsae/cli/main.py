@@ -12,6 +12,7 @@ from lightsae.version import version
 COMMANDS = {
     "fit": "Train a sparse autoencoder on a language model's activations; go on with a run that was stopped.",
     "validate": "Measure a trained one on held-out text: a table, TensorBoard, validation.json.",
+    "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }
 _EXAMPLES = """\
@@ -59,6 +60,10 @@ def _runner(command: str, args: list[str]) -> Callable[[list[str]], int]:
 
         return run_sites
     check_config_files(args)
+    if command == "superpose":
+        from lightsae.cli.superpose import run_superpose
+
+        return run_superpose
     from lightsae.cli.training import run_training
 
     return lambda rest: run_training(command, rest)

@@ -192,7 +192,7 @@ class SparseAutoencoder(nn.Module):
         if self.centre is None:
             # Starts where a centring encoder would: at zero for the median input.
             self.b_enc.copy_(-(self.b_dec @ self.W_enc))
-        self.mechanism.start_from(self._pre(read[:START_TOKENS]))
+        self.mechanism.start_from(self._pre(read[:START_TOKENS]), self.b_enc)
 
     def _start_centres(self, read: Float[Tensor, "T D"], predicted: Float[Tensor, "T O"]) -> None:
         """Start `b_dec` from normalised activations."""

@@ -16,8 +16,6 @@ from lightsae.sae.mechanisms.relu import ReLU
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
 from lightsae.sae.sites import Widths
 
-SHARED = 0.3
-
 
 class Crosscoder(SparseAutoencoder):
     """Reads and predicts the sites of data.site, a list, through shared latents. Loss terms as the mechanism's.

@@ -82,9 +82,9 @@ class JumpReLU(SparseAutoencoder):
         penalty: `step`: the number of latents that fire (Rajamanoharan et al. 2024). `tanh`: a smooth count (Anthropic,
             January 2025).
         target_l0: Latents a token to aim at, with the step penalty; null: raise the coefficient of `l0` for fewer.
-        threshold: Of every latent at the start, in units of the normalised activations.
-        bandwidth: Of the kernel through which thresholds learn, in the same units; with data.normalisation unit, divide
-            both by sqrt(width).
+        start_l0: Latents a token at the start: thresholds begin where each latent fires on its share of the tokens.
+        bandwidth: Of the kernel through which thresholds learn, in units of the normalised activations; with
+            data.normalisation unit, divide it by sqrt(width).
         refinements: Options beside the mechanism.
     """
 
@@ -94,12 +94,12 @@ class JumpReLU(SparseAutoencoder):
         d_sae: int,
         penalty: Penalty = "step",
         target_l0: float | None = None,
-        threshold: float = 0.1,
-        bandwidth: float = 1.0,
+        start_l0: float = 32.0,
+        bandwidth: float = 2.0,
         refinements: Refinements = NO_REFINEMENTS,
     ) -> None:
-        self.penalty, self.target_l0, self.threshold, self.bandwidth = penalty, target_l0, threshold, bandwidth
-        mechanism = mechanisms.JumpReLU(penalty, target_l0, threshold, bandwidth)
+        self.penalty, self.target_l0, self.start_l0, self.bandwidth = penalty, target_l0, start_l0, bandwidth
+        mechanism = mechanisms.JumpReLU(penalty, target_l0, start_l0, bandwidth)
         super().__init__(widths, d_sae, mechanism, refinements)
 
 
@@ -109,8 +109,12 @@ class Gated(SparseAutoencoder):
     Args:
         widths: Given by the data.
         d_sae: Number of latents.
+        start_l0: Latents a token at the start: gates begin where each latent fires on its share of the tokens.
         refinements: Options beside the mechanism.
     """
 
-    def __init__(self, widths: Widths, d_sae: int, refinements: Refinements = NO_REFINEMENTS) -> None:
-        super().__init__(widths, d_sae, mechanisms.Gated(), refinements)
+    def __init__(
+        self, widths: Widths, d_sae: int, start_l0: float = 32.0, refinements: Refinements = NO_REFINEMENTS
+    ) -> None:
+        self.start_l0 = start_l0
+        super().__init__(widths, d_sae, mechanisms.Gated(start_l0), refinements)

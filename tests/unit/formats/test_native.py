@@ -47,8 +47,7 @@ CASES = [(variant, make) for variant, all_ in SETTINGS.items() for make in all_]
 
 def make(variant: str = "TopK", widths: Widths | None = None, **settings: object) -> SparseAutoencoder:
     if widths is None:
-        # What predicts what it reads has refinements that others refuse.
-        widths = Widths(READ, READ) if variant == "Crosscoder" else WIDTHS
+        widths = WIDTHS if variant == "Transcoder" else Widths(READ, READ)
     sae = VARIANTS[variant](widths, d_sae=12, **(settings or SETTINGS[variant][0]()))
     with torch.no_grad():
         for tensor in sae.state_dict().values():
@@ -133,11 +132,18 @@ def test_the_description_tells_shape_and_origin(tmp_path):
     refinements = {"aligned": False, "second_step": 0.0, "tilt": 0.0, "prune": None}
     topk = {"k": 3, "k_aux": None, "k_start": None, "k_fall": 0.5, "multi_k": None}
     assert told["settings"] == {"d_sae": 12, **topk, "refinements": refinements}
-    assert told["widths"]["predicted"] == [{"model": "gpt2", "site": "mlp_out.0", "width": 7}]
-    assert [entry["width"] for entry in told["widths"]["read"]] == [4, 3]
+    sites = [{"model": "gpt2", "site": "mlp_in.0", "width": 4}, {"model": "gpt2", "site": "mlp_in.1", "width": 3}]
+    assert told["widths"] == {"read": sites, "predicted": sites}
     assert told["dtype"] == "float32"
     assert told["provenance"] == {"tokens_seen": 5, "folder": "as/typed"}
     assert str(tmp_path) not in (tmp_path / "sae.json").read_text()
+
+
+def test_the_description_of_a_transcoder_tells_both_places(tmp_path):
+    save_sae(make("Transcoder"), tmp_path)
+    widths = describe_sae(tmp_path)["widths"]
+    assert widths["predicted"] == [{"model": "gpt2", "site": "mlp_out.0", "width": 7}]
+    assert [entry["width"] for entry in widths["read"]] == [4, 3]
 
 
 def test_the_description_of_what_is_composed(tmp_path):

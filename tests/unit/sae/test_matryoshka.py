@@ -163,7 +163,7 @@ def test_gradients_of_a_detached_prefix_reach_what_it_adds_alone(arbitrary: Make
         assert set(sae.W_dec.grad.any(1).nonzero().flatten().tolist()) == taught
         assert set(sae.W_enc.grad.any(0).nonzero().flatten().tolist()) == taught
         assert sae.b_dec.grad.any(), "the bias belongs to every prefix"
-    assert len(fires) > 6
+    assert len(fires) > 4
 
 
 # -- outputs ---------------------------------------------------------------------------------------------------------

@@ -103,11 +103,15 @@ def test_learning_rates_and_adams_settings_by_entry(data: ActivationDataModule, 
 
 
 def test_a_dictionary_called_sae_keeps_what_its_entry_says(data: ActivationDataModule) -> None:
-    module = SAEModule(saes={"sae": Entry(relu, site="resid_post.1", coefficients={"l1": 1.5}), "b": Entry(top_k)})
+    module = SAEModule(saes={"sae": Entry(relu, site="resid_post.1", coefficients={"l1": 1.5}), "b": Entry(relu)})
     data.target_site = None
     (first, _) = module.build(data).values()
     assert [site.site for site in first.widths.read] == ["resid_post.1"]
     assert module.coefficients["sae"]["l1"].value == 1.5
+    with pytest.raises(ConfigError, match=r"^model\.saes\.sae\.sae\.k is 99"):
+        SAEModule(saes={"sae": Entry(lambda w: TopK(w, 16, k=99))}).build(data)
+    with pytest.raises(SiteError, match=r"^model\.saes\.sae\.site is 'resid_post\.9'"):
+        SAEModule(saes={"sae": Entry(relu, site="resid_post.9")}).build(data)
 
 
 def test_the_last_coefficients_win_and_have_to_be_known() -> None:
@@ -130,7 +134,24 @@ def test_names_that_work(data: ActivationDataModule, quiet: dict[str, Any], name
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "a b", "a/b", "a.b", "..", "-a", "_a", "ä", "a\n", "train", "val", "perf", "keys", "forward", "to"],
+    [
+        "",
+        " ",
+        "a b",
+        "a/b",
+        "a.b",
+        "..",
+        "-a",
+        "_a",
+        "ä",
+        "a\n",
+        "train",
+        "val",
+        "perf",
+        "keys",
+        "forward",
+        "to",
+    ],
 )
 def test_names_that_do_not(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model.saes: {re.escape(repr(name))} cannot be a dictionary's name"):

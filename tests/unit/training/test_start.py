@@ -256,6 +256,12 @@ def test_a_saved_transcoder_that_does_not_fit(tmp_path: Path) -> None:
         check_start(str(tmp_path / "sae"), Transcoder(ACROSS, F, mechanisms.TopK(3), skip=True))
 
 
+def test_rows_of_other_norms_are_no_start(tmp_path: Path) -> None:
+    save_sae(trained("ReLU"), tmp_path / "sae")
+    with pytest.raises(ConfigError, match="whose decoder_norm is free, and here it is unit"):
+        check_start(str(tmp_path / "sae"), MAKE["ReLU unit"]())
+
+
 def test_other_settings_may_differ(tmp_path: Path) -> None:
     save_sae(trained("TopK"), tmp_path / "sae")
     sae = TopK(Widths.autoencoder(SiteRef("other", "resid_post.3"), 6), F, k=5, k_aux=2, multi_k=9)
@@ -290,6 +296,9 @@ def test_in_an_entry_the_key_is_the_entrys(tmp_path: Path, activation_file: Call
     data = ActivationDataModule(activations=activation_file(100), batch_tokens=16, buffer_tokens=64)
     with pytest.raises(ConfigError, match=r"^model\.saes\.a\.start is '.*', a saved dictionary whose d_in is 6"):
         SAEModule(saes={"a": entry}).build(data)
+    entry = Entry(lambda w: TopK(w, F, k=3))
+    with pytest.raises(ConfigError, match=r"^model\.start is '.*', a saved dictionary whose d_in is 6"):
+        SAEModule(saes={"a": entry}, start=str(tmp_path / "sae")).build(data)
 
 
 def test_a_start_that_cannot_work_is_found_before_anything_is_read(tmp_path: Path, quiet: dict[str, Any]) -> None:

@@ -78,8 +78,8 @@ class Mechanism(nn.Module, ABC):
     def reset_parameters(self) -> None:
         """Give them their values at the start of a training."""
 
-    def start_from(self, pre: Float[Tensor, "T F"]) -> None:
-        """Adapt them to the pre-activations of a sample, before the first step."""
+    def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
+        """Adapt them, and the encoder's bias in place, to the pre-activations of a sample, before the first step."""
 
     @abstractmethod
     def encode(

@@ -39,7 +39,7 @@ class BatchTopK(TopK):
     def reset_parameters(self) -> None:
         self.threshold.zero_()
 
-    def start_from(self, pre: Float[Tensor, "T F"]) -> None:
+    def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
         values, _ = self._largest(pre, self.k)
         self.threshold.copy_(smallest_positive(values, self.threshold))
 

@@ -11,8 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightsae.errors import ConfigError
 from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.mechanisms.jumprelu import upper_quantile
 from lightsae.sae.mechanisms.relu import pre_activations
+from lightsae.sae.sites import Widths
 from lightsae.sae.usage import LatentUsage
 
 if TYPE_CHECKING:
@@ -24,10 +27,21 @@ class Gated(Mechanism):
 
     mse = E mean_O e^2. l1 = E sum ReLU(pi) |d|. aux = E mean_O (x - x_hat')^2, with x_hat' decoded from ReLU(pi) by the
     decoder as it stands: it teaches the gate, which has no other gradient from the error.
+
+    Args:
+        start_l0: Latents a token at the start: b_enc begins where each latent fires on its share of a sample's tokens.
     """
 
     default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "l1": 1e-2, "aux": 1.0}
     default_warm_up: ClassVar[Mapping[str, float]] = {"l1": 0.05}
+
+    def __init__(self, start_l0: float = 32.0) -> None:
+        super().__init__()
+        self.start_l0 = start_l0
+
+    def check(self, widths: Widths, d_sae: int) -> None:
+        if not self.start_l0 > 0:
+            raise ConfigError(f"{self.key}.start_l0 is {self.start_l0}; it counts latents a token, so write 1 or more.")
 
     def build(self, d_sae: int) -> None:
         self.r_mag = nn.Parameter(torch.empty(d_sae))
@@ -39,6 +53,9 @@ class Gated(Mechanism):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.r_mag)
         nn.init.zeros_(self.b_mag)
+
+    def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
+        b_enc.sub_(upper_quantile(pre, self.start_l0 / pre.shape[1]).clamp_min(0))
 
     def encode(
         self,

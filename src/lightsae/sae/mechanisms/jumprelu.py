@@ -25,33 +25,38 @@ if TYPE_CHECKING:
 
 Penalty = Literal["step", "tanh"]
 TANH_SCALE = 4.0
+THRESHOLD = 0.1
+WHOLE_RUN = 0.999
 
 
 class JumpReLU(Mechanism):
     """f = z H(z - theta), z the pre-activations. Terms: `mse`, `l0` (or `tanh`) and `pre_act`.
 
     mse = E mean_O e^2. l0 = E sum_i H(z_i - theta_i); with `target_l0` (E sum_i H(z_i - theta_i) / target - 1)^2.
-    tanh = E sum_i tanh(4 f_i |d_i|). pre_act = E sum ReLU(theta_i - z_i) |d_i| over the latents that are dead, which have no
-    other gradient (the source sums over all latents, with a weight so small that it matters to dead ones alone).
+    tanh = E sum_i tanh(4 f_i |d_i|). pre_act = E sum ReLU(theta_i - z_i) |d_i| over the latents that are dead, which
+    have no other gradient (the source sums over all latents, with a weight so small that only dead ones feel it).
+
+    Thresholds start where each latent fires on its share of a sample's tokens: features that are found while nearly
+    everything fires stay mixtures when the penalty has thinned them out.
 
     Args:
         penalty: `step` or `tanh`.
         target_l0: Latents a token to aim at, with the step penalty; null: as many as the coefficient leaves.
-        threshold: Of every latent at the start, in units of the normalised activations.
-        bandwidth: Of the kernel through which thresholds learn, in the same units. With the data's default
-            normalisation, pre-activations of a fresh dictionary have a spread of about 1; with `unit` divide both by
-            sqrt(width).
+        start_l0: Latents a token at the start.
+        bandwidth: Of the kernel through which thresholds learn, in units of the normalised activations. With the data's
+            default normalisation, pre-activations of a fresh dictionary have a spread of about 1; with `unit`, divide
+            by sqrt(width).
     """
 
     def __init__(
         self,
         penalty: Penalty = "step",
         target_l0: float | None = None,
-        threshold: float = 0.1,
-        bandwidth: float = 1.0,
+        start_l0: float = 32.0,
+        bandwidth: float = 2.0,
     ) -> None:
         super().__init__()
-        self.penalty, self.target_l0, self.threshold, self.bandwidth = penalty, target_l0, threshold, bandwidth
+        self.penalty, self.target_l0, self.start_l0, self.bandwidth = penalty, target_l0, start_l0, bandwidth
 
     @property
     def default_coefficients(self) -> Mapping[str, float]:  # type: ignore[override]
@@ -61,7 +66,8 @@ class JumpReLU(Mechanism):
 
     @property
     def default_warm_up(self) -> Mapping[str, float]:  # type: ignore[override]
-        return {"tanh": 1.0} if self.penalty == "tanh" else {"l0": 0.2}
+        # Over the whole run: 1.0 would be one step.
+        return {"tanh": WHOLE_RUN} if self.penalty == "tanh" else {"l0": WHOLE_RUN if self.target_l0 is None else 0.5}
 
     def check(self, widths: Widths, d_sae: int) -> None:
         if self.penalty not in ("step", "tanh"):
@@ -70,15 +76,19 @@ class JumpReLU(Mechanism):
             raise ConfigError(f"{self.key}.target_l0 is {self.target_l0}; it must lie above 0, up to d_sae ({d_sae}).")
         if self.target_l0 is not None and self.penalty != "step":
             raise ConfigError(f"{self.key}.target_l0 goes with {self.key}.penalty step, which is {self.penalty!r}.")
-        for name in ("threshold", "bandwidth"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{self.key}.{name} is {getattr(self, name)}; it must be above 0.")
+        if self.bandwidth <= 0:
+            raise ConfigError(f"{self.key}.bandwidth is {self.bandwidth}; it must be above 0.")
+        if not self.start_l0 > 0:
+            raise ConfigError(f"{self.key}.start_l0 is {self.start_l0}; it counts latents a token, so write 1 or more.")
 
     def build(self, d_sae: int) -> None:
         self.log_threshold = nn.Parameter(torch.empty(d_sae))
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.log_threshold, math.log(self.threshold))
+        nn.init.constant_(self.log_threshold, math.log(THRESHOLD))
+
+    def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
+        self.log_threshold.copy_(upper_quantile(pre, self.start_l0 / pre.shape[1]).clamp_min(THRESHOLD).log())
 
     def encode(
         self,
@@ -108,4 +118,10 @@ class JumpReLU(Mechanism):
 
     @torch.no_grad()
     def revive(self, latents: Int[Tensor, " n"]) -> None:
-        self.log_threshold[latents] = math.log(self.threshold)
+        self.log_threshold[latents] = self.log_threshold.median()
+
+
+def upper_quantile(pre: Float[Tensor, "T F"], share: float) -> Float[Tensor, " F"]:
+    """Return, for each latent, the value that this share of its pre-activations lies above."""
+    place = min(len(pre), max(1, round(len(pre) * (1 - share))))
+    return pre.kthvalue(place, dim=0).values

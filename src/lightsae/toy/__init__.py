@@ -1,0 +1,1 @@
+"""Toy models that show on a postcard what happens in a language model."""
