@@ -10,26 +10,54 @@ if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
     from lightsae.formats.native import load_sae, save_sae
     from lightsae.lm import LanguageModel
-    from lightsae.sae import ReLU, SparseAutoencoder, TopK
+    from lightsae.sae import (
+        BatchTopK,
+        Crosscoder,
+        Gated,
+        JumpReLU,
+        Matryoshka,
+        Refinements,
+        ReLU,
+        SparseAutoencoder,
+        TopK,
+        Transcoder,
+    )
+    from lightsae.training.entries import Entry
     from lightsae.training.module import SAEModule
 
 __all__ = [
     "ActivationDataModule",
+    "BatchTopK",
+    "Crosscoder",
+    "Entry",
+    "Gated",
+    "JumpReLU",
     "LanguageModel",
+    "Matryoshka",
     "ReLU",
+    "Refinements",
     "SAEModule",
     "SparseAutoencoder",
     "TopK",
+    "Transcoder",
     "load_sae",
     "save_sae",
 ]
 _HOMES = {
     "ActivationDataModule": "lightsae.activations.datamodule",
+    "BatchTopK": "lightsae.sae",
+    "Crosscoder": "lightsae.sae",
+    "Entry": "lightsae.training.entries",
+    "Gated": "lightsae.sae",
+    "JumpReLU": "lightsae.sae",
     "LanguageModel": "lightsae.lm",
+    "Matryoshka": "lightsae.sae",
     "ReLU": "lightsae.sae",
+    "Refinements": "lightsae.sae",
     "SAEModule": "lightsae.training.module",
     "SparseAutoencoder": "lightsae.sae",
     "TopK": "lightsae.sae",
+    "Transcoder": "lightsae.sae",
     "load_sae": "lightsae.formats.native",
     "save_sae": "lightsae.formats.native",
 }

@@ -1,6 +1,7 @@
 """Every recipe in configs/: parsed as it stands, and a few steps of it run on a tiny random model of its class."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +20,14 @@ MODELS = {
     "qwen2.5-0.5b_resid-post-12_fineweb-edu": ("qwen2", 13),
     "qwen3-8b_mlp-out-28_fineweb": ("qwen3", 29),
     "pythia-160m_resid-post-8_pile": ("gpt_neox", 9),
+    "gpt2-small_transcoder-mlp-6_tinystories": ("gpt2", 7),
+    "qwen2.5-0.5b_crosscoder-base-instruct-12": ("qwen2", 13),
 }
 SHORT = (
     "--trainer.max_steps=4 --trainer.accelerator=cpu --trainer.val_check_interval=4 --trainer.precision=32-true "
     "--trainer.enable_progress_bar=false --data.context_size=16 --data.batch_tokens=64 --data.buffer_tokens=256 "
     "--data.shuffle_tokens=512 --data.val_tokens=128 --data.num_workers=0 --data.dataset_config=null "
-    "--data.validation_split=null --data.training_tokens=null --model.sae.d_sae=80"
+    "--data.validation_split=null --data.training_tokens=null"
 ).split()
 
 
@@ -47,8 +50,9 @@ def test_parses_and_says_what_it_is(path: Path, capsys: pytest.CaptureFixture[st
     assert path.read_text().startswith("# "), "a recipe begins with what it is"
     before = [str(CONFIGS / "quickstart.yaml")] if path.parent.name == "overrides" else []
     assert run(*(word for file in [*before, str(path)] for word in ("--config", file)), "--print_config") == 0
-    parsed = yaml.safe_load(capsys.readouterr().out)
-    assert parsed["model"]["sae"]["class_path"].rpartition(".")[2] in VARIANTS
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    chosen = [entry["sae"] for entry in model["saes"].values()] if model["saes"] else [model["sae"]]
+    assert all(sae["class_path"].rpartition(".")[2] in VARIANTS for sae in chosen)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -58,9 +62,30 @@ def test_runs_shortened(
     monkeypatch.chdir(tmp_path)
     config = CONFIGS / f"{name}.yaml"
     args = ["--config", str(config), *SHORT, "--data.model", str(make_model(*MODELS[name]))]
-    args += ["--data.dataset", str(tiny_corpus)]
-    if "TopK" in config.read_text():
-        args += ["--model.sae.k=4"]
+    args += ["--data.dataset", str(tiny_corpus), "--model.sae.d_sae=80"]
+    text = config.read_text()
+    if "TopK" in text:
+        args += ["--model.sae.mechanism.k=4" if "mechanism" in text else "--model.sae.k=4"]
+    if "more_models" in text:
+        other = shutil.copytree(make_model(*MODELS[name]), tmp_path / "other")
+        args += ["--data.more_models", f"{{instruct: {other}}}"]
+    if "target_l0" in text:
+        args += ["--model.sae.target_l0=8"]
     assert run(*args) == 0
     description = json.loads((tmp_path / "lightning_logs/version_0/sae/sae.json").read_text())
     assert description["provenance"]["step"] == 4
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "sweeps").glob("*.yaml")))
+def test_sweeps_run_shortened(
+    name: str, make_model: Callable[..., Path], tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ["--config", str(CONFIGS / "sweeps" / f"{name}.yaml"), *SHORT]
+    if name != "synthetic":
+        args += ["--data.model", str(make_model("llama", 4)), "--data.dataset", str(tiny_corpus)]
+    assert run(*args) == 0
+    folder = tmp_path / "lightning_logs/version_0"
+    told = {entry["name"] for entry in json.loads((folder / "sweep.json").read_text())["dictionaries"]}
+    assert told == {path.parent.name for path in folder.glob("sae/*/sae.json")}
+    assert (folder / "sweep.png").is_file()

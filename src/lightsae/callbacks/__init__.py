@@ -2,6 +2,7 @@
 
 from lightsae.callbacks.export import ExportSAE
 from lightsae.callbacks.final_validation import FinalValidation
+from lightsae.callbacks.ground_truth import GroundTruth
 from lightsae.callbacks.lm_metrics import LanguageModelMetrics
 from lightsae.callbacks.model_diff import ModelDiff
 from lightsae.callbacks.progress import TrainingProgressBar
@@ -16,6 +17,7 @@ __all__ = [
     "DeadLatentResampling",
     "ExportSAE",
     "FinalValidation",
+    "GroundTruth",
     "Interrupted",
     "LanguageModelMetrics",
     "ModelDiff",

@@ -160,7 +160,7 @@ class LanguageModelMetrics(Callback):
         if model is not None and model.has_next_token_head:
             return model
         if not self._told:
-            why = "the activations come from files" if model is None else f"{model.name} has no next-token head"
+            why = "there is no language model here" if model is None else f"{model.name} has no next-token head"
             rank_zero_info(f"LanguageModelMetrics: {why}, so there are no val/ce_* and no val/kl.")
             self._told = True
         return None

@@ -15,6 +15,7 @@ from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.callbacks import (
     ExportSAE,
     FinalValidation,
+    GroundTruth,
     LanguageModelMetrics,
     ModelDiff,
     ReconstructionMetrics,
@@ -139,6 +140,7 @@ class TrainingCLI(LightningCLI):
                     TrainingCurves(),
                     SweepSummary(),
                     ModelDiff(),
+                    GroundTruth(),
                     FinalValidation(),
                     *bar,
                 ],

@@ -26,6 +26,9 @@ _MEANINGS = {
     "val/ce_recovered_mean": "of what mean ablation costs",
     "val/kl": "nats a token, spliced against clean",
     "val/share_shared": "of the living latents, shared by all sites",
+    "val/truth/recovered": "true features found (cosine > 0.9)",
+    "val/truth/mcc": "mean cosine with the matched features",
+    "val/truth/f1": "latents as detectors of those features",
     "val/tokens": "held-out tokens",
 }
 # The columns of the table where there are several dictionaries, and how their figures are written.
@@ -37,12 +40,18 @@ _COLUMNS = {
     "dead_fraction": ".1%",
     "ce_recovered": ".4f",
     "kl": ".4f",
+    "truth/recovered": ".3f",
+    "truth/mcc": ".3f",
+    "truth/f1": ".3f",
 }
 _HEADERS = {
     "fve_no_sinks": "fve\nno sinks",
     "l0_in_training": "l0 in\ntraining",
     "dead_fraction": "dead",
     "ce_recovered": "ce\nrecovered",
+    "truth/recovered": "truth\nfound",
+    "truth/mcc": "truth\nmcc",
+    "truth/f1": "truth\nf1",
 }
 # Where the output is no terminal.
 WIDTH = 100

@@ -282,11 +282,13 @@ class SparseAutoencoder(nn.Module):
         return self.b_dec if self.mechanism.centres_input else None
 
     def _encoding(self, x: Tensor) -> Encoding:
-        encoding = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
         if self.refinements.second_step:
-            residual = x - self._decoded(encoding.latents, x)
+            # In training the first step is taken as given: learning through it costs a third more and brings nothing.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
+                first = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
+                residual = x - self._decoded(first.latents, x)
             x = x + self.refinements.second_step * residual
-            encoding = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
+        encoding = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
         if self.refinements.prune is not None and not self.training:
             residual = x - self._decoded(encoding.latents, x)
             pruned = self.refinements.pruned(encoding.latents, residual, self.W_dec, self.refinements.prune)

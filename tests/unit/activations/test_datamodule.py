@@ -1,5 +1,7 @@
 """ActivationDataModule: the length of a run, widths, what it says of itself, and settings that cannot work."""
 
+import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from lightning import Trainer
 from lightsae.activations.checks import check_numbers
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.errors import ConfigError, CorpusError, ModelError, SiteError
+from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef, TopK, Widths
 from lightsae.training.module import SAEModule
 
@@ -247,6 +250,67 @@ def test_a_sample_of_several_sites_is_of_the_same_tokens(text: dict[str, Any], q
     for site in (first, act):
         assert torch.equal(sample[site], everything.activations[site][~with_sink])
     data.teardown("fit")
+
+
+@pytest.fixture
+def two_models(text: dict[str, Any], make_model: Callable[..., Path], byte_tokenizer: Any) -> dict[str, Any]:
+    """The settings of a small run on one site of two models."""
+    chat = str(make_model("llama", 3))
+    return text | {"site": ["resid_post.0", "chat:mlp_act.2"], "more_models": {"chat": chat}}
+
+
+def test_two_models_read_the_same_tokens(two_models: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**two_models)
+    set_up(data, quiet, max_steps=6)
+    here, there = data.widths_at().read
+    assert (here.model, there.model) == (two_models["model"], two_models["more_models"]["chat"])
+    models = {site: LanguageModel.from_pretrained(site.model) for site in (here, there)}
+    for batch in data.val_dataloader():
+        assert set(batch.activations) == set(batch.sinks) == {here, there}
+        for site, model in models.items():
+            expected = model.capture(batch.tokens.reshape(batch.rows_shape), [site.site])[site.site].flatten(0, 1)
+            torch.testing.assert_close(batch.activations[site], expected, rtol=1e-4, atol=1e-5)
+    assert [len(batch) for batch in data.train_dataloader()] == [16] * 6
+    assert set(data.language_models) == {here.model, there.model}
+    assert data.language_model is data.language_models[here.model], "the first brings the text"
+    data.teardown("fit")
+
+
+def test_a_model_that_no_dictionary_reads_is_not_loaded(two_models: dict[str, Any], quiet: dict[str, Any]) -> None:
+    data = ActivationDataModule(**(two_models | {"site": "resid_post.1"}))
+    set_up(data, quiet, max_steps=1)
+    assert list(data.language_models) == [two_models["model"]]
+    data.teardown("fit")
+
+
+def test_models_of_other_vocabularies_cannot_read_the_same_tokens(
+    two_models: dict[str, Any], quiet: dict[str, Any], byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(two_models["more_models"]["chat"], tmp_path / "chat")
+    other = copy.deepcopy(byte_tokenizer)
+    other.add_tokens(["<turn>"])
+    other.save_pretrained(tmp_path / "chat")
+    data = ActivationDataModule(**(two_models | {"more_models": {"chat": str(tmp_path / "chat")}}))
+    with pytest.raises(ConfigError, match=r"data\.more_models: .*chat' has another vocabulary than data\.model"):
+        set_up(data, quiet, max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"more_models": {"a b": "x"}}, r"data\.more_models: 'a b' is no name; write letters, digits and _"),
+        ({"dataset": None, "activations": "x.npy", "more_models": {"a": "x"}}, r"data\.more_models: there is no text"),
+        ({"site": ["resid_post.0", "resid_post.0"]}, r"data\.site names a site twice"),
+    ],
+)
+def test_several_models_and_sites_that_cannot_work(text: dict[str, Any], settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ActivationDataModule(**(text | settings)).widths_at()
+
+
+def test_a_context_that_the_second_model_cannot_read(two_models: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.context_size is 65.*64 tokens at most"):
+        ActivationDataModule(**(two_models | {"context_size": 65, "buffer_tokens": 650})).preflight()
 
 
 def test_two_ranks_read_different_rows(text: dict[str, Any], quiet: dict[str, Any]) -> None:

@@ -72,12 +72,13 @@ class Run:
 
 @pytest.fixture
 def small_run(tmp_path: Path) -> Callable[..., Run]:
-    """Train a ReLU dictionary for a few steps, with TensorBoard, in `tmp_path / folder`."""
+    """Train a ReLU dictionary, or those of `entries`, for a few steps, with TensorBoard, in `tmp_path / folder`."""
 
     def train(
         *callbacks: Any,
         steps: int,
         names: tuple[str, ...] = (),
+        entries: dict[str, Entry] | None = None,
         folder: str = "run",
         ckpt_path: Path | None = None,
         validate_every: int | None = None,
@@ -85,10 +86,8 @@ def small_run(tmp_path: Path) -> Callable[..., Run]:
         **options: Any,
     ) -> Run:
         seed_everything(0, verbose=False)
-        if names:
-            module = SAEModule(saes={name: Entry(small_relu) for name in names}, lr=0.01)
-        else:
-            module = SAEModule(small_relu, lr=0.01)
+        entries = entries or {name: Entry(small_relu) for name in names}
+        module = SAEModule(saes=entries, lr=0.01) if entries else SAEModule(small_relu, lr=0.01)
         data = Activations(steps * options.get("accumulate_grad_batches", 1), batches)
         defaults: dict[str, Any] = {
             "logger": TensorBoardLogger(tmp_path, name="", version=folder),

@@ -16,12 +16,13 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.lm_metrics import LanguageModelMetrics
 from lightsae.errors import ConfigError
 from lightsae.lm import LanguageModel
-from lightsae.sae import ReLU, SAEOutput, SiteRef, Widths
+from lightsae.sae import ReLU, SAEOutput, SiteRef, SparseAutoencoder, Transcoder, Widths, mechanisms
 from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
 
 D, VOCABULARY, ROWS, CONTEXT, EOS = 16, 40, 5, 9, 1
-SITE = SiteRef("tiny", "resid_post.0")
+SITE, MLP, LAST = (SiteRef("tiny", site) for site in ("resid_post.0", "mlp_out.0", "mlp_out.1"))
+ELSEWHERE = SiteRef("chat", "resid_post.0")
 WIDTHS = Widths.autoencoder(SITE, D)
 
 
@@ -50,14 +51,17 @@ class Rows(LightningDataModule):
     def batch(self, index: int) -> ActivationBatch:
         tokens = self.tokens[index]
         if self.language_model is None:
-            x = torch.randn(ROWS, CONTEXT, D)
+            captured = {SITE: torch.randn(ROWS, CONTEXT, D)}
         else:
-            x = self.language_model.capture(tokens, [SITE.site])[SITE.site]
+            found = self.language_model.capture(tokens, [site.site for site in (SITE, MLP, LAST)])
+            captured = {site: found[site.site] for site in (SITE, MLP, LAST)}
+            captured[ELSEWHERE] = 3 * captured[SITE]
+        x = {site: values.flatten(0, 1) for site, values in captured.items()}
         flat, special = tokens.flatten(), tokens.flatten() < 2
         positions = torch.arange(CONTEXT).repeat(ROWS)
         return ActivationBatch(
-            {SITE: x.flatten(0, 1)}, flat, positions, flat, flat, special, {SITE: special | (positions == 0)},
-            index, (ROWS, CONTEXT),
+            x, flat, positions, flat, flat, special, dict.fromkeys(x, special | (positions == 0)), index,
+            (ROWS, CONTEXT),
         )  # fmt: skip
 
     def widths_at(self, *_place: Any) -> Widths:
@@ -75,17 +79,29 @@ class Rows(LightningDataModule):
 
 
 class Replace(ReLU):
-    """Predicts factor * x + shift."""
+    """Predicts factor * x + shift, at one site or at several."""
 
-    def __init__(self, factor: float, shift: Tensor | float = 0.0) -> None:
-        super().__init__(WIDTHS, d_sae=4)
+    def __init__(self, factor: float, shift: Tensor | float = 0.0, *sites: SiteRef) -> None:
+        widths = dict.fromkeys(sites or (SITE,), D)
+        super().__init__(Widths(widths, widths), d_sae=4)
         self.factor, self.shift = factor, shift
 
     def forward(self, x: Tensor) -> SAEOutput:
         return SAEOutput(x, x.new_zeros(len(x), 4), self.factor * x + self.shift, torch.ones(1))
 
 
-def dictionaries(**given: ReLU) -> SAEModule:
+class Constant(Transcoder):
+    """Reads one site and predicts the same at another for every token."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__(Widths({SITE: D}, {MLP: D}), 4, mechanisms.ReLU())
+        self.value = value
+
+    def forward(self, x: Tensor) -> SAEOutput:
+        return SAEOutput(x, x.new_zeros(len(x), 4), self.value.expand(len(x), D), torch.ones(1))
+
+
+def dictionaries(**given: SparseAutoencoder) -> SAEModule:
     if given.keys() == {"sae"}:
         return SAEModule(lambda _: given["sae"])
     return SAEModule(saes={name: Entry(lambda _, sae=sae: sae) for name, sae in given.items()})
@@ -97,7 +113,7 @@ def a_trainer(callback: LanguageModelMetrics) -> Trainer:
     )
 
 
-def validate(data: Rows, callback: LanguageModelMetrics | None = None, **given: ReLU) -> dict[str, float]:
+def validate(data: Rows, callback: LanguageModelMetrics | None = None, **given: SparseAutoencoder) -> dict[str, float]:
     trainer = a_trainer(callback or LanguageModelMetrics())
     return dict(trainer.validate(dictionaries(**given), data, verbose=False)[0])
 
@@ -107,14 +123,22 @@ def data() -> Rows:
     return Rows(tiny_llama())
 
 
-def reference_ce(data: Rows, write: Any = None) -> float:
-    """Cross-entropy by the model's own loss, with a hand-written hook on its first block."""
+def reference_ce(data: Rows, write: Any = None, *sites: SiteRef) -> float:
+    """Cross-entropy by the model's own loss, with a hand-written hook on its first block, or at each of the sites."""
     model = data.language_model.model
     tokens = data.tokens.flatten(0, 1)
-    handle = model.model.layers[0].register_forward_hook(lambda _m, _a, out: out if write is None else write(out))
+    first, last = model.model.layers
+    modules = {SITE: first, MLP: first.mlp, LAST: last.mlp}
+    if not isinstance(write, dict):
+        write = dict.fromkeys(sites or (SITE,), write or (lambda out: out))
+    handles = [
+        modules[site].register_forward_hook(lambda _m, _a, out, change=change: change(out))
+        for site, change in write.items()
+    ]
     with torch.no_grad():
         loss = model(tokens, labels=torch.where(tokens < 2, -100, tokens)).loss.item()
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     return loss
 
 
@@ -177,6 +201,50 @@ def test_every_dictionary_is_measured_by_itself(data):
             assert found[f"{name}/{key}"] == value, key
 
 
+def test_a_crosscoder_is_spliced_in_at_all_its_sites(data):
+    identity = validate(data, sae=Replace(1.0, 0.0, MLP, LAST))
+    assert identity["val/ce_recovered"] == 1
+    found = validate(data, sae=Replace(0.5, 0.0, MLP, LAST))
+    # Half of what the model has there by itself, not of what it has once the first site is changed.
+    captured = data.language_model.capture(data.tokens.flatten(0, 1), [MLP.site, LAST.site])
+    halves = {site: lambda _, half=0.5 * captured[site.site]: half for site in (MLP, LAST)}
+    assert found["val/ce_spliced"] == pytest.approx(reference_ce(data, halves), rel=1e-5)
+    assert found["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x, MLP, LAST), rel=1e-5)
+
+
+def test_a_transcoder_is_spliced_in_where_it_predicts(data):
+    value = torch.linspace(-1, 1, D)
+    found = validate(data, sae=Constant(value))
+    assert found["val/ce_spliced"] == pytest.approx(reference_ce(data, lambda x: value.expand_as(x), MLP), rel=1e-5)
+    assert found["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x, MLP), rel=1e-5)
+
+
+def test_each_site_has_its_own_ablation(data):
+    here, there = Replace(0.5), Replace(0.5, 0.0, LAST)
+    found = validate(data, here=here, again=Replace(0.1), there=there, transcoder=Constant(torch.zeros(D)))
+    for name, site in (("here", SITE), ("again", SITE), ("there", LAST), ("transcoder", MLP)):
+        zero = reference_ce(data, lambda x: 0 * x, site)
+        assert found[f"{name}/val/ce_zero"] == pytest.approx(zero, rel=1e-5), name
+    assert found["here/val/ce_zero"] != found["there/val/ce_zero"]
+    assert found["transcoder/val/ce_recovered"] == pytest.approx(0, abs=1e-5)
+
+
+def test_of_two_models_the_first_is_spliced(data):
+    both, alone = Replace(0.5, 0.0, SITE, ELSEWHERE), Replace(0.5)
+    found, expected = validate(data, sae=both), validate(data, sae=alone)
+    assert found == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
+
+
+def test_a_dictionary_of_the_other_model_alone_says_nothing_of_the_first(data):
+    found = validate(data, here=Replace(0.5), chat=Replace(0.5, 0.0, ELSEWHERE))
+    alone = validate(data, sae=Replace(0.5))
+    for key, value in alone.items():
+        assert found[f"here/{key}"] == pytest.approx(value, rel=1e-6)
+    chat = {key: value for key, value in found.items() if key.startswith("chat/")}
+    assert not chat or chat["chat/val/ce_spliced"] == chat["chat/val/ce_clean"]
+    assert not any(math.isinf(value) for value in chat.values())
+
+
 @pytest.mark.parametrize("batch_rows", [1, 2, 100])
 def test_rows_at_once_change_nothing(data, batch_rows):
     found = validate(data, LanguageModelMetrics(batch_rows=batch_rows), sae=Replace(0.5))
@@ -228,7 +296,7 @@ def tiny_bert() -> LanguageModel:
 
 
 @pytest.mark.parametrize(
-    ("model", "why"), [(tiny_bert, "tiny-bert has no next-token head"), (lambda: None, "activations come from files")]
+    ("model", "why"), [(tiny_bert, "tiny-bert has no next-token head"), (lambda: None, "there is no language model")]
 )
 def test_without_next_token_predictions_it_says_so_and_logs_nothing(model, why, caplog):
     with caplog.at_level(logging.INFO):

@@ -19,7 +19,8 @@ from lightsae.callbacks.reconstruction_metrics import (
     positive_latents,
 )
 from lightsae.errors import ConfigError
-from lightsae.sae import SAEOutput, SiteRef, SparseLatents, TopK, Widths
+from lightsae.sae import BatchTopK, Matryoshka, SAEOutput, SiteRef, SparseLatents, TopK, Widths, mechanisms
+from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
 
 D, F = 8, 32
@@ -211,3 +212,39 @@ def test_histogram_sample_is_positive_masked_and_capped(latents):
     assert sorted(positive_latents(output, everything).tolist()) == [1, 2, 3, 4]
     assert sorted(positive_latents(output, torch.tensor([False, True, True])).tolist()) == [3, 4]
     assert len(positive_latents(output, everything, limit=3)) == 2
+
+
+# -- several sites, and two modes ------------------------------------------------------------------------------------
+
+
+def test_a_dictionary_of_two_modes_has_the_l0_of_both(small_run):
+    seen = []
+
+    class Modes(Callback):
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+            sae, x = pl_module.each_sae()["two"], pl_module.inputs("two", batch)
+            with torch.no_grad():
+                inference = (sae.encode(x) > 0).sum(1)
+                in_training = (sae.train().encode(x) > 0).sum(1)
+            sae.eval()
+            seen.append((inference, in_training))
+
+    entries = {"two": Entry(lambda w: BatchTopK(w, 16, k=3)), "one": Entry(lambda w: TopK(w, 16, k=3))}
+    run = small_run(Modes(), ReconstructionMetrics(), steps=4, entries=entries, validate_every=4)
+    figures = run.trainer.callback_metrics
+    inference, in_training = (torch.cat(parts).float().mean().item() for parts in zip(*seen, strict=True))
+    assert figures["two/val/l0"].item() == pytest.approx(inference, rel=1e-6)
+    assert figures["two/val/l0_in_training"].item() == pytest.approx(in_training, rel=1e-6)
+    assert in_training <= 3
+    assert inference != in_training
+    assert "one/val/l0_in_training" not in figures
+    assert run.module.each_sae()["two"].training, "and it is left in the mode that it was in"
+
+
+def test_looking_at_the_mode_of_training_changes_nothing(small_run):
+    entries = {"two": Entry(lambda w: Matryoshka(w, 16, mechanisms.BatchTopK(3), order="frequency"))}
+    watched = small_run(ReconstructionMetrics(every_n_steps=1), steps=6, entries=entries, validate_every=2)
+    alone = small_run(steps=6, entries=entries, folder="other")
+    for name, tensor in alone.module.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            assert torch.equal(watched.module.state_dict()[name], tensor), name

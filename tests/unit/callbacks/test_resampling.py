@@ -14,7 +14,18 @@ from lightsae.callbacks import DeadLatentResampling
 from lightsae.callbacks.resampling import draw_by_loss, resample
 from lightsae.errors import ConfigError
 from lightsae.randomness import keyed_generator
-from lightsae.sae import ReLU, SiteRef, SparseAutoencoder, TopK, Widths
+from lightsae.sae import (
+    MECHANISMS,
+    Mechanism,
+    ReLU,
+    SiteRef,
+    SparseAutoencoder,
+    TopK,
+    Transcoder,
+    Widths,
+    mechanisms,
+)
+from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
 
 F, BATCH = 24, 64
@@ -323,3 +334,113 @@ def test_sites_other_than_the_one_that_is_read() -> None:
     site = SiteRef("m", "resid_post.0")
     sae = ReLU(Widths.autoencoder(site, 3), 4)
     assert draw_by_loss(sae, torch.ones(5, 3), torch.ones(5, 3), 2, torch.Generator())[0].shape == (2, 3)
+
+
+# -- other structures and mechanisms ---------------------------------------------------------------------------------
+
+READ, PREDICTED = SiteRef("m", "mlp_in.0"), SiteRef("m", "mlp_out.0")
+ACROSS = Widths({READ: 3}, {PREDICTED: 2})
+
+
+def across(mechanism: Mechanism, **settings: Any) -> Transcoder:
+    sae = Transcoder(ACROSS, F, mechanism, **settings)
+    generator = torch.Generator().manual_seed(0)
+    sample = {READ: torch.randn(300, 3, generator=generator) + 4, PREDICTED: 9 * torch.randn(300, 2) - 20}
+    sae.start_from(sample, "sqrt_d")
+    return sae
+
+
+def test_of_a_transcoder_input_and_target_are_drawn_of_the_same_tokens() -> None:
+    torch.manual_seed(0)
+    sae = across(mechanisms.ReLU("unit"), skip=True)
+    x, y = torch.randn(40, 3) + 4, 9 * torch.randn(40, 2) - 20
+    read, predicted = draw_by_loss(sae, x, y, 200, torch.Generator().manual_seed(1))
+    # As the encoder sees them: less the fixed centre; as the rows are added: less the decoder's bias.
+    inputs, targets = x * sae.input_scale - sae.input_centre, y * sae.output_scale - sae.b_dec
+    drawn = torch.cdist(read, inputs).argmin(1)
+    torch.testing.assert_close(read, inputs[drawn])
+    torch.testing.assert_close(predicted, targets[drawn])
+    loss = (y * sae.output_scale - sae(x).x_hat_normalised).square().sum(1)
+    assert loss[drawn].mean() > 1.5 * loss.mean(), "the worse a token is explained, the likelier"
+
+
+def moments_of(sae: SparseAutoencoder) -> torch.optim.Adam:
+    """An Adam that has something to remember of every parameter."""
+    adam = torch.optim.Adam(sae.parameters())
+    for parameter in sae.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    adam.step()
+    return adam
+
+
+@pytest.mark.parametrize("kind", ["JumpReLU", "Gated"])
+def test_a_mechanisms_own_parameters_start_afresh(kind: str) -> None:
+    torch.manual_seed(0)
+    sae = across(MECHANISMS[kind]())
+    x, y = torch.randn(40, 3) + 4, 9 * torch.randn(40, 2) - 20
+    adam = moments_of(sae)
+    with torch.no_grad():
+        for parameter in sae.mechanism.parameters():
+            parameter.copy_(torch.linspace(1, 3, F))
+    before = copy.deepcopy(sae.state_dict())
+    dead, live = torch.tensor(DEAD), torch.ones(F, dtype=torch.bool)
+    live[dead] = False
+    drawn = draw_by_loss(sae, x, y, len(dead), torch.Generator().manual_seed(1))
+    resample(sae, adam, dead, drawn, live)
+    own = dict(sae.mechanism.named_parameters())
+    assert own, "there is something of its own"
+    # A threshold in the middle of all; a gate that opens as wide as the encoder says.
+    fresh = float(before["mechanism.log_threshold"].median()) if kind == "JumpReLU" else 0.0
+    for name, parameter in own.items():
+        assert torch.equal(parameter[live], before[f"mechanism.{name}"][live]), name
+        assert (parameter[dead] == fresh).all(), name
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert (adam.state[parameter][key][dead] == 0).all(), name
+            assert (adam.state[parameter][key][live] != 0).all(), name
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_skip_connection_is_left_alone(skip: bool) -> None:
+    torch.manual_seed(0)
+    sae = across(mechanisms.ReLU(), skip=skip)
+    x, y = torch.randn(40, 3) + 4, 9 * torch.randn(40, 2) - 20
+    adam = moments_of(sae)
+    dead = torch.tensor(DEAD)
+    before = copy.deepcopy(sae.state_dict())
+    drawn = draw_by_loss(sae, x, y, len(dead), torch.Generator())
+    resample(sae, adam, dead, drawn, live=torch.ones(F, dtype=torch.bool))
+    changed = {name for name, tensor in sae.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"W_enc", "W_dec", "b_enc"}
+    # Each row at the norm of the live, the column along the same token.
+    norms = sae.W_dec.norm(dim=1)
+    torch.testing.assert_close(norms[dead], before["W_dec"].norm(dim=1).mean().expand(len(DEAD)))
+
+
+def test_of_several_dictionaries_each_is_resampled_by_its_own_counts(
+    activation_file: Callable[..., str], quiet: dict[str, Any]
+) -> None:
+    class Some(Callback):
+        """In each dictionary other latents fall silent."""
+
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            if trainer.global_step == 2:
+                with torch.no_grad():
+                    for name, silent in (("a", [1, 2]), ("b", [5]), ("k", [7])):
+                        pl_module.each_sae()[name].b_enc[silent] = -50
+
+    class Silent(Callback):
+        def __init__(self) -> None:
+            self.latents: dict[str, list[int]] = {}
+
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            for name, sae in pl_module.each_sae().items():
+                # What fell silent lies far below 0 until it is resampled.
+                self.latents[name] = (sae.b_enc < -40).nonzero().flatten().tolist()
+
+    silent = Silent()
+    entries = {name: Entry(lambda w: ReLU(w, F, "unit")) for name in "ab"} | {"k": Entry(lambda w: TopK(w, F, k=3))}
+    module = SAEModule(saes=entries, lr=0.01, dead_after=4 * BATCH)
+    data = ActivationDataModule(activations=activation_file(), batch_tokens=BATCH, buffer_tokens=512, seed=0)
+    callbacks = [Some(), DeadLatentResampling([6]), silent]
+    Trainer(**quiet, max_steps=7, callbacks=callbacks).fit(module, data)
+    assert silent.latents == {"a": [], "b": [], "k": [7]}, "what selects has AuxK"

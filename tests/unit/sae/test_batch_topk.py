@@ -121,7 +121,7 @@ def test_it_starts_at_the_smallest_that_the_sample_keeps(normal: Normal) -> None
     mechanism = Mechanism(4)
     mechanism.build(F)
     pre = normal(200, F, seed=5)
-    mechanism.double().start_from(pre)
+    mechanism.double().start_from(pre, torch.zeros(F, dtype=torch.float64))
     kept = largest_of_all(pre, 4)
     assert mechanism.threshold == kept[kept > 0].min()
     mechanism.eval()
