@@ -5,13 +5,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import yaml
 
 from lightsae.cli.help import settings_of
-from lightsae.sae import VARIANTS
+from lightsae.sae import VARIANTS, Refinements
 
 Run = Callable[..., Any]
 
@@ -43,7 +44,9 @@ def test_fit_begins_with_what_people_change(lightsae: Run) -> None:
         "General",
         "Data",
         "Dictionary",
+        "Several dictionaries in one run",
         *(f"--model.sae {name}" for name in VARIANTS),
+        "Options of every variant",
         "Loss and learning rate",
         "Training",
         "What is saved and measured on the way",
@@ -65,9 +68,16 @@ def test_fit_begins_with_what_people_change(lightsae: Run) -> None:
 def test_every_variant_shows_its_settings(lightsae: Run) -> None:
     text = lightsae("fit", "--help").out
     for name, kind in VARIANTS.items():
-        section = text.split(f"\n--model.sae {name}:\n")[1].split("\n\n--model.sae ")[0].split("\nLoss and")[0]
-        assert re.findall(r"--model\.sae\.(\w+)", section) == settings_of(kind)
+        section = text.split(f"\n--model.sae {name}:\n")[1].split("\n\n--model.sae ")[0].split("\nOptions of every")[0]
+        own = [setting for setting in settings_of(kind) if setting != "refinements"]
+        assert re.findall(r"^  --model\.sae\.(\w+)", section, re.MULTILINE) == own
         assert (kind.__doc__ or "").split(".")[0] in " ".join(section.split())
+
+
+def test_what_every_variant_has_is_shown_once(lightsae: Run) -> None:
+    text = lightsae("fit", "--help").out
+    for field in fields(Refinements):
+        assert text.count(f"  --model.sae.refinements.{field.name} ") == 1
 
 
 def test_every_setting_is_shown_once(lightsae: Run) -> None:
@@ -101,7 +111,7 @@ def test_validate_is_about_the_checkpoint(lightsae: Run) -> None:
 def test_help_lists_every_command(args: list[str], lightsae: Run) -> None:
     shown = lightsae(*args)
     assert shown.code == 0
-    assert re.findall(r"^  (fit|validate|sites) ", shown.out, re.MULTILINE) == ["fit", "validate", "sites"]
+    assert re.findall(r"^  (\w+) +[A-Z][a-z]", shown.out, re.MULTILINE) == ["fit", "validate", "superpose", "sites"]
 
 
 def test_version(lightsae: Run) -> None:

@@ -147,7 +147,8 @@ def _near_key(wrong: str, keys: Collection[str], before: str = "") -> str:
     section, _, name = wrong.rpartition(".")
     siblings = [key for key in keys if key.rpartition(".")[0] == section]
     alike = [key for key in keys if key.rpartition(".")[2] == name]
-    near = did_you_mean(name, [key.rpartition(".")[2] for key in siblings]).replace("mean '", f"mean '{section}.")
+    near = did_you_mean(name, [key.rpartition(".")[2] for key in siblings])
+    near = near.replace("mean '", f"mean '{section}." if section else "mean '")
     if not near:
         near = f" Did you mean {alike[0]!r}?" if alike else "" if siblings else did_you_mean(wrong, keys)
     return near.replace("mean '", f"mean '{before}")

@@ -262,3 +262,54 @@ def test_validation_serves_what_inference_gives(fit: Fit) -> None:
     for name, k in zip(TWO_MODES, (3, 2, 2, 4), strict=True):
         assert figures[f"{name}/val/l0_in_training"] <= k
         assert figures[f"{name}/val/l0"] != figures[f"{name}/val/l0_in_training"]
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+class Report(Callback):
+    """Every process writes down where it ended, and what each of its batches said by itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.smallest: list[float] = []
+        self.thresholds: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        values = outputs["outputs"]["batch_topk"].latents.values
+        self.smallest.append(float(values[values > 0].min()))
+        self.thresholds.append(float(pl_module.each_sae()["batch_topk"].mechanism.threshold))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end = {"state": pl_module.state_dict(), "smallest": self.smallest, "thresholds": self.thresholds}
+        torch.save(end, self.folder / f"rank{trainer.global_rank}.pt")
+
+
+def test_two_processes_agree_on_all_that_is_measured(
+    activation_file: Callable[..., str], quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    saes = {
+        "batch_topk": Entry(lambda w: BatchTopK(w, 20, k=3)),
+        "matryoshka": Entry(lambda w: Matryoshka(w, 24, mechanisms.BatchTopK(2), order="frequency")),
+        "annealed": Entry(lambda w: ReLU(w, 18, p_end=0.2, p_begin=0.3), coefficients={"l1": 0.1}),
+        "jumprelu": Entry(lambda w: JumpReLU(w, 16)),
+    }
+    module = SAEModule(saes=saes, lr=0.01, dead_after=128)
+    data = ActivationDataModule(activations=activation_file(), batch_tokens=32, buffer_tokens=256, seed=0)
+    callbacks = [DeadLatentResampling([7], at_most=3), Report(tmp_path)]
+    trainer = Trainer(**quiet, max_steps=12, strategy="ddp_fork", devices=2, callbacks=callbacks)
+    trainer.fit(module, data)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, value in first["state"].items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, second["state"][name]), name
+    assert first["smallest"] != second["smallest"], "each rank has batches of its own"
+    assert (first["state"]["dictionaries.matryoshka.frequency"] > 0).any()
+    assert first["state"]["dictionaries.annealed.mechanism.rescale"] != 1
+    # The threshold moves towards the mean of what the ranks' batches kept.
+    thresholds = first["thresholds"]
+    means = [(a + b) / 2 for a, b in zip(first["smallest"], second["smallest"], strict=True)]
+    expected = [0.99 * before + 0.01 * mean for before, mean in zip(thresholds, means[1:], strict=False)]
+    assert thresholds[1:] == pytest.approx(expected, rel=1e-5)
