@@ -1,52 +1,96 @@
 """`lightsae superpose`: the toy model of superposition, trained and drawn."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from lightsae.cli.failures import explain_classes
-from lightsae.cli.parser import Parser
+from lightsae.cli.help import HelpFormatter
 from lightsae.cli.runs import shown
+from lightsae.cli.wording import in_short
+from lightsae.errors import ConfigError
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.toy.picture import draw
 from lightsae.toy.superposition import Solution, Superposition, train
 
 _DESCRIPTION = (
     "Train the toy model of superposition (Elhage et al. 2022) at several sparsities, and draw how features share too "
-    "few dimensions: the sparser they are, the more of them fit."
+    "few dimensions: the sparser they are, the more of them fit.\n\n"
+    "Writes a folder with the picture (superposition.png), the numbers (superposition.json), and the picture for "
+    "TensorBoard."
 )
+_EXAMPLES = """\
+Examples:
+
+  lightsae superpose --config configs/toy_superposition.yaml
+  lightsae superpose --features 20 --dimensions 5 --sparsities '[0, 0.9, 0.99]'"""
+_RUNS = Path("lightning_logs")
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        keys = ["out", *(setting.name for setting in fields(Superposition))]
+        raise ConfigError(in_short(message, keys, {})) from None
 
 
 def run_superpose(args: Sequence[str]) -> int:
-    """Train, draw, write a folder, print a table."""
-    parser = Parser(
-        prog="lightsae superpose", usage="lightsae superpose [--config FILE.yaml] [OPTIONS]", description=_DESCRIPTION
+    """Train, write a folder, print a table."""
+    parser = _Parser(
+        prog="lightsae superpose",
+        usage="lightsae superpose [--config FILE.yaml] [OPTIONS]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", action="config", help="Settings from a YAML file; options win over it.")
+    parser.add_argument(
+        "--out", type=str | None, help="Folder to make, which may not exist yet; null: lightning_logs/superposition_N."
+    )
     parser.add_class_arguments(Superposition)
-    parser.add_argument("--out", type=str | None, help="Folder to write; null: lightning_logs/superposition_N.")
     given = parser.parse_args(list(args))
-    with explain_classes({}):
-        config = Superposition(**{name: given[name] for name in Superposition.__dataclass_fields__})
-    folder = Path(given.out) if given.out else _next_folder(Path("lightning_logs"))
-    with tqdm(total=config.steps, desc="steps", disable=not sys.stderr.isatty(), leave=False) as bar:
-        solutions = train(config, lambda step: bar.update(step - bar.n) and None)
+    config = Superposition(**{setting.name: given[setting.name] for setting in fields(Superposition)})
+    # Whatever a folder of that name holds would be replaced.
+    if given.out is not None and (not given.out or os.path.lexists(given.out)):
+        raise ConfigError(f"out is {given.out!r}, which {'exists' if given.out else 'is no name'}; name a new folder.")
+    solutions = _train(config)
+    folder = Path(given.out) if given.out else _next_folder()
     _write(folder, config, solutions)
     console = Console()
-    table = Table("sparsity", "loss", "features represented", box=None, pad_edge=False)
-    for solution in solutions:
-        table.add_row(f"{solution.sparsity:g}", f"{solution.loss:.4f}", f"{solution.represented} of {config.features}")
-    console.print(table)
-    console.print(f"picture  {shown(folder / 'superposition.png')}\nnumbers  {shown(folder / 'superposition.json')}")
+    console.print(_table(solutions))
+    for what, name in (("picture", "superposition.png"), ("numbers", "superposition.json")):
+        # As one line, however long: it is there to be copied.
+        console.print(f"{what}  {shown(folder / name)}", soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def _train(config: Superposition) -> list[Solution]:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"{len(config.sparsities)} models, {config.restarts} starts each", total=config.steps)
+        return train(config, lambda step: bar.update(task, completed=step))
+
+
+def _table(solutions: Sequence[Solution]) -> Table:
+    table = Table("sparsity", "loss", "features represented", "dimensions a feature", box=None, pad_edge=False)
+    for column in table.columns:
+        column.justify = "right"
+    for solution in solutions:
+        table.add_row(
+            f"{solution.sparsity:g}",
+            f"{solution.loss:.4f}",
+            f"{solution.represented} of {len(solution.norms)}",
+            f"{solution.dimensions_per_feature:.2f}",
+        )
+    return table
 
 
 def _write(folder: Path, config: Superposition, solutions: Sequence[Solution]) -> None:
@@ -64,16 +108,16 @@ def _numbers(solution: Solution) -> dict[str, Any]:
         "sparsity": solution.sparsity,
         "loss": solution.loss,
         "represented": solution.represented,
-        "W": solution.W.tolist(),
-        "b": solution.b.tolist(),
+        "dimensions_per_feature": solution.dimensions_per_feature,
         "norms": solution.norms.tolist(),
         "interference": solution.interference.tolist(),
-        "dimensions_per_feature": solution.W.shape[0] / max(float(solution.W.square().sum()), 1e-9),
+        "W": solution.W.tolist(),
+        "b": solution.b.tolist(),
     }
 
 
-def _next_folder(root: Path) -> Path:
+def _next_folder() -> Path:
     number = 0
-    while (root / f"superposition_{number}").exists():
+    while (folder := _RUNS / f"superposition_{number}").exists():
         number += 1
-    return root / f"superposition_{number}"
+    return folder

@@ -324,7 +324,7 @@ def _per_column(scales: Tensor, widths: Mapping[SiteRef, int]) -> Tensor:
 
 def measure_scale(x: Float[Tensor, "T D"], normalisation: Normalisation) -> Float[Tensor, ""]:
     """Return the factor that normalises `x`: see `SparseAutoencoder.start_from`."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).double()
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32)).double()
     if normalisation == "sqrt_d":
         scale = math.sqrt(x.shape[1]) / norms.mean()
     elif normalisation == "unit":

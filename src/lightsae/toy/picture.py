@@ -1,55 +1,151 @@
-"""The picture of superposition: each feature's direction, one panel a sparsity."""
+"""The picture of superposition, a panel for each sparsity.
+
+Two dimensions: each feature's direction, as in the paper's first figure. Else: W^T W as a heat map, and under it each
+feature's norm, as in its second kind.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+from matplotlib.patheffects import Normal, Stroke
 
 from lightsae.toy.superposition import Solution
 
-LIMIT = 1.4
+COLUMNS = 6
+NAMED = 10
+INK = "0.25"
+QUIET = "0.8"
 
 
 def draw(solutions: Sequence[Solution]) -> Figure:
-    """Draw the columns of W where there are two dimensions, W^T W where there are more.
-
-    Lighter colours are the more important features, as in the source.
-    """
-    columns = min(len(solutions), 6)
+    """Draw one panel for each solution; all have the same features and dimensions."""
+    in_plane = len(solutions[0].W) == 2
+    columns = min(len(solutions), COLUMNS)
     rows = -(-len(solutions) // columns)
-    figure = Figure(figsize=(2.1 * columns, 2.45 * rows + 0.3), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for axes, solution in zip(panels, solutions, strict=False):
-        if solution.W.shape[0] == 2:
-            _draw_directions(axes, solution)
-        else:
-            _draw_products(axes, solution)
-        of = solution.W.shape[1]
-        axes.set_title(f"sparsity {solution.sparsity:g}\n{solution.represented} of {of} features", fontsize=9)
-    for axes in panels[len(solutions) :]:
+    parts = 1 if in_plane else 2
+    height = rows * (2.55 if in_plane else 3.6) + 0.5
+    width = max(2.1 * columns + (0 if in_plane else 0.9), 4.2)
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
+    panels = figure.subplots(parts * rows, columns, squeeze=False, height_ratios=[3, 1][:parts] * rows)
+    for axes in panels.flat:
         axes.set_axis_off()
+    largest = max(float(solution.norms.max()) for solution in solutions)
+    for place, solution in enumerate(solutions):
+        row, column = divmod(place, columns)
+        first = panels[parts * row, column]
+        first.set_axis_on()
+        _title(first, solution)
+        if in_plane:
+            _draw_directions(first, solution, limit=1.12 * max(largest, 1.1))
+        else:
+            _draw_products(first, solution)
+            panels[parts * row + 1, column].set_axis_on()
+            _draw_norms(panels[parts * row + 1, column], solution, limit=1.1 * max(largest, 1.0), left=column == 0)
+    if in_plane:
+        _name_colours(figure, solutions[0].W.shape[1])
+    else:
+        _explain_colours(figure, panels)
     return figure
 
 
-def _draw_directions(axes: Axes, solution: Solution) -> None:
+def _title(axes: Axes, solution: Solution) -> None:
     features = solution.W.shape[1]
-    colours = colormaps["viridis"](np.linspace(0.95, 0.1, features))
-    axes.add_patch(Circle((0, 0), 1, fill=False, linewidth=0.8, linestyle=":", edgecolor="0.6"))
-    # The least important first, so that what matters lies on top.
-    for feature in reversed(range(features)):
+    axes.set_title(f"S = {solution.sparsity:g}", fontsize=11, pad=17)
+    axes.text(
+        *(0.5, 1.03, f"{solution.represented} of {features} features"),
+        transform=axes.transAxes,
+        ha="center",
+        fontsize=8.5,
+        color="0.4",
+    )
+
+
+def _colours(features: int) -> Any:
+    # Lighter is more important. Not up to the end of the scale, which is too light for a white page.
+    return colormaps["viridis"](np.linspace(0.93, 0.05, features))
+
+
+def _draw_directions(axes: Axes, solution: Solution, limit: float) -> None:
+    features = solution.W.shape[1]
+    colours = _colours(features)
+    axes.axhline(0, color="0.92", linewidth=0.8, zorder=0)
+    axes.axvline(0, color="0.92", linewidth=0.8, zorder=0)
+    axes.add_patch(Circle((0, 0), 1, fill=False, linewidth=0.8, linestyle=(0, (4, 4)), edgecolor="0.7", zorder=1))
+    outline = [Stroke(linewidth=3.6, foreground=INK), Normal()]
+    # The least important first: what matters lies on top.
+    for order, feature in enumerate(reversed(range(features))):
         x, y = solution.W[:, feature].tolist()
-        axes.plot([0, x], [0, y], color=colours[feature], linewidth=2.6, solid_capstyle="round", zorder=2)
-        axes.plot([x], [y], "o", color=colours[feature], markersize=6, markeredgecolor="0.25", markeredgewidth=0.5)
-    axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), xticks=[], yticks=[], aspect="equal")
-    for spine in axes.spines.values():
-        spine.set_color("0.85")
+        axes.plot(
+            *([0, x], [0, y]),
+            color=colours[feature],
+            linewidth=2.6,
+            solid_capstyle="round",
+            path_effects=outline,
+            zorder=2 + order / features,
+        )
+        axes.plot([x], [y], "o", color=colours[feature], markersize=7, mec=INK, mew=0.6, zorder=3 + order / features)
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
+    axes.spines[:].set_color(QUIET)
 
 
 def _draw_products(axes: Axes, solution: Solution) -> None:
-    product = (solution.W.T @ solution.W).numpy()
-    axes.imshow(product, cmap="RdBu_r", vmin=-1, vmax=1)
+    axes.imshow((solution.W.T @ solution.W).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel("features, most important first", fontsize=7)
+    axes.spines[:].set_color(QUIET)
+
+
+def _draw_norms(axes: Axes, solution: Solution, limit: float, left: bool) -> None:
+    colours = colormaps["viridis"](solution.interference.clamp(0, 1).numpy())
+    features = len(solution.norms)
+    axes.bar(range(features), solution.norms.tolist(), width=0.9, color=colours)
+    axes.set(xlim=(-0.5, features - 0.5), ylim=(0, limit), xticks=[], yticks=[0, 1])
+    axes.tick_params(labelleft=left, labelsize=7, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    if left:
+        axes.set_ylabel("norm", fontsize=8)
+
+
+def _name_colours(figure: Figure, features: int) -> None:
+    colours = _colours(features)
+    # Of many features, the first and the last tell the scale.
+    shown = range(features) if features <= NAMED else (0, features - 1)
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=7, color=colours[i], mec=INK, mew=0.6) for i in shown
+    ]
+    labels = [f"feature {i + 1}" if features > NAMED else str(i + 1) for i in shown]
+    if features > 1:
+        labels[0] += " (most important)" if features > NAMED else ""
+    title = "" if features > NAMED else "Features, the most important first:"
+    blank = Line2D([], [], linestyle="")
+    figure.legend(
+        [blank, *handles] if title else handles,
+        [title, *labels] if title else labels,
+        loc="outside lower center",
+        ncols=len(handles) + 1,
+        frameon=False,
+        fontsize=8.5,
+        handletextpad=0.2,
+        columnspacing=1.0,
+    )
+
+
+def _explain_colours(figure: Figure, panels: Any) -> None:
+    top, bottom = panels[0::2].ravel().tolist(), panels[1::2].ravel().tolist()
+    for part, cmap, low, label in (
+        (top, "RdBu_r", -1, r"$W^T W$, most important first"),
+        (bottom, "viridis", 0, "interference"),
+    ):
+        bar = figure.colorbar(ScalarMappable(Normalize(low, 1), cmap), ax=part, pad=0.01, aspect=18 if low else 6)
+        bar.set_label(label, fontsize=8)
+        bar.set_ticks([low, 0, 1] if low else [0, 1])
+        bar.ax.tick_params(labelsize=7)
+        bar.outline.set_visible(False)  # type: ignore[operator]
