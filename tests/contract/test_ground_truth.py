@@ -23,7 +23,7 @@ def entry(make: Callable[[Widths], SparseAutoencoder], **settings: float) -> Ent
 ENTRIES = {
     "TopK": entry(lambda w: TopK(w, D_SAE, ACTIVE)),
     "BatchTopK": entry(lambda w: BatchTopK(w, D_SAE, ACTIVE, refinements=REFINED)),
-    "JumpReLU": entry(lambda w: JumpReLU(w, D_SAE, refinements=REFINED), l0=0.03),
+    "JumpReLU": entry(lambda w: JumpReLU(w, D_SAE, refinements=REFINED), l0_penalty=0.03),
     "Gated": entry(lambda w: Gated(w, D_SAE), l1=0.05),
     "ReLU": entry(lambda w: ReLU(w, D_SAE), l1=3.0),
 }

@@ -14,7 +14,7 @@ TARGET = 8.0
 @pytest.fixture(scope="module")
 def l0(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     entries = {f"l0_{c}".replace(".", "_"): c for c in COEFFICIENTS}
-    saes = {name: Entry(lambda w: JumpReLU(w, 128), coefficients={"l0": c}) for name, c in entries.items()}
+    saes = {name: Entry(lambda w: JumpReLU(w, 128), coefficients={"l0_penalty": c}) for name, c in entries.items()}
     saes["target"] = Entry(lambda w: JumpReLU(w, 128, target_l0=TARGET))
     data = ActivationDataModule(dataset="synthetic", batch_tokens=512, buffer_tokens=16384, val_tokens=16384, seed=0)
     trainer = Trainer(

@@ -65,7 +65,7 @@ ends in the weights that it would have alone.
   saes:
     small: {sae: {class_path: TopK, init_args: {d_sae: 2048, k: 16}}}
     early: {sae: {class_path: JumpReLU, init_args: {d_sae: 2048}},
-            site: resid_post.1, lr: 1.0e-3, coefficients: {l0: 0.01}}
+            site: resid_post.1, lr: 1.0e-3, coefficients: {l0_penalty: 0.01}}
 
 Or as a grid: every combination of the listed values.
 

@@ -150,7 +150,7 @@ def _empty_sae(description: dict[str, Any], folder: str | Path) -> SparseAutoenc
             widths = Widths(_from_list(read), _from_list(predicted))
             sae = VARIANTS[variant](widths, **_settings(description["settings"]))
             return sae.eval()
-    except (ConfigError, TypeError, KeyError, RuntimeError) as error:
+    except (ConfigError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise FormatError(
             f"{shown!r}: settings and widths do not make a {variant} ({reason}); export it again."

@@ -5,11 +5,12 @@ Units:   inputs and outputs of the public methods are raw activations. Inside, a
          normalised: multiplied by `input_scale` (what is read) or `output_scale` (what is predicted).
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -79,14 +80,24 @@ class SparseAutoencoder(nn.Module):
         ConfigError: `d_sae` or a setting of the mechanism does not fit.
     """
 
+    predicts_another_site: ClassVar[bool] = False
+
     def __init__(
         self, widths: Widths, d_sae: int, mechanism: Mechanism, refinements: Refinements = NO_REFINEMENTS
     ) -> None:
         super().__init__()
         if d_sae < 1:
             raise ConfigError(f"model.sae.d_sae is {d_sae}; a dictionary has at least 1 latent.")
+        if not self.predicts_another_site and widths.read != widths.predicted:
+            predicted = ", ".join(map(str, widths.predicted))
+            raise ConfigError(
+                f"A {type(self).__name__} predicts what it reads, not {predicted}; write --model.sae Transcoder, or "
+                "leave target_site out."
+            )
         refinements.check(widths)
         self.refinements = refinements
+        # Its own: a mechanism holds what is measured in training.
+        mechanism = copy.deepcopy(mechanism)
         mechanism.check(widths, d_sae)
         mechanism.build(d_sae)
         self.widths, self.d_sae, self.mechanism = widths, d_sae, mechanism
@@ -146,7 +157,8 @@ class SparseAutoencoder(nn.Module):
         norm = self.mechanism.initial_decoder_norm
         self.W_dec.copy_(norm * nn.functional.normalize(predicted, dim=1))
         self.W_enc.copy_(norm * nn.functional.normalize(read, dim=1).T)
-        self.constrain()
+        if self.refinements.aligned:
+            align(self.W_enc, self.W_dec)
 
     def _draw_directions(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Return random vectors for `set_directions`; the same ones, where a dictionary predicts what it reads."""

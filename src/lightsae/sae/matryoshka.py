@@ -88,7 +88,8 @@ class Matryoshka(SparseAutoencoder):
         prefixes = parts.cumsum(1) + self.b_dec
         x_hat = prefixes[:, -1]
         if self.detach_inner:
-            prefixes = (prefixes - parts).detach() + parts
+            # The bias belongs to every prefix.
+            prefixes = (parts.cumsum(1) - parts).detach() + parts + self.b_dec
         return NestedOutput(x, latents, x_hat, self._output_factor(), pre, prefixes)
 
     def squared_error(self, target: Float[Tensor, "T O"], output: SAEOutput) -> Float[Tensor, ""]:

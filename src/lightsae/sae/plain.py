@@ -74,14 +74,15 @@ class BatchTopK(TopK):
 
 
 class JumpReLU(SparseAutoencoder):
-    """A latent fires above a threshold of its own. Loss terms: `mse`, `l0` (or `tanh`), `pre_act` for dead latents.
+    """A latent fires above a threshold of its own. Loss terms: `mse`, `l0_penalty` (or `tanh`), `pre_act`.
 
     Args:
         widths: Given by the data.
         d_sae: Number of latents.
         penalty: `step`: the number of latents that fire (Rajamanoharan et al. 2024). `tanh`: a smooth count (Anthropic,
             January 2025).
-        target_l0: Latents a token to aim at, with the step penalty; null: raise the coefficient of `l0` for fewer.
+        target_l0: Latents a token to aim at, with the step penalty; null: raise the coefficient of `l0_penalty` for
+            fewer.
         start_l0: Latents a token at the start: thresholds begin where each latent fires on its share of the tokens.
         bandwidth: Of the kernel through which thresholds learn, in units of the normalised activations; with
             data.normalisation unit, divide it by sqrt(width).

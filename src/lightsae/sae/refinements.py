@@ -59,8 +59,9 @@ class Refinements:
     ) -> SparseLatents:
         """Drop each latent whose leave-one-out share <x - x_hat, d_i> + f_i |d_i|^2 falls below the threshold."""
         sparse = SparseLatents.from_dense(latents) if isinstance(latents, Tensor) else latents
-        own = sparse.values * W_dec.square().sum(1)[sparse.indices]
-        kept = row_products(residual, W_dec, sparse.pattern) + own >= threshold
+        with torch.no_grad():
+            own = sparse.values * W_dec.square().sum(1)[sparse.indices]
+            kept = row_products(residual, W_dec, sparse.pattern) + own >= threshold
         return SparseLatents(torch.where(kept, sparse.values, 0), sparse.pattern)
 
 

@@ -30,6 +30,7 @@ class Transcoder(SparseAutoencoder):
         refinements: Options beside the mechanism.
     """
 
+    predicts_another_site = True
     input_centre: Tensor
 
     def __init__(

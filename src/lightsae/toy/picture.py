@@ -32,7 +32,7 @@ def draw(solutions: Sequence[Solution]) -> Figure:
     columns = min(len(solutions), COLUMNS)
     rows = -(-len(solutions) // columns)
     parts = 1 if in_plane else 2
-    height = rows * (2.55 if in_plane else 3.6) + 0.5
+    height = rows * (2.42 if in_plane else 3.2) + (0.35 if in_plane else 0.1)
     width = max(2.1 * columns + (0 if in_plane else 0.9), 4.2)
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
     panels = figure.subplots(parts * rows, columns, squeeze=False, height_ratios=[3, 1][:parts] * rows)
@@ -80,7 +80,7 @@ def _draw_directions(axes: Axes, solution: Solution, limit: float) -> None:
     axes.axhline(0, color="0.92", linewidth=0.8, zorder=0)
     axes.axvline(0, color="0.92", linewidth=0.8, zorder=0)
     axes.add_patch(Circle((0, 0), 1, fill=False, linewidth=0.8, linestyle=(0, (4, 4)), edgecolor="0.7", zorder=1))
-    outline = [Stroke(linewidth=3.6, foreground=INK), Normal()]
+    outline = [Stroke(linewidth=3.4, foreground=INK), Normal()]
     # The least important first: what matters lies on top.
     for order, feature in enumerate(reversed(range(features))):
         x, y = solution.W[:, feature].tolist()
@@ -148,4 +148,4 @@ def _explain_colours(figure: Figure, panels: Any) -> None:
         bar.set_label(label, fontsize=8)
         bar.set_ticks([low, 0, 1] if low else [0, 1])
         bar.ax.tick_params(labelsize=7)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.errors import ConfigError
 from lightsae.randomness import keyed_generator
 
-HELD_OUT = 65536
+HELD_OUT_BATCHES, HELD_OUT_BATCH = 64, 4096
 REPRESENTED = 0.5
+SPARSEST = 0.9999
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Superposition:
     sparsities: list[float] = field(default_factory=lambda: [0.0, 0.5, 0.75, 0.9, 0.97, 0.99])
     restarts: int = 8
     steps: int = 4000
-    batch: int = 1024
+    batch: int = 512
     lr: float = 0.01
     seed: int = 0
     device: str = "cpu"
@@ -54,8 +55,10 @@ class Superposition:
         for name in ("importance", "lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; write a number above 0.")
-        if not self.sparsities or not all(0 <= sparsity < 1 for sparsity in self.sparsities):
-            raise ConfigError(f"sparsities is {self.sparsities}; write probabilities from 0 up, below 1.")
+        if not self.sparsities or not all(0 <= sparsity <= SPARSEST for sparsity in self.sparsities):
+            raise ConfigError(
+                f"sparsities is {self.sparsities}; write probabilities from 0 to {SPARSEST}, one or more."
+            )
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError):
@@ -104,12 +107,12 @@ class Solution:
         return len(self.W) / float(self.W.square().sum())
 
 
-def sparse_inputs(uniform: Float64[Tensor, "B n"], sparsity: Float64[Tensor, " I"]) -> Float[Tensor, "I B n"]:
+def sparse_inputs(uniform: Float[Tensor, "B n"], sparsity: Float[Tensor, " I"]) -> Float[Tensor, "I B n"]:
     """Turn uniform draws into the inputs of every instance: 0 with its probability, else uniform on [0, 1]."""
-    # All instances take the same draws, so that restarts are compared on equal terms. In float64: at a sparsity near 1
-    # float32 would have too few values left.
+    # One draw gives both whether a feature is 0 and its value. All instances share it: restarts are compared on equal
+    # terms, and what comes out at one sparsity does not depend on the others.
     lowest = sparsity[:, None, None]
-    return ((uniform - lowest) / (1 - lowest)).clamp_min(0).float()
+    return ((uniform - lowest) / (1 - lowest)).relu()
 
 
 def reconstruct(
@@ -144,13 +147,13 @@ def train(config: Superposition, progress: Callable[[int], object] = lambda step
     models = len(config.sparsities)
     W = (starts * config.dimensions**-0.5).repeat(models, 1, 1).to(device).requires_grad_()
     b = torch.zeros(len(W), config.features, device=device, requires_grad=True)
-    sparsity = torch.tensor(config.sparsities, dtype=torch.float64, device=device).repeat_interleave(config.restarts)
+    sparsity = torch.tensor(config.sparsities, device=device).repeat_interleave(config.restarts)
     importance = config.importance ** torch.arange(config.features, dtype=torch.float32, device=device)
     # Errors shrink with the share of features that are not 0; divided by it, they are of one size.
-    scale = (1 / (1 - sparsity)).float()
+    scale = 1 / (1 - sparsity)
 
     def loss_on(count: int, generator: torch.Generator) -> Tensor:
-        uniform = torch.rand(count, config.features, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(count, config.features, generator=generator)
         return weighted_loss(W, b, sparse_inputs(uniform.to(device), sparsity), importance) * scale
 
     optimizer = torch.optim.Adam([W, b], lr=config.lr)
@@ -161,10 +164,10 @@ def train(config: Superposition, progress: Callable[[int], object] = lambda step
         loss_on(config.batch, generator).sum().backward()
         optimizer.step()
         progress(step + 1)
+    held_out = keyed_generator(config.seed, "toy samples held out")
     with torch.no_grad():
-        losses = loss_on(HELD_OUT, keyed_generator(config.seed, "toy samples held out")).cpu()
-    losses = losses.nan_to_num(nan=math.inf).view(models, config.restarts)
-    best, place = losses.min(1)
+        losses = torch.stack([loss_on(HELD_OUT_BATCH, held_out) for _ in range(HELD_OUT_BATCHES)]).mean(0)
+    best, place = losses.cpu().nan_to_num(nan=math.inf).view(models, config.restarts).min(1)
     if not best.isfinite().all():
         raise ConfigError(f"lr is {config.lr}, with which training did not converge; write a smaller one.")
     kept = [model * config.restarts + int(restart) for model, restart in enumerate(place)]
@@ -181,4 +184,5 @@ def _turned(W: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     turn = torch.ones(len(W), 1, dtype=torch.float64)
     diagonal = triangular.diagonal()
     turn[: len(diagonal), 0] = torch.where(diagonal < 0, -1.0, 1.0)
-    return (triangular * turn).to(W.dtype)
+    turned: Tensor = triangular * turn
+    return turned.to(W.dtype)

@@ -58,7 +58,7 @@ def check_entries(sae: MakeSAE | None, saes: Mapping[str, Entry] | None) -> dict
     return dict(saes)
 
 
-def make_sae(name: str, entry: Entry, widths: Widths) -> SparseAutoencoder:
+def make_sae(name: str | None, entry: Entry, widths: Widths) -> SparseAutoencoder:
     """Build an entry's dictionary; what it has against its settings names them as the user wrote them."""
     try:
         return entry.sae(widths)
@@ -66,9 +66,9 @@ def make_sae(name: str, entry: Entry, widths: Widths) -> SparseAutoencoder:
         raise ConfigError(named(str(error), name)) from error
 
 
-def named(message: str, name: str) -> str:
-    """Return a message about model.sae as one about an entry of model.saes."""
-    if name == ONLY:
+def named(message: str, name: str | None) -> str:
+    """Return a message about model.sae as one about an entry of model.saes; None: the short form."""
+    if name is None:
         return message
     return re.sub(r"\bmodel\.(sae|coefficients|start)\b", rf"model.saes.{name}.\1", message)
 

@@ -19,7 +19,7 @@ from lightsae.activations.timing import Timings
 from lightsae.errors import CheckpointError, ConfigError
 from lightsae.formats.native import plain
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder
-from lightsae.training.entries import ONLY, Entry, MakeSAE, check_entries, make_sae, merge_coefficients, named
+from lightsae.training.entries import Entry, MakeSAE, check_entries, make_sae, merge_coefficients, named
 from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
 
@@ -72,6 +72,7 @@ class SAEModule(LightningModule):
         if dead_after is not None and dead_after < 1:
             raise ConfigError(f"model.dead_after is {dead_after}; it counts tokens, so write 1 or more.")
         self.entries, self.given_coefficients = check_entries(sae, saes), dict(coefficients or {})
+        self.short_form = sae is not None
         self.lr, self.lr_warm_up, self.lr_decay, self.dead_after = lr, lr_warm_up, lr_decay, dead_after
         self.start = start
         self.dictionaries, self.usage = nn.ModuleDict(), nn.ModuleDict()
@@ -116,13 +117,17 @@ class SAEModule(LightningModule):
         """
         built: dict[str, SparseAutoencoder] = {}
         for (name, entry), place in zip(self.entries.items(), self.places(), strict=True):
-            sae = make_sae(name, entry, data.widths_at(*place))
-            given = [self.given_coefficients, entry.coefficients] if name != ONLY else [self.given_coefficients]
+            shown = None if self.short_form else name
+            sae = make_sae(shown, entry, data.widths_at(*place))
+            given = [self.given_coefficients] if self.short_form else [self.given_coefficients, entry.coefficients]
+            if entry.start is None:
+                check_start(self.start, sae)
             try:
                 self.coefficients[name] = merge_coefficients(sae, *given)
-                check_start(entry.start or self.start, sae)
+                if entry.start is not None:
+                    check_start(entry.start, sae)
             except ConfigError as error:
-                raise ConfigError(named(str(error), name)) from error
+                raise ConfigError(named(str(error), shown)) from error
             built[name] = sae
         for term in self.given_coefficients:
             if not any(term in terms for terms in self.coefficients.values()):
@@ -131,7 +136,7 @@ class SAEModule(LightningModule):
 
     def places(self) -> list[tuple["SiteNames", "SiteNames", str]]:
         """Return, for each dictionary, the sites that it reads and predicts, and where the user wrote them."""
-        key = {name: "data" if name == ONLY else f"model.saes.{name}" for name in self.entries}
+        key = {name: "data" if self.short_form else f"model.saes.{name}" for name in self.entries}
         return [(entry.site, entry.target_site, key[name]) for name, entry in self.entries.items()]
 
     def on_fit_start(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightsae.errors import ConfigError
-from lightsae.formats.native import describe_sae, load_sae
+from lightsae.formats.native import describe_sae, load_sae, plain
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -24,9 +24,13 @@ def check_start(start: str, sae: SparseAutoencoder) -> None:
         return
     saved = describe_sae(start)
     widths = [sum(site["width"] for site in saved["widths"][side]) for side in ("read", "predicted")]
-    d_sae = saved["settings"].get("d_sae")
-    found = {"variant": saved["variant"], "d_sae": d_sae, "d_in": widths[0], "d_out": widths[1]}
+    settings, mine = saved["settings"], plain(sae.settings)
+    found = {"variant": saved["variant"], "d_sae": settings.get("d_sae"), "d_in": widths[0], "d_out": widths[1]}
     wanted = {"variant": type(sae).__name__, "d_sae": sae.d_sae, "d_in": sae.d_in, "d_out": sae.d_out}
+    # Others have no threshold, or rows of other norms: the weights would mean something else.
+    for told, of in ((found, settings), (wanted, mine)):
+        mechanism = of.get("mechanism", of)
+        told |= {"mechanism": mechanism.get("name"), "decoder_norm": mechanism.get("decoder_norm")}
     for name, value in wanted.items():
         if found[name] != value:
             raise ConfigError(

@@ -25,7 +25,7 @@ SETTINGS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     ],
     "TopK": [lambda: {"k": 3}, lambda: {"k": 3, "k_aux": 4}, lambda: {"k": 3, "k_start": 9, "multi_k": 6}],
     "BatchTopK": [lambda: {"k": 3}],
-    "JumpReLU": [dict, lambda: {"penalty": "tanh", "threshold": 0.2, "bandwidth": 0.5}, lambda: {"target_l0": 3.0}],
+    "JumpReLU": [dict, lambda: {"penalty": "tanh", "start_l0": 6.0, "bandwidth": 0.5}, lambda: {"target_l0": 3.0}],
     "Gated": [dict],
     "Matryoshka": [
         lambda: {"mechanism": mechanisms.TopK(3), "groups": [5, 7]},

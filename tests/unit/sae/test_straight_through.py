@@ -97,7 +97,7 @@ def test_jumprelu_terms(settings: dict) -> None:
     if "penalty" in settings:
         expected["tanh"] = (4 * f * norms).tanh().sum(1).mean()
     else:
-        expected["l0"] = (count / 3 - 1) ** 2 if settings else count
+        expected["l0_penalty"] = (count / 3 - 1) ** 2 if settings else count
     assert set(terms) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, msg=name)

@@ -63,7 +63,9 @@ class Mechanism(nn.Module, ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {name: getattr(self, name) for name in list(inspect.signature(type(self).__init__).parameters)[1:]}
+        given = inspect.signature(type(self)).parameters.values()
+        # One without settings has the constructor of nn.Module, which takes anything.
+        return {p.name: getattr(self, p.name) for p in given if p.kind is p.POSITIONAL_OR_KEYWORD}
 
     def default_lr(self, d_sae: int) -> float:
         """Return the learning rate where the user gives none."""

@@ -30,9 +30,9 @@ WHOLE_RUN = 0.999
 
 
 class JumpReLU(Mechanism):
-    """f = z H(z - theta), z the pre-activations. Terms: `mse`, `l0` (or `tanh`) and `pre_act`.
+    """f = z H(z - theta), z the pre-activations. Terms: `mse`, `l0_penalty` (or `tanh`) and `pre_act`.
 
-    mse = E mean_O e^2. l0 = E sum_i H(z_i - theta_i); with `target_l0` (E sum_i H(z_i - theta_i) / target - 1)^2.
+    mse = E mean_O e^2. l0_penalty = E sum_i H(z_i - theta_i); with `target_l0` (E sum_i H(...) / target - 1)^2.
     tanh = E sum_i tanh(4 f_i |d_i|). pre_act = E sum ReLU(theta_i - z_i) |d_i| over the latents that are dead, which
     have no other gradient (the source sums over all latents, with a weight so small that only dead ones feel it).
 
@@ -63,12 +63,16 @@ class JumpReLU(Mechanism):
         if self.penalty == "tanh":
             return {"mse": 1.0, "tanh": 4e-3, "pre_act": 1e-3}
         # Published for a target: 1. The error then holds L0 above it, by 8% in a run of 600 steps.
-        return {"mse": 1.0, "l0": 4e-3 if self.target_l0 is None else 10.0, "pre_act": 1e-3}
+        return {"mse": 1.0, "l0_penalty": 4e-3 if self.target_l0 is None else 10.0, "pre_act": 1e-3}
 
     @property
     def default_warm_up(self) -> Mapping[str, float]:  # type: ignore[override]
         # Over the whole run: 1.0 would be one step.
-        return {"tanh": WHOLE_RUN} if self.penalty == "tanh" else {"l0": WHOLE_RUN if self.target_l0 is None else 0.5}
+        return (
+            {"tanh": WHOLE_RUN}
+            if self.penalty == "tanh"
+            else {"l0_penalty": WHOLE_RUN if self.target_l0 is None else 0.5}
+        )
 
     def check(self, widths: Widths, d_sae: int) -> None:
         if self.penalty not in ("step", "tanh"):
@@ -111,7 +115,7 @@ class JumpReLU(Mechanism):
             terms["tanh"] = (TANH_SCALE * output.latents * sae.decoder_norms()).tanh().sum() / len(target)
         else:
             count = mean_count(output.pre, self.log_threshold.exp(), self.bandwidth)
-            terms["l0"] = count if self.target_l0 is None else (count / self.target_l0 - 1).square()
+            terms["l0_penalty"] = count if self.target_l0 is None else (count / self.target_l0 - 1).square()
         dead = usage.dead_list
         missing = (self.log_threshold[dead].exp() - output.pre[:, dead]).relu() * sae.decoder_norms()[dead]
         terms["pre_act"] = missing.sum() / len(target)

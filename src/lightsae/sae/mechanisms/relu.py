@@ -125,9 +125,11 @@ class ReLU(Mechanism):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(before)
             torch.distributed.all_reduce(after)
-        # Equal powers give the ratio 1 to the bit: nothing moves between the ten steps.
-        self.rescale.mul_(before / after.clamp_min(torch.finfo(after.dtype).tiny))
-        self.p.fill_(self.present_p)
+        p = torch.full_like(self.p, self.present_p)
+        # Between the ten steps nothing moves, not by a rounding error; and a batch on which nothing fires says nothing.
+        ratio = torch.where((p != self.p) & (after > 0), before / after, 1)
+        self.rescale.mul_(ratio)
+        self.p.copy_(p)
 
 
 def pre_activations(
