@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.patheffects import Normal, Stroke
@@ -24,36 +23,45 @@ COLUMNS = 6
 NAMED = 10
 INK = "0.25"
 QUIET = "0.8"
+# In inches: a panel, what stands above it, the bars under a heat map, and the margins around all.
+PANEL, GAP, TITLE, BARS = 2.0, 0.14, 0.52, 0.65
+LEFT, TOP, LEGEND, COLOUR_BARS, NARROWEST = 0.1, 0.06, 0.34, 0.75, 4.8
 
 
 def draw(solutions: Sequence[Solution]) -> Figure:
     """Draw one panel for each solution; all have the same features and dimensions."""
     in_plane = len(solutions[0].W) == 2
-    columns = min(len(solutions), COLUMNS)
-    rows = -(-len(solutions) // columns)
-    parts = 1 if in_plane else 2
-    height = rows * (2.42 if in_plane else 3.2) + (0.35 if in_plane else 0.1)
-    width = max(2.1 * columns + (0 if in_plane else 0.9), 4.2)
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-    panels = figure.subplots(parts * rows, columns, squeeze=False, height_ratios=[3, 1][:parts] * rows)
-    for axes in panels.flat:
-        axes.set_axis_off()
     largest = max(float(solution.norms.max()) for solution in solutions)
+    columns, rows = min(len(solutions), COLUMNS), -(-len(solutions) // COLUMNS)
+    left, right = (LEFT, LEFT) if in_plane else (0.45, COLOUR_BARS)
+    row_height = TITLE + PANEL + (0 if in_plane else GAP + BARS) + GAP
+    width = left + columns * (PANEL + GAP) - GAP + right
+    height = TOP + rows * row_height + (LEGEND if in_plane else 0.1)
+    figure = Figure(figsize=(max(width, NARROWEST), height))
+    left += max(0.0, NARROWEST - width) / 2
+
+    def panel(column: int, top: float, wide: float = PANEL, high: float = PANEL) -> Axes:
+        size = figure.get_size_inches()
+        x, y = left + column * (PANEL + GAP), height - top - high
+        return figure.add_axes((x / size[0], y / size[1], wide / size[0], high / size[1]))
+
     for place, solution in enumerate(solutions):
-        row, column = divmod(place, columns)
-        first = panels[parts * row, column]
-        first.set_axis_on()
+        row, column = divmod(place, COLUMNS)
+        top = TOP + row * row_height + TITLE
+        first = panel(column, top)
         _title(first, solution)
         if in_plane:
             _draw_directions(first, solution, limit=1.12 * max(largest, 1.1))
         else:
             _draw_products(first, solution)
-            panels[parts * row + 1, column].set_axis_on()
-            _draw_norms(panels[parts * row + 1, column], solution, limit=1.1 * max(largest, 1.0), left=column == 0)
+            bars = panel(column, top + PANEL + GAP, high=BARS)
+            _draw_norms(bars, solution, limit=1.1 * max(largest, 1.0), named=column == 0)
     if in_plane:
         _name_colours(figure, solutions[0].W.shape[1])
     else:
-        _explain_colours(figure, panels)
+        top = TOP + TITLE
+        _explain_colours(panel(columns, top, wide=0.1), "RdBu_r", -1, "$W^T W$")
+        _explain_colours(panel(columns, top + PANEL + GAP, wide=0.1, high=BARS), "viridis", 0, "interference")
     return figure
 
 
@@ -103,14 +111,14 @@ def _draw_products(axes: Axes, solution: Solution) -> None:
     axes.spines[:].set_color(QUIET)
 
 
-def _draw_norms(axes: Axes, solution: Solution, limit: float, left: bool) -> None:
+def _draw_norms(axes: Axes, solution: Solution, limit: float, named: bool) -> None:
     colours = colormaps["viridis"](solution.interference.clamp(0, 1).numpy())
     features = len(solution.norms)
     axes.bar(range(features), solution.norms.tolist(), width=0.9, color=colours)
     axes.set(xlim=(-0.5, features - 0.5), ylim=(0, limit), xticks=[], yticks=[0, 1])
-    axes.tick_params(labelleft=left, labelsize=7, length=2)
+    axes.tick_params(labelleft=named, labelsize=7, length=2)
     axes.spines[["top", "right"]].set_visible(False)
-    if left:
+    if named:
         axes.set_ylabel("norm", fontsize=8)
 
 
@@ -129,7 +137,7 @@ def _name_colours(figure: Figure, features: int) -> None:
     figure.legend(
         [blank, *handles] if title else handles,
         [title, *labels] if title else labels,
-        loc="outside lower center",
+        loc="lower center",
         ncols=len(handles) + 1,
         frameon=False,
         fontsize=8.5,
@@ -138,14 +146,9 @@ def _name_colours(figure: Figure, features: int) -> None:
     )
 
 
-def _explain_colours(figure: Figure, panels: Any) -> None:
-    top, bottom = panels[0::2].ravel().tolist(), panels[1::2].ravel().tolist()
-    for part, cmap, low, label in (
-        (top, "RdBu_r", -1, r"$W^T W$, most important first"),
-        (bottom, "viridis", 0, "interference"),
-    ):
-        bar = figure.colorbar(ScalarMappable(Normalize(low, 1), cmap), ax=part, pad=0.01, aspect=18 if low else 6)
-        bar.set_label(label, fontsize=8)
-        bar.set_ticks([low, 0, 1] if low else [0, 1])
-        bar.ax.tick_params(labelsize=7)
-        bar.outline.set_visible(False)
+def _explain_colours(axes: Axes, cmap: str, low: int, label: str) -> None:
+    assert isinstance(axes.figure, Figure)
+    bar = axes.figure.colorbar(ScalarMappable(Normalize(low, 1), cmap), cax=axes, ticks=[*range(low, 2)])
+    bar.set_label(label, fontsize=8)
+    axes.tick_params(labelsize=7, length=2)
+    bar.outline.set_visible(False)

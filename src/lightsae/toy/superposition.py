@@ -5,7 +5,8 @@ Source:  Elhage et al. 2022, "Toy Models of Superposition": h = W x, x' = ReLU(W
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -56,9 +57,7 @@ class Superposition:
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; write a number above 0.")
         if not self.sparsities or not all(0 <= sparsity <= SPARSEST for sparsity in self.sparsities):
-            raise ConfigError(
-                f"sparsities is {self.sparsities}; write probabilities from 0 to {SPARSEST}, one or more."
-            )
+            raise ConfigError(f"sparsities is {self.sparsities}; write probabilities from 0 to {SPARSEST}.")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError):
@@ -129,6 +128,19 @@ def weighted_loss(
     return ((x - reconstruct(W, b, x)).square() @ importance).mean(1)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # The products are tiny: where other programs keep the cores busy, threads that wait for each other make training
+    # five times slower. And so the weights do not depend on the number of cores.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def train(config: Superposition, progress: Callable[[int], object] = lambda step: None) -> list[Solution]:
     """Train all models at once, and return the best restart of each, in the order of `config.sparsities`.
 
