@@ -328,8 +328,6 @@ def test_the_loss_reaches_every_parameter_and_leaves_the_usage_alone(
 
 
 def test_gradients_reach_the_input(sae: SparseAutoencoder, x: Tensor) -> None:
-    if sae.refinements.second_step:
-        sae.eval()  # in training the first of two steps is taken as given
     double, given = sae.double(), x[:4].double().requires_grad_()
     weights = torch.randn(4, sae.d_out, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     (double(given).x_hat * weights).sum().backward()

@@ -90,6 +90,8 @@ _NAMES_OF_VALUES = {
     "trainer.accelerator": "TEXT",
     "trainer.val_check_interval": "INT",
     "trainer.gradient_clip_val": "NUMBER",
+    "sparsities": "LIST",
+    "out": "FOLDER",
 }
 _METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "{true,false}"}
 

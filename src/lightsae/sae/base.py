@@ -295,11 +295,8 @@ class SparseAutoencoder(nn.Module):
 
     def _encoding(self, x: Tensor) -> Encoding:
         if self.refinements.second_step:
-            # In training the first step is taken as given: learning through it costs a third more and brings nothing.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
-                first = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
-                residual = x - self._decoded(first.latents, x)
-            x = x + self.refinements.second_step * residual
+            first = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
+            x = x + self.refinements.second_step * (x - self._decoded(first.latents, x))
         encoding = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
         if self.refinements.prune is not None and not self.training:
             residual = x - self._decoded(encoding.latents, x)

@@ -108,22 +108,24 @@ def test_it_holds_from_the_start_and_after_every_step(arbitrary: Make, normal: M
 def test_the_second_step_and_its_gradients_follow_the_formula(
     arbitrary: Make, agree: Make, weights_of: Make, x: Tensor, kind: str
 ) -> None:
-    """z = f(x + eta (x - x_hat)) with the same encoder; in training x - x_hat is taken as given."""
+    """z = f(x + eta (x - x_hat)) with the same encoder, and gradients through both steps."""
     sae = arbitrary(BUILD[kind](Refinements(second_step=0.3)))
     w = weights_of(sae)
-    residual = 0.4 * x - encoded(0.4 * x, w, kind) @ w["W_dec"] - w["b_dec"]
+
+    def both_steps(w: Weights) -> Tensor:
+        residual = 0.4 * x - encoded(0.4 * x, w, kind) @ w["W_dec"] - w["b_dec"]
+        return encoded(0.4 * x + 0.3 * residual, w, kind)
 
     def reference(w: Weights) -> Tensor:
-        latents = encoded(0.4 * x + 0.3 * residual, w, kind)
-        return mse(0.4 * x, squared_errors(0.4 * x, latents, w).mean(), kind)
+        return mse(0.4 * x, squared_errors(0.4 * x, both_steps(w), w).mean(), kind)
 
-    torch.testing.assert_close(sae.encode(x), encoded(0.4 * x + 0.3 * residual, w, kind), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(sae.encode(x), both_steps(w), rtol=1e-10, atol=1e-12)
     assert not torch.equal(sae.encode(x), encoded(0.4 * x, w, kind))
     agree(sae, x, x, "mse", reference)
 
 
 @pytest.mark.parametrize("kind", BUILD)
-def test_at_inference_its_gradients_are_those_of_both_steps(arbitrary: Make, x: Tensor, kind: str) -> None:
+def test_gradients_to_the_input_are_those_of_both_steps(arbitrary: Make, x: Tensor, kind: str) -> None:
     """As attributions need them."""
     sae = arbitrary(BUILD[kind](Refinements(second_step=0.3))).eval()
     assert torch.autograd.gradcheck(lambda given: sae(given).x_hat, (x.clone().requires_grad_(),))
