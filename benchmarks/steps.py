@@ -53,7 +53,7 @@ def seconds_of_a_step(sae: SparseAutoencoder, batches: list[torch.Tensor], steps
         x = batches[step % len(batches)]
         output = sae(x)
         terms = sae.loss_terms(x, output, usage)
-        torch.stack([coefficients[term].at(step, steps) * value for term, value in terms.items()]).sum().backward()
+        torch.stack([coefficients[term].at(step, steps + 2) * value for term, value in terms.items()]).sum().backward()
         usage.observe(output.latents)
         sae.observe(output)
         sae.before_step()

@@ -122,9 +122,7 @@ def test_killed_twice_ends_in_the_same_bytes(
     variant: str, make_model: Callable[..., Path], tiny_corpus: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "given.yaml"
-    config.write_text(
-        COMMON + f"  site: resid_post.1\n  model: {make_model()}\n  dataset: {tiny_corpus}\n" + VARIANTS[variant]
-    )
+    config.write_text(COMMON + f"  model: {make_model()}\n  dataset: {tiny_corpus}\n" + VARIANTS[variant])
     whole, resumed, said = whole_and_killed_twice(tmp_path, config)
     # What the variant is here for did happen.
     assert "resampled" in said if "relu" in variant else largest(whole, "train/auxk") > 0

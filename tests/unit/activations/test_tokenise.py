@@ -109,7 +109,9 @@ def test_an_abandoned_pool_leaves_no_process() -> None:
 
 
 def test_workers_outlive_an_interrupt_and_import_little(workers: Tokeniser) -> None:
-    workers.submit(["a"])()
+    # One answer of each: a worker that is still starting cannot ignore anything yet.
+    for answer in [workers.submit(["a"]) for _ in range(4)]:
+        answer()
     for child in children():
         child.send_signal(signal.SIGINT)
         libraries = {os.path.basename(mapped.path) for mapped in child.memory_maps()}
