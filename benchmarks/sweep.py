@@ -3,8 +3,8 @@
     python benchmarks/sweep.py builtin
     python benchmarks/sweep.py gpt2-shape
 
-Prints the seconds of the run's parts for the same number of tokens, and the ratio
-run / (language model alone + sum of the eight SAE steps alone). `gpt2-shape` is a GPT-2 of the small one's shape with
+Prints the seconds of the run's parts, and the ratio run / (language model alone over the same fills + sum of the eight
+dictionaries' steps alone). `gpt2-shape` is a GPT-2 of the small one's shape with
 random weights, read at resid_post.6, on random tokens' text.
 """
 
@@ -25,6 +25,7 @@ from lightsae.sae import LatentUsage, Widths
 from lightsae.training.entries import Entry
 
 KS = (8, 16, 32, 64)
+BATCH, FILL = 2048, 16384
 
 
 def language_model(shape: str, folder: Path) -> tuple[str, str, tuple[int, int]]:
@@ -86,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model, site, sizes = language_model(given.shape, Path(temporary, "model"))
         data = ActivationDataModule(
-            model=model, site=site, dataset="builtin", batch_tokens=2048, buffer_tokens=65536, val_tokens=4096
+            model=model, site=site, dataset="builtin", batch_tokens=BATCH, buffer_tokens=FILL, val_tokens=4096
         )
         cases = [(d_sae, k) for d_sae in sizes for k in KS]
         entries = {f"d{d}_k{k}": Entry(lambda w, d=d, k=k: TopK(w, d_sae=d, k=k)) for d, k in cases}  # type: ignore[misc]
@@ -95,7 +96,9 @@ def main() -> None:
         assert data.language_model is not None
         width = module.each_sae()["d{}_k{}".format(*cases[0])].d_in
         # Alone, in turn: the language model on as many tokens, and the steps of each dictionary.
-        lm_alone = language_model_alone(data.language_model, site, given.steps * 2048)
+        # The first fill is made before the training's clock starts: the scales are measured on it.
+        fills = -(-given.steps * BATCH // FILL) - 1
+        lm_alone = language_model_alone(data.language_model, site, fills * FILL)
         batches = [torch.randn(2048, width) + 1 for _ in range(4)]
         alone = {f"d{d}_k{k}": seconds_of_steps(TopK(Widths.of(width), d, k), batches, given.steps) for d, k in cases}
     total, expected = report["seconds"]["total"], lm_alone + sum(alone.values())
