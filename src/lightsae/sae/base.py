@@ -221,6 +221,10 @@ class SparseAutoencoder(nn.Module):
         latents = self._encoding(self._normalised(x)).latents
         return SparseLatents.from_dense(latents) if isinstance(latents, Tensor) else latents
 
+    def pre_activations(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
+        """Return what the mechanism would choose from, of raw activations: dense, before any second step."""
+        return self._pre(self._normalised(x))
+
     def encode_normalised(self, x: Float[Tensor, "T D"]) -> Latents:
         """Return the latents of normalised activations, dense or sparse as the mechanism makes them."""
         return self._encoding(x).latents
