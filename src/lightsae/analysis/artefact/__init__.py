@@ -1,0 +1,1 @@
+"""The feature dictionary as a versioned folder: written, opened, searched, exported."""

@@ -1,0 +1,132 @@
+"""Encodes a typed text with the language model and the SAE: what the live page asks for.
+
+Axes: S tokens of the text, D width of what the SAE reads.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightsae.errors import SiteError
+from lightsae.lm import LanguageModel
+from lightsae.sae import SiteRef, SparseAutoencoder
+
+_SINK_NORM = 10
+
+
+@dataclass
+class LiveEncoder:
+    """A language model and an SAE on its sites; `encode` may be called from several threads.
+
+    Attributes:
+        lms: The language models by name, as the SAE's sites have it.
+        sae: On the same device.
+        max_tokens: Longer texts are cut.
+        max_features: That are told of each token, the strongest.
+        prepend_bos: As in training; None: where the tokenizer has a BOS token.
+    """
+
+    lms: Mapping[str, LanguageModel]
+    sae: SparseAutoencoder
+    max_tokens: int = 512
+    max_features: int = 32
+    prepend_bos: bool | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def load(
+        cls, sae: SparseAutoencoder, provenance: Mapping[str, Any], device: str | torch.device = "cpu"
+    ) -> "LiveEncoder":
+        """Load the language models that the SAE reads.
+
+        Args:
+            sae: On `device`.
+            provenance: Of its export: tells the model's revision, the rows' length and whether they begin with BOS.
+            device: Where the models go.
+
+        Raises:
+            SiteError: It was trained on activations of no known model.
+            ModelError: A model cannot be loaded.
+        """
+        sites = sae.widths.read
+        if any(not ref.model for ref in sites):
+            raise SiteError(
+                "The SAE was trained on activation files and names no language model, so no text can be encoded; "
+                "leave --sae out to see the dictionary alone."
+            )
+        names = list(dict.fromkeys(ref.model for ref in sites))
+        revision = provenance.get("model_revision")
+        lms = {
+            name: LanguageModel.from_pretrained(
+                name,
+                revision=revision if name == names[0] else None,
+                device=device,
+                sites=[ref.site for ref in sites if ref.model == name],
+            )
+            for name in names
+        }
+        limits = [lm.max_context for lm in lms.values() if lm.max_context] + [provenance.get("context_size") or 512]
+        return cls(lms, sae.eval(), max_tokens=min(limits), prepend_bos=provenance.get("prepend_bos"))
+
+    @property
+    def name(self) -> str:
+        """The models' names, for people."""
+        return ", ".join(self.lms)
+
+    @torch.inference_mode()
+    def encode(self, text: str) -> dict[str, Any]:
+        """Return what fires on each token of a text.
+
+        Returns:
+            {tokens, cut}. A token is {id, text, counted, features: [[feature, activation]...]}, the strongest feature
+            first, in normalised units; `counted` is False for special tokens and attention sinks, which the dictionary
+            leaves out of its figures. `cut` says that the text was longer than `max_tokens`.
+        """
+        lm = next(iter(self.lms.values()))
+        tokenizer = lm.tokenizer
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        first = [] if self.prepend_bos is False or lm.bos_token_id is None else [lm.bos_token_id]
+        cut = len(first) + len(ids) > self.max_tokens
+        ids = [*first, *ids][: self.max_tokens]
+        if len(ids) == len(first):
+            return {"tokens": [], "cut": False}
+        with self._lock:
+            x = self._activations(torch.tensor([ids]))
+            latents = self.sae.encode_sparse(x)
+        counted = ~_sinks(x)
+        offsets = latents.pattern.offsets.tolist()
+        special = set(lm.special_token_ids)
+        tokens = []
+        for position, token in enumerate(ids):
+            values = latents.values[offsets[position] : offsets[position + 1]]
+            features = latents.indices[offsets[position] : offsets[position + 1]]
+            best = values.argsort(descending=True)[: self.max_features]
+            pairs = zip(features[best].tolist(), values[best].tolist(), strict=True)
+            tokens.append(
+                {
+                    "id": token,
+                    "text": tokenizer.decode([token], clean_up_tokenization_spaces=False),
+                    "counted": bool(counted[position]) and token not in special and position > 0,
+                    "features": [[feature, value] for feature, value in pairs if value > 0],
+                }
+            )
+        return {"tokens": tokens, "cut": cut}
+
+    def _activations(self, ids: Tensor) -> Float[Tensor, "S D"]:
+        parts: dict[SiteRef, Tensor] = {}
+        for name, lm in self.lms.items():
+            sites = [ref.site for ref in self.sae.widths.read if ref.model == name]
+            found = lm.capture(ids.to(lm.device), sites)
+            parts |= {SiteRef(name, site): found[site][0].float() for site in sites}
+        return torch.cat([parts[ref] for ref in self.sae.widths.read], dim=1)
+
+
+def _sinks(x: Float[Tensor, "S D"]) -> Tensor:
+    """Return which tokens have a norm far above the others'."""
+    norms = x.norm(dim=1)
+    return norms > _SINK_NORM * norms.median()

@@ -1,0 +1,174 @@
+"""Places points in the plane: UMAP where umap-learn is installed, else the two largest principal components.
+
+Axes: n points, D width, F features.
+Source: McInnes et al. 2018, arXiv:1802.03426, for UMAP.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightsae.analysis.dashboard.map import Colouring, Map
+from lightsae.errors import ConfigError
+
+Method = Literal["auto", "umap", "pca"]
+# Fewer points have no neighbourhoods worth speaking of.
+_FEWEST = 30
+# Wider points go through this many principal components first: UMAP's time is in the distances.
+_COMPONENTS = 64
+_EPOCHS = 200
+
+
+def decoder_map(
+    W_dec: Float[Tensor, "F O"],
+    *,
+    features: Int[Tensor, " n"] | None = None,
+    method: Method = "auto",
+    seed: int = 0,
+    max_points: int = 30_000,
+    name: str = "Decoder directions",
+) -> Map:
+    """Return a map of a dictionary's directions, each of which opens its feature.
+
+    Args:
+        W_dec: Decoder rows; their lengths play no part.
+        features: Which of them, such as the live ones; None: all.
+        method: auto takes UMAP where it can be had.
+        seed: Of UMAP, and of the sample where there are more than `max_points`.
+        max_points: More are sampled, which the map then says.
+        name: Of the map.
+
+    Raises:
+        ConfigError: UMAP is asked for, but not installed.
+    """
+    chosen = torch.arange(len(W_dec)) if features is None else features.cpu()
+    drawn, sampled = _sample(len(chosen), max_points, seed, "features")
+    chosen = chosen[drawn]
+    rows = W_dec.detach().cpu().float()[chosen]
+    rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    coordinates, how = place(rows, method=method, seed=seed, metric="cosine")
+    return Map(name, f"{how}{sampled}", coordinates, links=chosen.numpy())
+
+
+def activation_map(
+    x: Float[Tensor, "n D"],
+    *,
+    name: str,
+    colours: Sequence[Colouring] = (),
+    texts: Sequence[str] | None = None,
+    group: str | None = None,
+    method: Method = "auto",
+    metric: Literal["euclidean", "cosine"] = "euclidean",
+    seed: int = 0,
+    max_points: int = 10_000,
+) -> Map:
+    """Return a map of activations, one point a token: raw ones (before), or latents (after).
+
+    Args:
+        x: Activations, without attention sinks: their norms would leave nothing else to see.
+        name: Of the map.
+        colours: Such as token classes, or the activation of a feature; one value a row of `x`.
+        texts: What hovering shows, such as the token in its context.
+        group: Maps of one group stand side by side.
+        method: auto takes UMAP where it can be had.
+        metric: Of UMAP; cosine suits latents.
+        seed: Of UMAP, and of the sample where there are more than `max_points`.
+        max_points: More are sampled, which the map then says.
+
+    Raises:
+        ConfigError: UMAP is asked for, but not installed.
+    """
+    drawn, sampled = _sample(len(x), max_points, seed, "tokens")
+    coordinates, how = place(x.detach().cpu()[drawn].float(), method=method, seed=seed, metric=metric)
+    kept = [
+        Colouring(
+            c.name,
+            c.values[drawn.numpy()] if isinstance(c.values, np.ndarray) else [c.values[i] for i in drawn.tolist()],
+            c.log,
+        )
+        for c in colours
+    ]
+    said = None if texts is None else [texts[i] for i in drawn.tolist()]
+    return Map(name, f"{how}{sampled}", coordinates, kept, said, group=group)
+
+
+def place(
+    points: Float[Tensor, "n D"],
+    *,
+    method: Method = "auto",
+    seed: int = 0,
+    metric: Literal["euclidean", "cosine"] = "euclidean",
+) -> tuple[Float[np.ndarray, "n 2"], str]:
+    """Return coordinates in the plane, and in words how they were found.
+
+    Raises:
+        ConfigError: UMAP is asked for, but not installed.
+    """
+    if not torch.isfinite(points).all():
+        raise ConfigError("The points of a map hold a NaN or an infinity; map activations that are finite.")
+    umap = None if method == "pca" or len(points) < _FEWEST else _umap()
+    if umap is None and method == "umap" and len(points) >= _FEWEST:
+        raise ConfigError("method is 'umap', but umap-learn is not installed: pip install umap-learn; or write 'pca'.")
+    if umap is None:
+        components, explained = principal_components(points, 2)
+        return components, f"PCA: the two largest components, {100 * explained:.0f}% of the variance"
+    reduced = points.numpy()
+    before = ""
+    if points.shape[1] > _COMPONENTS:
+        reduced, _ = principal_components(points, _COMPONENTS)
+        before = f" of the {_COMPONENTS} largest principal components"
+    neighbours = min(15, len(points) - 1)
+    start = reduced[:, :2] if before else principal_components(points, 2)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numba's and scikit-learn's own making
+        found = umap.UMAP(
+            n_neighbors=neighbours,
+            min_dist=0.1,
+            metric=metric,
+            n_epochs=_EPOCHS,
+            # A start that shows the large structure, at no cost; UMAP's own takes eigenvectors of a large graph.
+            init=(10 * start / max(float(np.abs(start).max()), 1e-12)).astype(np.float32),
+            random_state=seed,
+            n_jobs=1,  # a fixed seed allows no more
+        ).fit_transform(reduced)
+    settings = f"{neighbours} neighbours, minimum distance 0.1, {metric}, {_EPOCHS} epochs, seed {seed}"
+    return np.asarray(found, dtype=np.float32), f"UMAP{before} ({settings})"
+
+
+def principal_components(points: Float[Tensor, "n D"], k: int) -> tuple[Float[np.ndarray, "n k"], float]:
+    """Return the points' k largest principal components, and their share of the variance.
+
+    Signs are fixed: the largest entry of each direction is positive. Missing components are 0.
+    """
+    centred = points.double() - points.double().mean(0)
+    values, directions = torch.linalg.eigh(centred.T @ centred)
+    order = values.argsort(descending=True)[:k]
+    chosen = directions[:, order]
+    signs = chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
+    found = torch.zeros(len(points), k, dtype=torch.float64)
+    found[:, : chosen.shape[1]] = centred @ (chosen * signs)
+    total = float(values.clamp_min(0).sum())
+    return found.float().numpy(), float(values[order].clamp_min(0).sum()) / total if total > 0 else 0.0
+
+
+def _sample(n: int, most: int, seed: int, what: str) -> tuple[Int[Tensor, " kept"], str]:
+    if n <= most:
+        return torch.arange(n), f"; {n:,} {what}"
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    return drawn, f"; {most:,} of {n:,} {what}, drawn with seed {seed}"
+
+
+def _umap() -> Any:
+    """Return the module umap, or None. Importing it compiles, and takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import umap
+        except ImportError:
+            return None
+    return umap

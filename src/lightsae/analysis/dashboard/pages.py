@@ -1,0 +1,106 @@
+"""Writes the dashboard: index.html and what it loads. Opens from the disk, without a server and without a network.
+
+    index.html
+    assets/*.js, style.css, plotly.min.js                    the program; Plotly is loaded by the pages that draw
+    assets/data/features.js, features-words.js, features/N.js   the features: list, words of contexts, chunks
+    assets/data/neurons.js, neurons-words.js, neurons/N.js   the same of raw neurons, where there are any
+    assets/data/map-N.js                                     maps
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.offline
+import pyarrow as pa
+
+from lightsae.analysis.dashboard.chunks import FEATURES_A_CHUNK, feature_chunks
+from lightsae.analysis.dashboard.columns import list_columns
+from lightsae.analysis.dashboard.map import Map
+from lightsae.analysis.dashboard.scripts import plain, rounded, write_script
+from lightsae.analysis.dashboard.words import word_index
+
+Tables = Mapping[str, pa.Table]
+_SORTED_BY = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
+
+
+def write_dashboard(
+    folder: Path,
+    tables: Tables,
+    manifest: Mapping[str, Any],
+    *,
+    neurons: Tables | None = None,
+    maps: Sequence[Map] = (),
+) -> None:
+    """Write the dashboard of a feature dictionary into a folder.
+
+    Args:
+        folder: An existing folder that the caller stages; gets `index.html` and `assets/`.
+        tables: Of the dictionary, as in `analysis.schema`.
+        manifest: What dictionary.json says; histogram_edges (and neuron_histogram_edges, if those of the neurons
+            differ) belong to the histograms of the tables.
+        neurons: The same tables of the raw neurons.
+        maps: The maps, in the order of their tabs.
+    """
+    _write_program(folder)
+    data = folder / "assets" / "data"
+    _write_population(data, "features", _sorted(tables))
+    if neurons is not None:
+        _write_population(data, "neurons", _sorted(neurons))
+    for number, one in enumerate(maps):
+        write_script(data / f"map-{number}.js", f"map-{number}", _told(one))
+    write_script(
+        data / "manifest.js",
+        "manifest",
+        {
+            "manifest": plain(dict(manifest)),
+            "neurons": neurons is not None,
+            "chunk": FEATURES_A_CHUNK,
+            "maps": [{"name": m.name, "group": m.group or m.name, "points": len(m.coordinates)} for m in maps],
+        },
+    )
+
+
+def _write_program(folder: Path) -> None:
+    """Copy the pages' own files, and Plotly from its Python package."""
+    assets = folder / "assets"
+    assets.mkdir(parents=True, exist_ok=True)
+    for file in resources.files("lightsae.analysis.dashboard").joinpath("assets").iterdir():
+        with resources.as_file(file) as path:
+            shutil.copyfile(path, folder / file.name if file.name == "index.html" else assets / file.name)
+    (assets / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
+
+
+def _write_population(data: Path, name: str, tables: dict[str, pa.Table]) -> None:
+    write_script(data / f"{name}.js", name, list_columns(tables["features"]))
+    words = word_index(tables["features"], tables["contexts"])
+    write_script(data / f"{name}-words.js", f"{name}-words", words)
+    for number, chunk in enumerate(feature_chunks(tables)):
+        write_script(data / name / f"{number}.js", f"{name}/{number}", chunk)
+
+
+def _sorted(tables: Tables) -> dict[str, pa.Table]:
+    """Return the tables with the rows of each feature together."""
+    ready = {}
+    for name, key in _SORTED_BY.items():
+        order = np.argsort(tables[name][key].to_numpy(), kind="stable")
+        ready[name] = tables[name].take(pa.array(order)).combine_chunks()
+    return ready
+
+
+def _told(one: Map) -> dict[str, Any]:
+    x, y = one.coordinates.astype(np.float64).T.tolist() if len(one.coordinates) else ([], [])
+    return {
+        "name": one.name,
+        "method": one.method,
+        "x": [rounded(v) for v in x],
+        "y": [rounded(v) for v in y],
+        "texts": list(one.texts) if one.texts is not None else None,
+        "links": one.links.tolist() if one.links is not None else None,
+        "colours": [
+            {"name": c.name, "log": c.log, "values": plain(np.asarray(c.values).tolist())} for c in one.colours
+        ],
+    }

@@ -1,0 +1,76 @@
+"""What a feature's direction is close to: other features, and coordinates of the site (raw neurons).
+
+Axes: F features, D width, k neighbours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Cosines that agree so far are ties, and the lower id comes first: the last float32 digits depend on how a product was
+# split, and must not decide the order.
+_DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The k nearest of each feature, the nearest first.
+
+    Attributes:
+        ids: (F, k) features, or coordinates of the site.
+        cosines: (F, k) signed, to six decimals.
+    """
+
+    ids: NDArray[np.int32]
+    cosines: NDArray[np.float32]
+
+
+@torch.inference_mode()
+def nearest_by_cosine(W: Float[Tensor, "F D"], k: int, *, chunk: int = 1024) -> Neighbours:
+    """Return the features whose directions have the largest cosine with each feature's, itself left out.
+
+    Args:
+        W: Directions; a row of zeros has cosine 0 with all.
+        k: Neighbours of each; at most F - 1 are there.
+        chunk: Features at once; memory is chunk * F floats.
+
+    Returns:
+        Signed cosines, descending; among equals the lower id first.
+    """
+    unit, found = F.normalize(W.float()), []
+    k = min(k, len(unit) - 1)
+    for start in range(0, len(unit), chunk):
+        cosines = (unit[start : start + chunk] @ unit.T).round_(decimals=_DECIMALS)
+        cosines.diagonal(start).fill_(-torch.inf)
+        ids = _largest(cosines, k)
+        found.append((ids.int().cpu().numpy(), cosines.gather(1, ids).cpu().numpy()))
+    return Neighbours(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+@torch.inference_mode()
+def aligned_neurons(W: Float[Tensor, "F D"], k: int) -> Neighbours:
+    """Return the coordinates of the site with the largest |cosine| with each feature: component / norm, signed.
+
+    Among equals the lower coordinate comes first; a row of zeros has cosine 0 with all.
+    """
+    cosines = F.normalize(W.float()).round_(decimals=_DECIMALS)
+    ids = _largest(cosines.abs(), min(k, W.shape[1]))
+    return Neighbours(ids.int().cpu().numpy(), cosines.gather(1, ids).cpu().numpy())
+
+
+def _largest(values: Float[Tensor, "F N"], k: int) -> Int[Tensor, "F k"]:
+    """Return the places of the k largest of each row, descending; among equals the lower place first."""
+    found = values.topk(k, dim=1)
+    ids = found.indices.sort(dim=1).values
+    order = values.gather(1, ids).argsort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    if k:
+        # Where equals lie on both sides of the cut, topk takes any of them: rare enough for a whole sort.
+        cut = ((values >= found.values[:, -1:]).sum(1) > k).nonzero()[:, 0]
+        ids[cut] = values[cut].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return ids

@@ -1,0 +1,106 @@
+"""What is interpreted: the latents of a dictionary, or the raw neurons of the site that it reads.
+
+Axes: T tokens, D width of what is read, F features.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae.sparse_ops import SparseLatents
+
+
+class FeatureSource(Protocol):
+    """Turns activations into the firings of features."""
+
+    n_features: int
+
+    def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
+        """Return which features fire on each token, and how strongly."""
+
+    def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
+        """Return a score of how near each feature is to firing; None where there is no such thing."""
+
+
+class SAEFeatures:
+    """The latents of a dictionary, in its normalised units."""
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        self.sae = sae.eval()
+        self.n_features = sae.d_sae
+
+    def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
+        return self.sae.encode_sparse(self._read(activations))
+
+    def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
+        return self.sae.pre_activations(self._read(activations))
+
+    def _read(self, activations: Mapping[SiteRef, Tensor]) -> Tensor:
+        return read_sites(activations, self.sae.widths.read)
+
+
+class NeuronFeatures:
+    """The coordinates of the sites that a dictionary reads: how far each lies above its mean, in raw units.
+
+    A coordinate has no zero of its own (the residual stream has none at all), so that it is measured from its mean over
+    the text, and fires above it.
+
+    Args:
+        sites: As the dictionary reads them.
+        mean: Mean activation, (D,), in the order of `sites`.
+    """
+
+    def __init__(self, sites: Mapping[SiteRef, int], mean: Float[Tensor, " D"]) -> None:
+        self.sites, self.mean = dict(sites), mean
+        self.n_features = sum(sites.values())
+
+    def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
+        return SparseLatents.from_dense((read_sites(activations, self.sites).float() - self.mean).clamp_min(0))
+
+    def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
+        return None
+
+
+def read_sites(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Mapping[SiteRef, int]) -> Tensor:
+    """Return the activations at some sites, (T, D), side by side."""
+    parts = [activations[site] for site in sites]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class RandomFeatures:
+    """Random directions at the sites that a dictionary reads, each firing about as often as its latents do.
+
+    The floor for labels: what a rule finds in directions that were never learned. Feature i fires by how far the
+    projection of the activation on its direction exceeds a threshold; `calibrate` puts it where it fires on its share
+    of a sample.
+
+    Args:
+        sites: As the dictionary reads them.
+        n_features: How many.
+        generator: Of the directions.
+    """
+
+    def __init__(self, sites: Mapping[SiteRef, int], n_features: int, generator: torch.Generator) -> None:
+        self.sites, self.n_features = dict(sites), n_features
+        drawn = torch.randn(n_features, sum(sites.values()), generator=generator)
+        self.directions = torch.nn.functional.normalize(drawn, dim=1)
+        self.thresholds = torch.zeros(n_features)
+
+    @torch.no_grad()
+    def calibrate(self, sample: Float[Tensor, "T D"], frequencies: Float[Tensor, " F"]) -> None:
+        """Set the thresholds so that feature i fires on the share `frequencies[i]` of a sample's tokens."""
+        self.directions, self.thresholds = (t.to(sample.device) for t in (self.directions, self.thresholds))
+        ordered = (sample.float() @ self.directions.T).sort(dim=0).values
+        places = ((1 - frequencies.to(sample.device)) * (len(ordered) - 1)).long()
+        self.thresholds = ordered.gather(0, places[None])[0]
+
+    def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
+        projected = read_sites(activations, self.sites).float() @ self.directions.T
+        return SparseLatents.from_dense((projected - self.thresholds).clamp_min(0))
+
+    def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
+        return None

@@ -1,0 +1,197 @@
+"""Scores of a label: from yes/no verdicts to balanced accuracy, precision and recall, with 95% intervals.
+
+Axes:    n trials, arrays of any one shape.
+Source:  interval: Wilson 1927. Detection and fuzzing: Paulo et al. 2024, arXiv:2410.13928.
+
+A verdict is `True`, `False`, or `None`: no usable answer came; those are counted, and part of no score. A judge that
+always says no has balanced accuracy 0.5 and no precision. Precision depends on how many negatives there are for each
+positive, so compare it only where that is the same: `tokens` scores have the natural frequency, a judge's about 1 to 1.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightsae.randomness import keyed_generator
+
+_Z = 1.959963984540054  # two-sided 95% of the normal distribution
+Counts = int | float | Sequence[int | float] | NDArray[Any]  # ints spelled out for checks at run time
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+def wilson(successes: Counts, trials: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lower and upper bound of the 95% Wilson interval of a share.
+
+    Args:
+        successes: How often it happened.
+        trials: Of how many times; where it is 0 nothing is known, and the interval is 0 to 1.
+
+    Returns:
+        Two arrays of the shape of the arguments (0-d for two numbers).
+    """
+    n = np.asarray(trials, np.float64)
+    known = np.where(n > 0, n, 1.0)
+    share = np.where(n > 0, np.asarray(successes, np.float64) / known, 0.0)
+    centre = share + _Z**2 / (2 * known)
+    half = _Z * np.sqrt(share * (1 - share) / known + (_Z / (2 * known)) ** 2)
+    spread = 1 + _Z**2 / known
+    # Where a share is 0 or 1 its bound is so exactly; rounding would put it 1e-17 beside.
+    low = np.where((n > 0) & (share > 0), (centre - half) / spread, 0.0)
+    high = np.where((n > 0) & (share < 1), (centre + half) / spread, 1.0)
+    return np.asarray(low), np.asarray(high)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How yes/no verdicts agree with the truth.
+
+    Attributes:
+        true_positives, false_negatives: Verdicts on what fires: yes, no.
+        false_positives, true_negatives: Verdicts on what does not.
+        unanswered: Questions without a usable answer; part of no score.
+    """
+
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+    unanswered: int = 0
+
+    @classmethod
+    def of(cls, truths: Sequence[bool], verdicts: Sequence[bool | None]) -> "Scores":
+        """Count verdicts against the truth, one of each a question."""
+        pairs = list(zip(truths, verdicts, strict=True))
+        return cls(
+            true_positives=pairs.count((True, True)),
+            false_positives=pairs.count((False, True)),
+            false_negatives=pairs.count((True, False)),
+            true_negatives=pairs.count((False, False)),
+            unanswered=sum(verdict is None for verdict in verdicts),
+        )
+
+    def __add__(self, other: "Scores") -> "Scores":
+        return Scores(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def positives(self) -> int:
+        """Answered questions about what fires."""
+        return self.true_positives + self.false_negatives
+
+    @property
+    def negatives(self) -> int:
+        """Answered questions about what does not fire."""
+        return self.false_positives + self.true_negatives
+
+    @property
+    def yes(self) -> int:
+        return self.true_positives + self.false_positives
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the yes-verdicts that are right; None where there is no yes."""
+        return self.true_positives / self.yes if self.yes else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of what fires that got a yes; None where nothing that fires was judged."""
+        return self.true_positives / self.positives if self.positives else None
+
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """Mean of the shares right on what fires and on what does not; None where one of them was not judged."""
+        if not self.positives or not self.negatives:
+            return None
+        return (self.true_positives / self.positives + self.true_negatives / self.negatives) / 2
+
+    @property
+    def precision_interval(self) -> tuple[float, float]:
+        """95% Wilson interval; 0 to 1 where there is no yes."""
+        low, high = wilson(self.true_positives, self.yes)
+        return float(low), float(high)
+
+    @property
+    def recall_interval(self) -> tuple[float, float]:
+        """95% Wilson interval; 0 to 1 where nothing that fires was judged."""
+        low, high = wilson(self.true_positives, self.positives)
+        return float(low), float(high)
+
+    def columns(self) -> dict[str, Any]:
+        """Return the score columns of `schema.LABELS`; the bounds of a share that does not exist are None."""
+        precision_low, precision_high = self.precision_interval if self.yes else (None, None)
+        recall_low, recall_high = self.recall_interval if self.positives else (None, None)
+        return {
+            "positives_tested": self.positives,
+            "negatives_tested": self.negatives,
+            "balanced_accuracy": self.balanced_accuracy,
+            "precision": self.precision,
+            "precision_low": precision_low,
+            "precision_high": precision_high,
+            "recall": self.recall,
+            "recall_low": recall_low,
+            "recall_high": recall_high,
+        }
+
+
+def weakest(scores: Iterable[Scores]) -> Scores:
+    """Return the scores with the least of min(precision, recall); a share that does not exist counts as 0.
+
+    A label that is tested against several kinds of negatives is as good as its weakest test.
+    """
+    return min(scores, key=lambda s: (min(s.precision or 0.0, s.recall or 0.0), s.balanced_accuracy or 0.0))
+
+
+def discrimination_scores(choices: Sequence[int | None], answers: Sequence[int], options: int) -> Scores:
+    """Score choices of one window out of several.
+
+    The window of the feature is a positive, each of the others a negative, so that recall is the share of right choices
+    and a judge that chooses blindly has balanced accuracy 0.5.
+
+    Args:
+        choices: What was chosen, from 0; -1 where the judge says that none fits; None where no usable answer came.
+        answers: Which one is right.
+        options: Windows to choose from, in each trial.
+    """
+    truths: list[bool] = []
+    verdicts: list[bool | None] = []
+    unanswered = 0
+    for choice, answer in zip(choices, answers, strict=True):
+        if choice is None:
+            unanswered += 1
+            continue
+        truths += [i == answer for i in range(options)]
+        verdicts += [i == choice for i in range(options)]
+    return replace(Scores.of(truths, verdicts), unanswered=unanswered)
+
+
+def derangement(count: int, seed: int) -> list[int]:
+    """Return a random permutation of 0..count-1 that leaves nothing in its place.
+
+    A cycle through all of them, in random order: one draw, whatever `count` is.
+
+    Raises:
+        ValueError: `count` is 1: there is nothing to exchange it with.
+    """
+    if count == 1:
+        raise ValueError("One label cannot be dealt to another feature; a floor needs two or more.")
+    order = torch.randperm(count, generator=keyed_generator(seed, "labels/derangement")).tolist()
+    dealt = [0] * count
+    for here, there in zip(order, order[1:] + order[:1], strict=True):
+        dealt[here] = there
+    return dealt
+
+
+def shuffled(labels: Mapping[Key, Value], seed: int) -> dict[Key, Value]:
+    """Deal the labels to other features: what the same test then gives is its floor.
+
+    No feature gets its own label; one may get an equal one where two features share a label.
+
+    Raises:
+        ValueError: There is only one label.
+    """
+    keys = list(labels)
+    return {key: labels[keys[other]] for key, other in zip(keys, derangement(len(keys), seed), strict=True)}

@@ -1,0 +1,202 @@
+"""How alike the features of two dictionaries are, and who is whose partner.
+
+Axes:    F features of the first dictionary, G of the second, D width, T tokens, k candidates.
+Measures: cosine of decoder rows; Pearson correlation of activations over the same tokens, 0 for pairs that never fire
+         together; and the mean of both.
+Matching: one to one, so that the sum of the measure over the pairs is largest (Hungarian). Up to DENSE features all
+         pairs are weighed, and the matching is exact. Above it, it is exact over candidates: the CANDIDATES features of
+         G that are the most alike for each of F, and the most alike one of F for each of G. What is not among them has
+         weight 0, as a feature without a partner has.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
+
+from lightsae.errors import ConfigError
+
+DENSE = 4096
+CANDIDATES = 32
+MEASURES = ("cosine", "correlation", "both")
+NO_PARTNER = -1
+_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """What is compared of a dictionary.
+
+    Attributes:
+        decoder: (F, D) directions in raw units, W_dec / output_scale.
+        activations: (T, F) scipy sparse, the activations over a text; both dictionaries over the same tokens.
+    """
+
+    decoder: Float[Tensor, "F D"]
+    activations: Any
+
+    def __len__(self) -> int:
+        return len(self.decoder)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How alike, and who with whom.
+
+    Attributes:
+        partners: For each measure (F,) the partner in G, or NO_PARTNER.
+        matched: For each measure, of the pairs that `both` made, (F,); NaN without a partner.
+        own: For each measure, of the pairs that it made itself, (F,); NaN without a partner.
+        nearest: For each measure, (F,) the largest value any feature of G reaches.
+        nearest_back: The same for (G,), over F.
+    """
+
+    partners: dict[str, NDArray[np.int64]]
+    matched: dict[str, NDArray[np.float64]]
+    own: dict[str, NDArray[np.float64]]
+    nearest: dict[str, NDArray[np.float32]]
+    nearest_back: dict[str, NDArray[np.float32]]
+
+
+def match(a: Dictionary, b: Dictionary) -> Matching:
+    """Compare all features of two dictionaries, and give each of the first its partner in the second.
+
+    Raises:
+        ConfigError: Their widths, or the tokens of their activations, are not the same.
+    """
+    _check(a, b)
+    exact = max(len(a), len(b)) <= DENSE
+    nearest = {m: np.zeros(len(a), dtype=np.float32) for m in MEASURES}
+    nearest_back = {m: np.full(len(b), -np.inf, dtype=np.float32) for m in MEASURES}
+    best_back = {m: np.zeros(len(b), dtype=np.int64) for m in MEASURES}
+    kept: dict[str, list[Any]] = {m: [] for m in MEASURES}
+    for start, block in _blocks(a, b):
+        for measure, values in block.items():
+            nearest[measure][start : start + len(values)] = values.max(axis=1)
+            rows = values.argmax(axis=0)
+            top = values[rows, np.arange(len(b))]
+            better = top > nearest_back[measure]
+            nearest_back[measure][better], best_back[measure][better] = top[better], start + rows[better]
+            kept[measure].append(values if exact else _candidates(values))
+    partners = {}
+    for measure in MEASURES:
+        if exact:
+            partners[measure] = _assign(np.concatenate(kept[measure]))
+        else:
+            back = (nearest_back[measure], (best_back[measure], np.arange(len(b))))
+            graph = sparse.vstack(kept[measure]).maximum(sparse.csr_array(back, shape=(len(a), len(b))))
+            partners[measure] = _assign_candidates(graph.tocsr())
+    matched = values_of(a, b, partners["both"])
+    own = {measure: values_of(a, b, partners[measure])[measure] for measure in MEASURES}
+    return Matching(partners, matched, own, nearest, nearest_back)
+
+
+def values_of(a: Dictionary, b: Dictionary, partners: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Return all measures of given pairs; NaN where there is no partner."""
+    there = np.flatnonzero(partners != NO_PARTNER)
+    other = partners[there]
+    rows_a, rows_b = unit_rows(a.decoder)[there], unit_rows(b.decoder)[other]
+    fires_a, fires_b = standardised(a.activations), standardised(b.activations)
+    products = np.asarray(fires_a.scaled[:, there].multiply(fires_b.scaled[:, other]).sum(axis=0)).ravel()
+    shift = fires_a.means[there] * fires_b.means[other]
+    told = {name: np.full(len(partners), np.nan) for name in MEASURES}
+    told["cosine"][there] = (rows_a * rows_b).sum(axis=1)
+    told["correlation"][there] = np.where(products != 0, products - shift, 0)
+    told["both"] = (told["cosine"] + told["correlation"]) / 2
+    return told
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """Activations divided by their deviation and by sqrt(T): the product of two columns less `means` correlates them.
+
+    Attributes:
+        scaled: (T, F) sparse, by columns.
+        means: (F,) mean of the activation in deviations.
+    """
+
+    scaled: Any
+    means: NDArray[np.float64]
+
+
+def standardised(activations: Any) -> Standardised:
+    """Return activations ready for correlations. A column that never changes becomes 0: it correlates with nothing."""
+    matrix = sparse.csc_array(activations, dtype=np.float64)
+    tokens = matrix.shape[0]
+    mean = np.asarray(matrix.sum(axis=0)).ravel() / tokens
+    square = np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel() / tokens
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    inverse = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-12)
+    return Standardised((matrix @ sparse.diags_array(inverse / np.sqrt(tokens))).tocsc(), mean * inverse)
+
+
+def unit_rows(decoder: Float[Tensor, "F D"]) -> NDArray[np.float32]:
+    """Return rows of length 1; rows of zeros stay."""
+    rows: NDArray[np.float32] = torch.nn.functional.normalize(decoder.detach().float().cpu(), dim=1).numpy()
+    return rows
+
+
+def _blocks(a: Dictionary, b: Dictionary) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
+    """Yield, for some features of the first at a time, all measures against all of the second, dense."""
+    rows_a, rows_b = unit_rows(a.decoder), unit_rows(b.decoder)
+    fires_a, fires_b = standardised(a.activations), standardised(b.activations)
+    for start in range(0, len(a), _ROWS):
+        some = slice(start, min(start + _ROWS, len(a)))
+        cosine = rows_a[some] @ rows_b.T
+        product = (fires_a.scaled[:, some].T @ fires_b.scaled).toarray()
+        correlation = np.where(product != 0, product - np.outer(fires_a.means[some], fires_b.means), 0)
+        correlation = correlation.astype(np.float32)
+        both = np.asarray((cosine + correlation) / 2, dtype=np.float32)
+        yield start, {"cosine": cosine, "correlation": correlation, "both": both}
+
+
+def _candidates(values: NDArray[np.float32]) -> Any:
+    """Return the largest positive entries of each row, sparse."""
+    count = min(CANDIDATES, values.shape[1])
+    columns = np.argpartition(-values, count - 1, axis=1)[:, :count].ravel()
+    rows = np.repeat(np.arange(len(values)), count)
+    return sparse.csr_array((np.maximum(values[rows, columns], 0), (rows, columns)), shape=values.shape)
+
+
+def _assign(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    partners = np.full(len(values), NO_PARTNER, dtype=np.int64)
+    # A pair that is less alike than nothing counts as nothing: it must not break up a pair elsewhere.
+    rows, columns = linear_sum_assignment(np.maximum(values, 0), maximize=True)
+    partners[rows] = columns
+    return partners
+
+
+def _assign_candidates(graph: Any) -> NDArray[np.int64]:
+    count, others = graph.shape
+    # A place of its own for every row: it may stay without a partner. Weights of 0 would not be edges at all.
+    padded = sparse.hstack([graph, sparse.diags_array(np.full(count, 1e-6))]).tocsr()
+    padded.eliminate_zeros()
+    rows, columns = min_weight_full_bipartite_matching(sparse.csr_matrix(padded), maximize=True)
+    partners = np.full(count, NO_PARTNER, dtype=np.int64)
+    real = columns < others
+    partners[rows[real]] = columns[real]
+    return partners
+
+
+def _check(a: Dictionary, b: Dictionary) -> None:
+    if a.decoder.shape[1] != b.decoder.shape[1]:
+        raise ConfigError(
+            f"The first dictionary writes to {a.decoder.shape[1]} dimensions and the second to {b.decoder.shape[1]}; "
+            "compare dictionaries of the same site."
+        )
+    for name, one in (("first", a), ("second", b)):
+        if one.activations.shape[1] != len(one):
+            raise ConfigError(
+                f"The {name} dictionary has {len(one)} features, but activations of {one.activations.shape[1]}."
+            )
+    tokens = [one.activations.shape[0] for one in (a, b)]
+    if tokens[0] != tokens[1] or not tokens[0]:
+        raise ConfigError(f"The activations are of {tokens[0]} and {tokens[1]} tokens; give those over the same text.")

@@ -1,0 +1,108 @@
+"""The tables of a feature dictionary: names and types of all columns. One row a feature, a context, an edge, a label.
+
+Activations are in the dictionary's normalised units; `fires` counts tokens without attention sinks and special tokens.
+Columns that a build did not ask for are null.
+"""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_TOKEN = pa.struct([("token", pa.int32()), ("text", pa.string()), ("count", pa.int64()), ("share", pa.float32())])
+_LOGIT = pa.struct([("token", pa.int32()), ("text", pa.string()), ("logit", pa.float32())])
+_NEAR = pa.struct([("feature", pa.int32()), ("cosine", pa.float32())])
+
+FEATURES = pa.schema(
+    [
+        ("feature", pa.int32()),
+        # How often and how strongly.
+        ("fires", pa.int64()),
+        ("frequency", pa.float64()),  # share of the counted tokens
+        ("l0_share", pa.float32()),  # its firings among the firings of all features
+        ("mean", pa.float32()),  # over the tokens on which it fires
+        ("std", pa.float32()),
+        ("max", pa.float32()),
+        ("histogram", pa.list_(pa.int64())),  # bins: `histogram_edges` of dictionary.json
+        # Where: documents, tokens. `share` of a token: of the feature's firings.
+        ("documents", pa.int32()),
+        ("document_spread", pa.float32()),  # documents reached, of those that as many random firings would reach
+        ("tokens_on", pa.list_(_TOKEN)),
+        ("tokens_before", pa.list_(_TOKEN)),
+        ("tokens_after", pa.list_(_TOKEN)),
+        ("window_coherence", pa.float32()),
+        ("document_coherence", pa.float32()),
+        # What it writes: the direct effect on next-token logits.
+        ("promoted", pa.list_(_LOGIT)),
+        ("suppressed", pa.list_(_LOGIT)),
+        ("logit_kurtosis", pa.float32()),
+        ("logit_concentration", pa.float32()),
+        ("s_in", pa.float32()),
+        ("s_out", pa.float32()),
+        # What changes when it is removed, on texts where it fires; nats a token.
+        ("ablation_kl", pa.float32()),
+        ("ablation_ce", pa.float32()),
+        ("ablation_tokens", pa.int32()),
+        # What it is close to: decoder rows, and coordinates (raw neurons) of the site.
+        ("nearest", pa.list_(_NEAR)),
+        ("neurons", pa.list_(_NEAR)),
+        # What it means. `label` is null below the gate: then the interface shows «unlabelled».
+        ("label", pa.string()),
+        ("label_source", pa.string()),  # rule, llm, human
+        ("precision", pa.float32()),  # of the shown label, token level, on held-out documents
+        ("recall", pa.float32()),
+        ("tier", pa.string()),  # high, medium, unlabelled, rare (fires too seldom to be tested), dead
+    ]
+)
+
+CONTEXTS = pa.schema(
+    [
+        ("feature", pa.int32()),
+        ("kind", pa.string()),  # top; stratum (a sample of its firings); near_miss (it nearly fired)
+        ("stratum", pa.int32()),  # quantile bin of the activation, 0 the weakest; null for the other kinds
+        ("rank", pa.int32()),  # from 0, within kind and stratum
+        ("score", pa.float32()),  # top, stratum: activation on the peak token; near_miss: its pre-activation
+        ("document", pa.int64()),
+        ("row", pa.int64()),
+        ("position", pa.int32()),  # of the peak, in its row
+        ("tokens", pa.list_(pa.int32())),
+        ("texts", pa.list_(pa.string())),
+        ("values", pa.list_(pa.float32())),  # activation on each token of the window
+        ("peak", pa.int32()),  # index of the peak token in the three lists
+    ]
+)
+
+EDGES = pa.schema(
+    [
+        ("source", pa.int32()),
+        ("target", pa.int32()),
+        ("kind", pa.string()),  # cosine (of decoder rows); cofire
+        ("weight", pa.float32()),  # cosine; correlation (phi) of the two firing indicators
+        ("count", pa.int64()),  # cofire: tokens on which both fire; null for cosine
+    ]
+)
+
+LABELS = pa.schema(
+    [
+        ("feature", pa.int32()),
+        ("label", pa.string()),
+        ("source", pa.string()),  # rule, llm, human
+        ("rule", pa.string()),  # rule: the exact test behind the words, JSON
+        ("model", pa.string()),  # llm: which; human: who
+        ("made", pa.string()),  # human: when, ISO 8601
+        ("evidence", pa.string()),  # what it was made from: kinds and ranks of contexts, prompt hash ...
+        ("test", pa.string()),  # tokens (natural frequency), detection, fuzzing, discrimination
+        ("negatives", pa.string()),  # natural, random, near, hard
+        ("positives_tested", pa.int64()),
+        ("negatives_tested", pa.int64()),
+        ("balanced_accuracy", pa.float32()),
+        ("precision", pa.float32()),
+        ("precision_low", pa.float32()),  # 95% Wilson interval
+        ("precision_high", pa.float32()),
+        ("recall", pa.float32()),
+        ("recall_low", pa.float32()),
+        ("recall_high", pa.float32()),
+        ("passed", pa.bool_()),  # whether it cleared the gate; null where the test does not decide
+    ]
+)
+
+TABLES = {"features": FEATURES, "contexts": CONTEXTS, "edges": EDGES, "labels": LABELS}
