@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
+    from lightsae.analysis.artefact import FeatureDictionary
     from lightsae.formats.native import load_sae, save_sae
     from lightsae.lm import LanguageModel
     from lightsae.sae import (
@@ -30,6 +31,7 @@ __all__ = [
     "BatchTopK",
     "Crosscoder",
     "Entry",
+    "FeatureDictionary",
     "Gated",
     "JumpReLU",
     "LanguageModel",
@@ -48,6 +50,7 @@ _HOMES = {
     "BatchTopK": "lightsae.sae",
     "Crosscoder": "lightsae.sae",
     "Entry": "lightsae.training.entries",
+    "FeatureDictionary": "lightsae.analysis.artefact",
     "Gated": "lightsae.sae",
     "JumpReLU": "lightsae.sae",
     "LanguageModel": "lightsae.lm",

@@ -118,7 +118,8 @@ class DriftReport:
             means = told["means"][measure]
             values = f"{_number(means['a_to_b']):>10}{_number(means['b_to_a']):>9}{_number(means['one_to_one']):>12}"
             lines.append(f"{measure:12}{values}")
-        lines.append("labels: " + ", ".join(f"{count} {status}" for status, count in told["labels"].items()))
+        if any(told["labels"].values()):
+            lines.append("labels: " + ", ".join(f"{count} {status}" for status, count in told["labels"].items()))
         order = {"lost": 0, "split": 1, "moved": 2}
         changed = [row for row in self.features.to_pylist() if row["label"] is not None and row["verdict"] in order]
         changed.sort(key=lambda row: (order[row["verdict"]], -row["fires"]))

@@ -4,16 +4,17 @@ Axes: T tokens, D width of what is read, F features.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.sae import SiteRef, SparseAutoencoder
 from lightsae.sae.sparse_ops import SparseLatents
 
 
+@runtime_checkable
 class FeatureSource(Protocol):
     """Turns activations into the firings of features."""
 
@@ -21,6 +22,11 @@ class FeatureSource(Protocol):
 
     def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
         """Return which features fire on each token, and how strongly."""
+
+    def above(
+        self, activations: Mapping[SiteRef, Float[Tensor, "T _"]], least: Float[Tensor, " F"]
+    ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]:
+        """Return the tokens, ascending, the features and the values of the firings that exceed `least`."""
 
     def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
         """Return a score of how near each feature is to firing; None where there is no such thing."""
@@ -36,6 +42,13 @@ class SAEFeatures:
     def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
         return self.sae.encode_sparse(self._read(activations))
 
+    def above(
+        self, activations: Mapping[SiteRef, Float[Tensor, "T _"]], least: Float[Tensor, " F"]
+    ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]:
+        latents = self.encode(activations)
+        fires = (latents.values > 0) & (latents.values > least[latents.indices])
+        return latents.pattern.token_of[fires], latents.indices[fires], latents.values[fires]
+
     def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
         return self.sae.pre_activations(self._read(activations))
 
@@ -43,7 +56,28 @@ class SAEFeatures:
         return read_sites(activations, self.sae.widths.read)
 
 
-class NeuronFeatures:
+class _DenseFeatures:
+    """Features whose excess over 0 is cheaper to have densely."""
+
+    def excess(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
+        """Return by how much each feature fires; below 0 it does not."""
+        raise NotImplementedError
+
+    def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
+        return SparseLatents.from_dense(self.excess(activations).clamp_min(0))
+
+    def above(
+        self, activations: Mapping[SiteRef, Float[Tensor, "T _"]], least: Float[Tensor, " F"]
+    ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]:
+        excess = self.excess(activations)
+        tokens, features = (excess > least).nonzero(as_tuple=True)
+        return tokens, features, excess[tokens, features]
+
+    def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
+        return None
+
+
+class NeuronFeatures(_DenseFeatures):
     """The coordinates of the sites that a dictionary reads: how far each lies above its mean, in raw units.
 
     A coordinate has no zero of its own (the residual stream has none at all), so that it is measured from its mean over
@@ -58,11 +92,8 @@ class NeuronFeatures:
         self.sites, self.mean = dict(sites), mean
         self.n_features = sum(sites.values())
 
-    def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
-        return SparseLatents.from_dense((read_sites(activations, self.sites).float() - self.mean).clamp_min(0))
-
-    def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
-        return None
+    def excess(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
+        return read_sites(activations, self.sites).float() - self.mean
 
 
 def read_sites(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Mapping[SiteRef, int]) -> Tensor:
@@ -71,7 +102,7 @@ def read_sites(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Mappi
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-class RandomFeatures:
+class RandomFeatures(_DenseFeatures):
     """Random directions at the sites that a dictionary reads, each firing about as often as its latents do.
 
     The floor for labels: what a rule finds in directions that were never learned. Feature i fires by how far the
@@ -98,9 +129,5 @@ class RandomFeatures:
         places = ((1 - frequencies.to(sample.device)) * (len(ordered) - 1)).long()
         self.thresholds = ordered.gather(0, places[None])[0]
 
-    def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
-        projected = read_sites(activations, self.sites).float() @ self.directions.T
-        return SparseLatents.from_dense((projected - self.thresholds).clamp_min(0))
-
-    def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
-        return None
+    def excess(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
+        return read_sites(activations, self.sites).float() @ self.directions.T - self.thresholds

@@ -15,6 +15,8 @@ from lightsae.analysis.features import FeatureSource
 
 # «Fires», where labels are learned and tested, means above this share of the feature's maximum.
 FIRES_ABOVE = 0.1
+# Firings that are kept of a population. Raw neurons fire so often that a part of the text tells all.
+_MOST_FIRINGS = 40_000_000
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,15 @@ class FiringLists:
         tokens: (N,) flat token indices, by feature, ascending within each.
         starts: (F + 1,) where each feature's begin.
         counted: (T,) which tokens count; the others fire for no feature.
+        read: Share of the text that was read before there were too many firings to keep.
+        values: (N,) activations; None where they were not asked for.
     """
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]
     counted: NDArray[np.bool_]
+    read: float = 1.0
+    values: NDArray[np.float32] | None = None
 
     def __getitem__(self, feature: int) -> NDArray[np.int32]:
         return self.tokens[self.starts[feature] : self.starts[feature + 1]]
@@ -45,40 +51,49 @@ class FiringLists:
 
 
 class FiringCollector:
-    """Gathers the firing lists of a text, batch by batch: 8 bytes a firing.
+    """Gathers the firing lists of a text, batch by batch: 8 bytes a firing, 12 with values.
 
     Args:
         source: The features.
         maximum: (F,) each feature's maximum, as it was found on other text.
+        keep_values: Keep the activations too.
     """
 
-    def __init__(self, source: FeatureSource, maximum: NDArray[np.float32]) -> None:
-        self.source = source
+    def __init__(self, source: FeatureSource, maximum: NDArray[np.float32], *, keep_values: bool = False) -> None:
+        self.source, self.keep_values = source, keep_values
         self.least = torch.from_numpy(FIRES_ABOVE * maximum)
         self._tokens: list[NDArray[np.int32]] = []
         self._features: list[NDArray[np.int32]] = []
+        self._values: list[NDArray[np.float32]] = []
         self._counted: list[NDArray[np.bool_]] = []
-        self._read = 0
+        self._read = self._kept = self._listened = 0
 
     @torch.no_grad()
     def update(self, batch: ActivationBatch, counted: NDArray[np.bool_]) -> None:
-        latents = self.source.encode(batch.activations)
-        self.least = self.least.to(latents.values.device)
-        fires = (latents.values > 0) & (latents.values > self.least[latents.indices])
-        tokens = latents.pattern.token_of[fires].cpu().numpy()
-        features = latents.indices[fires].cpu().numpy()
-        here = counted.ravel()[tokens]
-        self._tokens.append((tokens[here] + self._read).astype(np.int32))
-        self._features.append(features[here].astype(np.int32))
         self._counted.append(counted.ravel())
-        self._read += counted.size
+        start, self._read = self._read, self._read + counted.size
+        if self._kept > _MOST_FIRINGS:
+            return
+        self.least = self.least.to(next(iter(batch.activations.values())).device)
+        found = self.source.above(batch.activations, self.least)
+        tokens, features, values = (part.cpu().numpy() for part in found)
+        here = counted.ravel()[tokens]
+        self._tokens.append((tokens[here] + start).astype(np.int32))
+        self._features.append(features[here].astype(np.int32))
+        if self.keep_values:
+            self._values.append(values[here].astype(np.float32))
+        self._kept += int(here.sum())
+        self._listened = self._read
 
     def lists(self) -> FiringLists:
         """Return what was gathered, by feature."""
         features = _joined(self._features, np.int32)
         order = np.argsort(features, kind="stable")
         starts = np.searchsorted(features[order], np.arange(self.source.n_features + 1))
-        return FiringLists(_joined(self._tokens, np.int32)[order], starts, _joined(self._counted, np.bool_))
+        counted = _joined(self._counted, np.bool_)
+        share = self._listened / self._read if self._read else 1.0
+        values = _joined(self._values, np.float32)[order] if self.keep_values else None
+        return FiringLists(_joined(self._tokens, np.int32)[order], starts, counted, share, values)
 
 
 def _joined(parts: Iterable[NDArray], dtype: type) -> NDArray:  # type: ignore[type-arg]

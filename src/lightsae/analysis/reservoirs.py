@@ -3,8 +3,8 @@
 Axes: F features, k windows kept, W tokens in a window, n candidates.
 
 With the activation as the score these are the top windows. With log(u) / activation, u uniform, they are a sample
-without replacement in which a firing's chance goes with its activation (Efraimidis and Spirakis 2006): strata cut from it
-are quantiles of activation mass. A row gives a feature one window at most.
+without replacement in which a firing's chance goes with its activation (Efraimidis and Spirakis 2006): strata cut from
+it are quantiles of activation mass. A row gives a feature one window at most.
 """
 
 from typing import Any

@@ -48,7 +48,7 @@ FEATURES = pa.schema(
         # What it means. `label` is null below the gate: then the interface shows «unlabelled».
         ("label", pa.string()),
         ("label_source", pa.string()),  # rule, llm, human
-        ("precision", pa.float32()),  # of the shown label, token level, on held-out documents
+        ("precision", pa.float32()),  # of the shown label, by the test that decides: tokens (rule), windows (llm)
         ("recall", pa.float32()),
         ("tier", pa.string()),  # high, medium, unlabelled, rare (fires too seldom to be tested), dead
     ]

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from lightsae.cli.typed import check_config_files
 from lightsae.errors import LightsaeError, did_you_mean
@@ -12,12 +13,18 @@ from lightsae.version import version
 COMMANDS = {
     "fit": "Train a sparse autoencoder on a language model's activations; go on with a run that was stopped.",
     "validate": "Measure a trained one on held-out text: a table, TensorBoard, validation.json.",
+    "interpret": "Find out what every latent stands for: a feature dictionary with tested labels and a dashboard.",
+    "serve": "Serve a feature dictionary's dashboard, with a page that encodes what is typed.",
+    "label": "Label features by a language model or by hand; only what passes its test is shown.",
+    "predict": "Write the sparse activations of a text to Parquet: document, position, latent, value.",
+    "drift": "Compare two dictionaries: which features were kept, moved, split, lost.",
     "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }
 _EXAMPLES = """\
 Begin with:
   lightsae fit --config configs/quickstart.yaml
+  lightsae interpret --sae lightning_logs/version_0/sae --out dictionary
   lightsae sites builtin
   lightsae COMMAND --help
 """
@@ -60,13 +67,12 @@ def _runner(command: str, args: list[str]) -> Callable[[list[str]], int]:
 
         return run_sites
     check_config_files(args)
-    if command == "superpose":
-        from lightsae.cli.superpose import run_superpose
+    if command in ("fit", "validate"):
+        from lightsae.cli.training import run_training
 
-        return run_superpose
-    from lightsae.cli.training import run_training
-
-    return lambda rest: run_training(command, rest)
+        return lambda rest: run_training(command, rest)
+    run: Callable[[list[str]], int] = getattr(import_module(f"lightsae.cli.{command}"), f"run_{command}")
+    return run
 
 
 def _help() -> str:

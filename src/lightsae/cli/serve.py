@@ -51,7 +51,9 @@ def run_serve(args: Sequence[str]) -> int:
     parser.add_argument("folder", type=str, help="A feature dictionary, as `lightsae interpret` writes it.")
     parser.add_argument("--sae", type=str | None, help="The SAE's export, for the live page; no live page without it.")
     parser.add_argument("--port", type=int, default=8080, help="Port to listen on; 0 takes a free one.")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; by default this machine's.")
+    parser.add_argument(
+        "--host", type=str, default="127.0.0.1", help="Address to listen on; by default for this machine alone."
+    )
     parser.add_argument("--device", type=str, default="cpu", help="Where model and SAE go: cpu, cuda, mps.")
     given = parser.parse_args(list(args))
     if not 0 <= given.port <= 65535:
@@ -71,7 +73,7 @@ def _encoder(dictionary: FeatureDictionary, folder: str, device: str) -> LiveEnc
 
 def _serve(folder: Path, host: str, port: int, live: LiveEncoder | None) -> None:
     try:
-        server = DashboardServer(folder, host, port, live and live.encode, live.name if live else "")
+        server = DashboardServer(folder, host, port, live.encode if live else None, live.name if live else "")
     except OSError as error:
         raise ConfigError(_why_not(error, host, port)) from None
     with server:

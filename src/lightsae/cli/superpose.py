@@ -6,17 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightsae.cli.help import HelpFormatter
+from lightsae.cli.command import CommandParser
 from lightsae.cli.runs import shown
-from lightsae.cli.wording import in_short
 from lightsae.errors import ConfigError
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.toy.picture import draw
@@ -28,30 +26,16 @@ _DESCRIPTION = (
     "Writes a folder with the picture (superposition.png), the numbers (superposition.json), and the picture for "
     "TensorBoard."
 )
-_EXAMPLES = """\
-Examples:
-
-  lightsae superpose --config configs/toy_superposition.yaml
-  lightsae superpose --features 20 --dimensions 5 --sparsities '[0, 0.9, 0.99]'"""
+_EXAMPLES = (
+    "lightsae superpose --config configs/toy_superposition.yaml",
+    "lightsae superpose --features 20 --dimensions 5 --sparsities '[0, 0.9, 0.99]'",
+)
 _RUNS = Path("lightning_logs")
-
-
-class _Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        keys = ["out", *(setting.name for setting in fields(Superposition))]
-        raise ConfigError(in_short(message, keys, {})) from None
 
 
 def run_superpose(args: Sequence[str]) -> int:
     """Train, write a folder, print a table."""
-    parser = _Parser(
-        prog="lightsae superpose",
-        usage="lightsae superpose [--config FILE.yaml] [OPTIONS]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("superpose", "[--config FILE.yaml] [OPTIONS]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("-c", "--config", action="config", help="Settings from a YAML file; options win over it.")
     parser.add_argument(
         "--out", type=str | None, help="Folder to make, which may not exist yet; null: lightning_logs/superposition_N."

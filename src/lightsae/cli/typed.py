@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from lightsae.cli.grid import expand_grid
 from lightsae.errors import ConfigError, did_you_mean

@@ -1,6 +1,6 @@
 """Everything about each feature, a hundred features to a script, which its page loads when it is opened.
 
-Windows are kept short: tokens are numbers into the chunk's own table of (id, text), activations only where there are any.
+Windows are kept short: tokens are numbers into the chunk's own table of (id, text), and zeros are left out.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def feature_chunks(tables: dict[str, pa.Table]) -> Iterator[dict[str, Any]]:
     keys = {"contexts": "feature", "edges": "source", "labels": "feature"}
     for start in range(0, len(numbers), FEATURES_A_CHUNK):
         part = numbers[start : start + FEATURES_A_CHUNK]
-        rows = {name: _rows_of(tables[name], key, part[0], part[-1]) for name, key in keys.items()}
+        rows = {name: _rows_of(tables[name], key, int(part[0]), int(part[-1])) for name, key in keys.items()}
         tokens: dict[tuple[int, str], int] = {}
         windows = _windows(rows["contexts"], tokens)
         cofire = _cofiring(rows["edges"])

@@ -129,4 +129,5 @@ class LiveEncoder:
 def _sinks(x: Float[Tensor, "S D"]) -> Tensor:
     """Return which tokens have a norm far above the others'."""
     norms = x.norm(dim=1)
-    return norms > _SINK_NORM * norms.median()
+    found: Tensor = norms > _SINK_NORM * norms.median()
+    return found

@@ -133,6 +133,7 @@ def place(
             n_epochs=_EPOCHS,
             # A start that shows the large structure, at no cost; UMAP's own takes eigenvectors of a large graph.
             init=(10 * start / max(float(np.abs(start).max()), 1e-12)).astype(np.float32),
+            precomputed_knn=_nearest(reduced, neighbours, metric),
             random_state=seed,
             n_jobs=1,  # a fixed seed allows no more
         ).fit_transform(reduced)
@@ -161,6 +162,14 @@ def _sample(n: int, most: int, seed: int, what: str) -> tuple[Int[Tensor, " kept
         return torch.arange(n), f"; {n:,} {what}"
     drawn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
     return drawn, f"; {most:,} of {n:,} {what}, drawn with seed {seed}"
+
+
+def _nearest(points: Float[np.ndarray, "n D"], k: int, metric: str) -> tuple[Any, Any]:
+    """Return each point's nearest ones, itself first, and their distances. Exact, and faster than UMAP's own search."""
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, nearest = NearestNeighbors(n_neighbors=k, metric=metric).fit(points).kneighbors(points)
+    return nearest, distances.astype(np.float32)
 
 
 def _umap() -> Any:

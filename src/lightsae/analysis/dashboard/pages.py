@@ -1,10 +1,12 @@
 """Writes the dashboard: index.html and what it loads. Opens from the disk, without a server and without a network.
 
     index.html
-    assets/*.js, style.css, plotly.min.js                    the program; Plotly is loaded by the pages that draw
-    assets/data/features.js, features-words.js, features/N.js   the features: list, words of contexts, chunks
-    assets/data/neurons.js, neurons-words.js, neurons/N.js   the same of raw neurons, where there are any
-    assets/data/map-N.js                                     maps
+    assets/*.js, style.css, plotly.min.js                      the program
+    assets/data/features.js, features-words.js, features/N.js  the features: list, words of their contexts, chunks
+    assets/data/neurons.js, neurons-words.js, neurons/N.js     the same of raw neurons, where there are any
+    assets/data/map-N.js                                       maps
+
+Only the list is read at the start. The rest, and Plotly, are loaded by the pages that need them.
 """
 
 import shutil
@@ -47,9 +49,9 @@ def write_dashboard(
     """
     _write_program(folder)
     data = folder / "assets" / "data"
-    _write_population(data, "features", _sorted(tables))
+    write_population(data, "features", tables)
     if neurons is not None:
-        _write_population(data, "neurons", _sorted(neurons))
+        write_population(data, "neurons", neurons)
     for number, one in enumerate(maps):
         write_script(data / f"map-{number}.js", f"map-{number}", _told(one))
     write_script(
@@ -74,7 +76,9 @@ def _write_program(folder: Path) -> None:
     (assets / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
 
 
-def _write_population(data: Path, name: str, tables: dict[str, pa.Table]) -> None:
+def write_population(data: Path, name: str, given: Tables) -> None:
+    """Write the scripts of one population's tables."""
+    tables = _sorted(given)
     write_script(data / f"{name}.js", name, list_columns(tables["features"]))
     words = word_index(tables["features"], tables["contexts"])
     write_script(data / f"{name}-words.js", f"{name}-words", words)

@@ -19,10 +19,12 @@ def write_script(path: Path, name: str, value: Any) -> None:
     path.write_text(f"lightsae.receive({_json(name)},{_json(value)})\n", encoding="ascii")
 
 
-def rounded(value: float | None) -> float | int | None:
-    """Return a number with the digits that a page shows; None where there is none, or no finite one."""
+def rounded(value: float | int | None) -> float | int | None:
+    """Return a number with the digits that a page shows, counts whole; None where there is none, or no finite one."""
     if value is None or not math.isfinite(value):
         return None
+    if isinstance(value, int):
+        return value
     short = float(f"{value:.{_DIGITS}g}")
     return int(short) if short.is_integer() else short
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 # Contexts whose words are looked at together, and the longest word that is kept.
 _ROWS = 50_000
@@ -48,5 +49,5 @@ def word_index(features: pa.Table, contexts: pa.Table) -> dict[str, Any]:
     return {"words": coded.dictionary.to_pylist(), "rows": [_differences(p) for p in postings]}
 
 
-def _differences(places: np.ndarray[Any, Any]) -> str:
+def _differences(places: NDArray[np.int64]) -> str:
     return " ".join(np.base_repr(d, 36).lower() for d in np.diff(places, prepend=0).tolist())

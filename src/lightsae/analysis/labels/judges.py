@@ -76,16 +76,20 @@ class Budget:
         if tokens is not None and tokens < 0:
             raise ConfigError(f"The budget is {tokens} tokens; it must be 0 or more.")
         self.cap, self.spent, self._reserved = tokens, 0, 0
+        self._booked = asyncio.Event()
 
-    def reserve(self, messages: Sequence[Message], max_tokens: int) -> int:
-        """Set aside what a question may cost, and return it.
+    async def reserve(self, messages: Sequence[Message], max_tokens: int) -> int:
+        """Set aside what a question may cost, and return it; waits for others where it may fit once they are answered.
 
         Raises:
-            BudgetSpent: That is more than what is left.
+            BudgetSpent: It is more than what is left, whatever the others come to.
         """
         most = estimated_tokens(messages) + max_tokens
-        if self.cap is not None and self.spent + self._reserved + most > self.cap:
-            raise BudgetSpent(f"The budget of {self.cap} tokens is spent: {self.spent} were used.")
+        while self.cap is not None and self.spent + self._reserved + most > self.cap:
+            if self.spent + most > self.cap:
+                raise BudgetSpent(f"The budget of {self.cap} tokens is spent: {self.spent} were used.")
+            self._booked.clear()
+            await self._booked.wait()
         self._reserved += most
         return most
 
@@ -94,6 +98,7 @@ class Budget:
         self._reserved -= reserved
         if answer is not None:
             self.spent += answer.prompt_tokens + answer.completion_tokens
+        self._booked.set()
 
 
 def estimated_tokens(messages: Sequence[Message]) -> int:

@@ -62,7 +62,7 @@ class Questions:
         if answer is not None:
             self.tally.cached += 1
         else:
-            reserved = self.budget.reserve(messages, prompt.max_tokens)
+            reserved = await self.budget.reserve(messages, prompt.max_tokens)
             try:
                 answer = await self.judge.ask(messages, max_tokens=prompt.max_tokens)
             except AskError as error:

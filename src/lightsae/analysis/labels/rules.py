@@ -3,8 +3,8 @@
 Axes: F features, T tokens of a text, P patterns of a text.
 
 A rule fires where one of its patterns holds. Patterns are learned on one text (`mining`): those on which the feature
-fires mostly, taken greedily by how many firings each adds. How many of them make the rule, and how sure each has to be, is
-chosen on other documents (`choosing`). What the rule is worth is then measured on documents that neither saw:
+fires mostly, taken greedily by how many firings each adds. How many of them make the rule, and how sure each has to be,
+is chosen on other documents (`choosing`). What the rule is worth is then measured on documents that neither saw:
 `token_scores.py`. Nothing is drawn at random.
 """
 
@@ -115,7 +115,7 @@ def learn_rules(
         best, most = Rule((), ()), 0.0
         if len(fires):
             true[choosing[feature]] = True
-            members = _members(table, fires)
+            members = _members(table, fires, mining.read)
             for rate in RATES:
                 rule = _cover(table, members, rate)
                 length, reached = _best_length(rule, choosing_places, hit, true, len(choosing[feature]))
@@ -130,14 +130,20 @@ def learn_rules(
 
 @dataclass(frozen=True)
 class _Members:
-    """The patterns that hold at a feature's firings: for each kind, which firings each pattern holds at."""
+    """The patterns that hold at a feature's firings: for each kind, which firings each pattern holds at.
+
+    Attributes:
+        firings: That are looked at.
+        scale: How many of the whole text each of them stands for.
+        by_kind: Pattern ids, where each begins, and the firings in their order.
+    """
 
     firings: int
     scale: float
-    by_kind: dict[str, tuple[NDArray[np.int32], Ints, Ints]]  # pattern ids, starts, firings in their order
+    by_kind: dict[str, tuple[NDArray[np.int32], Ints, Ints]]
 
 
-def _members(table: PatternTable, fires: NDArray[np.int32]) -> _Members:
+def _members(table: PatternTable, fires: NDArray[np.int32], read: float) -> _Members:
     every = max(1, len(fires) // _MOST_FIRINGS)
     looked_at = fires[::every]
     by_kind = {}
@@ -147,7 +153,7 @@ def _members(table: PatternTable, fires: NDArray[np.int32]) -> _Members:
         ordered = ids[order]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
         by_kind[kind] = (ordered[starts], np.r_[starts, len(ids)], order)
-    return _Members(len(looked_at), len(fires) / len(looked_at), by_kind)
+    return _Members(len(looked_at), len(fires) / read / len(looked_at), by_kind)
 
 
 def _cover(table: PatternTable, members: _Members, rate: float) -> Rule:

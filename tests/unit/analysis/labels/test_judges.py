@@ -145,17 +145,28 @@ def test_no_more_than_so_many_questions_are_under_way(server: Any) -> None:
 
 
 def test_a_budget_sets_the_greatest_cost_aside() -> None:
-    budget = Budget(60)
-    first = budget.reserve(QUESTION, 20)  # 16 for the prompt
-    assert first == 36
-    with pytest.raises(BudgetSpent, match="60"):
-        budget.reserve(QUESTION, 20)
-    budget.book(first, Answer("x", 3, 2))
-    assert budget.spent == 5
-    budget.reserve(QUESTION, 20)
-    failed = Budget(40)
-    failed.book(failed.reserve(QUESTION, 20), None)
-    assert failed.reserve(QUESTION, 20) == 36
+    async def spend() -> None:
+        budget = Budget(60)
+        first = await budget.reserve(QUESTION, 20)  # 16 for the prompt
+        assert first == 36
+        with pytest.raises(BudgetSpent, match="60"):
+            await budget.reserve(QUESTION, 50)
+        # One that may fit waits, and goes on once the first has cost less than was set aside.
+        waiting = asyncio.create_task(budget.reserve(QUESTION, 20))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        budget.book(first, Answer("x", 3, 2))
+        assert await waiting == 36
+        assert budget.spent == 5
+        budget.book(36, None)  # a question without an answer costs nothing
+        assert await budget.reserve(QUESTION, 39) == 55
+        waiting = asyncio.create_task(budget.reserve(QUESTION, 20))
+        await asyncio.sleep(0.01)
+        budget.book(55, Answer("x", 20, 20))
+        with pytest.raises(BudgetSpent, match="45 were used"):
+            await waiting
+
+    asyncio.run(spend())
 
 
 def test_a_local_model_answers_with_and_without_a_chat_template(make_model: Callable[..., Path]) -> None:

@@ -95,7 +95,7 @@
     ["Enter", "open the feature"],
     ["← →", "previous and next feature, in the list's order"],
     ["Esc", "clear the search; back to the list"],
-    ["g f, g n, g m, g b", "features, raw neurons, maps, before / after"],
+    ["g", "then f, n, m or b: features, raw neurons, maps, before / after"],
     ["t", "light and dark"],
     ["?", "this help"],
   ];
@@ -108,7 +108,7 @@
       h("h2", {}, "Tiers"),
       h("dl.keys", {}, Object.entries(ls.TIERS).map(([name, { words }]) => [h("dt", {}, ls.tier(name)), h("dd", {}, words)])),
       h("h2", {}, "Search"),
-      h("p", {}, "Labels, the most frequent tokens and the numbers of features; all words have to be found, “\"in quotes\"” as a phrase. With “in contexts” also the words of all windows in which a feature fires, near misses excepted. The address keeps search, filters and order: share it."),
+      h("p", {}, "Labels, the most frequent tokens and the numbers of features; all words have to be found, words in quotes as a phrase. With “in contexts” also the words of all windows in which a feature fires, near misses excepted. The address keeps search, filters and order: share it."),
       h("form", { method: "dialog" }, h("button", {}, "Close"))
     );
     keys.showModal();

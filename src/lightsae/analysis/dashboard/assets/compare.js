@@ -2,6 +2,7 @@
 "use strict";
 (function (ls) {
   const h = ls.h;
+  const BINS = 40;
   const SCORES = [
     ["window_coherence", "Window coherence", "how alike the windows around the firings are"],
     ["document_coherence", "Document coherence", "how alike the documents are in which it fires"],
@@ -107,15 +108,16 @@
     const all = both.flatMap(([, some]) => some);
     let [low, high] = all.length ? [all.reduce((a, b) => Math.min(a, b)), all.reduce((a, b) => Math.max(a, b))] : [0, 1];
     if (high - low < 1e-6) [low, high] = [low - 0.5, high + 0.5];
+    const size = ((high - low) / BINS) * 1.0001; // the largest value lies inside the last bin
     const make = (c) => {
       const traces = both.map(([what, some, colour]) => {
         if (cumulative) {
           const sorted = Float64Array.from(some).sort();
           return { type: "scatter", mode: "lines", name: what, x: sorted, y: Float64Array.from(sorted, (_, i) => (i + 1) / sorted.length), line: { color: c[colour], width: 2, shape: "hv" } };
         }
-        return { type: "histogram", name: what, x: some, histnorm: "probability", opacity: 0.6, marker: { color: c[colour] }, xbins: { start: low, end: high + 1e-9, size: (high - low) / 40 } };
+        return { type: "histogram", name: what, x: some, histnorm: "probability", opacity: 0.6, marker: { color: c[colour] }, xbins: { start: low, end: low + BINS * size, size } };
       });
-      return [traces, { height: 240, barmode: "overlay", xaxis: { ...axis, fixedrange: true }, yaxis: { fixedrange: true, tickformat: ".0%" } }];
+      return [traces, { height: 240, barmode: "overlay", xaxis: { ...axis, fixedrange: true, range: [low, low + BINS * size] }, yaxis: { fixedrange: true, tickformat: ".0%" } }];
     };
     figure.start = () => ls.plot(figure, make);
     const button = h("button.link", { type: "button", "aria-pressed": "false", onclick: () => ((cumulative = !cumulative), button.setAttribute("aria-pressed", String(cumulative)), ls.fill(button, cumulative ? "histogram" : "cumulative"), ls.redraw()) }, "cumulative");

@@ -173,7 +173,7 @@
     const names = row.histogram.slice(0, end).map((_, i) => `${ls.number(edges[i])} – ${edges[i + 1] === undefined ? "∞" : ls.number(edges[i + 1])}`);
     ls.plot(element, (c) => [
       [{ type: "bar", x: names.map((_, i) => i), y: row.histogram.slice(0, end), customdata: names, hovertemplate: "%{customdata}: %{y} firings<extra></extra>", marker: { color: c.hot } }],
-      { height: 150, bargap: 0.06, xaxis: { tickvals: ticks(end), ticktext: ticks(end).map((i) => ls.number(edges[i], 2)), fixedrange: true }, yaxis: { type: "log", fixedrange: true, dtick: 1, exponentformat: "power", range: [Math.log10(0.6), Math.log10(Math.max(...row.histogram) * 1.15)] } },
+      { height: 150, bargap: 0.06, xaxis: { tickvals: ticks(end), ticktext: ticks(end).map((i) => ls.number(edges[i], 2)), fixedrange: true }, yaxis: { type: "log", fixedrange: true, dtick: 1, exponentformat: "none", range: [Math.log10(0.6), Math.log10(Math.max(...row.histogram) * 1.15)] } },
     ]);
   }
 

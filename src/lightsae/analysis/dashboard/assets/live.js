@@ -57,9 +57,10 @@
   // Chosen: {feature} shades by that feature; {token} lists what fires on that token.
   function show(result, answer, features, chosen = {}) {
     const strongest = new Map();
-    for (const token of answer.tokens) for (const [feature, value] of token.features) strongest.set(feature, Math.max(value, strongest.get(feature) || 0));
+    for (const token of answer.tokens) if (token.counted) for (const [feature, value] of token.features) strongest.set(feature, Math.max(value, strongest.get(feature) || 0));
     const feature = chosen.feature ?? null;
     const share = (token) => {
+      if (!token.counted) return 0;
       if (feature === null) return token.features.length ? token.features[0][1] / scale(features, token.features[0][0], strongest) : 0;
       const entry = token.features.find(([one]) => one === feature);
       return entry ? entry[1] / scale(features, feature, strongest) : 0;

@@ -97,7 +97,7 @@
     const value = (i) => (colouring.log ? (colouring.values[i] > 0 ? Math.log10(colouring.values[i]) : null) : colouring.values[i]);
     const known = all.filter((i) => value(i) !== null).sort((a, b) => value(a) - value(b));
     const values = known.map(value);
-    const colorbar = { title: { text: plainText(colouring.name), side: "right" }, thickness: 10, outlinewidth: 0, len: 0.7 };
+    const colorbar = { title: { text: plainText(colouring.name), side: "right" }, thickness: 10, outlinewidth: 0, len: 0.7, y: 0, yanchor: "bottom" };
     if (colouring.log) {
       const decades = [...Array(12).keys()].map((i) => i - 8).filter((i) => i >= values[0] - 0.5 && i <= values[values.length - 1] + 0.5);
       Object.assign(colorbar, { tickvals: decades, ticktext: decades.map((i) => ls.number(10 ** i, 2)) });

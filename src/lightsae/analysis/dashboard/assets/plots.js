@@ -49,11 +49,11 @@
       font: { family: "ui-sans-serif, system-ui, sans-serif", size: 12, color: colours.quiet },
       margin: { l: 8, r: 8, t: 8, b: 8 },
       hoverlabel: { bgcolor: colours.surface, bordercolor: colours.line, font: { color: colours.ink } },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.quiet, activecolor: colours.accent },
+      modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: colours.quiet, activecolor: colours.accent },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, itemsizing: "constant" },
     };
     const axes = { xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
-    const bar = tools ? { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], scrollZoom: true } : { displayModeBar: false };
+    const bar = tools ? { displaylogo: false, modeBarButtons: [["pan2d", "zoom2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]], scrollZoom: true } : { displayModeBar: false };
     window.Plotly.react(element, traces, { ...base, ...layout, ...axes }, { responsive: true, ...bar });
   }
 

@@ -1,0 +1,155 @@
+"""Figures of a whole dictionary for papers: how often features fire, how well labels hold, before and after, maps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lightsae.analysis.dashboard.map import Map
+
+Tables = Mapping[str, pa.Table]
+BEFORE, AFTER = "#a8632a", "#0b6e69"
+TIERS = {"high": "#0f7a4f", "medium": "#2863c5", "unlabelled": "#9a9fa8", "rare": "#b09cc4", "dead": "#d3ccc3"}
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    # Labels and tokens are no mathematics, whatever dollar signs they hold.
+    "text.parse_math": False,
+}
+_COHERENCES = ("window_coherence", "document_coherence")
+
+
+def draw_figures(tables: Tables, *, neurons: Tables | None = None, maps: Sequence[Map] = ()) -> dict[str, Figure]:
+    """Return the figures by name: density, labels (if any was tested), coherence (if known), map_1 ..."""
+    features, before = tables["features"], neurons["features"] if neurons is not None else None
+    with matplotlib.rc_context(_STYLE):
+        figures = {"density": _density(features, before)}
+        if features["precision"].null_count < len(features):
+            figures["labels"] = _labels(features, before)
+        known = [c for c in _COHERENCES if features[c].null_count < len(features)]
+        if known:
+            figures["coherence"] = _coherence(features, before, known)
+        for number, one in enumerate(maps, start=1):
+            figures[f"map_{number}"] = _map(one, features)
+    return figures
+
+
+def write_figures(
+    folder: Path, tables: Tables, *, neurons: Tables | None = None, maps: Sequence[Map] = ()
+) -> list[Path]:
+    """Write the figures as PNG into an existing folder that the caller stages; returns the files."""
+    written = []
+    for name, figure in draw_figures(tables, neurons=neurons, maps=maps).items():
+        path = folder / f"{name}.png"
+        figure.savefig(path, dpi=200)
+        written.append(path)
+    return written
+
+
+def numbers(features: pa.Table, column: str) -> NDArray[np.float64]:
+    """Return the values of a column that are known."""
+    values: NDArray[np.float64] = features[column].drop_null().to_numpy().astype(np.float64)
+    return values[np.isfinite(values)]
+
+
+def _populations(features: pa.Table, neurons: pa.Table | None) -> list[tuple[str, pa.Table, str]]:
+    after = (f"{len(features):,} features", features, AFTER)
+    return [after] if neurons is None else [(f"{len(neurons):,} raw neurons", neurons, BEFORE), after]
+
+
+def _density(features: pa.Table, neurons: pa.Table | None) -> Figure:
+    figure = Figure(figsize=(4.2, 2.8), layout="constrained")
+    axes = figure.subplots()
+    for name, table, colour in _populations(features, neurons):
+        found = numbers(table, "frequency")
+        fired = np.log10(found[found > 0])
+        silent = len(table) - len(fired)
+        _histogram(axes, fired, f"{name}, {silent:,} silent", colour)
+    axes.set(xlabel="density: share of tokens on which it fires (log10)", ylabel="share")
+    axes.legend()
+    return figure
+
+
+def _labels(features: pa.Table, neurons: pa.Table | None) -> Figure:
+    sides = _populations(features, neurons)
+    figure = Figure(figsize=(3.4 * len(sides), 3.4), layout="constrained")
+    for axes, (name, table, _) in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
+        columns = table.select(["tier", "precision", "recall", "fires"]).to_pandas()
+        alive = int((columns.fires > 0).sum())
+        labelled = int(columns.tier.isin(["high", "medium"]).sum())
+        for tier, colour in TIERS.items():
+            part = columns[columns.tier == tier].dropna()
+            if len(part):
+                axes.scatter(part.recall, part.precision, s=7, color=colour, alpha=0.6, lw=0, label=tier)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision", aspect="equal")
+        axes.set_title(f"{name}: {labelled:,} of {alive:,} live labelled ({labelled / max(alive, 1):.0%})")
+        if axes.collections:
+            axes.legend(loc="lower left")
+    return figure
+
+
+def _coherence(features: pa.Table, neurons: pa.Table | None, columns: list[str]) -> Figure:
+    figure = Figure(figsize=(3.6 * len(columns), 2.8), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        for name, table, colour in _populations(features, neurons):
+            found = numbers(table, column)
+            if len(found):
+                _histogram(axes, found, f"{name}, median {np.median(found):.2f}", colour)
+        axes.set(xlabel=column.replace("_", " "), ylabel="share")
+        axes.legend()
+    return figure
+
+
+def _histogram(axes: Axes, values: NDArray[np.float64], name: str, colour: str) -> None:
+    if len(values):
+        axes.hist(values, bins=40, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.55, label=name)
+
+
+def _map(one: Map, features: pa.Table) -> Figure:
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    x, y = one.coordinates.T
+    size = 2 if len(x) > 2000 else 6
+    if one.links is not None:
+        tier_of = dict(zip(features["feature"].to_pylist(), features["tier"].to_pylist(), strict=True))
+        classes = np.array([str(tier_of.get(link)) for link in one.links.tolist()])
+        _scatter(axes, x, y, classes, [t for t in TIERS if (classes == t).any()], list(TIERS.values()), size)
+    elif one.colours and isinstance(one.colours[0].values, np.ndarray):
+        dots = axes.scatter(x, y, s=size, c=one.colours[0].values, cmap="viridis", lw=0)
+        figure.colorbar(dots, ax=axes, shrink=0.6, label=one.colours[0].name)
+    elif one.colours:
+        classes = np.array([str(value) for value in one.colours[0].values])
+        names, counts = np.unique(classes, return_counts=True)
+        shown = names[np.argsort(-counts)][:9].tolist()
+        _scatter(axes, x, y, classes, shown, [f"C{i}" for i in range(9)], size)
+    else:
+        axes.scatter(x, y, s=size, color=AFTER, lw=0)
+    axes.set_title(one.name)
+    axes.set_axis_off()
+    axes.set_aspect("equal", adjustable="datalim")
+    figure.supxlabel(one.method, fontsize=6, color="0.4", wrap=True)
+    return figure
+
+
+def _scatter(
+    axes: Axes, x: NDArray[Any], y: NDArray[Any], classes: NDArray[Any], shown: list[str], colours: list[str], size: int
+) -> None:
+    rest = ~np.isin(classes, shown)
+    axes.scatter(x[rest], y[rest], s=size, color="0.8", lw=0)
+    for place, name in enumerate(shown):
+        here = classes == name
+        colour = TIERS.get(name, colours[place])
+        # matplotlib takes a name that begins with _ for one to be left out of the legend.
+        axes.scatter(x[here], y[here], s=size, color=colour, lw=0, label=f" {name}")
+    axes.legend(markerscale=3, fontsize=7, loc="upper left")
