@@ -1,4 +1,4 @@
-# make demo   trains a sparse autoencoder on a language model that ships with the package, and shows what came out
+# make demo   trains a sparse autoencoder on a language model that ships with the package, and finds out what it learned
 # make test   all checks: ruff, mypy, import-linter, pytest
 
 PYTHON ?= python3
@@ -12,7 +12,8 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 demo: .venv/.ready
 	$(BIN)/lightsae fit --config configs/quickstart.yaml
 	@run=$$(ls -dt lightning_logs/version_* | head -n 1); \
-	$(BIN)/lightsae validate --config $$run/config.yaml --ckpt_path last
+	$(BIN)/lightsae validate --config $$run/config.yaml --ckpt_path last && \
+	$(BIN)/lightsae interpret --sae $$run/sae --out $$run/dictionary
 
 test: .venv/.ready
 	$(BIN)/ruff check
@@ -25,7 +26,7 @@ test: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightsae needs Python 3.11 or newer: make PYTHON=python3.11 demo")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,umap]'
 	touch $@
 
 clean:

@@ -63,10 +63,10 @@
     const points = (rows, name, marker) => ({ type: "scattergl", mode: "markers", x: rows.map((i) => map.x[i]), y: rows.map((i) => map.y[i]), customdata: rows, name, hoverinfo: "none", marker: { size, opacity: 0.8, ...marker } });
     const make = (c) => {
       let traces = [points(all, "", { color: c.accent })];
-      if (colouring && colouring.classes) traces = classes(colouring, all).map(([name, rows], i) => points(rows, plainText(name), { color: colouring.tiers ? c[name] || c.quiet : ls.CLASSES[i % ls.CLASSES.length] }));
+      if (colouring && colouring.classes) traces = classes(colouring, all).map(([name, rows], i) => points(rows, plainText(name), { color: colouring.tiers ? c[name] || c.quiet : ls.CLASSES[i % ls.CLASSES.length] })).reverse();
       else if (colouring) traces = scaled(colouring, all, points, c);
       const axis = { visible: false };
-      return [traces, { height: Math.max(420, Math.min(760, window.innerHeight - 230)), hovermode: "closest", dragmode: "pan", showlegend: traces.length > 1, xaxis: axis, yaxis: { ...axis, scaleanchor: "x" } }];
+      return [traces, { height: Math.max(420, Math.min(760, window.innerHeight - 230)), hovermode: "closest", dragmode: "pan", showlegend: traces.length > 1, legend: { traceorder: "reversed" }, xaxis: axis, yaxis: { ...axis, scaleanchor: "x" } }];
     };
     const hover = (event) => {
       const i = event.points[0].customdata;
@@ -86,7 +86,10 @@
 
   function classes(colouring, all) {
     const rows = new Map();
-    for (const i of all) rows.set(colouring.values[i], [...(rows.get(colouring.values[i]) || []), i]);
+    for (const i of all) {
+      if (!rows.has(colouring.values[i])) rows.set(colouring.values[i], []);
+      rows.get(colouring.values[i]).push(i);
+    }
     const sorted = [...rows].sort((a, b) => (colouring.tiers ? ls.TIER_ORDER.indexOf(a[0]) - ls.TIER_ORDER.indexOf(b[0]) : b[1].length - a[1].length));
     if (sorted.length <= CLASSES_SHOWN + 1) return sorted;
     return [...sorted.slice(0, CLASSES_SHOWN), ["other", sorted.slice(CLASSES_SHOWN).flatMap(([, some]) => some)]];

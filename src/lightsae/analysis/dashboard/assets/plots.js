@@ -54,7 +54,7 @@
     };
     const axes = { xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
     const bar = tools ? { displaylogo: false, modeBarButtons: [["pan2d", "zoom2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]], scrollZoom: true } : { displayModeBar: false };
-    window.Plotly.react(element, traces, { ...base, ...layout, ...axes }, { responsive: true, ...bar });
+    window.Plotly.react(element, traces, { ...base, ...layout, legend: { ...base.legend, ...layout.legend }, ...axes }, { responsive: true, ...bar });
   }
 
   ls.redraw = function () {
