@@ -64,7 +64,8 @@ class Cofiring:
     def choose(self) -> None:
         """End the sample: from here on, count each feature with its m most correlated partners."""
         pairs = self._sample.tocoo()
-        off = pairs.row != pairs.col
+        # A pair seen once is chance, and there are more of those than of all others.
+        off = (pairs.row != pairs.col) & (pairs.data > 1)
         row, column, both = pairs.row[off].astype(np.int64), pairs.col[off].astype(np.int64), pairs.data[off]
         strength = correlation(both, self.fires[row], self.fires[column], int(self.tokens))
         order = np.lexsort((column, -strength, row))

@@ -80,20 +80,21 @@ class _DenseFeatures:
 class NeuronFeatures(_DenseFeatures):
     """The coordinates of the sites that a dictionary reads: how far each lies above its mean, in raw units.
 
-    A coordinate has no zero of its own (the residual stream has none at all), so that it is measured from its mean over
-    the text, and fires above it.
+    A coordinate has no zero of its own (the residual stream has none at all): it is measured from its mean over a sample
+    of the text, and fires where it lies a standard deviation or more above.
 
     Args:
         sites: As the dictionary reads them.
-        mean: Mean activation, (D,), in the order of `sites`.
+        sample: Activations, (T, D), in the order of `sites`.
     """
 
-    def __init__(self, sites: Mapping[SiteRef, int], mean: Float[Tensor, " D"]) -> None:
-        self.sites, self.mean = dict(sites), mean
+    def __init__(self, sites: Mapping[SiteRef, int], sample: Float[Tensor, "T D"]) -> None:
+        self.sites, self.mean, self.least = dict(sites), sample.mean(0), sample.std(0)
         self.n_features = sum(sites.values())
 
     def excess(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
-        return read_sites(activations, self.sites).float() - self.mean
+        above = read_sites(activations, self.sites).float() - self.mean
+        return torch.where(above >= self.least, above, 0)
 
 
 def read_sites(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Mapping[SiteRef, int]) -> Tensor:

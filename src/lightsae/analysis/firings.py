@@ -5,6 +5,7 @@ Axes: T tokens (rows * S), N firings, F features.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,9 +70,11 @@ class Firings:
         return self.tokens.ravel()
 
     @cached_property
-    def _by_key(self) -> tuple[Ints, Floats]:
+    def _by_key(self) -> tuple[NDArray[Any], Floats]:
         """The firings' (token, feature) keys, ascending, and their values: for looking one up."""
-        keys = self.token_of * self.n_features + self.feature_of
+        # Half the width sorts twice as fast.
+        fits = self.tokens.size * self.n_features < 2**31
+        keys = (self.token_of * self.n_features + self.feature_of).astype(np.int32 if fits else np.int64)
         order = np.argsort(keys)
         return keys[order], self.values[order]
 
@@ -86,7 +89,7 @@ class Firings:
         keys, values = self._by_key
         if not len(keys):
             return np.zeros(around.shape, np.float32)
-        wanted = around * self.n_features + features[:, None]
+        wanted = (np.where(inside, around, 0) * self.n_features + features[:, None]).astype(keys.dtype)
         found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         return np.where(inside & (keys[found] == wanted), values[found], 0).astype(np.float32)
 

@@ -64,7 +64,7 @@ class InterpretSettings:
 
     tokens: int = 1_000_000
     score_tokens: int = 500_000
-    mining_tokens: int = 1_600_000
+    mining_tokens: int = 1_500_000
     contexts: int = 16
     sampled: int = 24
     near_misses: int = 4
@@ -185,7 +185,7 @@ def _sample(reader: ActivationReader, texts: Texts, sae: SparseAutoencoder) -> t
 def _sources(sae: SparseAutoencoder, sample: torch.Tensor, settings: InterpretSettings) -> dict[str, FeatureSource]:
     sources: dict[str, FeatureSource] = {SAE: SAEFeatures(sae)}
     if settings.neurons:
-        sources[NEURONS] = NeuronFeatures(sae.widths.read, sample.mean(0))
+        sources[NEURONS] = NeuronFeatures(sae.widths.read, sample)
     generator = keyed_generator(settings.seed, "random features")
     floor = RandomFeatures(sae.widths.read, _RANDOM_FEATURES, generator)
     with torch.no_grad():

@@ -60,8 +60,10 @@ class Moments:
         documents = firings.documents.ravel()[firings.token_of]
         first = int(documents.min())
         span = int(documents.max()) - first + 1
-        pairs = np.unique(firings.feature_of * span + documents - first)
-        features, numbers = pairs // span, pairs % span + first
+        met = np.zeros((len(self.fires), span), bool)
+        met[firings.feature_of, documents - first] = True
+        features, numbers = met.nonzero()
+        numbers += first
         # A document that a batch ends in goes on in the next one.
         new = numbers != self._last_document[features]
         self.documents += np.bincount(features[new], minlength=len(self.fires))

@@ -3,7 +3,10 @@
 Axes: F features, m partners kept of each.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from lightsae.analysis.firings import Ints
 
@@ -24,12 +27,15 @@ class PairCounts:
 
     def __init__(self, n_features: int, n_partners: int, kept: int) -> None:
         self.n_features, self.n_partners, self.kept = n_features, n_partners, kept
-        self.keys = np.empty(0, np.int64)
+        # Half the width sorts twice as fast.
+        self._dtype = np.int32 if n_features * n_partners < 2**31 else np.int64
+        self.keys: Any = np.empty(0, self._dtype)
         self.counts = np.empty(0, np.int64)
-        self._waiting: list[tuple[Ints, Ints]] = []
+        self._waiting: list[tuple[NDArray[np.int32] | Ints, Ints]] = []
 
     def update(self, features: Ints, partners: Ints) -> None:
-        keys, counts = np.unique(features * self.n_partners + partners, return_counts=True)
+        keys = (features * self.n_partners + partners).astype(self._dtype)
+        keys, counts = np.unique(keys, return_counts=True)
         self._waiting.append((keys, counts))
         if sum(len(keys) for keys, _ in self._waiting) > _WAITING:
             self.merge()
@@ -50,7 +56,7 @@ class PairCounts:
             self._prune()
 
     def _prune(self) -> None:
-        features = self.keys // self.n_partners
+        features = self.keys.astype(np.int64) // self.n_partners
         order = np.lexsort((self.keys, -self.counts, features))
         ordered = features[order]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -62,7 +68,7 @@ class PairCounts:
         """Return the k most frequent partners of each feature, (F, k), -1 where there are fewer; and their counts."""
         self.merge()
         partners, counts = np.full((self.n_features, k), -1, np.int64), np.zeros((self.n_features, k), np.int64)
-        features = self.keys // self.n_partners
+        features = self.keys.astype(np.int64) // self.n_partners
         order = np.lexsort((self.keys, -self.counts, features))
         ordered = features[order]
         if len(order):

@@ -22,7 +22,7 @@ from lightsae.analysis.origin import Origin
 
 PICTURES, TENSORBOARD = "pictures", "tensorboard"
 # Tokens in the maps of activations, and colourings of a feature that they offer.
-_MAP_TOKENS, _MAP_FEATURES = 3000, 3
+_MAP_TOKENS, _MAP_FEATURES = 2000, 3
 
 
 class Presentation:

@@ -53,7 +53,7 @@ class Reservoir:
         features, places, scores = _best_of_each_row(features, places, scores, firings.context)
         kept = _within_k(features, scores, self.k)
         features, places, scores = features[kept], places[kept], scores[kept]
-        touched = np.unique(features)
+        touched = np.flatnonzero(np.bincount(features, minlength=self.n_features))
         # Slots of the touched features, and the candidates after them, ranked together.
         slots = (touched[:, None] * self.k + np.arange(self.k)).ravel()
         all_features = np.concatenate([slots // self.k, features])

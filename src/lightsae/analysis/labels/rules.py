@@ -20,7 +20,7 @@ from lightsae.analysis.labels.patterns import KINDS, Keys, PatternKeys
 
 Ints = NDArray[np.int64]
 # How often a feature has to fire where a pattern holds (one occurrence more is assumed, on which it did not fire).
-RATES = (0.25, 0.4, 0.55, 0.7)
+RATES = (0.3, 0.45, 0.6)
 MOST_PATTERNS = 64
 # Each pattern has to add this share of the firings, and two of them.
 _LEAST_SHARE = 0.001

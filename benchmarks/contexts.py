@@ -1,0 +1,66 @@
+"""The streaming pass of `lightsae interpret` against a plain pass of the language model and the encoder.
+
+    python benchmarks/contexts.py SAE --tokens 500000
+
+Runs both in turn over the same rows and prints the seconds and the ratio plain / with everything counted and kept; the
+target is 0.8. Counting runs in a thread beside the model, so that a machine with a free core hides some of it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from lightsae.activations.timing import Timings
+from lightsae.analysis.context_stage import SavedPass, gather_contexts
+from lightsae.analysis.contexts import ContextSettings, ContextStatistics
+from lightsae.analysis.features import SAEFeatures
+from lightsae.analysis.interpret import vocabulary_of
+from lightsae.analysis.origin import Origin, TextSettings
+from lightsae.analysis.progress import Silence
+from lightsae.analysis.reader import ActivationReader
+from lightsae.analysis.text import Rows, Texts
+
+
+def plain(source: SAEFeatures, reader: ActivationReader, rows: Rows) -> float:
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch, _ in reader.batches(rows):
+            source.encode(batch.activations)
+    return time.perf_counter() - start
+
+
+def counted(source: SAEFeatures, reader: ActivationReader, rows: Rows, vocabulary: int) -> float:
+    gathered = ContextStatistics(source, vocabulary, rows.tokens.size, ContextSettings(), together=True)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        gather_contexts({"features": gathered}, reader, rows, SavedPass(Path(folder, "x"), {}), Silence())
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sae")
+    parser.add_argument("--tokens", type=int, default=500_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    origin = Origin.load(given.sae, TextSettings(), whole_model=False)
+    # Training text: there is more of it, and what is timed is the same.
+    tokenizer = origin.main_model.tokenizer
+    rows = Texts.read(origin.corpus, tokenizer, tokens=1, score_tokens=1, mining_tokens=given.tokens).mining
+    reader, source = ActivationReader(origin.models, origin.reading, Timings()), SAEFeatures(origin.sae)
+    vocabulary = len(vocabulary_of(origin.main_model))
+    ratios = []
+    for _ in range(given.rounds):
+        alone, whole = plain(source, reader, rows), counted(source, reader, rows, vocabulary)
+        ratios.append(alone / whole)
+        speed = rows.tokens.size / whole
+        print(f"plain {alone:.1f} s, counted {whole:.1f} s ({speed:,.0f} tokens/s), ratio {ratios[-1]:.3f}")
+    print(f"median ratio {statistics.median(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    main()
