@@ -5,7 +5,7 @@
 
 `gpt2-shape` is a GPT-2 of the small one's shape with random weights, with a TopK of 12,288 latents (k 32) at
 resid_post.6, random too. Runs both in turn over the same rows and prints the seconds and the ratio plain / with
-everything counted and kept; the target is 0.8. Counting runs in a thread beside the model, so that a machine with a free
+everything counted and kept; the target is 0.8. Counting runs in a thread beside the model: a machine with a free
 core hides some of it.
 """
 

@@ -226,8 +226,8 @@ def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Docu
 
 
 def _read_parquet(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from lightsae.analysis.firings import Firings, Ints
+from lightsae.analysis.groups import ranks
 
 # Pairs that the sample may have, and the share of the text that it may be.
 _SAMPLE_PAIRS = 20_000_000
@@ -70,13 +71,12 @@ class Cofiring:
         strength = correlation(both, self.fires[row], self.fires[column], int(self.tokens))
         order = np.lexsort((column, -strength, row))
         row, column, both = row[order], column[order], both[order]
-        starts = np.flatnonzero(np.r_[True, row[1:] != row[:-1]]) if len(row) else np.empty(0, np.int64)
-        ranks = np.arange(len(row)) - np.repeat(starts, np.diff(np.r_[starts, len(row)]))
-        kept = ranks < self.m
+        places = ranks(row)
+        kept = places < self.m
         self.partners = np.full((self.n_features, self.m), -1, np.int64)
         self.counts = np.zeros((self.n_features, self.m), np.int64)
-        self.partners[row[kept], ranks[kept]] = column[kept]
-        self.counts[row[kept], ranks[kept]] = both[kept]
+        self.partners[row[kept], places[kept]] = column[kept]
+        self.counts[row[kept], places[kept]] = both[kept]
         self._sample = sparse.csr_matrix((self.n_features, self.n_features), dtype=np.int32)
 
     @property
@@ -117,9 +117,7 @@ class Cofiring:
         phi = correlation(both, self.fires[sources], self.fires[targets], int(self.tokens))
         order = np.lexsort((targets, -phi, sources))
         sources, targets, both, phi = sources[order], targets[order], both[order], phi[order]
-        starts = np.flatnonzero(np.r_[True, sources[1:] != sources[:-1]]) if len(sources) else np.empty(0, np.int64)
-        ranks = np.arange(len(sources)) - np.repeat(starts, np.diff(np.r_[starts, len(sources)]))
-        kept = ranks < k
+        kept = ranks(sources) < k
         return sources[kept], targets[kept], both[kept], phi[kept]
 
 

@@ -80,8 +80,8 @@ class _DenseFeatures:
 class NeuronFeatures(_DenseFeatures):
     """The coordinates of the sites that a dictionary reads: how far each lies above its mean, in raw units.
 
-    A coordinate has no zero of its own (the residual stream has none at all): it is measured from its mean over a sample
-    of the text, and fires where it lies a standard deviation or more above.
+    A coordinate has no zero of its own (the residual stream has none at all): it is measured from its mean over a
+    sample of the text, and fires where it lies a standard deviation or more above.
 
     Args:
         sites: As the dictionary reads them.

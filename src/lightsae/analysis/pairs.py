@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightsae.analysis.firings import Ints
+from lightsae.analysis.groups import ranks
 
 # Batches' counts are merged when this many are waiting: merging sorts the whole table.
 _WAITING = 1 << 19
@@ -58,10 +59,7 @@ class PairCounts:
     def _prune(self) -> None:
         features = self.keys.astype(np.int64) // self.n_partners
         order = np.lexsort((self.keys, -self.counts, features))
-        ordered = features[order]
-        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        ranks = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-        kept = np.sort(order[ranks < self.kept])
+        kept = np.sort(order[ranks(features[order]) < self.kept])
         self.keys, self.counts = self.keys[kept], self.counts[kept]
 
     def top(self, k: int) -> tuple[Ints, Ints]:
@@ -71,10 +69,8 @@ class PairCounts:
         features = self.keys.astype(np.int64) // self.n_partners
         order = np.lexsort((self.keys, -self.counts, features))
         ordered = features[order]
-        if len(order):
-            starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-            ranks = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-            shown = ranks < k
-            partners[ordered[shown], ranks[shown]] = self.keys[order[shown]] % self.n_partners
-            counts[ordered[shown], ranks[shown]] = self.counts[order[shown]]
+        places = ranks(ordered)
+        shown = places < k
+        partners[ordered[shown], places[shown]] = self.keys[order[shown]] % self.n_partners
+        counts[ordered[shown], places[shown]] = self.counts[order[shown]]
         return partners, counts

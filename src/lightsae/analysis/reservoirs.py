@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightsae.analysis.firings import Firings, Floats, Ints
+from lightsae.analysis.groups import ranks
 from lightsae.analysis.windows import WIDTH, Windows
 
 _ARRAYS = ("scores", "tokens", "values", "documents", "rows", "positions")
@@ -59,7 +60,7 @@ class Reservoir:
         all_features = np.concatenate([slots // self.k, features])
         all_scores = np.concatenate([self.scores.reshape(-1)[slots], scores])
         order = np.lexsort((-all_scores, all_features))
-        out = _ranks(all_features[order]) >= self.k
+        out = ranks(all_features[order]) >= self.k
         # As many candidates come in as slots go out, feature by feature: each takes the place of one.
         is_slot = order < len(slots)
         freed, chosen = slots[order[out & is_slot]], order[~out & ~is_slot] - len(slots)
@@ -116,12 +117,5 @@ def _best_of_each_row(features: Ints, places: Ints, scores: Floats, context: int
 def _within_k(features: Ints, scores: Floats, k: int) -> Ints:
     """Return which candidates are among the k best of their feature."""
     order = np.lexsort((-scores, features))
-    kept: Ints = order[_ranks(features[order]) < k]
+    kept: Ints = order[ranks(features[order]) < k]
     return kept
-
-
-def _ranks(groups: Ints) -> Ints:
-    """Return each entry's place within its group; groups stand together."""
-    starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
-    ranks: Ints = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
-    return ranks

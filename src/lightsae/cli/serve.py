@@ -5,16 +5,13 @@ import ipaddress
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from lightsae.analysis.artefact.feature_dictionary import FeatureDictionary
 from lightsae.analysis.dashboard.live import LiveEncoder
 from lightsae.analysis.dashboard.server import DashboardServer
-from lightsae.cli.help import HelpFormatter
-from lightsae.cli.wording import in_short
+from lightsae.cli.command import CommandParser
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.native import describe_sae, load_sae
 
@@ -23,31 +20,15 @@ _DESCRIPTION = (
     "by the language model and the SAE. The other pages need no server: open FOLDER/index.html.\n\n"
     "Ctrl-C ends it."
 )
-_EXAMPLES = """\
-Examples:
-
-  lightsae serve dictionary
-  lightsae serve dictionary --sae lightning_logs/version_0/sae --port 0"""
-_KEYS = ("folder", "sae", "port", "host", "device")
-
-
-class _Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if "required" in message and "folder" in message:
-            raise ConfigError("The folder is missing. Write: lightsae serve FOLDER") from None
-        raise ConfigError(in_short(message, _KEYS, {})) from None
+_EXAMPLES = (
+    "lightsae serve dictionary",
+    "lightsae serve dictionary --sae lightning_logs/version_0/sae --port 0",
+)
 
 
 def run_serve(args: Sequence[str]) -> int:
     """Serve a folder until Ctrl-C."""
-    parser = _Parser(
-        prog="lightsae serve",
-        usage="lightsae serve FOLDER [OPTIONS]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("serve", "FOLDER [OPTIONS]", _DESCRIPTION, _EXAMPLES)
     parser.add_argument("folder", type=str, help="A feature dictionary, as `lightsae interpret` writes it.")
     parser.add_argument("--sae", type=str | None, help="The SAE's export, for the live page; no live page without it.")
     parser.add_argument("--port", type=int, default=8080, help="Port to listen on; 0 takes a free one.")

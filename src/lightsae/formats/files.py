@@ -6,6 +6,7 @@ write of the same target clears away.
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, FormatError, did_you_mean
 
 _MEANING = {
     errno.ENOSPC: "no space is left on the disk; free some, or choose another folder.",
@@ -121,6 +122,32 @@ def replace_folder_atomically(folder: str | Path) -> Iterator[Path]:
 def find_folder(folder: str | Path) -> Path | None:
     """Return where the contents of `folder` are: there, or set aside by a replacement that was killed, or nowhere."""
     return next((path for path in (Path(folder), _set_aside(folder)) if path.is_dir()), None)
+
+
+def locate(folder: str | Path, holds: str) -> Path:
+    """Return where the contents of `folder` are, as `find_folder`, or say which folder was probably meant.
+
+    Args:
+        folder: As the user wrote it.
+        holds: The file that such a folder has, for the message.
+
+    Raises:
+        FormatError: There is no such folder.
+    """
+    found = find_folder(folder)
+    if found is not None:
+        return found
+    path = Path(folder)
+    if path.exists():
+        raise FormatError(f"{str(folder)!r} is a file; name the folder that holds {holds!r}.")
+    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    raise FormatError(f"The folder {str(folder)!r} does not exist.{did_you_mean(path.name, siblings)}")
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _set_aside(folder: str | Path) -> Path:

@@ -5,7 +5,6 @@ The tensors' file holds weights and scale buffers alone: its bytes depend on not
 Nothing is ever unpickled.
 """
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lightsae.errors import ConfigError, FormatError, did_you_mean
-from lightsae.formats.files import find_folder, replace_folder_atomically
+from lightsae.formats.files import hash_file, locate, replace_folder_atomically
 from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SiteRef, SparseAutoencoder, Widths
 
 FORMAT_VERSION = 1
@@ -62,7 +61,7 @@ def write_sae(sae: SparseAutoencoder, folder: Path, provenance: dict[str, Any] |
         "settings": plain(sae.settings),
         "widths": {"read": _to_list(sae.widths.read), "predicted": _to_list(sae.widths.predicted)},
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
-        "sha256": _hash(folder / TENSORS),
+        "sha256": hash_file(folder / TENSORS),
         "provenance": provenance or {},
     }
     text = json.dumps(description, indent=2, ensure_ascii=False, default=str)
@@ -88,10 +87,10 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SparseAu
         raise ConfigError(f"device is {str(device)!r}, but no CUDA device is available; write 'cpu'.")
     description = describe_sae(folder)
     sae = _empty_sae(description, folder)
-    path = _located(folder) / TENSORS
+    path = locate(folder, DESCRIPTION) / TENSORS
     if not path.is_file():
         raise FormatError(f"{str(folder)!r} has no {TENSORS!r}; copy the whole exported folder again.")
-    if (found := _hash(path)) != description["sha256"]:
+    if (found := hash_file(path)) != description["sha256"]:
         raise FormatError(
             f"{str(Path(folder, TENSORS))!r} is damaged or cut short: its SHA-256 starts with {found[:12]}, but "
             f"{DESCRIPTION} says {description['sha256'][:12]}. Copy or export it again."
@@ -115,7 +114,7 @@ def describe_sae(folder: str | Path) -> dict[str, Any]:
     Raises:
         FormatError: The folder or the file is missing or damaged, or was written by a newer version.
     """
-    path = _located(folder) / DESCRIPTION
+    path = locate(folder, DESCRIPTION) / DESCRIPTION
     shown = str(Path(folder, DESCRIPTION))
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -195,18 +194,6 @@ def _check_shapes(tensors: dict[str, torch.Tensor], sae: SparseAutoencoder, path
             )
 
 
-def _located(folder: str | Path) -> Path:
-    """Return where the export's files are, or say which folder was probably meant."""
-    found = find_folder(folder)
-    if found is not None:
-        return found
-    path = Path(folder)
-    if path.exists():
-        raise FormatError(f"{str(folder)!r} is a file; name the folder that holds {DESCRIPTION!r}.")
-    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    raise FormatError(f"The folder {str(folder)!r} does not exist.{did_you_mean(path.name, siblings)}")
-
-
 def _exports_below(folder: str | Path) -> str:
     """Name an export inside the folder, as where somebody gives the run's folder."""
     path = Path(folder)
@@ -228,8 +215,3 @@ def _to_list(widths: dict[SiteRef, int]) -> list[dict[str, Any]]:
 
 def _from_list(widths: list[dict[str, Any]]) -> dict[SiteRef, int]:
     return {SiteRef(entry["model"], entry["site"]): entry["width"] for entry in widths}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

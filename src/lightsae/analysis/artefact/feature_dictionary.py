@@ -18,10 +18,11 @@ import pyarrow.dataset as ds
 import safetensors.torch
 
 from lightsae.analysis.artefact.card import TIERS
-from lightsae.analysis.artefact.reading import check_tables, located, read_manifest
-from lightsae.analysis.artefact.writer import file_of
+from lightsae.analysis.artefact.reading import check_tables, read_manifest
+from lightsae.analysis.artefact.writer import DESCRIPTION, file_of
 from lightsae.analysis.schema import TABLES
 from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean
+from lightsae.formats.files import locate
 from lightsae.formats.native import describe_sae
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -87,7 +88,7 @@ class FeatureDictionary:
         Raises:
             FormatError: The folder or a file is missing, damaged, changed, or of a newer version.
         """
-        path = located(folder)
+        path = locate(folder, DESCRIPTION)
         manifest = read_manifest(path, folder)
         check_tables(path, folder, manifest, verify)
         return cls(path, manifest)

@@ -7,29 +7,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightsae.analysis.artefact.writer import DESCRIPTION, KIND, file_of, hash_file, manifest_id
+from lightsae.analysis.artefact.writer import DESCRIPTION, KIND, file_of, manifest_id
 from lightsae.analysis.schema import SCHEMA_VERSION, TABLES
-from lightsae.errors import FormatError, did_you_mean
-from lightsae.formats.files import find_folder
-
-
-def located(folder: str | Path) -> Path:
-    """Return where the files of a dictionary are, or say which folder was probably meant."""
-    found = find_folder(folder)
-    if found is not None:
-        return found
-    path = Path(folder)
-    if path.exists():
-        raise FormatError(f"{str(folder)!r} is a file; name the folder that holds {DESCRIPTION!r}.")
-    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    raise FormatError(f"The folder {str(folder)!r} does not exist.{did_you_mean(path.name, siblings)}")
+from lightsae.errors import FormatError
+from lightsae.formats.files import hash_file
 
 
 def read_manifest(where: Path, folder: str | Path) -> dict[str, Any]:
     """Read dictionary.json and check that it says what it was written with.
 
     Args:
-        where: The folder, as `located` found it.
+        where: The folder, as `locate` found it.
         folder: The folder as the user wrote it.
     """
     path = where / DESCRIPTION

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from lightsae.analysis.artefact.card import write_card
 from lightsae.analysis.schema import SCHEMA_VERSION, TABLES
 from lightsae.errors import FormatError
-from lightsae.formats.files import find_folder, replace_folder_atomically
+from lightsae.formats.files import find_folder, hash_file, replace_folder_atomically
 from lightsae.formats.native import describe_sae
 
 DESCRIPTION, CARD = "dictionary.json", "card.md"
@@ -106,12 +106,6 @@ def manifest_id(manifest: Mapping[str, Any]) -> str:
     """Return the id that a manifest's contents give."""
     hashed = {key: value for key, value in manifest.items() if key not in UNHASHED}
     return hashlib.sha256(_canonical(hashed).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical(value: Any) -> str:

@@ -20,7 +20,8 @@ class Gate:
     """What a label has to reach on held-out documents.
 
     Attributes:
-        precision, recall: Least values, 0 to 1.
+        precision: Least share of what the label picks that has to be right, 0 to 1.
+        recall: Least share of the firings that the label has to pick, 0 to 1.
         min_positives: Positives that have to be tested; with fewer, nothing is known.
 
     Raises:
