@@ -13,7 +13,7 @@ demo: .venv/.ready
 	$(BIN)/lightsae fit --config configs/quickstart.yaml
 	@run=$$(ls -dt lightning_logs/version_* | head -n 1); \
 	$(BIN)/lightsae validate --config $$run/config.yaml --ckpt_path last && \
-	$(BIN)/lightsae interpret --sae $$run/sae --out $$run/dictionary
+	$(BIN)/lightsae interpret --sae $$run/sae --out $$run/dictionary --ablation_windows 1
 
 test: .venv/.ready
 	$(BIN)/ruff check

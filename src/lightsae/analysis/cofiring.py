@@ -16,6 +16,8 @@ from scipy import sparse
 from lightsae.analysis.firings import Firings, Ints
 from lightsae.analysis.groups import ranks
 
+# As wide as scipy makes them.
+Integers = NDArray[np.integer[Any]]
 # Pairs that the sample may have, and the share of the text that it may be.
 _SAMPLE_PAIRS = 20_000_000
 _SAMPLE_SHARE = 0.125
@@ -67,7 +69,7 @@ class Cofiring:
         pairs = self._sample.tocoo()
         # A pair seen once is chance, and there are more of those than of all others.
         off = (pairs.row != pairs.col) & (pairs.data > 1)
-        row, column, both = pairs.row[off].astype(np.int64), pairs.col[off].astype(np.int64), pairs.data[off]
+        row, column, both = (part[off].astype(np.int64) for part in (pairs.row, pairs.col, pairs.data))
         strength = correlation(both, self.fires[row], self.fires[column], int(self.tokens))
         order = np.lexsort((column, -strength, row))
         row, column, both = row[order], column[order], both[order]
@@ -80,12 +82,12 @@ class Cofiring:
         self._sample = sparse.csr_matrix((self.n_features, self.n_features), dtype=np.int32)
 
     @property
-    def sample(self) -> tuple[Ints, Ints, Ints]:
+    def sample(self) -> tuple[Integers, Integers, Integers]:
         """The pairs counted on the sample so far: features, features, tokens together."""
         pairs = self._sample.tocoo()
         return pairs.row, pairs.col, pairs.data
 
-    def restore_sample(self, row: Ints, column: Ints, together: Ints) -> None:
+    def restore_sample(self, row: Integers, column: Integers, together: Integers) -> None:
         """Put back a `sample`."""
         shape = (self.n_features, self.n_features)
         self._sample = sparse.csr_matrix((together, (row, column)), shape=shape, dtype=np.int32)

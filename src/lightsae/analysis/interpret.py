@@ -64,7 +64,7 @@ class InterpretSettings:
 
     tokens: int = 1_000_000
     score_tokens: int = 500_000
-    mining_tokens: int = 1_500_000
+    mining_tokens: int = 1_200_000
     contexts: int = 16
     sampled: int = 24
     near_misses: int = 4

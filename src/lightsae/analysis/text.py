@@ -17,14 +17,17 @@ from lightsae.activations.corpus import CorpusConfig, RowSource, TokenRows
 
 # Rows that are read from the corpus at once.
 _READ_ROWS = 64
+# Each change of use may cost a row: one use is dealt until it is this many rows ahead of its share.
+_ROWS_AHEAD = 4
 
 
 @dataclass
 class DocumentUses:
     """Deals held-out documents, as they are first met, to `scores` and to `contexts`.
 
-    A document goes to the scores while they have had less than their share of the tokens so far: no length has to be
-    known beforehand, and both sides come from all over the corpus.
+    The uses take turns: the scores are dealt until they are ahead of their share of the tokens so far, then the
+    contexts. No length has to be known beforehand, both sides come from all over the corpus, and where a row holds many
+    short documents most rows still have one use.
 
     Attributes:
         share: Of the tokens that the scores are to get.
@@ -34,14 +37,17 @@ class DocumentUses:
     scores: set[int] = field(default_factory=set)
     contexts: set[int] = field(default_factory=set)
     _tokens: list[int] = field(default_factory=lambda: [0, 0])
+    _turn_of_scores: bool = False
 
     def is_for_scores(self, documents: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return the use of each token of a row; documents come in order."""
         numbers, starts = np.unique(documents, return_index=True)
         for number in numbers[np.argsort(starts)].tolist():
             if number not in self.scores and number not in self.contexts:
-                behind = self._tokens[1] <= self.share * sum(self._tokens)
-                (self.scores if behind and sum(self._tokens) > 0 else self.contexts).add(number)
+                due = self.share * sum(self._tokens)
+                if abs(due - self._tokens[1]) > min(_ROWS_AHEAD * len(documents), due / 2):
+                    self._turn_of_scores = due > self._tokens[1]
+                (self.scores if self._turn_of_scores else self.contexts).add(number)
             self._tokens[number in self.scores] += int((documents == number).sum())
         return np.isin(documents, list(self.scores))
 
@@ -116,9 +122,13 @@ def _training_rows(corpus: CorpusConfig, tokenizer: Any, rows: int) -> Rows:
         return _gather([], corpus.context_size)
     source = RowSource(corpus, tokenizer, "train")
     read: list[TokenRows] = []
-    # A small corpus is not read twice: the same text again would teach a label nothing.
-    while sum(map(len, read)) < rows and source.epoch == 0:
-        read.append(source.take(min(_READ_ROWS, rows - sum(map(len, read)))))
+    # A small corpus is not read twice: the same text again would teach a label nothing. A row at a time, for the one
+    # in which it begins again has to be known.
+    while len(read) < rows:
+        row = source.take(1)
+        if source.epoch > 0:
+            break
+        read.append(row)
     source.close()
     tokens, documents = np.concatenate([r.tokens for r in read]), np.concatenate([r.documents for r in read])
     return Rows(tokens, documents, np.arange(len(tokens)))
