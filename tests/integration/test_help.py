@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from lightsae.cli.help import settings_of
+from lightsae.cli.main import COMMANDS
 from lightsae.sae import VARIANTS, Refinements
 
 Run = Callable[..., Any]
@@ -111,7 +112,7 @@ def test_validate_is_about_the_checkpoint(lightsae: Run) -> None:
 def test_help_lists_every_command(args: list[str], lightsae: Run) -> None:
     shown = lightsae(*args)
     assert shown.code == 0
-    assert re.findall(r"^  (\w+) +[A-Z][a-z]", shown.out, re.MULTILINE) == ["fit", "validate", "superpose", "sites"]
+    assert re.findall(r"^  (\w+) +[A-Z][a-z]", shown.out, re.MULTILINE) == list(COMMANDS)
 
 
 def test_version(lightsae: Run) -> None:

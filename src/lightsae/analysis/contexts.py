@@ -27,6 +27,7 @@ from lightsae.analysis.reservoirs import Reservoir, weighted_scores
 _NEAR_MISS_EVERY = 16
 _TOKENS_KEPT = 64
 NearMisses = tuple[NDArray[np.float32], NDArray[np.int64]]
+_WAITING = ("waiting_keys", "waiting_counts", "waiting_sizes")
 _SAMPLE = ("sample.row", "sample.column", "sample.together")
 
 
@@ -124,7 +125,7 @@ class ContextStatistics:
         arrays: dict[str, NDArray[Any]] = {"batches": np.array(self.batches)}
         for name, part in self._parts().items():
             if isinstance(part, PairCounts):
-                part.merge()
+                arrays |= {f"{name}.{key}": a for key, a in zip(_WAITING, part.waiting, strict=True)}
             for key, value in vars(part).items():
                 if isinstance(value, np.ndarray):
                     arrays[f"{name}.{key}"] = value
@@ -139,6 +140,8 @@ class ContextStatistics:
             for key, value in vars(part).items():
                 if isinstance(value, np.ndarray):
                     setattr(part, key, np.array(arrays[f"{name}.{key}"]))
+            if isinstance(part, PairCounts):
+                part.restore_waiting(*(arrays[f"{name}.{key}"] for key in _WAITING))
         if self.cofiring is not None:
             self.cofiring.restore_sample(*(arrays[name] for name in _SAMPLE))
 

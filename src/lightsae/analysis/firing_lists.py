@@ -27,14 +27,14 @@ class FiringLists:
         tokens: (N,) flat token indices, by feature, ascending within each.
         starts: (F + 1,) where each feature's begin.
         counted: (T,) which tokens count; the others fire for no feature.
-        read: Share of the text that was read before there were too many firings to keep.
+        heard: Tokens, from the first on, whose firings are here: all, unless there were too many to keep.
         values: (N,) activations; None where they were not asked for.
     """
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]
     counted: NDArray[np.bool_]
-    read: float = 1.0
+    heard: int
     values: NDArray[np.float32] | None = None
 
     def __getitem__(self, feature: int) -> NDArray[np.int32]:
@@ -42,6 +42,11 @@ class FiringLists:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def read(self) -> float:
+        """Share of the text whose firings are here."""
+        return self.heard / len(self.counted) if len(self.counted) else 1.0
 
     @property
     def fires(self) -> NDArray[np.int64]:
@@ -91,9 +96,8 @@ class FiringCollector:
         order = np.argsort(features, kind="stable")
         starts = np.searchsorted(features[order], np.arange(self.source.n_features + 1))
         counted = _joined(self._counted, np.bool_)
-        share = self._listened / self._read if self._read else 1.0
         values = _joined(self._values, np.float32)[order] if self.keep_values else None
-        return FiringLists(_joined(self._tokens, np.int32)[order], starts, counted, share, values)
+        return FiringLists(_joined(self._tokens, np.int32)[order], starts, counted, self._listened, values)
 
 
 def _joined(parts: Iterable[NDArray], dtype: type) -> NDArray:  # type: ignore[type-arg]

@@ -41,6 +41,18 @@ class PairCounts:
         if sum(len(keys) for keys, _ in self._waiting) > _WAITING:
             self.merge()
 
+    @property
+    def waiting(self) -> tuple[Any, Ints, Ints]:
+        """What has not been merged: keys, counts, and how many of each update."""
+        keys = np.concatenate([np.empty(0, self._dtype), *(keys for keys, _ in self._waiting)])
+        counts = np.concatenate([np.empty(0, np.int64), *(counts for _, counts in self._waiting)])
+        return keys, counts, np.array([len(keys) for keys, _ in self._waiting], np.int64)
+
+    def restore_waiting(self, keys: Any, counts: Ints, sizes: Ints) -> None:
+        """Put back `waiting`: merging at another moment would drop other partners."""
+        ends = np.cumsum(sizes)[:-1]
+        self._waiting = list(zip(np.split(keys, ends), np.split(counts, ends), strict=True)) if len(sizes) else []
+
     def merge(self) -> None:
         """Bring in what waits."""
         if not self._waiting:

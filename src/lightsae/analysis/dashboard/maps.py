@@ -124,6 +124,7 @@ def place(
         before = f" of the {_COMPONENTS} largest principal components"
     neighbours = min(15, len(points) - 1)
     start = reduced[:, :2] if before else principal_components(points, 2)[0]
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numba's and scikit-learn's own making
         found = umap.UMAP(
@@ -137,6 +138,7 @@ def place(
             random_state=seed,
             n_jobs=1,  # a fixed seed allows no more
         ).fit_transform(reduced)
+    torch.set_num_threads(threads)  # numba sets it for the whole process
     settings = f"{neighbours} neighbours, minimum distance 0.1, {metric}, {_EPOCHS} epochs, seed {seed}"
     return np.asarray(found, dtype=np.float32), f"UMAP{before} ({settings})"
 

@@ -118,7 +118,7 @@ def learn_rules(
             members = _members(table, fires, mining.read)
             for rate in RATES:
                 rule = _cover(table, members, rate)
-                length, reached = _best_length(rule, choosing_places, hit, true, len(choosing[feature]))
+                length, reached = _best_length(rule, choosing_places, hit, true, choosing, feature)
                 if reached > most:
                     best, most = Rule(rule.patterns[:length], rule.shares[:length]), reached
             true[choosing[feature]] = False
@@ -189,17 +189,22 @@ def _cover(table: PatternTable, members: _Members, rate: float) -> Rule:
 
 
 def _best_length(
-    rule: Rule, places: PatternPlaces, hit: NDArray[np.bool_], true: NDArray[np.bool_], positives: int
+    rule: Rule,
+    places: PatternPlaces,
+    hit: NDArray[np.bool_],
+    true: NDArray[np.bool_],
+    choosing: FiringLists,
+    feature: int,
 ) -> tuple[int, float]:
     """Return how many of a rule's patterns to take, and what they reach; `hit` is left as it was found.
 
     What counts is the lower of precision and recall: a label has to have both.
     """
-    touched, yes, right = [], 0, 0
+    positives, touched, yes, right = len(choosing[feature]), [], 0, 0
     best, length = 0.0, 0
     for taken, (kind, key) in enumerate(rule.patterns, start=1):
         here = places.of(kind, key)
-        new = here[~hit[here]]
+        new = here[~hit[here] & (here < choosing.heard)]
         hit[new] = True
         touched.append(new)
         yes += len(new)

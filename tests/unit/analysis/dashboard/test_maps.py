@@ -69,6 +69,7 @@ def test_umap_keeps_clusters_together_and_repeats() -> None:
     one, again = decoder_map(rows, method="umap"), decoder_map(rows, method="umap")
     np.testing.assert_array_equal(one.coordinates, again.coordinates)
     assert "seed 0" in one.method
+    assert torch.get_num_threads() == 1  # as conftest.py set it
     a, b = one.coordinates[:40], one.coordinates[40:]
     apart = np.linalg.norm(a.mean(0) - b.mean(0))
     assert apart > 2 * max(a.std(), b.std())

@@ -1,0 +1,199 @@
+"""What steering does to a feature: add it, clamp it, keep it up, ablate it, project it out; always or on a condition.
+
+Axes:    T tokens, D width of the site.
+Formulas, with f_i(x) the latent, d_i what one unit of it adds to the raw activations (decoder row / output_scale):
+
+    Add         x + alpha d_i
+    Clamp       x + (c - f_i(x)) d_i           keeps the dictionary's error x - x_hat as it is
+    MinClamp    x + max(c - f_i(x), 0) d_i     never lowers
+    Ablate      x - f_i(x) d_i                 Clamp to 0
+    ProjectOut  x - d_i <d_i, x> / |d_i|^2
+
+Several at once: the activations are encoded once, as they came; what the first four write is summed; then the span of
+all directions that are projected out is removed. So their order never matters, and nothing is left of what was
+projected out. A feature may be added to and clamped (it ends at c + alpha), but is clamped only once.
+
+A latent that did not fire has a pre-activation below 0: clamped to c and measured again, it lies below c by that much.
+
+Units of an amount, written into every report:
+
+    norm    the length of what is written is that many mean activation norms of the site
+    max     that many times the feature's largest activation in the feature dictionary's text
+    latent  latents as the dictionary gives them: normalised units
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lightsae.errors import ConfigError
+
+Unit = str  # a key of UNITS
+UNITS = {"norm": "x mean norm", "max": "x own maximum", "latent": "latent units"}
+
+
+@dataclass(frozen=True)
+class Fires:
+    """A condition: a feature exceeds a threshold on this very token, in the activations as they came.
+
+    Attributes:
+        feature: Which; None: the one that is intervened on.
+        above: Threshold; what equals it does not fire.
+        unit: Of the threshold, `latent` or `max`.
+    """
+
+    feature: int | None = None
+    above: float = 0.0
+    unit: Unit = "latent"
+
+    def __post_init__(self) -> None:
+        if self.feature is not None:
+            _check_feature("Fires", self.feature)
+        _check_amount("Fires", "above", self.above)
+        if self.unit not in ("latent", "max"):
+            raise ConfigError(f"Fires: unit is {self.unit!r}; a threshold is in units of 'latent' or 'max'.")
+
+    def __str__(self) -> str:
+        who = "it" if self.feature is None else f"feature {self.feature}"
+        return f"{who} fires above {self.above:g} {UNITS[self.unit]}"
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Base of the five. `along` takes the place of the feature's direction, at the same norm: for random baselines."""
+
+    feature: int
+    kind: ClassVar[str] = ""
+    reads_own: ClassVar[bool] = False  # whether the formula holds f_i(x)
+
+    @property
+    def when(self) -> Fires | None:
+        raise NotImplementedError
+
+    @property
+    def along(self) -> Tensor | None:
+        raise NotImplementedError
+
+    def amount(self) -> tuple[float, Unit] | None:
+        """Return the number that the user gave, with its unit; None where there is none."""
+        return None
+
+    def condition(self) -> Fires | None:
+        """Return the condition with its feature filled in."""
+        if self.when is None or self.when.feature is not None:
+            return self.when
+        return Fires(self.feature, self.when.above, self.when.unit)
+
+    def report(self) -> dict[str, Any]:
+        """Return what is done, with the unit, as JSON values."""
+        given = self.amount()
+        return {
+            "kind": self.kind,
+            "feature": self.feature,
+            "amount": None if given is None else given[0],
+            "unit": None if given is None else given[1],
+            "when": None if self.when is None else str(self.when),
+            "direction": "the feature's own" if self.along is None else "given, at the feature's norm",
+        }
+
+    def __str__(self) -> str:
+        given = self.amount()
+        said = f"{self.kind} feature {self.feature}"
+        said += "" if given is None else f": {given[0]:+g} {UNITS[given[1]]}"
+        return said if self.when is None else f"{said}, where {self.when}"
+
+    def __post_init__(self) -> None:
+        _check_feature(type(self).__name__, self.feature)
+        given = self.amount()
+        if given is not None:
+            _check_amount(type(self).__name__, "strength" if isinstance(self, Add) else "value", given[0])
+            if given[1] not in UNITS:
+                raise ConfigError(f"{type(self).__name__}: unit is {given[1]!r}; write one of {', '.join(UNITS)}.")
+
+
+@dataclass(frozen=True)
+class Add(Intervention):
+    """x + alpha d_i. A strength of 0 changes no bit."""
+
+    strength: float
+    unit: Unit = "norm"
+    when: Fires | None = None
+    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
+    kind: ClassVar[str] = "add"
+
+    def amount(self) -> tuple[float, Unit]:
+        return self.strength, self.unit
+
+
+@dataclass(frozen=True)
+class Clamp(Intervention):
+    """x + (c - f_i(x)) d_i. Where f_i(x) is c already, but for rounding (see `plan`), no bit changes."""
+
+    value: float
+    unit: Unit = "latent"
+    when: Fires | None = None
+    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
+    kind: ClassVar[str] = "clamp"
+    reads_own: ClassVar[bool] = True
+
+    def amount(self) -> tuple[float, Unit]:
+        return self.value, self.unit
+
+
+@dataclass(frozen=True)
+class MinClamp(Intervention):
+    """x + max(c - f_i(x), 0) d_i: the feature is at least c."""
+
+    value: float
+    unit: Unit = "latent"
+    when: Fires | None = None
+    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
+    kind: ClassVar[str] = "min-clamp"
+    reads_own: ClassVar[bool] = True
+
+    def amount(self) -> tuple[float, Unit]:
+        return self.value, self.unit
+
+
+@dataclass(frozen=True)
+class Ablate(Intervention):
+    """x - f_i(x) d_i. Where the feature does not fire, no bit changes."""
+
+    when: Fires | None = None
+    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
+    kind: ClassVar[str] = "ablate"
+    reads_own: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class ProjectOut(Intervention):
+    """Remove what x has along d_i, whether the feature fires or not; after all that is written."""
+
+    when: Fires | None = None
+    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
+    kind: ClassVar[str] = "project out"
+
+
+def check_together(interventions: list[Intervention]) -> None:
+    """Raise a ConfigError where two interventions contradict each other."""
+    if not interventions:
+        raise ConfigError("interventions is empty; write at least one, such as Add(12, 4.0).")
+    taken: dict[int, Intervention] = {}
+    for one in interventions:
+        if one.reads_own and taken.setdefault(one.feature, one) is not one:
+            raise ConfigError(
+                f"feature {one.feature} gets {taken[one.feature].kind} and {one.kind} at once; keep one of the two."
+            )
+
+
+def _check_feature(where: str, feature: Any) -> None:
+    if not isinstance(feature, int) or isinstance(feature, bool) or feature < 0:
+        raise ConfigError(f"{where}: feature is {feature!r}; write its number, from 0.")
+
+
+def _check_amount(where: str, key: str, amount: Any) -> None:
+    if not isinstance(amount, int | float) or isinstance(amount, bool) or not math.isfinite(amount):
+        raise ConfigError(f"{where}: {key} is {amount!r}; write a finite number.")

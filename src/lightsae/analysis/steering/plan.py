@@ -1,0 +1,203 @@
+"""Interventions as tensors: what they make of the activations at a site, in one go.
+
+Axes:    T tokens, D width of the site, n interventions that write, m latents that are needed, p projected directions.
+Units:   latents and amounts in the dictionary's normalised units, directions and activations raw.
+
+Arithmetic is in float32 (or wider, where the activations are). A token for which nothing is to be written keeps every
+bit, in half precision too.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightsae.analysis.steering.interventions import Fires, Intervention, MinClamp, ProjectOut
+from lightsae.errors import ConfigError
+
+# Two ways to work out the same latent (one token or many, its own column or all) differ by rounding: so much is equal,
+# relative to the latent; `rounding` is the part that does not shrink with it.
+_EQUAL = 1e-5
+# Directions whose part outside the span of the others is smaller than this share are in the span.
+_RANK = 1e-5
+
+ToLatent = Callable[[float, str, int, float], float]
+
+
+class Plan:
+    """What some interventions do at one site.
+
+    Args:
+        interventions: In any order: they are sorted, so that the order changes no bit.
+        directions: What one unit of each feature adds, by feature, (D,) in float32.
+        to_latent: From an amount, its unit, the feature and its direction's norm to latent units.
+        rounding: What a latent may be off by, by feature: see `latents.rounding`.
+
+    Attributes:
+        features: The features whose latents are needed, ascending; maybe none.
+        writes: Whether anything is to be done at all; not with strengths of 0 alone.
+    """
+
+    def __init__(
+        self,
+        interventions: Sequence[Intervention],
+        directions: dict[int, Tensor],
+        to_latent: ToLatent,
+        rounding: dict[int, float],
+    ) -> None:
+        ordered = sorted(interventions, key=lambda one: (one.feature, one.kind, str(one)))
+        writing = [one for one in ordered if not isinstance(one, ProjectOut) and not _adds_nothing(one)]
+        projected = [one for one in ordered if isinstance(one, ProjectOut)]
+        self.writes = bool(writing or projected)
+        needed = {one.feature for one in writing if one.reads_own}
+        needed |= {c.feature for one in (*writing, *projected) if (c := one.condition()) and c.feature is not None}
+        self.features = sorted(needed)
+
+        def amount(one: Intervention) -> float:
+            given = one.amount()
+            norm = float(directions[one.feature].norm())
+            return 0.0 if given is None else to_latent(*given, one.feature, norm)
+
+        rows = {id(one): _direction(one, directions[one.feature]) for one in (*writing, *projected)}
+        constant = [one for one in writing if not one.reads_own and one.when is None]
+        self._constant = reduce(torch.add, (amount(one) * rows[id(one)] for one in constant)) if constant else None
+        varying = [one for one in writing if one.reads_own or one.when is not None]
+        self._rows = torch.stack([rows[id(one)] for one in varying]) if varying else None
+        self._target = torch.tensor([amount(one) for one in varying])
+        self._own = torch.tensor([self._place(one.feature) if one.reads_own else 0 for one in varying])
+        self._reads_own = torch.tensor([float(one.reads_own) for one in varying])
+        self._slack = torch.tensor([rounding[one.feature] if one.reads_own else 0.0 for one in varying])
+        self._least = torch.tensor([0.0 if isinstance(one, MinClamp) else -torch.inf for one in varying])
+        self._has_least = any(isinstance(one, MinClamp) for one in varying)
+        self._all_clamp = all(one.reads_own for one in varying)
+        self._conditions = _Conditions([one.condition() for one in varying], self, to_latent)
+        self._out = torch.stack([rows[id(one)] for one in projected]) if projected else None
+        self._out_conditions = _Conditions([one.condition() for one in projected], self, to_latent)
+        self._basis = None if self._out is None else _orthonormal(self._out)
+
+    def to(self, device: torch.device) -> "Plan":
+        """Move the tensors, in place."""
+        for holder in (self, self._conditions, self._out_conditions):
+            for name, value in vars(holder).items():
+                if isinstance(value, Tensor):
+                    setattr(holder, name, value.to(device))
+        return self
+
+    @property
+    def width(self) -> int:
+        given = next(t for t in (self._constant, self._rows, self._out) if t is not None)
+        return int(given.shape[-1])
+
+    def change(
+        self, x: Float[Tensor, "T D"], latents: Float[Tensor, "T m"] | None, inside: Bool[Tensor, " T"] | None
+    ) -> Float[Tensor, "T D"]:
+        """Return the activations after all interventions, in their dtype.
+
+        Args:
+            x: As they came.
+            latents: Of `features`, in that order; None where there are none.
+            inside: Which tokens are in scope; None: all.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        new, moved, coefficients = x, inside, None
+        if self._rows is not None:
+            assert latents is not None
+            coefficients = self._coefficients(latents).to(wide)
+            new = torch.addmm(x.to(wide), coefficients, self._rows.to(wide))
+            if self._constant is None and self._out is None:
+                own = (coefficients != 0).any(1)
+                moved = own if moved is None else moved & own
+        if self._constant is not None:
+            new = new + self._constant.to(wide)
+        if self._out is not None:
+            new = self._project(new.to(wide), latents)
+            if not self._out_conditions.always and self._constant is None:
+                assert latents is not None
+                own = self._out_conditions.hold(latents).any(1)
+                if coefficients is not None:
+                    own = own | (coefficients != 0).any(1)
+                moved = own if moved is None else moved & own
+        new = new.to(x.dtype)
+        return new if moved is None else torch.where(moved[:, None], new, x)
+
+    def _coefficients(self, latents: Float[Tensor, "T m"]) -> Float[Tensor, "T n"]:
+        """Return how much of each direction is written."""
+        if self._all_clamp:
+            own = latents[:, self._own] if len(self.features) > 1 or len(self._own) > 1 else latents
+        else:
+            own = latents[:, self._own] * self._reads_own
+        found = self._target - own
+        found = torch.where(found.abs() > _EQUAL * own.abs() + self._slack, found, 0)
+        if self._has_least:
+            found = torch.maximum(found, self._least)
+        result: Tensor = found if self._conditions.always else found * self._conditions.hold(latents)
+        return result
+
+    def _project(self, x: Float[Tensor, "T D"], latents: Tensor | None) -> Float[Tensor, "T D"]:
+        assert self._out is not None
+        assert self._basis is not None
+        if self._out_conditions.always:
+            basis = self._basis.to(x.dtype)
+            return x - (x @ basis.T) @ basis
+        # Which directions go differs from token to token: the normal equations of those that do, and 1 for the others.
+        assert latents is not None
+        rows = torch.nn.functional.normalize(self._out.to(x.dtype), dim=1)
+        on = self._out_conditions.hold(latents).to(x.dtype)
+        gram = on[:, :, None] * on[:, None] * (rows @ rows.T) + torch.diag_embed(1 - on)
+        shares = torch.linalg.pinv(gram, hermitian=True, rtol=_RANK) @ (on * (x @ rows.T))[..., None]
+        left: Tensor = x - shares[..., 0] @ rows
+        return left
+
+    def _place(self, feature: int) -> int:
+        return self.features.index(feature)
+
+    def place_of(self, condition: Fires) -> int:
+        """Return where the latent of a condition is among `features`."""
+        assert condition.feature is not None
+        return self._place(condition.feature)
+
+
+class _Conditions:
+    """Which of some interventions hold on which tokens. `always`: none has a condition."""
+
+    def __init__(self, conditions: Sequence[Fires | None], plan: Plan, to_latent: ToLatent) -> None:
+        self.always = all(condition is None for condition in conditions)
+        self._places = torch.tensor([0 if c is None else plan.place_of(c) for c in conditions])
+        # A threshold that every latent exceeds stands for no condition.
+        self._above = torch.tensor([-torch.inf if c is None else _threshold(c, to_latent) for c in conditions])
+
+    def hold(self, latents: Float[Tensor, "T m"]) -> Bool[Tensor, "T n"]:
+        return latents[:, self._places] > self._above
+
+
+def _threshold(condition: Fires, to_latent: ToLatent) -> float:
+    assert condition.feature is not None
+    return to_latent(condition.above, condition.unit, condition.feature, 1.0)
+
+
+def _adds_nothing(one: Intervention) -> bool:
+    given = one.amount()
+    return not one.reads_own and given is not None and given[0] == 0
+
+
+def _direction(one: Intervention, own: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+    """Return the direction that is written along."""
+    if one.along is None:
+        return own
+    given = one.along.detach().to(own)
+    if given.shape != own.shape or not bool(given.isfinite().all()) or not bool(given.any()):
+        raise ConfigError(
+            f"{type(one).__name__}: along has shape {tuple(given.shape)}; write {len(own)} finite numbers, not all 0."
+        )
+    scaled: Tensor = given * (own.norm() / given.norm())
+    return scaled
+
+
+def _orthonormal(rows: Float[Tensor, "p D"]) -> Float[Tensor, "r D"]:
+    """Return an orthonormal basis of the span of some directions."""
+    normalised = torch.nn.functional.normalize(rows.double(), dim=1)
+    _, sizes, basis = torch.linalg.svd(normalised, full_matrices=False)
+    kept: Tensor = basis[sizes > _RANK].float()
+    return kept
