@@ -75,7 +75,7 @@ def gather_contexts(
     start = done * reader.reading.rows_at_once
     with (
         ThreadPoolExecutor(1, "counting") as counter,
-        progress.stage("contexts", rows.tokens.size) as told,
+        progress.stage("contexts, resumed" if done else "contexts", rows.tokens.size) as told,
     ):
         waiting: list[Any] = []
         for batch, counted in reader.batches(rows, start):

@@ -79,11 +79,21 @@ class Thresholds:
         same: Least cosine, and least correlation, of a kept feature.
         coverage: Least share of a feature's firings that the parts of a split one cover.
         min_fires: Tokens on which a feature has to fire to be tested.
+
+    Raises:
+        ConfigError: One is out of its range.
     """
 
     same: float = 0.7
     coverage: float = 0.7
     min_fires: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("same", "coverage"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name} is {value}; write a number above 0, up to 1.")
+        if self.min_fires < 1:
+            raise ConfigError(f"min_fires is {self.min_fires}; write 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -152,11 +162,8 @@ def compare(
         seed: Of the draws of the null.
 
     Raises:
-        ConfigError: Widths or tokens do not fit, or a threshold is out of its range.
+        ConfigError: Widths or tokens do not fit.
     """
-    for name in ("same", "coverage"):
-        if not 0 < (value := getattr(thresholds, name)) <= 1:
-            raise ConfigError(f"{name} is {value}; write a number above 0, up to 1.")
     matching = match(a, b)
     null, null_pair = ("reseed", reseeds) if reseeds else ("chance", (a, _stand_in(b, seed)))
     null_matching = match(*null_pair)

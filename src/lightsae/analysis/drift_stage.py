@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lightsae.activations.corpus import RowSource
 from lightsae.activations.timing import Timings
 from lightsae.analysis.effects.directions import directions
 from lightsae.analysis.features import SAEFeatures
@@ -20,14 +19,6 @@ from lightsae.analysis.progress import Progress
 from lightsae.analysis.reader import ActivationReader
 from lightsae.analysis.text import Rows
 from lightsae.errors import ConfigError
-
-
-def held_out_rows(origin: Origin, tokens: int) -> Rows:
-    """Return rows of held-out text of the corpus that a dictionary was trained on."""
-    source = RowSource(origin.corpus, origin.main_model.tokenizer, "validation")
-    rows = source.take(max(1, tokens // origin.corpus.context_size))
-    source.close()
-    return Rows(rows.tokens, rows.documents, np.arange(len(rows)))
 
 
 def read_dictionary(
@@ -44,7 +35,7 @@ def read_dictionary(
     if len(sites) > 1:
         raise ConfigError(f"{str(folder)!r} predicts {len(sites)} sites; drift compares dictionaries of one site each.")
     if rows is None:
-        rows = held_out_rows(origin, tokens)
+        rows = origin.held_out_rows(tokens)
     elif int(rows.tokens.max()) >= len(origin.main_model.tokenizer):
         raise ConfigError(
             f"{str(folder)!r} is of a model with another vocabulary; drift needs the same tokens for both."

@@ -34,6 +34,7 @@ from lightsae.analysis.progress import Progress
 from lightsae.analysis.reader import ActivationReader
 from lightsae.analysis.tables import Effects, Tables, make_tables
 from lightsae.analysis.text import Texts
+from lightsae.errors import ConfigError, CorpusError
 from lightsae.lm import LanguageModel
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseAutoencoder
@@ -43,6 +44,17 @@ SAE, NEURONS, RANDOM = "features", "neurons", "random"
 # Tokens that means, scales and thresholds are measured on; random directions; the prompt of S_out.
 _SAMPLE_ROWS, _RANDOM_FEATURES, _PROMPT_TOKENS = 32, 256, 16
 _NEAREST = 8
+# The least that each setting can be.
+_LEAST = {
+    "tokens": 1,
+    "score_tokens": 1,
+    "mining_tokens": 0,
+    "contexts": 1,
+    "sampled": 1,
+    "near_misses": 0,
+    "ablation_windows": 0,
+    "seed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,9 @@ class InterpretSettings:
         neurons: Run the same on the raw neurons of the site, for comparison.
         gate: What a label has to reach before it is shown.
         seed: Of samples and floors.
+
+    Raises:
+        ConfigError: A value is out of its range.
     """
 
     tokens: int = 1_000_000
@@ -72,6 +87,11 @@ class InterpretSettings:
     neurons: bool = True
     gate: Gate = field(default_factory=Gate)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}.")
 
 
 @dataclass
@@ -100,17 +120,15 @@ def interpret(origin: Origin, out: Path, settings: InterpretSettings, progress: 
         out: Where the result will lie; an unfinished pass is kept beside it.
         settings: What to find out.
         progress: Told of every stage.
+
+    Raises:
+        ConfigError: Less text is asked for than one row.
+        CorpusError: The corpus has no text for one of its uses.
     """
     sae, models = origin.sae, origin.models
     main = origin.main_model
     with progress.stage("text", 1):
-        texts = Texts.read(
-            origin.corpus,
-            main.tokenizer,
-            tokens=settings.tokens,
-            score_tokens=settings.score_tokens,
-            mining_tokens=settings.mining_tokens,
-        )
+        texts = _texts(origin, settings)
     reader = ActivationReader(models, origin.reading, Timings())
     sample, sample_tokens = _sample(reader, texts, sae)
     vocabulary = vocabulary_of(main)
@@ -161,6 +179,22 @@ def write_interpretation(found: Interpretation, out: Path, extra: Callable[[Path
     identity = write_dictionary(out, found.tables[SAE], found.manifest, beside)
     found.saved.clear()
     return identity
+
+
+def _texts(origin: Origin, settings: InterpretSettings) -> Texts:
+    """Read the text, all uses of which have at least a row (but `mining`, which may be asked to have none)."""
+    wanted = {name: getattr(settings, name) for name in ("tokens", "score_tokens", "mining_tokens")}
+    row = origin.corpus.context_size
+    for name, tokens in wanted.items():
+        if tokens < row and (tokens or name != "mining_tokens"):
+            raise ConfigError(f"{name} is {tokens}, less than one row of context_size ({row}); write {row} or more.")
+    texts = Texts.read(origin.corpus, origin.main_model.tokenizer, **wanted)
+    if not len(texts.contexts) or not len(texts.scores):
+        raise CorpusError(
+            f"dataset is {origin.corpus.dataset!r}, whose held-out documents are too few to show contexts from some "
+            "and test labels on others; give more text, or a larger validation split."
+        )
+    return texts
 
 
 def vocabulary_of(model: LanguageModel) -> list[str]:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
+from lightsae.activations.corpus import RowSource
 from lightsae.activations.documents import CorpusConfig
 from lightsae.activations.fills import Reading
 from lightsae.analysis.artefact.writer import sae_entry
-from lightsae.errors import ConfigError, FormatError
+from lightsae.analysis.text import Rows
+from lightsae.errors import ConfigError, FormatError, ModelError
 from lightsae.formats.native import describe_sae, load_sae
 from lightsae.lm import LanguageModel
 from lightsae.sae import SparseAutoencoder
@@ -51,6 +54,9 @@ class TextSettings:
         num_workers: Processes that tokenise.
         device: Where the models run: `cpu`, `cuda`, `cuda:1`, ...
         trust_remote_code: Run code that a Hub model brings along.
+
+    Raises:
+        ConfigError: `model_batch_tokens` is below 1.
     """
 
     model: str | None = None
@@ -67,6 +73,10 @@ class TextSettings:
     num_workers: int = 2
     device: str = "cpu"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model_batch_tokens < 1:
+            raise ConfigError(f"model_batch_tokens is {self.model_batch_tokens}; it must be at least 1.")
 
 
 @dataclass
@@ -98,8 +108,10 @@ class Origin:
 
         Raises:
             FormatError: The folder holds no dictionary.
-            ConfigError: The dictionary was trained on files or synthetic data, and nothing says what text to read.
-            ModelError: A language model cannot be had.
+            ConfigError: The dictionary was trained on files or synthetic data, and nothing says what text to read; or
+                rows are longer than a language model reads.
+            ModelError: A language model cannot be had, or is not the one that the dictionary reads.
+            SiteError: It has no such site.
         """
         told = trained_with(folder)
         sae = load_sae(folder, settings.device)
@@ -122,6 +134,7 @@ class Origin:
                 sites=None if whole_model else sites,
                 trust_remote_code=settings.trust_remote_code,
             )
+            _check_fits(model, sae, name, corpus.context_size)
             # The dictionary knows its model by the name it was trained under.
             model.name = name
             models[name] = model
@@ -138,6 +151,13 @@ class Origin:
     def main_model(self) -> LanguageModel:
         """The model whose tokenizer makes the rows."""
         return next(iter(self.models.values()))
+
+    def held_out_rows(self, tokens: int) -> Rows:
+        """Return rows of held-out text, about `tokens` in all, at least one row."""
+        source = RowSource(self.corpus, self.main_model.tokenizer, "validation")
+        rows = source.take(max(1, tokens // self.corpus.context_size))
+        source.close()
+        return Rows(rows.tokens, rows.documents, np.arange(len(rows)))
 
     def tokenizer_entry(self) -> dict[str, Any]:
         """Return what a manifest says of the tokenizer: a hash of its vocabulary."""
@@ -166,6 +186,20 @@ def trained_with(folder: str | Path) -> dict[str, Any]:
             ) from error
         data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
     return {**data, **{key: value for key, value in provenance.items() if key != "config" and value is not None}}
+
+
+def _check_fits(model: LanguageModel, sae: SparseAutoencoder, name: str, context_size: int) -> None:
+    """Refuse another model than the dictionary's, as far as widths tell, and rows that it cannot read."""
+    if model.max_context is not None and context_size > model.max_context:
+        raise ConfigError(
+            f"context_size is {context_size}, but {model.name!r} reads {model.max_context} tokens at most."
+        )
+    for site, width in (sae.widths.read | sae.widths.predicted).items():
+        if site.model == name and (found := model.width(site.site, key="site")) != width:
+            raise ModelError(
+                f"model is {model.name!r}, where {site.site} has width {found}, but the dictionary was trained on "
+                f"width {width}, of {name!r}; give the model that it was trained on."
+            )
 
 
 def _corpus(told: dict[str, Any], settings: TextSettings, folder: str | Path) -> CorpusConfig:

@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from dataclasses import fields, is_dataclass
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lightsae.cli.help import HelpFormatter
 from lightsae.cli.wording import in_short
 from lightsae.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class CommandParser(ArgumentParser):
@@ -42,6 +45,21 @@ class CommandParser(ArgumentParser):
             raise ConfigError(f"{missing} is missing. Write: lightsae {self.command} {self.usage_line}") from None
         keys = [action.dest for action in self._actions]
         raise ConfigError(in_short(message, keys, {})) from None
+
+
+def settings_from(kind: type[T], given: Any) -> T:
+    """Return the settings of a dataclass, and of those inside it, that a parser read by `add_class_arguments`."""
+    hints = get_type_hints(kind)
+    values = {}
+    for one in fields(kind):  # type: ignore[arg-type]
+        value = given[one.name]
+        inner = hints[one.name]
+        values[one.name] = settings_from(inner, value) if _unread(inner, value) else value
+    return kind(**values)
+
+
+def _unread(kind: Any, value: Any) -> bool:
+    return isinstance(kind, type) and is_dataclass(kind) and not is_dataclass(value)
 
 
 class Bars:

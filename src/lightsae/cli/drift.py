@@ -12,6 +12,7 @@ from lightsae.analysis.origin import TextSettings
 from lightsae.cli.command import Bars, CommandParser
 from lightsae.cli.runs import shown
 from lightsae.errors import ConfigError
+from lightsae.formats.native import describe_sae
 
 _DESCRIPTION = (
     "Compare two dictionaries (two seeds, two checkpoints, a base and a fine-tuned model) by their directions and by "
@@ -40,8 +41,11 @@ def run_drift(args: Sequence[str]) -> int:
     given = parser.parse_args(list(args))
     if given.out is not None and not given.out.endswith(".json"):
         raise ConfigError(f"out is {given.out!r}; name a file that ends in .json.")
+    if given.tokens < 1:
+        raise ConfigError(f"tokens is {given.tokens}; write 1 or more.")
     if given.reseeds is not None and len(given.reseeds) != 2:
         raise ConfigError(f"reseeds names {len(given.reseeds)} dictionaries; name two.")
+    _check_sites(given.a, [given.b, *(given.reseeds or [])])
     labels = _labels(given.dictionary, given.a) if given.dictionary is not None else None
     settings = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
     thresholds = Thresholds(**{f.name: given[f.name] for f in fields(Thresholds)})
@@ -60,6 +64,21 @@ def run_drift(args: Sequence[str]) -> int:
         report.to_json(given.out)
         print(f"report  {shown(Path(given.out))}")
     return 0
+
+
+def _check_sites(a: str, others: Sequence[str]) -> None:
+    """Refuse dictionaries of different sites, whose directions and activations have nothing in common."""
+
+    def sites(folder: str) -> list[str]:
+        return [entry["site"] for entry in describe_sae(folder)["widths"]["predicted"]]
+
+    expected = sites(a)
+    for other in others:
+        if (found := sites(other)) != expected:
+            raise ConfigError(
+                f"{other!r} writes to {', '.join(found)}, but {a!r} to {', '.join(expected)}; "
+                "compare dictionaries of the same site."
+            )
 
 
 def _labels(folder: str, sae: str) -> dict[int, str]:

@@ -90,13 +90,13 @@ def _judge(dictionary: FeatureDictionary, given: Any) -> None:
     if given.sae is None:
         raise ConfigError("--sae is missing: the labels are tested on text that the SAE reads. Name its folder.")
     dictionary.check_belongs_to(given.sae)
+    features = _chosen(dictionary, given.features)
     judge = open_judge(given.judge, base_url=given.base_url, concurrency=given.concurrency)
     bars = Bars()
     origin = Origin.load(
         given.sae, TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)}), whole_model=False
     )
     subjects = Subjects(dictionary, origin, bars)
-    features = given.features or _alive(dictionary)
     gate = Gate(**dictionary.manifest["labels"]["offline"]["gate"])
     cache = given.cache or f"{dictionary.folder}.answers.sqlite"
     with bars.stage("labels", 3 * len(features)) as done:
@@ -110,14 +110,25 @@ def _judge(dictionary: FeatureDictionary, given: Any) -> None:
             settings=PassSettings(gate=gate, seed=subjects.seed),
             progress=lambda stage, n, _: done(stages.index(stage) * len(features) + n),
         )
+    if not result.rows:
+        _report(result, 0)
+        print("nothing was labelled; the dictionary is as it was")
+        return
     changes = shown_by_judge(result.labelled)
     identity = rewrite(dictionary, with_labels(dictionary, result.rows, changes), {"llm": _told(result, judge)})
     _report(result, len(changes))
     print(f"dictionary  {shown(dictionary.folder)}  (id {identity[:12]})")
 
 
-def _alive(dictionary: FeatureDictionary) -> list[int]:
+def _chosen(dictionary: FeatureDictionary, given: list[int] | None) -> list[int]:
+    """Return the features that are to be labelled: those given, or all that fire often enough."""
     features = dictionary.features()
+    if given is not None:
+        unknown = sorted(set(given) - set(features["feature"].to_pylist()))
+        if not given or unknown:
+            what = f"holds {unknown[0]}" if unknown else "is empty"
+            raise ConfigError(f"features {what}; the dictionary has {len(features)} features, from 0.")
+        return given
     tiers = zip(features["feature"].to_pylist(), features["tier"].to_pylist(), strict=True)
     return [feature for feature, tier in tiers if tier not in (DEAD, RARE)]
 

@@ -18,6 +18,9 @@ COMMANDS = {
     "label": "Label features by a language model or by hand; only what passes its test is shown.",
     "predict": "Write the sparse activations of a text to Parquet: document, position, latent, value.",
     "drift": "Compare two dictionaries: which features were kept, moved, split, lost.",
+    "steer": "Change a feature while the model writes: texts side by side, doses, effect and cost.",
+    "panel": "Steer features on a fixed panel: reliable, weak or harmful, with what it costs.",
+    "registry": "Publish, promote and roll back versions of feature dictionaries, behind a policy, with a log.",
     "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }

@@ -32,7 +32,7 @@ def _shape(pattern: Pattern, texts: Sequence[str]) -> tuple[str, str]:
     if pattern.kind == "token":
         return "{}", token
     if pattern.kind == "before":
-        return "{} before " + _escaped(_token(pattern.after, texts)), token
+        return "{} before " + _escaped(_token(pattern.after, texts, "the row's end")), token
     if pattern.kind == "two_before":
         return "{} two tokens after " + _escaped(_token(pattern.before[0], texts)), token
     if pattern.kind == "after_two":
@@ -56,8 +56,8 @@ def shown(text: str) -> str:
     return "`" + text.strip(" ").replace("\r", "").replace("\n", "⏎").replace("\t", "⇥") + "`"
 
 
-def _token(token: int, texts: Sequence[str]) -> str:
-    return shown(texts[token]) if token < len(texts) else "the row's start"
+def _token(token: int, texts: Sequence[str], beyond: str = "the row's start") -> str:
+    return shown(texts[token]) if token < len(texts) else beyond
 
 
 def _class(number: int) -> str:

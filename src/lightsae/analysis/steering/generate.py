@@ -118,6 +118,15 @@ def generate_samples(
     return Samples(ids, texts, found)
 
 
+def encode_prompts(model: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of prompts, BOS in front where the model has one.
+
+    Raises:
+        ConfigError: A prompt is empty, and there is no BOS.
+    """
+    return [_encoded(prompt, model.tokenizer) for prompt in prompts]
+
+
 def _check(model: Any, inner: Any, prompts: Sequence[Any], samples: int, rows: int, sampling: Sampling) -> None:
     if (isinstance(model, LanguageModel) and not model.has_next_token_head) or not hasattr(inner, "generate"):
         raise ModelError(f"{name_of(model)!r} is in memory without a next-token head, so it generates no text.")

@@ -1,0 +1,20 @@
+"""The registry: versions of feature dictionaries that are published, promoted by a policy, and rolled back."""
+
+from lightsae.analysis.registry.actions import Outcome, promote, publish, rollback
+from lightsae.analysis.registry.loading import Promoted, load_channel
+from lightsae.analysis.registry.policy import Policy, PolicyRefusal, read_policy
+from lightsae.analysis.registry.verify import Verified, verify
+
+__all__ = [
+    "Outcome",
+    "Policy",
+    "PolicyRefusal",
+    "Promoted",
+    "Verified",
+    "load_channel",
+    "promote",
+    "publish",
+    "read_policy",
+    "rollback",
+    "verify",
+]

@@ -1,0 +1,96 @@
+"""Effect and cost against dose: a figure, for papers, for TensorBoard, and for a feature's page."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SAID, SECOND_RANDOM, SHUFFLED
+from lightsae.analysis.steering.interventions import UNITS
+from lightsae.analysis.steering.sweep import Measured, Sweep
+
+COLOURS = {
+    FEATURE: "#0b6e69",
+    RANDOM: "#a8632a",
+    SECOND_RANDOM: "#c89468",
+    SHUFFLED: "#7d5aa6",
+    NONE: "#666666",
+    PROMPT: "#2863c5",
+}
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    # Labels and prompts are no mathematics, whatever dollar signs they hold.
+    "text.parse_math": False,
+}
+_SHOWN = (
+    ("concept", "label holds on generated tokens"),
+    ("fires", "it fires on the text, untouched model"),
+    ("target", "probability of what it promotes"),
+    ("follows", "probability of what follows it"),
+    ("ppl_untouched", "perplexity, untouched model"),
+    ("kl", "KL to the untouched model (nats)"),
+)
+
+
+def draw_sweep(sweep: Sweep) -> Figure:
+    """Return the figure of a sweep: a pane a measure, a line an arm, intervals over prompts."""
+    shown = [(name, title) for name, title in _SHOWN if name in sweep.plain.values]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 5.6), layout="constrained")
+        panes = figure.subplots(2, 3)
+        for axes, (name, title) in zip(panes.flat, shown, strict=False):
+            _pane(axes, sweep, name)
+            axes.set_title(title)
+            axes.set_xlabel(f"{sweep.settings.kind}: dose, {UNITS[sweep.settings.unit]}")
+        for axes in list(panes.flat)[len(shown) :]:
+            axes.set_axis_off()
+        panes.flat[0].legend(fontsize=7)
+        label = sweep.concept.label or "unlabelled"
+        chosen = "no dose within the cost limit" if sweep.chosen is None else f"chosen dose {sweep.chosen:g}"
+        words = label if len(label) <= 90 else label[:89] + "…"
+        figure.suptitle(f"feature {sweep.concept.feature}: {words}  ({chosen})", x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def write_scalars(folder: Path, scalars: Mapping[str, float], figures: Mapping[str, Figure]) -> None:
+    """Write figures and numbers as TensorBoard events."""
+    # Here and not above: it takes a second, and a library user may never need it.
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for name, value in scalars.items():
+            writer.add_scalar(name, value)
+        for name, figure in figures.items():
+            writer.add_figure(name, figure, close=False)
+
+
+def _pane(axes: Axes, sweep: Sweep, measure: str) -> None:
+    for arm in dict.fromkeys(one.arm for one in sweep.measured):
+        points = sorted((one for one in sweep.measured if one.arm == arm), key=lambda one: one.dose)
+        if arm in (NONE, PROMPT):
+            found = points[0].interval(measure)
+            if found is not None:
+                axes.axhline(found.mean, color=COLOURS[arm], ls=":" if arm == NONE else "--", lw=1, label=SAID[arm])
+        else:
+            _line(axes, [sweep.plain, *points], measure, arm)
+    if sweep.chosen is not None:
+        axes.axvline(sweep.chosen, color="#dddddd", lw=4, zorder=0)
+
+
+def _line(axes: Axes, points: list[Measured], measure: str, arm: str) -> None:
+    points = sorted(points, key=lambda one: one.dose)
+    known = [(one.dose, found) for one in points if (found := one.interval(measure)) is not None]
+    doses = [dose for dose, _ in known]
+    axes.plot(doses, [found.mean for _, found in known], "o-", ms=3, color=COLOURS[arm], label=SAID[arm])
+    banded = [(dose, found.low, found.high) for dose, found in known if found.low is not None]
+    if banded:
+        places, low, high = zip(*banded, strict=True)
+        axes.fill_between(places, low, high, color=COLOURS[arm], alpha=0.15, lw=0)

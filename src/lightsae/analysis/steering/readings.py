@@ -1,0 +1,95 @@
+"""What a language model makes of texts that were generated: how likely they are, what it expects next.
+
+Axes: n texts, L generated positions, V vocabulary.
+
+The prompt is one pass, padded on the left; the text is another on top of its KV cache. So the tokens that `generate`
+steered are steered here too, whatever the scope: all, generated, or positions.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lightsae.lm import LanguageModel
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Of some texts.
+
+    Attributes:
+        log_probs: (n, L, V) of the next token, at the position before each generated one; float32.
+        tokens: (n, L) generated tokens.
+        there: (n, L) False beyond a text's end.
+    """
+
+    log_probs: Float[Tensor, "n L V"]
+    tokens: Int[Tensor, "n L"]
+    there: Bool[Tensor, "n L"]
+
+    def surprise(self) -> Float[Tensor, " n"]:
+        """Return the mean -log p of each text's tokens, in nats."""
+        return self.mean(-self.log_probs.gather(2, self.tokens[..., None])[..., 0])
+
+    def mass(self, tokens: Sequence[int]) -> Float[Tensor, " n"]:
+        """Return the probability of some tokens taken together, mean over each text."""
+        return self.mean(self.log_probs[..., list(tokens)].exp().sum(-1))
+
+    def divergence(self, other: "Reading") -> Float[Tensor, " n"]:
+        """Return KL(self || other), mean over each text, in nats a token."""
+        return self.mean((self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1))
+
+    def mean(self, values: Float[Tensor, "n L"]) -> Float[Tensor, " n"]:
+        """Return the mean of what is there."""
+        return (values * self.there).sum(1) / self.there.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def read(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], pad: int = 0
+) -> Reading:
+    """Return what the model, steered or not, makes of texts after their prompts; all in one batch.
+
+    Args:
+        model: With its head.
+        prompts: (n,) token ids, none empty.
+        texts: (n,) token ids.
+        pad: Any token; it is masked.
+    """
+    device = model.device
+    before = max(map(len, prompts))
+    length = max(1, max(map(len, texts)))
+    opened = torch.tensor([[pad] * (before - len(p)) + list(p) for p in prompts], device=device)
+    tokens = torch.tensor([list(t) + [pad] * (length - len(t)) for t in texts], device=device)
+    mask = torch.tensor([[0] * (before - len(p)) + [1] * (len(p) + length) for p in prompts], device=device)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    # Some models work positions out from the mask, and take none.
+    takes = "position_ids" in inspect.signature(model.model.forward).parameters
+
+    def placed(part: slice) -> dict[str, Tensor]:
+        return {"position_ids": places[:, part]} if takes else {}
+
+    first = model.model(opened, attention_mask=mask[:, :before], use_cache=True, **placed(slice(before)))
+    logits = [first.logits[:, -1:]]
+    if length > 1:
+        # What the last token leads to is not asked.
+        rest = model.model(
+            tokens[:, :-1],
+            attention_mask=mask[:, :-1],
+            past_key_values=first.past_key_values,
+            use_cache=True,
+            **placed(slice(before, -1)),
+        )
+        logits.append(rest.logits)
+    there = torch.arange(length, device=device) < torch.tensor([len(t) for t in texts], device=device)[:, None]
+    return Reading(torch.cat(logits, 1).float().log_softmax(-1), tokens, there)
+
+
+def in_parts(count: int, at_once: int) -> Iterator[slice]:
+    """Yield slices of at most `at_once` texts."""
+    for start in range(0, count, at_once):
+        yield slice(start, start + at_once)

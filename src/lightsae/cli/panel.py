@@ -1,0 +1,111 @@
+"""`lightsae panel`: a fixed panel of prompts, doses and limits, and a verdict on each feature."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lightsae.analysis.interpret import vocabulary_of
+from lightsae.analysis.origin import TextSettings
+from lightsae.analysis.steering.arms import FEATURE, RANDOM
+from lightsae.analysis.steering.panel import PanelSettings, Tested, test_features
+from lightsae.analysis.steering.panel_report import panel_report, write_panel
+from lightsae.cli.command import Bars, CommandParser, settings_from
+from lightsae.cli.runs import shown
+from lightsae.cli.steered import load_steered
+from lightsae.errors import ConfigError, FormatError
+from lightsae.formats.files import find_folder
+
+_DESCRIPTION = (
+    "Steer the features of a dictionary on a fixed panel, and say of each: reliable, weak or harmful.\n\n"
+    "The dose is chosen on one half of the prompts and reported on the other, beside no steering, random directions of "
+    "the same norm, another feature, and a prompt; what it costs is measured on unrelated held-out text. Writes "
+    "panel.json, panel.md, panel.png and TensorBoard events."
+)
+_EXAMPLES = (
+    "lightsae panel --sae RUN/sae --panel configs/panels/builtin.yaml --out RUN/panel",
+    "lightsae panel --sae RUN/sae --panel configs/panels/builtin.yaml --out RUN/panel --choose.features '[406, 998]'",
+)
+# Rows and letters of the printed table.
+_SHOWN, _LABEL = 12, 30
+
+
+def run_panel(args: Sequence[str]) -> int:
+    """Run a panel, write its report, print what it says."""
+    parser = CommandParser("panel", "--sae DIR --panel FILE --out FOLDER [OPTIONS]", _DESCRIPTION, _EXAMPLES)
+    parser.add_argument("--panel", action="config", help="The panel: a YAML file; options win over it.")
+    parser.add_argument("--sae", type=str, required=True, help="The SAE: a run's sae/ folder, or an exported one.")
+    parser.add_argument("--dictionary", type=str | None, help="Its feature dictionary; null: the one beside the SAE.")
+    parser.add_argument("--out", type=str, required=True, help="Folder of the report; an earlier one is replaced.")
+    parser.add_class_arguments(PanelSettings)
+    parser.add_class_arguments(TextSettings)
+    given = parser.parse_args(list(args))
+    settings = settings_from(PanelSettings, given)
+    out = Path(given.out)
+    _check_target(out)
+    text = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
+    steered, origin = load_steered(given.sae, given.dictionary, text, required=True)
+    assert steered.dictionary is not None
+    rows = origin.held_out_rows(settings.held_out_rows * origin.corpus.context_size)
+    tested = test_features(
+        steered,
+        vocabulary_of(origin.main_model),
+        torch.from_numpy(rows.tokens.astype("int64")),
+        settings,
+        Bars(),
+    )
+    report = panel_report(tested, steered.dictionary, asdict(settings))
+    write_panel(out, tested, report)
+    _print(tested, report, out)
+    return 0
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out is {str(out)!r}, which is a file; name a folder.")
+    if find_folder(out) and any(out.iterdir()) and not (out / "panel.json").is_file():
+        raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
+
+
+def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
+    table = Table("feature", "verdict", "dose", "target", "by chance", "cost", "label", box=None, pad_edge=False)
+    for one in tested[:_SHOWN]:
+        sweep = one.sweep
+        table.add_row(
+            str(sweep.concept.feature),
+            one.verdict,
+            f"{sweep.taken:g}",
+            _shift(one, FEATURE),
+            _shift(one, RANDOM),
+            f"{one.side_effects.ce_rise.mean:+.2f}",
+            escape(_short(sweep.concept.label or "unlabelled")),
+        )
+    Console().print(table, highlight=False)
+    if len(tested) > _SHOWN:
+        print(f"... and {len(tested) - _SHOWN} more in panel.md")
+    told = report["summary"]
+    print(f"{told['features']} features: {told['reliable']} reliable, {told['weak']} weak, {told['harmful']} harmful")
+    for name, words in (("causal_usefulness", "its label says"), ("causal_usefulness_target", "it promotes")):
+        floor = told[name.replace("causal_usefulness", "random_floor")]
+        if told[name]["share"] is not None:
+            print(f"steering moves what {words}: {_said(told[name])}; a random direction: {_said(floor)}")
+    print(f"report   {shown(out / 'panel.md')}")
+    print(f"figure   {shown(out / 'panel.png')}")
+
+
+def _shift(one: Tested, arm: str) -> str:
+    found = one.sweep.shift(arm, "target")
+    return "" if found is None else f"{found.mean:+.3f}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LABEL else text[: _LABEL - 1] + "…"
+
+
+def _said(share: dict[str, Any]) -> str:
+    return f"{share['share']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"

@@ -1,0 +1,224 @@
+"""`lightsae steer`: a language model with a feature changed, beside the same model without; one dose, or a sweep."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightsae.analysis.interpret import vocabulary_of
+from lightsae.analysis.origin import TextSettings
+from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Steered
+from lightsae.analysis.steering.generate import Sampling, encode_prompts
+from lightsae.analysis.steering.intervals import Interval
+from lightsae.analysis.steering.interventions import UNITS, Ablate, Intervention, ProjectOut
+from lightsae.analysis.steering.measures import Meter, Values, interval
+from lightsae.analysis.steering.sweep import KINDS, Sweep, Sweeper, SweepSettings
+from lightsae.analysis.steering.sweep_report import show_on_page, side_by_side, write_sweep
+from lightsae.cli.command import Bars, CommandParser, settings_from
+from lightsae.cli.runs import shown
+from lightsae.cli.steered import load_steered
+from lightsae.errors import ConfigError, FormatError, did_you_mean
+from lightsae.formats.files import find_folder
+
+_DESCRIPTION = (
+    "Change a feature while the language model writes, and show what that does.\n\n"
+    "With --strength: baseline and steered texts side by side, drawn with the same seeds, and what effect and cost "
+    "are. With --doses: a sweep. The dose is chosen on every other prompt and reported on the rest, beside no "
+    "steering, a random direction of the same norm, another feature, and a prompt; written to --out with a figure.\n\n"
+    "A strength is in units of the mean activation norm at the site (--unit norm), of the feature's own maximum (max), "
+    "or of latents (latent)."
+)
+_EXAMPLES = (
+    "lightsae steer --sae RUN/sae --feature 406 --prompt 'def main():' --strength 0.5",
+    "lightsae steer --sae RUN/sae --feature 406 --prompt 'import os' --strength 1 --kind clamp --unit max",
+    "lightsae steer --sae RUN/sae --feature 406 --prompts prompts.txt --doses '[0.1, 0.2, 0.4]' --out steer_406",
+)
+_USAGE = "--sae DIR --feature N (--prompt TEXT ... | --prompts FILE) (--strength S | --doses LIST --out FOLDER)"
+_WITHOUT_STRENGTH: dict[str, type[Ablate] | type[ProjectOut]] = {"ablate": Ablate, "project-out": ProjectOut}
+_TOLD = (
+    ("concept", "label holds on the text"),
+    ("fires", "fires on it, untouched model"),
+    ("activation", "activation there, x maximum"),
+    ("target", "P(what it promotes)"),
+    ("follows", "P(what follows it)"),
+    ("kl", "KL to untouched model, nats"),
+    ("ppl_steered", "perplexity, as steered"),
+    ("ppl_untouched", "perplexity, untouched model"),
+    ("repetition", "repeated 4-grams"),
+    ("distinct_2", "distinct 2-grams"),
+)
+_WIDTH = 108
+_COLUMNS = {NONE: "none", FEATURE: "feature", RANDOM: "random", SHUFFLED: "another", PROMPT: "prompt"}
+
+
+def run_steer(args: Sequence[str]) -> int:
+    """Steer and compare; sweep where doses are given."""
+    given = _parser().parse_args(list(args))
+    features = given.feature if isinstance(given.feature, list) else [given.feature]
+    sampling = settings_from(Sampling, given)
+    prompts = _prompts(given.prompt, given.prompts)
+    if (given.doses is None) == (given.strength is None and given.kind not in _WITHOUT_STRENGTH):
+        found = "both" if given.doses is not None else "neither"
+        raise ConfigError(f"Give --strength (one dose) or --doses (a sweep); found {found}.")
+    text = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
+    positions = given.positions if isinstance(given.positions, str) else list(given.positions)
+    if given.doses is None:
+        interventions = _interventions(features, given)
+        steered, origin = load_steered(given.sae, given.dictionary, text, positions=positions)
+        vocabulary = vocabulary_of(origin.main_model)
+        _compare(steered, vocabulary, prompts, features[0], interventions, given, sampling)
+        return 0
+    if len(features) > 1:
+        raise ConfigError(f"--doses sweeps one feature; found {len(features)}. Give --strength to steer several.")
+    if given.out is None:
+        raise ConfigError("--out is missing: a sweep writes a folder with its figure, figures and texts. Name it.")
+    out = Path(given.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out is {str(out)!r}, which is a file; name a folder.")
+    if find_folder(out) and any(out.iterdir()) and not (out / "steer.json").is_file():
+        raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
+    settings = SweepSettings(
+        given.doses,
+        given.unit,
+        given.kind,
+        given.choose_by,
+        given.max_perplexity_ratio,
+        given.prompt_template,
+        given.samples,
+        given.seed,
+        sampling,
+    )
+    steered, origin = load_steered(given.sae, given.dictionary, text, positions=positions)
+    sweeper = Sweeper(steered, vocabulary_of(origin.main_model), prompts, settings)
+    sweep = sweeper.sweep(features[0], curves=(FEATURE, RANDOM, SHUFFLED), progress=Bars())
+    write_sweep(out, sweep)
+    _print_sweep(sweep, out)
+    if steered.dictionary is not None:
+        print(f"page     {shown(show_on_page(steered.dictionary, sweep).parent.parent / 'index.html')}")
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("steer", _USAGE, _DESCRIPTION, _EXAMPLES)
+    parser.add_argument("-c", "--config", action="config", help="Settings from a YAML file; options win over it.")
+    parser.add_argument("--sae", type=str, required=True, help="The SAE: a run's sae/ folder, or an exported one.")
+    parser.add_argument("--dictionary", type=str | None, help="Its feature dictionary; null: the one beside the SAE.")
+    parser.add_argument("--feature", type=int | list[int], required=True, help="Which feature; or several, [12, 40].")
+    parser.add_argument("--prompt", type=str | list[str] | None, help="What the texts begin with; or several, [a, b].")
+    parser.add_argument("--prompts", type=str | None, help="File with a prompt a line; \\n stands for a newline.")
+    parser.add_argument("--strength", type=float | None, help="One dose, in --unit.")
+    parser.add_argument("--doses", type=list[float] | None, help="Several doses: a sweep.")
+    parser.add_argument("--unit", type=str, default="norm", help=f"Of a dose: {', '.join(UNITS)}.")
+    parser.add_argument("--kind", type=str, default="add", help=f"{', '.join((*KINDS, *_WITHOUT_STRENGTH))}.")
+    parser.add_argument("--positions", type=str | list[int], default="all", help="all, generated, or positions [3, 4].")
+    parser.add_argument("--samples", type=int, default=3, help="Texts a prompt.")
+    parser.add_argument("--seed", type=int, default=0, help="Of draws and random directions.")
+    parser.add_argument("--out", type=str | None, help="Folder of a sweep's report; an earlier one is replaced.")
+    parser.add_argument("--choose_by", type=str, default="target", help="Effect that the chosen dose makes largest.")
+    parser.add_argument("--max_perplexity_ratio", type=float, default=3.0, help="Doses that cost more are not chosen.")
+    parser.add_argument(
+        "--prompt_template",
+        type=str,
+        default="{context}\n{prompt}",
+        help="What the arm that prompts says: {context} a text on which it fires, {label} its label, {prompt}.",
+    )
+    parser.add_class_arguments(Sampling)
+    parser.add_class_arguments(TextSettings)
+    return parser
+
+
+def _prompts(given: str | list[str] | None, file: str | None) -> list[str]:
+    if (given is None) == (file is None):
+        found = "neither" if given is None else "both"
+        raise ConfigError(f"Give --prompt or --prompts; found {found}.")
+    if given is not None:
+        prompts = [given] if isinstance(given, str) else given
+    else:
+        assert file is not None
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"prompts is {file!r}, which cannot be read: {error}") from None
+        prompts = [line.replace("\\n", "\n") for line in lines if line]
+    if not prompts or not all(prompts):
+        raise ConfigError("a prompt is empty; write some words.")
+    return prompts
+
+
+def _interventions(features: list[int], given: Any) -> list[Intervention]:
+    known = (*KINDS, *_WITHOUT_STRENGTH)
+    if given.kind not in known:
+        raise ConfigError(f"kind is {given.kind!r}; write one of {', '.join(known)}.{did_you_mean(given.kind, known)}")
+    if given.kind in _WITHOUT_STRENGTH:
+        if given.strength is not None:
+            raise ConfigError(f"kind is {given.kind!r}, which has no strength; leave --strength out.")
+        return [_WITHOUT_STRENGTH[given.kind](feature) for feature in features]
+    return [KINDS[given.kind](feature, given.strength, given.unit) for feature in features]
+
+
+def _compare(
+    steered: Steered,
+    vocabulary: Sequence[str],
+    prompts: list[str],
+    feature: int,
+    interventions: list[Intervention],
+    given: Any,
+    sampling: Sampling,
+) -> None:
+    concept = steered.concept(feature)
+    with steered.by(interventions) as steering:
+        told = str(steering)
+    meter = Meter(
+        steered,
+        vocabulary,
+        encode_prompts(steered.model, prompts),
+        samples=given.samples,
+        sampling=sampling,
+        seed=given.seed,
+    )
+    arms = (NONE, FEATURE, RANDOM, SHUFFLED)
+    found = {arm: meter.measure(steered.arm(arm, interventions, given.seed), concept) for arm in arms}
+    print(f"{told}\nfeature {feature}: {concept.label or 'unlabelled'}\n")
+    for number, prompt in enumerate(prompts):
+        sides = [(words, found[arm][1].texts[number]) for arm, words in ((NONE, "baseline"), (FEATURE, "steered"))]
+        print("\n".join(side_by_side(prompt, sides)), end="\n\n")
+    _print_measures({arm: values for arm, (values, _) in found.items()})
+    if len(prompts) == 1:
+        print("one prompt gives no intervals; several do: --prompt '[A, B, C]' or --prompts FILE")
+
+
+def _print_measures(arms: dict[str, Values]) -> None:
+    table = Table("", *(_COLUMNS[arm] for arm in arms), box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    for name, words in _TOLD:
+        if name in arms[NONE]:
+            table.add_row(words, *(_cell(interval(name, values[name])) for values in arms.values()))
+    console = Console()
+    # Five columns of numbers need so much; a narrower terminal wraps them.
+    console.print(table, highlight=False, width=max(console.width, _WIDTH))
+
+
+def _cell(found: Interval) -> str:
+    """Return a mean, and how far its interval reaches to either side where that is the same."""
+    if found.low is None or found.high is None or abs(found.high + found.low - 2 * found.mean) > 1e-6 * found.high:
+        return f"{found.mean:.3g}"
+    half = found.high - found.mean
+    return f"{found.mean:.2g} ±{half:.1g}" if half else f"{found.mean:.2g}"
+
+
+def _print_sweep(sweep: Sweep, out: Path) -> None:
+    settings = sweep.settings
+    print(f"feature {sweep.concept.feature}: {sweep.concept.label or 'unlabelled'}")
+    for dose, (effect, ratio) in sweep.choosing.items():
+        print(f"  dose {dose:g}: {settings.choose_by} {effect:+.3g}, perplexity x {ratio:.2f}  (choosing prompts)")
+    if sweep.chosen is None:
+        print(f"no dose keeps the perplexity within x {settings.max_perplexity_ratio:g}; shown: {sweep.taken:g}")
+    else:
+        print(f"chosen dose {sweep.chosen:g}; what follows is from the other prompts")
+    _print_measures({arm: one.values for arm in _COLUMNS if (one := sweep.at(arm))})
+    for words, name in (("report", "steer.json"), ("figure", "steer.png"), ("texts", "texts.md")):
+        print(f"{words:<8} {shown(out / name)}")

@@ -1,0 +1,53 @@
+"""What `steer` and `panel` load: the model, the SAE, the feature dictionary that belongs to it."""
+
+from pathlib import Path
+
+from lightsae.analysis.artefact import FeatureDictionary
+from lightsae.analysis.origin import Origin, TextSettings
+from lightsae.analysis.steering.arms import Steered
+from lightsae.analysis.steering.passes import Positions
+from lightsae.cli.runs import shown
+from lightsae.errors import ConfigError
+from lightsae.formats.files import find_folder
+
+
+def load_steered(
+    sae: str,
+    dictionary: str | None,
+    text: TextSettings,
+    *,
+    positions: Positions = "all",
+    skip_first: int = 1,
+    required: bool = False,
+) -> tuple[Steered, Origin]:
+    """Load a model to be steered.
+
+    Args:
+        sae: Folder of the SAE's export.
+        dictionary: Folder of its feature dictionary; None: `dictionary` beside the SAE's folder, where there is one.
+        text: What differs from the training.
+        positions: Which tokens are steered.
+        skip_first: With `all`, how many first positions are left alone.
+        required: Whether nothing can be done without a feature dictionary.
+
+    Raises:
+        ConfigError: A feature dictionary is needed, and there is none.
+        FormatError: A folder is damaged, or the dictionary belongs to another SAE.
+    """
+    folder = dictionary or _beside(sae)
+    if folder is None and required:
+        raise ConfigError(
+            f"dictionary is missing, and there is none beside {sae!r}; make one: lightsae interpret --sae {sae} "
+            f"--out {shown(Path(sae).parent / 'dictionary')}"
+        )
+    found = None if folder is None else FeatureDictionary.open(folder)
+    if found is not None:
+        found.check_belongs_to(sae)
+    origin = Origin.load(sae, text)
+    steered = Steered(origin.main_model, origin.sae, found, positions, skip_first, any_model=text.model is not None)
+    return steered, origin
+
+
+def _beside(sae: str) -> str | None:
+    beside = Path(sae).parent / "dictionary"
+    return str(beside) if find_folder(beside) and (beside / "dictionary.json").is_file() else None

@@ -1,0 +1,152 @@
+"""Rules: planted concepts are learned as what they are, and what does not hold on other documents is dropped."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from lightsae.analysis.firing_lists import FiringLists
+from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of
+from lightsae.analysis.labels.rules import MOST_PATTERNS, PatternPlaces, PatternTable, Rule, learn_rules
+from lightsae.analysis.labels.token_scores import token_scores
+
+TEXTS = [" cat", " dog", " red", " sun", "1", "2", "3", "(", ")", " Ant", " Bee", "\n"]
+CAT, DOG, RED, SUN, OPEN = 0, 1, 2, 3, 7
+# Three words are frequent, so that also their triples are.
+CHANCES = [0.2, 0.1, 0.2, 0.2, *[0.0375] * 8]
+ROWS, CONTEXT = 120, 30
+Fires = Callable[[np.ndarray], np.ndarray]
+
+
+def text(seed: int, rows: int = ROWS) -> np.ndarray:
+    return np.random.default_rng(seed).choice(len(TEXTS), (rows, CONTEXT), p=CHANCES).astype(np.int32)
+
+
+def all_counted(tokens: np.ndarray) -> np.ndarray:
+    return np.ones(tokens.size, bool)
+
+
+def firing_lists(fires: list[np.ndarray], counted: np.ndarray, heard: int | None = None) -> FiringLists:
+    """Lists of the tokens where each feature's boolean array is set, as a collector would make them."""
+    heard = len(counted) if heard is None else heard
+    places = [np.flatnonzero(f.ravel() & counted & (np.arange(len(counted)) < heard)) for f in fires]
+    starts = np.cumsum([0, *map(len, places)])
+    return FiringLists(np.concatenate(places).astype(np.int32), starts, counted, heard)
+
+
+def learn(concepts: list[Fires], choosing: list[Fires] | None = None) -> tuple[list[Rule], PatternKeys]:
+    """Learn rules of features that fire as the functions say, on one text, chosen on another."""
+    first, second = text(1), text(2)
+    keys = PatternKeys(first, TEXTS)
+    table = PatternTable(keys, all_counted(first))
+    places = PatternPlaces(table, PatternKeys(second, TEXTS), all_counted(second))
+    mined = firing_lists([f(first) for f in concepts], all_counted(first))
+    chosen = firing_lists([f(second) for f in choosing or concepts], all_counted(second))
+    return learn_rules(table, mined, places, chosen), keys
+
+
+def before(tokens: np.ndarray, by: int = 1) -> np.ndarray:
+    moved = np.full_like(tokens, -1)
+    moved[:, by:] = tokens[:, :-by]
+    return moved
+
+
+CLASS = np.array([class_of(t) for t in TEXTS])
+CONCEPTS: dict[str, tuple[Fires, set[str]]] = {
+    "a token": (lambda t: t == CAT, {"token"}),
+    "a set of tokens": (lambda t: np.isin(t, [CAT, SUN]), {"token"}),
+    "after a token": (lambda t: (t == CAT) & (before(t) == RED), {"after"}),
+    "after two": (lambda t: (t == CAT) & (before(t) == RED) & (before(t, 2) == SUN), {"after_two"}),
+    "two before": (lambda t: (t == DOG) & (before(t, 2) == SUN), {"two_before"}),
+    "a class after a token": (lambda t: (CLASS[t] == class_of("1")) & (before(t) == OPEN), {"class_after"}),
+    "after a class": (lambda t: (t == CAT) & (CLASS[before(t)] == class_of("1")), {"after_class"}),
+    "before a token": (lambda t: (t == CAT) & (-before(-t[:, ::-1])[:, ::-1] == RED), {"before"}),
+}
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_a_planted_concept_is_learned_as_what_it_is(concept: str) -> None:
+    fires, kinds = CONCEPTS[concept]
+    ((rule,), keys) = learn([fires])
+    assert {kind for kind, _ in rule.patterns} == kinds, [keys.pattern(*p) for p in rule.patterns]
+    unseen = text(3)
+    table = PatternTable(keys, all_counted(text(1)))
+    found = PatternPlaces(table, PatternKeys(unseen, TEXTS), all_counted(unseen)).of_rule(rule)
+    assert np.array_equal(found, np.flatnonzero(fires(unseen).ravel()))
+    assert sum(rule.shares) == pytest.approx(1)
+    assert list(rule.shares) == sorted(rule.shares, reverse=True)
+
+
+def test_features_are_labelled_each_for_itself() -> None:
+    fires = [concept for concept, _ in CONCEPTS.values()]
+    together, _ = learn(fires)
+    assert together == [learn([one])[0][0] for one in fires]
+
+
+def test_a_feature_that_never_fires_or_at_random_has_no_good_rule() -> None:
+    draw = np.random.default_rng(5)
+    (dead, chance), keys = learn([lambda t: t < 0, lambda t: draw.random(t.shape) < 0.05])
+    assert dead == Rule((), ())
+    # What there is was seen by chance, and is worth as little on text that it was not made from.
+    unseen = text(3)
+    fires = firing_lists([draw.random(unseen.shape) < 0.05], all_counted(unseen))
+    table = PatternTable(keys, all_counted(text(1)))
+    places = PatternPlaces(table, PatternKeys(unseen, TEXTS), all_counted(unseen))
+    (score,) = token_scores([chance], places, fires)
+    assert score.recall is not None
+    assert score.recall < 0.2
+    assert (score.precision or 0) < 0.2
+
+
+def test_a_pattern_that_does_not_hold_on_other_documents_is_dropped() -> None:
+    # SUN belongs to the feature in the mining text alone.
+    both: Fires = lambda t: np.isin(t, [CAT, SUN])  # noqa: E731
+    ((rule,), keys) = learn([both], choosing=[lambda t: t == CAT])
+    assert [keys.pattern(*p).token for p in rule.patterns] == [CAT]
+    ((neither,), _) = learn([both], choosing=[lambda t: t == OPEN])
+    assert neither == Rule((), ())
+
+
+def test_a_rule_keeps_within_its_bounds() -> None:
+    # A feature of hundreds of pairs: no rule tells them all.
+    odd: Fires = lambda t: (t * 7 + before(t) * 5 + before(t, 2) * 3) % 4 == 0  # noqa: E731
+    ((rule,), _) = learn([odd])
+    assert 0 < len(rule.patterns) <= MOST_PATTERNS
+    assert len(rule.patterns) == len(set(rule.patterns)) == len(rule.shares)
+
+
+def test_a_part_of_the_firings_teaches_the_same() -> None:
+    # Only the first quarter was listened to: the counts of patterns are of the whole text.
+    first, second = text(1), text(2)
+    table = PatternTable(PatternKeys(first, TEXTS), all_counted(first))
+    places = PatternPlaces(table, PatternKeys(second, TEXTS), all_counted(second))
+    for fires, _ in CONCEPTS.values():
+        parts = [firing_lists([fires(t)], all_counted(t), heard=t.size // 4) for t in (first, second)]
+        wholes = [firing_lists([fires(t)], all_counted(t)) for t in (first, second)]
+        (part,) = learn_rules(table, parts[0], places, parts[1])
+        (whole,) = learn_rules(table, wholes[0], places, wholes[1])
+        assert set(part.patterns) <= set(whole.patterns)
+        assert part.patterns
+
+
+def test_places_are_those_of_the_keys() -> None:
+    first, second = text(1, rows=4), text(2, rows=5)
+    counted = np.random.default_rng(0).random(second.size) < 0.7
+    keys = PatternKeys(second, TEXTS)
+    places = PatternPlaces(PatternTable(PatternKeys(first, TEXTS), all_counted(first)), keys, counted)
+    for kind in KINDS:
+        for key in np.unique(keys.keys[kind]).tolist():
+            assert np.array_equal(places.of(kind, key), np.flatnonzero((keys.keys[kind] == key) & counted))
+    assert len(places.of("token", len(TEXTS) + 5)) == 0
+    rule = Rule((("token", CAT), ("token", SUN), ("token", CAT)), (1.0, 0.5, 0.0))
+    assert np.array_equal(places.of_rule(rule), np.flatnonzero(np.isin(second.ravel(), [CAT, SUN]) & counted))
+    assert len(places.of_rule(Rule((), ()))) == 0
+
+
+def test_only_counted_tokens_count_in_the_table() -> None:
+    tokens = text(1, rows=6)
+    counted = np.random.default_rng(0).random(tokens.size) < 0.5
+    table = PatternTable(PatternKeys(tokens, TEXTS), counted)
+    for token in range(len(TEXTS)):
+        at = np.flatnonzero(table.known["token"] == token)
+        assert table.counts["token"][at].tolist() == [int(((tokens.ravel() == token) & counted).sum())]
