@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SAID, SECOND_RANDOM, SHUFFLED
 from lightsae.analysis.steering.interventions import UNITS
-from lightsae.analysis.steering.sweep import Measured, Sweep
+from lightsae.analysis.steering.sweep import Sweep
 
 COLOURS = {
     FEATURE: "#0b6e69",
@@ -31,17 +31,17 @@ STYLE: Any = {
     "text.parse_math": False,
 }
 _SHOWN = (
-    ("concept", "label holds on generated tokens"),
-    ("fires", "it fires on the text, untouched model"),
-    ("target", "probability of what it promotes"),
-    ("follows", "probability of what follows it"),
-    ("ppl_untouched", "perplexity, untouched model"),
+    ("concept", "label holds on the text: gain"),
+    ("fires", "it fires on the text, untouched model: gain"),
+    ("target", "probability of what it promotes: gain"),
+    ("follows", "probability of what follows it: gain"),
+    ("ppl_untouched", "perplexity, untouched model: ratio"),
     ("kl", "KL to the untouched model (nats)"),
 )
 
 
 def draw_sweep(sweep: Sweep) -> Figure:
-    """Return the figure of a sweep: a pane a measure, a line an arm, intervals over prompts."""
+    """Return the figure of a sweep: a pane a measure, a line an arm: what it gains over no steering, prompt by prompt."""
     shown = [(name, title) for name, title in _SHOWN if name in sweep.plain.values]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 5.6), layout="constrained")
@@ -75,22 +75,18 @@ def write_scalars(folder: Path, scalars: Mapping[str, float], figures: Mapping[s
 def _pane(axes: Axes, sweep: Sweep, measure: str) -> None:
     for arm in dict.fromkeys(one.arm for one in sweep.measured):
         points = sorted((one for one in sweep.measured if one.arm == arm), key=lambda one: one.dose)
+        gains = [(one.dose, gain) for one in points if (gain := one.shift(measure, sweep.plain)) is not None]
         if arm in (NONE, PROMPT):
-            found = points[0].interval(measure)
-            if found is not None:
-                axes.axhline(found.mean, color=COLOURS[arm], ls=":" if arm == NONE else "--", lw=1, label=SAID[arm])
-        else:
-            _line(axes, [sweep.plain, *points], measure, arm)
+            for _, gain in gains:
+                axes.axhline(gain.mean, color=COLOURS[arm], ls=":" if arm == NONE else "--", lw=1, label=SAID[arm])
+            continue
+        nothing = sweep.plain.shift(measure, sweep.plain)
+        assert nothing is not None
+        line = sorted([(0.0, nothing), *gains], key=lambda point: point[0])
+        axes.plot([d for d, _ in line], [g.mean for _, g in line], "o-", ms=3, color=COLOURS[arm], label=SAID[arm])
+        banded = [(dose, gain.low, gain.high) for dose, gain in line if gain.low is not None]
+        if banded:
+            places, low, high = zip(*banded, strict=True)
+            axes.fill_between(places, low, high, color=COLOURS[arm], alpha=0.15, lw=0)
     if sweep.chosen is not None:
         axes.axvline(sweep.chosen, color="#dddddd", lw=4, zorder=0)
-
-
-def _line(axes: Axes, points: list[Measured], measure: str, arm: str) -> None:
-    points = sorted(points, key=lambda one: one.dose)
-    known = [(one.dose, found) for one in points if (found := one.interval(measure)) is not None]
-    doses = [dose for dose, _ in known]
-    axes.plot(doses, [found.mean for _, found in known], "o-", ms=3, color=COLOURS[arm], label=SAID[arm])
-    banded = [(dose, found.low, found.high) for dose, found in known if found.low is not None]
-    if banded:
-        places, low, high = zip(*banded, strict=True)
-        axes.fill_between(places, low, high, color=COLOURS[arm], alpha=0.15, lw=0)
