@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
     from lightsae.analysis.artefact import FeatureDictionary
+    from lightsae.analysis.monitor import monitor
+    from lightsae.analysis.registry import load_channel
+    from lightsae.analysis.steering import steer
     from lightsae.formats.native import load_sae, save_sae
     from lightsae.lm import LanguageModel
     from lightsae.sae import (
@@ -42,8 +45,11 @@ __all__ = [
     "SparseAutoencoder",
     "TopK",
     "Transcoder",
+    "load_channel",
     "load_sae",
+    "monitor",
     "save_sae",
+    "steer",
 ]
 _HOMES = {
     "ActivationDataModule": "lightsae.activations.datamodule",
@@ -61,8 +67,11 @@ _HOMES = {
     "SparseAutoencoder": "lightsae.sae",
     "TopK": "lightsae.sae",
     "Transcoder": "lightsae.sae",
+    "load_channel": "lightsae.analysis.registry",
     "load_sae": "lightsae.formats.native",
+    "monitor": "lightsae.analysis.monitor",
     "save_sae": "lightsae.formats.native",
+    "steer": "lightsae.analysis.steering",
 }
 
 

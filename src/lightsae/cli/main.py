@@ -21,6 +21,7 @@ COMMANDS = {
     "steer": "Change a feature while the model writes: texts side by side, doses, effect and cost.",
     "panel": "Steer features on a fixed panel: reliable, weak or harmful, with what it costs.",
     "registry": "Publish, promote and roll back versions of feature dictionaries, behind a policy, with a log.",
+    "pipeline": "Run fit, validate, interpret and panel in one go; what is done is skipped.",
     "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }
@@ -28,6 +29,7 @@ _EXAMPLES = """\
 Begin with:
   lightsae fit --config configs/quickstart.yaml
   lightsae interpret --sae lightning_logs/version_0/sae --out dictionary
+  lightsae steer --sae lightning_logs/version_0/sae --dictionary dictionary --feature 5 --prompt "import" --strength 0.3
   lightsae sites builtin
   lightsae COMMAND --help
 """

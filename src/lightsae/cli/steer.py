@@ -1,24 +1,23 @@
 """`lightsae steer`: a language model with a feature changed, beside the same model without; one dose, or a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from lightsae.analysis.interpret import vocabulary_of
+from lightsae.analysis.labels.judges import Budget, Judge, open_judge
 from lightsae.analysis.origin import TextSettings
-from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Steered
+from lightsae.analysis.steering.arms import FEATURE, NONE, RANDOM, SHUFFLED, Steered
 from lightsae.analysis.steering.generate import Sampling, encode_prompts
-from lightsae.analysis.steering.intervals import Interval
 from lightsae.analysis.steering.interventions import UNITS, Ablate, Intervention, ProjectOut
-from lightsae.analysis.steering.measures import Meter, Values, interval
+from lightsae.analysis.steering.judged import Judged, judge_texts
+from lightsae.analysis.steering.measures import Meter
 from lightsae.analysis.steering.sweep import KINDS, Sweep, Sweeper, SweepSettings
 from lightsae.analysis.steering.sweep_report import show_on_page, side_by_side, write_sweep
 from lightsae.cli.command import Bars, CommandParser, settings_from
 from lightsae.cli.runs import shown
+from lightsae.cli.steer_tables import COLUMNS, print_judged, print_measures
 from lightsae.cli.steered import load_steered
 from lightsae.errors import ConfigError, FormatError, did_you_mean
 from lightsae.formats.files import find_folder
@@ -29,29 +28,20 @@ _DESCRIPTION = (
     "are. With --doses: a sweep. The dose is chosen on every other prompt and reported on the rest, beside no "
     "steering, a random direction of the same norm, another feature, and a prompt; written to --out with a figure.\n\n"
     "A strength is in units of the mean activation norm at the site (--unit norm), of the feature's own maximum (max), "
-    "or of latents (latent)."
+    "or of latents (latent).\n\n"
+    "With --judge: a language model grades each text from 0 to 2, whether it expresses the feature's label (concept), "
+    "takes up the prompt (instruct) and reads well (fluency). Answers are kept beside the dictionary: asked once, they "
+    "cost nothing again. LIGHTSAE_LLM_BASE_URL and LIGHTSAE_LLM_API_KEY say where the endpoint is and let one in."
 )
 _EXAMPLES = (
     "lightsae steer --sae RUN/sae --feature 406 --prompt 'def main():' --strength 0.5",
     "lightsae steer --sae RUN/sae --feature 406 --prompt 'import os' --strength 1 --kind clamp --unit max",
     "lightsae steer --sae RUN/sae --feature 406 --prompts prompts.txt --doses '[0.1, 0.2, 0.4]' --out steer_406",
+    "lightsae steer --sae RUN/sae --feature 406 --prompts prompts.txt --strength 0.2 --judge my-model "
+    "--base_url http://localhost:8000/v1 --budget_tokens 200000",
 )
 _USAGE = "--sae DIR --feature N (--prompt TEXT ... | --prompts FILE) (--strength S | --doses LIST --out FOLDER)"
 _WITHOUT_STRENGTH: dict[str, type[Ablate] | type[ProjectOut]] = {"ablate": Ablate, "project-out": ProjectOut}
-_TOLD = (
-    ("concept", "label holds on the text"),
-    ("fires", "fires on it, untouched model"),
-    ("activation", "activation there, x maximum"),
-    ("target", "P(what it promotes)"),
-    ("follows", "P(what follows it)"),
-    ("kl", "KL to untouched model, nats"),
-    ("ppl_steered", "perplexity, as steered"),
-    ("ppl_untouched", "perplexity, untouched model"),
-    ("repetition", "repeated 4-grams"),
-    ("distinct_2", "distinct 2-grams"),
-)
-_WIDTH = 108
-_COLUMNS = {NONE: "none", FEATURE: "feature", RANDOM: "random", SHUFFLED: "another", PROMPT: "prompt"}
 
 
 def run_steer(args: Sequence[str]) -> int:
@@ -65,11 +55,13 @@ def run_steer(args: Sequence[str]) -> int:
         raise ConfigError(f"Give --strength (one dose) or --doses (a sweep); found {found}.")
     text = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
     positions = given.positions if isinstance(given.positions, str) else list(given.positions)
+    judge = _judge(given)
     if given.doses is None:
         interventions = _interventions(features, given)
         steered, origin = load_steered(given.sae, given.dictionary, text, positions=positions)
+        grader = _Grader(judge, steered, features[0], given) if judge else None
         vocabulary = vocabulary_of(origin.main_model)
-        _compare(steered, vocabulary, prompts, features[0], interventions, given, sampling)
+        _compare(steered, vocabulary, prompts, features[0], interventions, given, sampling, grader)
         return 0
     if len(features) > 1:
         raise ConfigError(f"--doses sweeps one feature; found {len(features)}. Give --strength to steer several.")
@@ -92,10 +84,16 @@ def run_steer(args: Sequence[str]) -> int:
         sampling,
     )
     steered, origin = load_steered(given.sae, given.dictionary, text, positions=positions)
+    grader = _Grader(judge, steered, features[0], given) if judge else None
     sweeper = Sweeper(steered, vocabulary_of(origin.main_model), prompts, settings)
     sweep = sweeper.sweep(features[0], curves=(FEATURE, RANDOM, SHUFFLED), progress=Bars())
     write_sweep(out, sweep)
     _print_sweep(sweep, out)
+    if grader is not None:
+        # After the sweep is on the disk: an endpoint that fails costs the grades alone.
+        judged = grader.grade(sweep.prompts, {arm: one.samples.texts for arm in COLUMNS if (one := sweep.at(arm))})
+        write_sweep(out, sweep, judged)
+        print_judged(judged)
     if steered.dictionary is not None:
         print(f"page     {shown(show_on_page(steered.dictionary, sweep).parent.parent / 'index.html')}")
     return 0
@@ -125,6 +123,12 @@ def _parser() -> CommandParser:
         default="{context}\n{prompt}",
         help="What the arm that prompts says: {context} a text on which it fires, {label} its label, {prompt}.",
     )
+    parser.add_argument(
+        "--judge", type=str | None, help="Model of the endpoint that grades texts; or hf:NAME for one here."
+    )
+    parser.add_argument("--base_url", type=str | None, help="The judge's OpenAI-compatible endpoint.")
+    parser.add_argument("--budget_tokens", type=int | None, help="Stop asking before this many tokens are used.")
+    parser.add_argument("--cache", type=str | None, help="File of answers; null: DICTIONARY.answers.sqlite.")
     parser.add_class_arguments(Sampling)
     parser.add_class_arguments(TextSettings)
     return parser
@@ -148,6 +152,36 @@ def _prompts(given: str | list[str] | None, file: str | None) -> list[str]:
     return prompts
 
 
+def _judge(given: Any) -> Judge | None:
+    if given.judge is not None:
+        Budget(given.budget_tokens)  # refused here and not after a sweep
+        return open_judge(given.judge, base_url=given.base_url)
+    for name in ("base_url", "budget_tokens", "cache"):
+        if given[name] is not None:
+            raise ConfigError(f"--{name} is given without --judge; name the model that grades: --judge MODEL")
+    return None
+
+
+class _Grader:
+    """A judge, and the label that texts of one feature are held against."""
+
+    def __init__(self, judge: Judge, steered: Steered, feature: int, given: Any) -> None:
+        label = steered.concept(feature).label
+        if label is None or steered.dictionary is None:
+            if steered.dictionary is None:
+                what = f"there is no feature dictionary; make one: lightsae interpret --sae {given.sae} --out FOLDER"
+            else:
+                what = f"label it (lightsae label {steered.dictionary.folder}), choose another, or leave --judge out"
+            raise ConfigError(f"--judge needs a label: feature {feature} is unlabelled; {what}")
+        self.judge, self.label, self.budget = judge, label, given.budget_tokens
+        self.cache = given.cache or f"{steered.dictionary.folder}.answers.sqlite"
+
+    def grade(self, prompts: Sequence[str], arms: Mapping[str, Sequence[Sequence[str]]]) -> Judged:
+        return judge_texts(
+            self.label, prompts, arms, self.judge, cache=self.cache, budget_tokens=self.budget, progress=Bars()
+        )
+
+
 def _interventions(features: list[int], given: Any) -> list[Intervention]:
     known = (*KINDS, *_WITHOUT_STRENGTH)
     if given.kind not in known:
@@ -167,6 +201,7 @@ def _compare(
     interventions: list[Intervention],
     given: Any,
     sampling: Sampling,
+    grader: _Grader | None,
 ) -> None:
     concept = steered.concept(feature)
     with steered.by(interventions) as steering:
@@ -185,29 +220,11 @@ def _compare(
     for number, prompt in enumerate(prompts):
         sides = [(words, found[arm][1].texts[number]) for arm, words in ((NONE, "baseline"), (FEATURE, "steered"))]
         print("\n".join(side_by_side(prompt, sides)), end="\n\n")
-    _print_measures({arm: values for arm, (values, _) in found.items()})
+    print_measures({arm: values for arm, (values, _) in found.items()})
+    if grader is not None:
+        print_judged(grader.grade(prompts, {arm: samples.texts for arm, (_, samples) in found.items()}))
     if len(prompts) == 1:
         print("one prompt gives no intervals; several do: --prompt '[A, B, C]' or --prompts FILE")
-
-
-def _print_measures(arms: dict[str, Values]) -> None:
-    table = Table("", *(_COLUMNS[arm] for arm in arms), box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
-    for name, words in _TOLD:
-        if name in arms[NONE]:
-            table.add_row(words, *(_cell(interval(name, values[name])) for values in arms.values()))
-    console = Console()
-    # Five columns of numbers need so much; a narrower terminal wraps them.
-    console.print(table, highlight=False, width=max(console.width, _WIDTH))
-
-
-def _cell(found: Interval) -> str:
-    """Return a mean, and how far its interval reaches to either side where that is the same."""
-    if found.low is None or found.high is None or abs(found.high + found.low - 2 * found.mean) > 1e-6 * found.high:
-        return f"{found.mean:.3g}"
-    half = found.high - found.mean
-    return f"{found.mean:.2g} ±{half:.1g}" if half else f"{found.mean:.2g}"
 
 
 def _print_sweep(sweep: Sweep, out: Path) -> None:
@@ -219,6 +236,6 @@ def _print_sweep(sweep: Sweep, out: Path) -> None:
         print(f"no dose keeps the perplexity within x {settings.max_perplexity_ratio:g}; shown: {sweep.taken:g}")
     else:
         print(f"chosen dose {sweep.chosen:g}; what follows is from the other prompts")
-    _print_measures({arm: one.values for arm in _COLUMNS if (one := sweep.at(arm))})
+    print_measures({arm: one.values for arm in COLUMNS if (one := sweep.at(arm))})
     for words, name in (("report", "steer.json"), ("figure", "steer.png"), ("texts", "texts.md")):
         print(f"{words:<8} {shown(out / name)}")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from lightsae.analysis.artefact.card import write_card
 from lightsae.analysis.schema import SCHEMA_VERSION, TABLES
 from lightsae.errors import FormatError
-from lightsae.formats.files import find_folder, hash_file, replace_folder_atomically
+from lightsae.formats.files import find_folder, hash_file, replace_folder_atomically, write_atomically
 from lightsae.formats.native import describe_sae
 
 DESCRIPTION, CARD = "dictionary.json", "card.md"
@@ -80,6 +80,15 @@ def write_dictionary(
             told["extras"] = sorted({p.name for p in staged.iterdir()} - own)
             _write_json(staged / DESCRIPTION, told)
     return str(told["id"])
+
+
+def add_extra(folder: Path, name: str) -> None:
+    """Note that something was added beside the tables, so that it counts as part of the folder; the id stays."""
+    told = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if name not in told["extras"]:
+        told["extras"] = sorted([*told["extras"], name])
+        with write_atomically(folder / DESCRIPTION) as staged:
+            _write_json(staged, told)
 
 
 def sae_entry(folder: str | Path) -> dict[str, Any]:

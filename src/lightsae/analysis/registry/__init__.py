@@ -1,7 +1,7 @@
 """The registry: versions of feature dictionaries that are published, promoted by a policy, and rolled back."""
 
 from lightsae.analysis.registry.actions import Outcome, promote, publish, rollback
-from lightsae.analysis.registry.loading import Promoted, load_channel
+from lightsae.analysis.registry.loading import Promoted, load_channel, promoted_or_given
 from lightsae.analysis.registry.policy import Policy, PolicyRefusal, read_policy
 from lightsae.analysis.registry.verify import Verified, verify
 
@@ -13,6 +13,7 @@ __all__ = [
     "Verified",
     "load_channel",
     "promote",
+    "promoted_or_given",
     "publish",
     "read_policy",
     "rollback",

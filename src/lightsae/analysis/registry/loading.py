@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from lightsae.analysis.artefact import FeatureDictionary
+from lightsae.analysis.belonging import check_model, choose_site, site_in
 from lightsae.analysis.registry.hub import local_copy
 from lightsae.analysis.registry.store import check_channel, open_registry
 from lightsae.analysis.registry.version import SHORT, check_intact, folder_of
-from lightsae.analysis.steering.belonging import check_model, choose_site, site_in
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.native import load_sae
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -101,3 +101,36 @@ def load_channel(
         revision=named.get("revision"),
         folder=folder,
     )
+
+
+def promoted_or_given(
+    model: Any,
+    sae: SparseAutoencoder | str | Path | None,
+    dictionary: FeatureDictionary | str | Path | None,
+    channel: str | None,
+    registry: str | Path,
+    site: str | None,
+    any_model: bool,
+) -> tuple[SparseAutoencoder | str | Path, FeatureDictionary | str | Path | None]:
+    """Return the SAE and the feature dictionary that a caller gave, or those that a channel has.
+
+    Args:
+        model: That they are for.
+        sae: As given; None with a channel.
+        dictionary: As given; None with a channel.
+        channel: `staging` or `production`; None: what was given.
+        registry: Where the channel is.
+        site: Where the SAE is to write; None where it predicts one site.
+        any_model: Whether another model than theirs is meant.
+
+    Raises:
+        ConfigError: Neither, or both, were given.
+    """
+    if channel is None:
+        if sae is None:
+            raise ConfigError("sae is missing: give the SAE, its folder, or channel='production' with a registry.")
+        return sae, dictionary
+    if sae is not None or dictionary is not None:
+        raise ConfigError(f"channel is {channel!r}, and sae or dictionary is given too; keep one of the two.")
+    promoted = load_channel(registry, channel, None if any_model else model, site=site)
+    return promoted.sae, promoted.dictionary

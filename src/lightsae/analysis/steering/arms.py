@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightsae.analysis.artefact import FeatureDictionary
-from lightsae.analysis.steering.belonging import choose_site
+from lightsae.analysis.belonging import choose_site
 from lightsae.analysis.steering.concepts import Concept
 from lightsae.analysis.steering.interventions import Intervention
 from lightsae.analysis.steering.passes import Positions
@@ -100,10 +100,15 @@ class Steered:
         return torch.randn(len(own), generator=keyed_generator(seed, f"random direction {number}", feature))
 
     def other_feature(self, feature: int, seed: int) -> int:
-        """Return another feature, one that fires and has the same tier where that is known, drawn for it."""
+        """Return another feature, one that fires and has the same tier where that is known, drawn for it.
+
+        Where there is no other, itself.
+        """
         draw = keyed_generator(seed, "another feature", feature)
+        if self.sae.d_sae == 1:
+            return feature
         if self.dictionary is None:
-            other = int(torch.randint(self.sae.d_sae - 1, (1,), generator=draw)) if self.sae.d_sae > 1 else 0
+            other = int(torch.randint(self.sae.d_sae - 1, (1,), generator=draw))
             return other + (other >= feature)
         table = self.dictionary.sql("SELECT feature, tier FROM features WHERE fires > 0 ORDER BY feature").to_pandas()
         tier = dict(zip(table.feature, table.tier, strict=True)).get(feature)

@@ -41,7 +41,7 @@ _SHOWN = (
 
 
 def draw_sweep(sweep: Sweep) -> Figure:
-    """Return the figure of a sweep: a pane a measure, a line an arm: what it gains over no steering, prompt by prompt."""
+    """Return the figure of a sweep: a pane a measure, a line an arm: its gain over no steering, prompt by prompt."""
     shown = [(name, title) for name, title in _SHOWN if name in sweep.plain.values]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 5.6), layout="constrained")

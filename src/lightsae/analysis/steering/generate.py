@@ -13,8 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig
 
+from lightsae.analysis.belonging import name_of
 from lightsae.analysis.progress import Progress, Silence
-from lightsae.analysis.steering.belonging import name_of
 from lightsae.errors import ConfigError, ModelError
 from lightsae.lm import LanguageModel
 from lightsae.randomness import keyed_generator

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lightsae.analysis.artefact import FeatureDictionary
-from lightsae.analysis.steering.belonging import check_model, check_reads, choose_site, name_of, site_in
+from lightsae.analysis.belonging import check_model, check_reads, choose_site, name_of, site_in
+from lightsae.analysis.registry import promoted_or_given
 from lightsae.analysis.steering.interventions import Intervention, check_together
 from lightsae.analysis.steering.latents import LatentReader, rounding
 from lightsae.analysis.steering.passes import Passes, Positions
@@ -159,8 +160,10 @@ def steer(
     model: Any,
     interventions: Intervention | Sequence[Intervention],
     *,
-    sae: SparseAutoencoder | str | Path,
+    sae: SparseAutoencoder | str | Path | None = None,
     dictionary: FeatureDictionary | str | Path | None = None,
+    channel: str | None = None,
+    registry: str | Path = "registry",
     positions: Positions = "all",
     skip_first: int = 1,
     site: str | None = None,
@@ -180,6 +183,9 @@ def steer(
         sae: The dictionary of latents, or its folder, which also says the model's revision.
         dictionary: The feature dictionary made for it, or its folder: it knows features' maxima, the mean norm, and the
             model's revision.
+        channel: In place of both: what is promoted to `staging` or `production` of a registry, after its hashes, the
+            model and the site were checked. For many short uses, call `load_channel` once and give what it returns.
+        registry: The registry: a folder, or `hub:org/name`.
         positions: `all`; `generated`: what comes after the prompt; or positions in the row, from 0, without padding.
         skip_first: With `all`: how many first positions of a row are left alone. Position 0 is an attention sink, whose
             norm is far from all others. Other special tokens are steered.
@@ -190,8 +196,8 @@ def steer(
     Raises:
         ModelError: The dictionary was made for another model or revision.
         SiteError: It belongs to another site; or (in the forward pass) its latents are not known there yet.
-        FormatError: The feature dictionary belongs to another SAE.
-        ConfigError: An intervention, a feature or a unit does not fit.
+        FormatError: The feature dictionary belongs to another SAE; or a promoted version was changed.
+        ConfigError: An intervention, a feature or a unit does not fit; or nothing is promoted to the channel.
 
     Example:
         with lightsae.steer(model, [Clamp(1234, 2.0, unit="max")], sae=sae, dictionary="dictionaries/topk"):
@@ -199,6 +205,7 @@ def steer(
     """
     given = [interventions] if isinstance(interventions, Intervention) else list(interventions)
     check_together(given)
+    sae, dictionary = promoted_or_given(model, sae, dictionary, channel, registry, site, any_model)
     provenance: dict[str, Any] = {}
     if not isinstance(sae, SparseAutoencoder):
         provenance = describe_sae(sae)["provenance"]

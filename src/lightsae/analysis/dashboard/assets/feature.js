@@ -56,8 +56,18 @@
       ),
       h("header.title", {}, h("p.kicker", {}, `${title} ${row.feature}`, " ", ls.tier(row.tier), row.label_source && h("span.quiet", {}, ` label by ${ls.SOURCES[row.label_source] || row.label_source}`)), h("h1", {}, ls.label(row.label)), tested(row)),
       figures(row),
-      h("div.columns", {}, h("div", {}, contexts(row, tokens), labels(row)), h("div.side", {}, h("section.panel", {}, h("h2", {}, "Activations"), row.fires ? h("div.histogram") : h("p.quiet", {}, "It never fired."), row.fires ? h("p.quiet", {}, `${ls.count(row.fires)} firings; normalised units, logarithmic counts`) : null), effects(row), around(row), relatives(population, row)))
+      h("div.columns", {}, h("div", {}, contexts(row, tokens), labels(row), steering(population, row)), h("div.side", {}, h("section.panel", {}, h("h2", {}, "Activations"), row.fires ? h("div.histogram") : h("p.quiet", {}, "It never fired."), row.fires ? h("p.quiet", {}, `${ls.count(row.fires)} firings; normalised units, logarithmic counts`) : null), effects(row), around(row), relatives(population, row)))
     );
+  }
+
+  // The figure of a sweep, where `lightsae steer` has left one beside the pages.
+  function steering(population, row) {
+    if (population.name !== "features") return null;
+    const picture = h("img", { alt: `Effect and cost of steering with feature ${row.feature}, by dose`, src: `steering/${row.feature}.png` });
+    const panel = h("section.panel.steering", { hidden: "" }, h("h2", {}, "Steering"), h("p.quiet", {}, "What adding the feature does, by dose, beside a random direction of the same norm, another feature and a prompt; bands are 95% intervals over prompts."), picture);
+    picture.addEventListener("load", () => panel.removeAttribute("hidden"));
+    picture.addEventListener("error", () => panel.remove());
+    return panel;
   }
 
   // The label's precision and recall, with their intervals where the table of labels has them.

@@ -1,0 +1,88 @@
+"""What a monitor saw, as values and as a table."""
+
+import io
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class FeatureSummary:
+    """What was seen of one feature.
+
+    Attributes:
+        feature, label: Which.
+        threshold: Above which it fires, in normalised units.
+        kind: Where that comes from.
+        firings: Events.
+        frequency: Share of all watched tokens on which it is active, above 0; None before the first token.
+        dictionary_frequency: The same on the text of the feature dictionary.
+        window_frequency, low, high: In the window at the last look, and the band; None before, or without drift alarms.
+        drift: 1 above the band, -1 below, 0 inside; None without drift alarms.
+        alarms: How often it left the band.
+    """
+
+    feature: int
+    label: str | None
+    threshold: float
+    kind: str
+    firings: int
+    frequency: float | None
+    dictionary_frequency: float | None
+    window_frequency: float | None
+    low: float | None
+    high: float | None
+    drift: int | None
+    alarms: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a monitor saw.
+
+    Attributes:
+        tokens: Watched.
+        features: One entry each.
+        failures: Times that a sink failed.
+    """
+
+    tokens: int
+    features: list[FeatureSummary]
+    failures: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """Return it as a table for a terminal."""
+        failed = f"; sinks failed {self.failures} times" if self.failures else ""
+        table = Table(title=f"{self.tokens:,} tokens watched{failed}", title_justify="left")
+        for name in ("feature", "firings", "active", "dictionary", "window", "band", "alarms", "threshold"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("of", no_wrap=True)
+        table.add_column("label", no_wrap=True, overflow="ellipsis")
+        for one in self.features:
+            band = "" if one.low is None else f"{_share(one.low)} to {_share(one.high)}"
+            mark = {1: " above", -1: " below"}.get(one.drift or 0, "")
+            shown = [str(one.feature), f"{one.firings:,}", _share(one.frequency), _share(one.dictionary_frequency)]
+            shown += [_share(one.window_frequency) + mark, band, "" if one.drift is None else str(one.alarms)]
+            shown += [f"{one.threshold:.3g}", one.kind]
+            # Labels hold brackets, which rich would read as marks.
+            table.add_row(*shown, (one.label or "").replace("[", r"\["))
+        return table
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=160, color_system=None)
+        console.print(self.table())
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().rstrip()
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3%}" if value >= 1e-5 or value == 0 else f"{value:.1e}"
