@@ -1,4 +1,4 @@
-# make demo   trains a sparse autoencoder on a language model that ships with the package, and finds out what it learned
+# make demo   trains a sparse autoencoder on the language model that ships with the package, interprets it, steers with it
 # make test   all checks: ruff, mypy, import-linter, pytest
 
 PYTHON ?= python3
@@ -13,7 +13,8 @@ demo: .venv/.ready
 	$(BIN)/lightsae fit --config configs/quickstart.yaml
 	@run=$$(ls -dt lightning_logs/version_* | head -n 1); \
 	$(BIN)/lightsae validate --config $$run/config.yaml --ckpt_path last && \
-	$(BIN)/lightsae interpret --sae $$run/sae --out $$run/dictionary --ablation_windows 1
+	$(BIN)/lightsae interpret --sae $$run/sae --out $$run/dictionary --ablation_windows 1 && \
+	$(BIN)/lightsae panel --sae $$run/sae --panel configs/panels/builtin.yaml --out $$run/panel
 
 test: .venv/.ready
 	$(BIN)/ruff check
