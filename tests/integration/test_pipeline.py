@@ -384,7 +384,10 @@ def test_the_real_commands(lightsae: Run, complete: Run, tmp_path: Path, monkeyp
     assert ended.code == 0, ended.err
     run_folder = tmp_path / "out/lightning_logs/version_0"
     FeatureDictionary.open(tmp_path / "out/dictionary").check_belongs_to(str(run_folder / "sae"))
-    assert json.loads((tmp_path / "out/lightning_logs/version_1/validation.json").read_text())["figures"]
+    measured = json.loads((tmp_path / "out/lightning_logs/version_1/validation.json").read_text())
+    assert measured["figures"]
+    # The figures are of the very weights that were exported.
+    assert list(measured["sha256"].values()) == [json.loads((run_folder / "sae/sae.json").read_text())["sha256"]]
     again = lightsae("pipeline", "--config", "p.yaml")
     assert (again.code, again.new) == (0, [])
     assert again.out.count("skipped: done") == 3

@@ -11,6 +11,7 @@ from rich.table import Table
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.cli.runs import shown
 from lightsae.formats.files import write_atomically
+from lightsae.formats.native import tensor_hash
 from lightsae.training.module import SAEModule
 
 # The figures of the table, in its order; all of them are in TensorBoard and in validation.json.
@@ -67,7 +68,13 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
     if not trainer.is_global_zero:
         return
     if command == "validate" and folder is not None:
-        document = {"figures": figures, "checkpoint": shown(trainer.ckpt_path or ""), "data": data.describe()}
+        document = {
+            "figures": figures,
+            "checkpoint": shown(trainer.ckpt_path or ""),
+            "data": data.describe(),
+            # As sae.json has them: figures can be told apart from those of another step of the same run.
+            "sha256": {name: tensor_hash(sae) for name, sae in module.each_sae().items()},
+        }
         with write_atomically(folder / "validation.json") as partial:
             partial.write_text(json.dumps(document, indent=2) + "\n")
     console = Console()

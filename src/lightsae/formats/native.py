@@ -5,6 +5,7 @@ The tensors' file holds weights and scale buffers alone: its bytes depend on not
 Nothing is ever unpickled.
 """
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from lightsae.errors import ConfigError, FormatError, did_you_mean
 from lightsae.formats.files import hash_file, locate, replace_folder_atomically
@@ -215,3 +216,9 @@ def _to_list(widths: dict[SiteRef, int]) -> list[dict[str, Any]]:
 
 def _from_list(widths: list[dict[str, Any]]) -> dict[SiteRef, int]:
     return {SiteRef(entry["model"], entry["site"]): entry["width"] for entry in widths}
+
+
+def tensor_hash(sae: SparseAutoencoder) -> str:
+    """Return the SHA-256 that the tensors' file of an export of `sae` has."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    return hashlib.sha256(save(tensors)).hexdigest()

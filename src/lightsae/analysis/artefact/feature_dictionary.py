@@ -4,7 +4,6 @@ Nothing is loaded at opening but dictionary.json; queries read the Parquet files
 through Parquet's row groups.
 """
 
-import hashlib
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
-import safetensors.torch
 
 from lightsae.analysis.artefact.card import TIERS
 from lightsae.analysis.artefact.reading import check_tables, read_manifest
@@ -23,7 +21,7 @@ from lightsae.analysis.artefact.writer import DESCRIPTION, file_of
 from lightsae.analysis.schema import TABLES
 from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean
 from lightsae.formats.files import locate
-from lightsae.formats.native import describe_sae
+from lightsae.formats.native import describe_sae, tensor_hash
 from lightsae.sae import SiteRef, SparseAutoencoder
 
 _KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
@@ -256,7 +254,7 @@ class FeatureDictionary:
                     f"{shown} {verb} {theirs}, but the feature dictionary {self.id[:12]} was made for an SAE that "
                     f"{verb} {ours}; give that SAE, or build a dictionary for this one: lightsae interpret --sae {name}"
                 )
-        found = _tensor_hash(sae) if isinstance(sae, SparseAutoencoder) else description["sha256"]
+        found = tensor_hash(sae) if isinstance(sae, SparseAutoencoder) else description["sha256"]
         if found != told["sha256"]:
             raise FormatError(
                 f"{shown} ({variant}, SHA-256 {found[:12]}) is not the SAE that the feature dictionary {self.id[:12]} "
@@ -308,12 +306,6 @@ def _column(name: str, where: str) -> str:
     if name not in names:
         raise ConfigError(f"{where} names the column {name!r}, which 'features' lacks.{did_you_mean(name, names)}")
     return f'"{name}"'
-
-
-def _tensor_hash(sae: SparseAutoencoder) -> str:
-    """Return the SHA-256 that the tensors' file of an export of `sae` has."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
 
 
 def _sites(widths: Mapping[SiteRef, int]) -> list[dict[str, Any]]:

@@ -146,6 +146,12 @@ def _check_validated(report: Mapping[str, Any], told: Mapping[str, Any], shown: 
                 f"{shown} is of the {key} {found!r}, and the SAE of {', '.join(map(repr, known))}; give the "
                 "validation.json of its own run."
             )
+    hashes = report.get("sha256")
+    if isinstance(hashes, dict) and told["sha256"] not in hashes.values():
+        raise FormatError(
+            f"{shown} has the figures of other weights than this SAE's: measure it again with lightsae validate, or "
+            "give the validation.json of its own run."
+        )
     if not _own_figures(report["figures"], told):
         names = sorted({key.partition("/val/")[0] for key in report["figures"] if "/val/" in key})
         raise FormatError(
