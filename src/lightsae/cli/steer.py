@@ -37,8 +37,7 @@ _EXAMPLES = (
     "lightsae steer --sae RUN/sae --feature 406 --prompt 'def main():' --strength 0.5",
     "lightsae steer --sae RUN/sae --feature 406 --prompt 'import os' --strength 1 --kind clamp --unit max",
     "lightsae steer --sae RUN/sae --feature 406 --prompts prompts.txt --doses '[0.1, 0.2, 0.4]' --out steer_406",
-    "lightsae steer --sae RUN/sae --feature 406 --prompts prompts.txt --strength 0.2 --judge my-model "
-    "--base_url http://localhost:8000/v1 --budget_tokens 200000",
+    "lightsae steer --sae RUN/sae --feature 406 --prompts prompts.txt --strength 0.2 --judge my-model",
 )
 _USAGE = "--sae DIR --feature N (--prompt TEXT ... | --prompts FILE) (--strength S | --doses LIST --out FOLDER)"
 _WITHOUT_STRENGTH: dict[str, type[Ablate] | type[ProjectOut]] = {"ablate": Ablate, "project-out": ProjectOut}

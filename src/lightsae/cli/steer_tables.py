@@ -67,9 +67,8 @@ def _print_table(arms: Iterable[str], rows: Sequence[tuple[str, Sequence[Interva
         column.no_wrap = True
     for words, found in rows:
         table.add_row(words, *(_cell(one) for one in found))
-    console = Console()
     # Five columns of numbers need so much; a narrower terminal wraps them.
-    console.print(table, highlight=False, width=max(console.width, _WIDTH))
+    Console(width=max(Console().width, _WIDTH)).print(table, highlight=False)
 
 
 def _cell(found: Interval | None) -> str:
@@ -79,4 +78,5 @@ def _cell(found: Interval | None) -> str:
     if found.low is None or found.high is None or abs(found.high + found.low - 2 * found.mean) > 1e-6 * found.high:
         return f"{found.mean:.3g}"
     half = found.high - found.mean
-    return f"{found.mean:.2g} ±{half:.1g}" if half else f"{found.mean:.2g}"
+    told = f"{half:.1g}" if half < 10 else f"{half:.0f}"
+    return f"{found.mean:.2g} ±{told}" if half else f"{found.mean:.2g}"

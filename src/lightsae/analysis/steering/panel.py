@@ -53,6 +53,8 @@ class Choice:
             raise ConfigError(f"order is {self.order!r}; write sample or s_out.")
         if self.count < 1:
             raise ConfigError(f"count is {self.count}; write how many features, 1 or more.")
+        if self.features is not None and not self.features:
+            raise ConfigError("features is empty; write some numbers, or null to choose by the rules.")
 
     def of(self, dictionary: FeatureDictionary, seed: int) -> list[int]:
         """Return the features.

@@ -50,14 +50,15 @@ class UnrelatedText:
         self._clean = [self._read(part) for part in self._parts]
 
     def effects(self, interventions: list[Intervention], feature: int) -> SideEffects:
-        """Return what steering does where the feature does not fire."""
+        """Return what steering does where the feature does not fire; of one that always fires, everywhere."""
         rises: list[float] = []
         changes: list[float] = []
+        always = all(bool(clean_fires[:, 1:, feature].all()) for _, clean_fires in self._clean)
         for part, counted, (clean_ce, clean_fires) in zip(self._parts, self._counted, self._clean, strict=True):
             with self._steered.by(interventions):
                 ce, fires = self._read(part)
             # Position 0 is an attention sink, which steering leaves alone.
-            silent = ~clean_fires[:, :, feature]
+            silent = ~clean_fires[:, :, feature] | always
             silent[:, 0] = False
             rises += _means(ce - clean_ce, counted & silent[:, :-1])
             changes += _means(_jaccard_distance(clean_fires, fires, feature), silent)

@@ -79,6 +79,12 @@ class SweepSettings:
         return KINDS[self.kind](feature, dose, self.unit)
 
 
+def chosen_by(settings: SweepSettings, plain: Values) -> str:
+    """Return the effect that a dose is chosen by, among those that are measured."""
+    # Without a rule that passed, or without a token that follows, the dictionary's own latent is asked.
+    return settings.choose_by if settings.choose_by in plain else "fires"
+
+
 @dataclass(frozen=True)
 class Measured:
     """One arm at one dose, on the reporting prompts.
@@ -142,6 +148,11 @@ class Sweep:
         """No steering."""
         return self.measured[0]
 
+    @property
+    def chosen_by(self) -> str:
+        """The effect that the dose was chosen by."""
+        return chosen_by(self.settings, self.plain.values)
+
     def shift(self, arm: str, measure: str) -> Interval | None:
         """Return what an arm gains over no steering at the dose that was taken; None where that is not known."""
         found = self.at(arm)
@@ -160,7 +171,7 @@ class Sweep:
             "unit": self.settings.unit,
             "chosen_dose": self.chosen,
             "reported_dose": self.taken,
-            "chosen_by": self.settings.choose_by,
+            "chosen_by": self.chosen_by,
             "choosing": [
                 {"dose": dose, "effect": effect, "perplexity_ratio": ratio}
                 for dose, (effect, ratio) in self.choosing.items()
@@ -252,8 +263,7 @@ class Sweeper:
     def _try(self, concept: Concept, doses: Sequence[float], step: Any) -> dict[float, tuple[float, float]]:
         """Return, by dose, the effect over no steering and the perplexity's ratio, on the choosing prompts."""
         plain, _ = self._choosing.measure((), concept)
-        # Without a rule that passed, or without a token that follows, the dictionary's own latent is asked.
-        by = self.settings.choose_by if self.settings.choose_by in plain else "fires"
+        by = chosen_by(self.settings, plain)
         found = {}
         for dose in doses:
             values, _ = self._choosing.measure([self.settings.intervention(concept.feature, dose)], concept)
