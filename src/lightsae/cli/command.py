@@ -1,9 +1,11 @@
 """What the commands beside `fit` and `validate` share: a parser that words mistakes, and progress bars."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser
@@ -12,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightsae.cli.help import HelpFormatter
 from lightsae.cli.wording import in_short
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, FormatError
+from lightsae.formats.files import find_folder
 
 T = TypeVar("T")
 
@@ -56,6 +59,23 @@ def settings_from(kind: type[T], given: Any) -> T:
         inner = hints[one.name]
         values[one.name] = settings_from(inner, value) if _unread(inner, value) else value
     return kind(**values)
+
+
+def check_folder(out: Path, mark: str) -> None:
+    """Raise where a folder to be written holds something else than an earlier result, before any work is done.
+
+    Args:
+        out: The folder, which need not be there.
+        mark: The file by which an earlier result is known.
+
+    Raises:
+        ConfigError: It is a file.
+        FormatError: It holds other files.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out is {str(out)!r}, which is a file; name a folder.")
+    if out.is_dir() and os.listdir(out) and find_folder(out) and not (out / mark).is_file():
+        raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
 
 
 def _unread(kind: Any, value: Any) -> bool:

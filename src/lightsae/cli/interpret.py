@@ -1,6 +1,5 @@
 """`lightsae interpret`: from a trained dictionary to a feature dictionary that one can read, search and trust."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,10 +12,8 @@ from lightsae.analysis.interpret import Interpretation, InterpretSettings, inter
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.origin import Origin, TextSettings
 from lightsae.analysis.presentation import Presentation
-from lightsae.cli.command import Bars, CommandParser
+from lightsae.cli.command import Bars, CommandParser, check_folder
 from lightsae.cli.runs import shown
-from lightsae.errors import ConfigError, FormatError
-from lightsae.formats.files import find_folder
 
 _DESCRIPTION = (
     "Turn a trained dictionary into a feature dictionary: what every latent fires on, what it does, what it means as "
@@ -43,7 +40,7 @@ def run_interpret(args: Sequence[str]) -> int:
     given = parser.parse_args(list(args))
     settings = _settings(given)
     out = Path(given.out)
-    check_target(out)
+    check_folder(out, "dictionary.json")
     bars = Bars()
     origin = Origin.load(given.sae, TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)}))
     found = interpret(origin, out, settings, bars)
@@ -52,14 +49,6 @@ def run_interpret(args: Sequence[str]) -> int:
         identity = write_interpretation(found, out, presentation)
     _report(out, identity, found)
     return 0
-
-
-def check_target(out: Path) -> None:
-    """Raise where the folder holds something else than a feature dictionary, before any work is done."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out is {str(out)!r}, which is a file; name a folder.")
-    if out.is_dir() and os.listdir(out) and find_folder(out) and not (out / "dictionary.json").is_file():
-        raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
 
 
 def _settings(given: Any) -> InterpretSettings:

@@ -15,11 +15,9 @@ from lightsae.analysis.origin import TextSettings
 from lightsae.analysis.steering.arms import FEATURE, RANDOM
 from lightsae.analysis.steering.panel import PanelSettings, Tested, test_features
 from lightsae.analysis.steering.panel_report import panel_report, write_panel
-from lightsae.cli.command import Bars, CommandParser, settings_from
+from lightsae.cli.command import Bars, CommandParser, check_folder, settings_from
 from lightsae.cli.runs import shown
 from lightsae.cli.steered import load_steered
-from lightsae.errors import ConfigError, FormatError
-from lightsae.formats.files import find_folder
 
 _DESCRIPTION = (
     "Steer the features of a dictionary on a fixed panel, and say of each: reliable, weak or harmful.\n\n"
@@ -47,7 +45,7 @@ def run_panel(args: Sequence[str]) -> int:
     given = parser.parse_args(list(args))
     settings = settings_from(PanelSettings, given)
     out = Path(given.out)
-    _check_target(out)
+    check_folder(out, "panel.json")
     text = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
     steered, origin = load_steered(given.sae, given.dictionary, text, required=True)
     assert steered.dictionary is not None
@@ -63,13 +61,6 @@ def run_panel(args: Sequence[str]) -> int:
     write_panel(out, tested, report)
     _print(tested, report, out)
     return 0
-
-
-def _check_target(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out is {str(out)!r}, which is a file; name a folder.")
-    if find_folder(out) and any(out.iterdir()) and not (out / "panel.json").is_file():
-        raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
 
 
 def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:

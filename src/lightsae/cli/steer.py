@@ -15,12 +15,11 @@ from lightsae.analysis.steering.judged import Judged, judge_texts
 from lightsae.analysis.steering.measures import Meter
 from lightsae.analysis.steering.sweep import KINDS, Sweep, Sweeper, SweepSettings
 from lightsae.analysis.steering.sweep_report import show_on_page, side_by_side, write_sweep
-from lightsae.cli.command import Bars, CommandParser, settings_from
+from lightsae.cli.command import Bars, CommandParser, check_folder, settings_from
 from lightsae.cli.runs import shown
 from lightsae.cli.steer_tables import COLUMNS, print_judged, print_measures
 from lightsae.cli.steered import load_steered
-from lightsae.errors import ConfigError, FormatError, did_you_mean
-from lightsae.formats.files import find_folder
+from lightsae.errors import ConfigError, did_you_mean
 
 _DESCRIPTION = (
     "Change a feature while the language model writes, and show what that does.\n\n"
@@ -67,10 +66,7 @@ def run_steer(args: Sequence[str]) -> int:
     if given.out is None:
         raise ConfigError("--out is missing: a sweep writes a folder with its figure, figures and texts. Name it.")
     out = Path(given.out)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out is {str(out)!r}, which is a file; name a folder.")
-    if find_folder(out) and any(out.iterdir()) and not (out / "steer.json").is_file():
-        raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
+    check_folder(out, "steer.json")
     settings = SweepSettings(
         given.doses,
         given.unit,

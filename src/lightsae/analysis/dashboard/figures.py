@@ -12,28 +12,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lightsae.analysis.dashboard.map import Map
+from lightsae.analysis.figure_style import STYLE
 
 Tables = Mapping[str, pa.Table]
 BEFORE, AFTER = "#a8632a", "#0b6e69"
 TIERS = {"high": "#0f7a4f", "medium": "#2863c5", "unlabelled": "#9a9fa8", "rare": "#b09cc4", "dead": "#d3ccc3"}
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    # Labels and tokens are no mathematics, whatever dollar signs they hold.
-    "text.parse_math": False,
-}
 _COHERENCES = ("window_coherence", "document_coherence")
 
 
 def draw_figures(tables: Tables, *, neurons: Tables | None = None, maps: Sequence[Map] = ()) -> dict[str, Figure]:
     """Return the figures by name: density, labels (if any was tested), coherence (if known), map_1 ..."""
     features, before = tables["features"], neurons["features"] if neurons is not None else None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figures = {"density": _density(features, before)}
         if features["precision"].null_count < len(features):
             figures["labels"] = _labels(features, before)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightsae.analysis.figure_style import STYLE
 from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SAID, SECOND_RANDOM, SHUFFLED
 from lightsae.analysis.steering.interventions import UNITS
 from lightsae.analysis.steering.sweep import Sweep
@@ -19,16 +19,6 @@ COLOURS = {
     SHUFFLED: "#7d5aa6",
     NONE: "#666666",
     PROMPT: "#2863c5",
-}
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    # Labels and prompts are no mathematics, whatever dollar signs they hold.
-    "text.parse_math": False,
 }
 _SHOWN = (
     ("concept", "label holds on the text: gain"),

@@ -9,8 +9,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from lightsae.analysis.artefact import FeatureDictionary
+from lightsae.analysis.figure_style import STYLE
 from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SAID, SHUFFLED
-from lightsae.analysis.steering.curves import COLOURS, STYLE, write_scalars
+from lightsae.analysis.steering.curves import COLOURS, write_scalars
 from lightsae.analysis.steering.panel import HARMFUL, RELIABLE, SCHEMA, WEAK, Tested, summary
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.version import version
