@@ -91,7 +91,7 @@ def test_publish_promote_and_back(lightsae: Command, parts: Parts, tmp_path: Pat
 def test_verify_lists_what_is_wrong(lightsae: Command, parts: Parts, tmp_path: Path) -> None:
     assert lightsae("registry", "publish", "parts/dictionary", "--sae", "parts/sae", "--registry", "r").code == 0
     good = lightsae("registry", "verify", "--registry", "r")
-    assert (good.code, good.out) == (0, "r: 1 versions, 1 entries of the log, all as they were written\n")
+    assert (good.code, good.out) == (0, "r: 1 version, 1 entries of the log, all as they were written\n")
     (version,) = read_state(tmp_path / "r", "r").published
     (tmp_path / "r" / "versions" / version / "sae" / "sae.json").write_text("{}")
     (tmp_path / "r" / "versions" / version / "dictionary" / "card.md").unlink()

@@ -144,7 +144,8 @@ def _verify(args: list[str]) -> int:
     if found.problems:
         print("\n  ".join([f"lightsae: error: {given.registry} is not as it was:", *found.problems]), file=sys.stderr)
         return 2
-    print(f"{given.registry}: {found.versions} versions, {found.entries} entries of the log, all as they were written")
+    versions = "1 version" if found.versions == 1 else f"{found.versions} versions"
+    print(f"{given.registry}: {versions}, {found.entries} entries of the log, all as they were written")
     return 0
 
 

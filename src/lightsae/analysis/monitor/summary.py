@@ -38,6 +38,10 @@ class FeatureSummary:
     alarms: int
 
 
+# Letters of a label in the table: a longer one would leave the numbers no room.
+_LABEL = 40
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a monitor saw.
@@ -60,7 +64,9 @@ class Summary:
         """Return it as a table for a terminal."""
         failed = f"; sinks failed {self.failures} times" if self.failures else ""
         table = Table(title=f"{self.tokens:,} tokens watched{failed}", title_justify="left")
-        for name in ("feature", "firings", "active", "dictionary", "window", "band", "alarms", "threshold"):
+        watched = any(one.low is not None for one in self.features)
+        drift = ("window", "band", "alarms") if watched else ()
+        for name in ("feature", "firings", "active", "dictionary", *drift, "threshold"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("of", no_wrap=True)
         table.add_column("label", no_wrap=True, overflow="ellipsis")
@@ -68,10 +74,13 @@ class Summary:
             band = "" if one.low is None else f"{_share(one.low)} to {_share(one.high)}"
             mark = {1: " above", -1: " below"}.get(one.drift or 0, "")
             shown = [str(one.feature), f"{one.firings:,}", _share(one.frequency), _share(one.dictionary_frequency)]
-            shown += [_share(one.window_frequency) + mark, band, "" if one.drift is None else str(one.alarms)]
+            if watched:
+                shown += [_share(one.window_frequency) + mark, band, "" if one.drift is None else str(one.alarms)]
             shown += [f"{one.threshold:.3g}", one.kind]
             # Labels hold brackets, which rich would read as marks.
-            table.add_row(*shown, (one.label or "").replace("[", r"\["))
+            label = one.label or ""
+            label = label if len(label) <= _LABEL else label[: _LABEL - 1] + "…"
+            table.add_row(*shown, label.replace("[", r"\["))
         return table
 
     def __str__(self) -> str:
