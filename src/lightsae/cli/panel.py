@@ -30,7 +30,7 @@ _EXAMPLES = (
     "lightsae panel --sae RUN/sae --panel configs/panels/builtin.yaml --out RUN/panel --choose.features '[406, 998]'",
 )
 # Rows and letters of the printed table.
-_SHOWN, _LABEL = 12, 30
+_SHOWN, _LABEL = 12, 28
 
 
 def run_panel(args: Sequence[str]) -> int:
@@ -64,7 +64,8 @@ def run_panel(args: Sequence[str]) -> int:
 
 
 def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
-    table = Table("feature", "verdict", "dose", "target", "by chance", "cost", "label", box=None, pad_edge=False)
+    table = Table("feature", "verdict", "dose", "target", "random", "cost", box=None, pad_edge=False)
+    table.add_column("label", no_wrap=True, overflow="ellipsis")
     for one in tested[:_SHOWN]:
         sweep = one.sweep
         table.add_row(
@@ -81,10 +82,10 @@ def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
         print(f"... and {len(tested) - _SHOWN} more in panel.md")
     told = report["summary"]
     print(f"{told['features']} features: {told['reliable']} reliable, {told['weak']} weak, {told['harmful']} harmful")
-    for name, words in (("causal_usefulness", "its label says"), ("causal_usefulness_target", "it promotes")):
+    for name, words in (("causal_usefulness", "the label says"), ("causal_usefulness_target", "it promotes")):
         floor = told[name.replace("causal_usefulness", "random_floor")]
         if told[name]["share"] is not None:
-            print(f"steering moves what {words}: {_said(told[name])}; a random direction: {_said(floor)}")
+            print(f"steering raises what {words}: {_said(told[name])}; a random direction: {_said(floor)}")
     print(f"report   {shown(out / 'panel.md')}")
     print(f"figure   {shown(out / 'panel.png')}")
 

@@ -90,7 +90,9 @@ def run_steer(args: Sequence[str]) -> int:
         write_sweep(out, sweep, judged)
         print_judged(judged)
     if steered.dictionary is not None:
-        print(f"page     {shown(show_on_page(steered.dictionary, sweep).parent.parent / 'index.html')}")
+        show_on_page(steered.dictionary, sweep)
+        if (page := steered.dictionary.folder / "index.html").is_file():
+            print(f"page     {shown(page)}#/feature/{sweep.concept.feature}")
     return 0
 
 
@@ -226,7 +228,7 @@ def _print_sweep(sweep: Sweep, out: Path) -> None:
     settings = sweep.settings
     print(f"feature {sweep.concept.feature}: {sweep.concept.label or 'unlabelled'}")
     for dose, (effect, ratio) in sweep.choosing.items():
-        print(f"  dose {dose:g}: {settings.choose_by} {effect:+.3g}, perplexity x {ratio:.2f}  (choosing prompts)")
+        print(f"  dose {dose:g}: {sweep.chosen_by} {effect:+.3g}, perplexity x {ratio:.2f}  (choosing prompts)")
     if sweep.chosen is None:
         print(f"no dose keeps the perplexity within x {settings.max_perplexity_ratio:g}; shown: {sweep.taken:g}")
     else:

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from lightsae.analysis.artefact import FeatureDictionary
+from lightsae.analysis.belonging import choose_site
 from lightsae.analysis.origin import Origin, TextSettings
 from lightsae.analysis.steering.arms import Steered
 from lightsae.analysis.steering.passes import Positions
+from lightsae.analysis.steering.steer import mean_norm_of
 from lightsae.cli.runs import shown
 from lightsae.errors import ConfigError
 from lightsae.formats.files import find_folder
+from lightsae.formats.native import describe_sae
 
 
 def load_steered(
@@ -44,7 +47,12 @@ def load_steered(
     if found is not None:
         found.check_belongs_to(sae)
     origin = Origin.load(sae, text)
-    steered = Steered(origin.main_model, origin.sae, found, positions, skip_first, any_model=text.model is not None)
+    norm = None
+    if len(origin.sae.widths.predicted) == 1:
+        # Where no feature dictionary says it, what the SAE was trained with does.
+        norm = mean_norm_of(found, origin.sae, choose_site(origin.sae, None), describe_sae(sae)["provenance"])
+    other = text.model is not None
+    steered = Steered(origin.main_model, origin.sae, found, positions, skip_first, any_model=other, mean_norm=norm)
     return steered, origin
 
 

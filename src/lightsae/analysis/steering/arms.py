@@ -22,19 +22,15 @@ from lightsae.lm import LanguageModel
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseAutoencoder
 
-NONE, FEATURE, RANDOM, SECOND_RANDOM, SHUFFLED, PROMPT = (
-    "none",
-    "feature",
-    "random",
-    "second random",
-    "shuffled",
-    "prompt",
-)
+NONE, FEATURE, SHUFFLED, PROMPT = "none", "feature", "shuffled", "prompt"
+# The placebo is a third random direction, put to the test that the feature is put to.
+RANDOM, SECOND_RANDOM, PLACEBO = RANDOMS = ("random", "second random", "placebo")
 SAID = {
     NONE: "no steering",
     FEATURE: "feature",
     RANDOM: "random direction",
     SECOND_RANDOM: "another random direction",
+    PLACEBO: "a random direction as the feature",
     SHUFFLED: "another feature",
     PROMPT: "prompt",
 }
@@ -51,6 +47,7 @@ class Steered:
         positions: Which tokens are steered; see `steer`.
         skip_first: With `all`, how many first positions are left alone.
         any_model: Whether another model than the dictionary's is meant.
+        mean_norm: The mean activation norm at the site, where the feature dictionary does not say it.
     """
 
     model: LanguageModel
@@ -59,6 +56,7 @@ class Steered:
     positions: Positions = "all"
     skip_first: int = 1
     any_model: bool = False
+    mean_norm: float | None = None
 
     def by(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
         """Return a context in which the model is steered; none of them: in which nothing happens."""
@@ -71,6 +69,7 @@ class Steered:
             dictionary=self.dictionary,
             positions=self.positions,
             skip_first=self.skip_first,
+            mean_norm=self.mean_norm,
             any_model=self.any_model,
         )
 
@@ -115,7 +114,7 @@ class Steered:
         same = table[(table.feature != feature) & (table.tier == tier)]
         pool = (same if len(same) else table[table.feature != feature]).feature.tolist()
         if not pool:
-            return feature
+            pool = [other for other in range(self.sae.d_sae) if other != feature] or [feature]
         return int(pool[int(torch.randint(len(pool), (1,), generator=draw))])
 
     def arm(self, name: str, interventions: Sequence[Intervention], seed: int) -> list[Intervention]:
@@ -126,7 +125,7 @@ class Steered:
             return list(interventions)
         if name == SHUFFLED:
             return [_along(one, self.direction(self.other_feature(one.feature, seed))) for one in interventions]
-        number = (RANDOM, SECOND_RANDOM).index(name)
+        number = RANDOMS.index(name)
         return [_along(one, self.random_direction(one.feature, seed, number)) for one in interventions]
 
 

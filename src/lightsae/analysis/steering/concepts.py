@@ -62,7 +62,8 @@ class Concept:
         """
         found = dictionary.feature(feature)
         row = found.row
-        rules = [one["rule"] for one in found.labels if one["source"] == "rule" and one["rule"] and one["passed"]]
+        # The rule of the label that is shown: one by a model or a person says something else than the rule does.
+        rules = [one["rule"] for one in found.labels if one["rule"] and one["passed"] and one["label"] == row["label"]]
         patterns = tuple((kind, int(key)) for kind, key in json.loads(rules[0])["patterns"]) if rules else None
         after = [one["token"] for one in row["tokens_after"] or () if one["share"] >= _LEAST_SHARE]
         return cls(

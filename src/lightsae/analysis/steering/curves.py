@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightsae.analysis.figure_style import STYLE
-from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SAID, SECOND_RANDOM, SHUFFLED
+from lightsae.analysis.steering.arms import FEATURE, NONE, PLACEBO, PROMPT, RANDOM, SAID, SECOND_RANDOM, SHUFFLED
 from lightsae.analysis.steering.interventions import UNITS
 from lightsae.analysis.steering.sweep import Sweep
 
@@ -16,6 +16,7 @@ COLOURS = {
     FEATURE: "#0b6e69",
     RANDOM: "#a8632a",
     SECOND_RANDOM: "#c89468",
+    PLACEBO: "#c9a227",
     SHUFFLED: "#7d5aa6",
     NONE: "#666666",
     PROMPT: "#2863c5",

@@ -28,7 +28,7 @@ from lightsae.analysis.steering.generate import Samples, Sampling, generate_samp
 from lightsae.analysis.steering.intervals import Interval
 from lightsae.analysis.steering.interventions import Intervention
 from lightsae.analysis.steering.latents import LatentReader
-from lightsae.analysis.steering.readings import in_parts, read
+from lightsae.analysis.steering.readings import Reading, in_parts, read
 from lightsae.lm.hooks import hooked
 
 Values = dict[str, NDArray[np.float64]]
@@ -37,6 +37,8 @@ COSTS = ("kl", "ppl_steered", "ppl_untouched", "repetition", "distinct_1", "dist
 # Perplexities are kept as nats until their interval is known.
 _IN_NATS = ("ppl_steered", "ppl_untouched")
 _FIRES_ABOVE = 0.1
+# Log-probabilities of the unsteered texts that stay in memory: 256 MB.
+_KEPT = 2**26
 
 
 def interval(name: str, values: NDArray[np.float64]) -> Interval:
@@ -77,6 +79,7 @@ class Meter:
         self.steered, self.vocabulary, self.prompts = steered, vocabulary, [list(p) for p in prompts]
         self.samples, self.sampling, self.seed, self.rows_at_once = samples, sampling, seed, rows_at_once
         self._readers: dict[int, LatentReader] = {}
+        self._kept: dict[int, Reading] = {}
         self.plain = self.generate(())
 
     def generate(
@@ -131,7 +134,7 @@ class Meter:
         names = [name for name in ("follows", "target") if getattr(concept, name)]
         found: dict[str, list[Tensor]] = {name: [] for name in (*names, "kl")}
         for part in in_parts(len(texts), self.rows_at_once):
-            clean = read(self.steered.model, before[part], texts[part])
+            clean = self._clean(part, before, texts)
             changed = clean
             if interventions or prompts is not None:
                 with self.steered.by(interventions):
@@ -140,6 +143,15 @@ class Meter:
                 found[name].append(changed.mass(getattr(concept, name)))
             found["kl"].append(clean.divergence(changed))
         return {name: _numpy(torch.cat(parts)) for name, parts in found.items()}
+
+    def _clean(self, part: slice, before: list[list[int]], texts: list[list[int]]) -> Reading:
+        """Read some of the unsteered texts; all arms of all features ask for it, so that it is kept where it is small."""
+        if part.start in self._kept:
+            return self._kept[part.start]
+        found = read(self.steered.model, before[part], texts[part])
+        if found.log_probs.numel() * len(texts) <= _KEPT * len(found.tokens):
+            self._kept[part.start] = found
+        return found
 
     def _of_steered_texts(self, interventions: Sequence[Intervention], made: Samples, concept: Concept) -> Values:
         """Read the arm's own texts, under steering and by the untouched model."""

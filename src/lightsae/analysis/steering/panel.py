@@ -1,13 +1,14 @@
 """A fixed panel: the same prompts, doses and limits for the features of a dictionary, and a verdict on each.
 
-    reliable  steering moves what the direction promotes and what the label says, each more than a random direction of
-              the same norm does (95% intervals over prompts apart), at a cost within the limits
+    reliable  steering raises what the direction promotes and what the label says, each more than two random directions
+              of the same norm do (95% intervals over prompts apart), at a cost within the limits
     harmful   it costs more than the limits allow: on unrelated text, or at every dose
     weak      the rest
 
 What the label says moves where its rule holds on more of the generated text, or where what follows the feature's
 firings in held-out text becomes more likely. The causal usefulness of a dictionary is the share of the panel's
-features for which it does; the floor is the same share with a second random direction in the feature's place.
+features for which it does; the floor is the same share with a third random direction in the feature's place. Two random
+directions differ by more than chance does, each has effects of its own: so one alone would be no floor.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import torch
 
 from lightsae.analysis.artefact import FeatureDictionary
 from lightsae.analysis.progress import Progress
-from lightsae.analysis.steering.arms import FEATURE, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
+from lightsae.analysis.steering.arms import FEATURE, PLACEBO, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
 from lightsae.analysis.steering.intervals import Interval
 from lightsae.analysis.steering.side_effects import SideEffects, UnrelatedText
 from lightsae.analysis.steering.sweep import Sweep, Sweeper, SweepSettings
@@ -26,7 +27,8 @@ from lightsae.errors import ConfigError
 from lightsae.randomness import keyed_generator
 
 RELIABLE, WEAK, HARMFUL = "reliable", "weak", "harmful"
-ARMS = (RANDOM, SECOND_RANDOM, SHUFFLED, PROMPT)
+FLOORS = (RANDOM, SECOND_RANDOM)
+ARMS = (*FLOORS, PLACEBO, SHUFFLED, PROMPT)
 SCHEMA = 1
 
 
@@ -192,19 +194,19 @@ def judge(sweep: Sweep, cost: SideEffects, settings: PanelSettings) -> tuple[str
     if cost.others_changed.mean > limits.max_others_changed:
         harm.append(f"{cost.others_changed.mean:.0%} of the other features change")
     if not moves_target(sweep, FEATURE):
-        lacks.append("moves what it promotes no more than a random direction")
+        lacks.append("what it promotes does not rise apart from random directions")
     if not moves_label(sweep, FEATURE):
-        lacks.append("moves what its label says no more than a random direction")
+        lacks.append("what its label says does not rise apart from random directions")
     return (HARMFUL if harm else WEAK if lacks else RELIABLE), harm + lacks
 
 
 def moves_target(sweep: Sweep, arm: str) -> bool:
-    """Return whether an arm raises the probability of what the direction promotes, apart from a random direction."""
+    """Return whether an arm raises the probability of what the direction promotes, apart from random directions."""
     return _apart(sweep, arm, "target")
 
 
 def moves_label(sweep: Sweep, arm: str) -> bool:
-    """Return whether an arm moves what the label says, apart from a random direction."""
+    """Return whether an arm raises what the label says, apart from random directions."""
     said = "concept" if "concept" in sweep.plain.values else "fires"
     return _apart(sweep, arm, said) or _apart(sweep, arm, "follows")
 
@@ -214,7 +216,7 @@ def summary(tested: Sequence[Tested]) -> dict[str, Any]:
     counts = {verdict: sum(one.verdict == verdict for one in tested) for verdict in (RELIABLE, WEAK, HARMFUL)}
     labelled = [one for one in tested if one.sweep.concept.label is not None]
     found: dict[str, Any] = {"features": len(tested), **counts, "reliable_share": counts[RELIABLE] / len(tested)}
-    arms = {"causal_usefulness": FEATURE, "random_floor": SECOND_RANDOM, "another_feature": SHUFFLED}
+    arms = {"causal_usefulness": FEATURE, "random_floor": PLACEBO, "another_feature": SHUFFLED}
     for name, arm in arms.items():
         found[name] = _share([moves_label(one.sweep, arm) for one in labelled])
         found[f"{name}_target"] = _share([moves_target(one.sweep, arm) for one in tested])
@@ -226,8 +228,10 @@ def summary(tested: Sequence[Tested]) -> dict[str, Any]:
 
 
 def _apart(sweep: Sweep, arm: str, measure: str) -> bool:
-    mine, floor = sweep.shift(arm, measure), sweep.shift(RANDOM, measure)
-    return mine is not None and floor is not None and mine.mean > 0 and mine.above(floor)
+    mine, floors = sweep.shift(arm, measure), [sweep.shift(floor, measure) for floor in FLOORS]
+    if mine is None or mine.low is None or mine.low <= 0:
+        return False
+    return all(floor is not None and mine.above(floor) for floor in floors)
 
 
 def _share(moved: Sequence[bool]) -> dict[str, float | int | None]:

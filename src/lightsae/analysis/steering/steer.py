@@ -226,7 +226,7 @@ def steer(
         revision = told.get("revision") or provenance.get("model_revision")
         check_model(model, target.model, revision if first else None)
     if mean_norm is None:
-        mean_norm = _mean_norm(dictionary, sae, target, provenance)
+        mean_norm = mean_norm_of(dictionary, sae, target, provenance)
     units = _units(given)
     if mean_norm is None and "norm" in units:
         raise ConfigError(
@@ -290,7 +290,7 @@ def _maxima(dictionary: FeatureDictionary | None, features: list[int]) -> dict[i
     return found
 
 
-def _mean_norm(
+def mean_norm_of(
     dictionary: FeatureDictionary | None, sae: SparseAutoencoder, site: SiteRef, provenance: dict[str, Any]
 ) -> float | None:
     """Return the mean activation norm at a site, where something knows it."""

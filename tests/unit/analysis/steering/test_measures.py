@@ -11,7 +11,7 @@ import torch
 
 from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
 from lightsae.analysis.steering.concepts import Concept
-from lightsae.analysis.steering.generate import Sampling
+from lightsae.analysis.steering.generate import Samples, Sampling
 from lightsae.analysis.steering.interventions import Ablate, Add, Clamp
 from lightsae.analysis.steering.measures import COSTS, EFFECTS, Meter, interval, shift
 from lightsae.errors import ConfigError, SiteError
@@ -115,6 +115,21 @@ def test_texts_are_read_by_the_untouched_model(meter: Meter) -> None:
         assert values["fires"][number] == pytest.approx(np.mean(fires), abs=1e-6)
         assert values["activation"][number] == pytest.approx(np.mean(activation), rel=1e-3, abs=1e-5)
     assert 0 < values["fires"].mean() < 1, "nothing was told apart"
+
+
+def test_texts_that_end_early_are_read_to_their_end(steered: Steered) -> None:
+    meter = a_meter(steered, samples=1)
+    texts = [[90, 91, 92, 93, 94, 95, 96], [97, 98, 1], [99, 1]]
+    meter.plain = Samples(PROMPTS, [[""]] * 3, [[text] for text in texts])
+    together, _ = meter.measure((), CONCEPT)
+    assert together["fires"].max() > 0
+    for number, text in enumerate(texts):
+        alone = a_meter(steered, samples=1)
+        alone.prompts = [PROMPTS[number]]
+        alone.plain = Samples([PROMPTS[number]], [[""]], [[text]])
+        values, _ = alone.measure((), CONCEPT)
+        for name, value in values.items():
+            assert together[name][number] == pytest.approx(value[0], rel=1e-3, abs=1e-5), name
 
 
 def test_expectations_along_the_unsteered_texts(meter: Meter) -> None:
