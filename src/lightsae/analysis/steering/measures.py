@@ -145,7 +145,7 @@ class Meter:
         return {name: _numpy(torch.cat(parts)) for name, parts in found.items()}
 
     def _clean(self, part: slice, before: list[list[int]], texts: list[list[int]]) -> Reading:
-        """Read some of the unsteered texts; all arms of all features ask for it, so that it is kept where it is small."""
+        """Read some of the unsteered texts; all arms of all features ask for it: kept where it is small."""
         if part.start in self._kept:
             return self._kept[part.start]
         found = read(self.steered.model, before[part], texts[part])
