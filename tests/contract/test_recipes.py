@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightsae.analysis.registry import read_policy
 from lightsae.cli import main
 from lightsae.sae import VARIANTS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OTHER_COMMANDS = {"toy_superposition"}
+# Folders of files that other commands read, and what has to take each of them as it stands.
+OTHER_FOLDERS = {
+    "panels": "panel --sae s --out o --print_config --panel",
+    "pipelines": "pipeline --dry_run --config",
+}
 # The transformers class of each recipe's model, and enough layers for its site.
 MODELS = {
     "quickstart": ("llama", 4),
@@ -31,9 +37,9 @@ SHORT = (
 ).split()
 
 
-def run(*args: str) -> int:
+def run(*args: str, command: str = "fit") -> int:
     with pytest.raises(SystemExit) as ended:
-        main(["fit", *args])
+        main([command, *args])
     return int(ended.value.code or 0)
 
 
@@ -43,7 +49,11 @@ def test_every_recipe_is_under_contract() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(CONFIGS.glob("**/*.yaml")) if path.stem not in OTHER_COMMANDS],
+    [
+        path
+        for path in sorted(CONFIGS.glob("**/*.yaml"))
+        if path.stem not in OTHER_COMMANDS and path.parent.name not in (*OTHER_FOLDERS, "policies")
+    ],
     ids=lambda path: path.stem,
 )
 def test_parses_and_says_what_it_is(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +63,25 @@ def test_parses_and_says_what_it_is(path: Path, capsys: pytest.CaptureFixture[st
     model = yaml.safe_load(capsys.readouterr().out)["model"]
     chosen = [entry["sae"] for entry in model["saes"].values()] if model["saes"] else [model["sae"]]
     assert all(sae["class_path"].rpartition(".")[2] in VARIANTS for sae in chosen)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for folder in OTHER_FOLDERS for path in sorted((CONFIGS / folder).iterdir())],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_other_commands_take_their_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert path.read_text().startswith("# "), "a file begins with what it is"
+    monkeypatch.chdir(CONFIGS.parent)
+    command, *args = OTHER_FOLDERS[path.parent.name].split()
+    assert run(*args, str(path), command=command) == 0
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "policies").iterdir()), ids=lambda path: path.stem)
+def test_policies_are_read(path: Path) -> None:
+    assert path.read_text().startswith("# "), "a file begins with what it is"
+    # Nothing was measured: every figure that the policy asks for is named.
+    assert read_policy(path).shortfalls({})
 
 
 @pytest.mark.parametrize("name", MODELS)
