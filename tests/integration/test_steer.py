@@ -297,6 +297,7 @@ PANELLED = ("panel", "--sae", "{folder}/sae", "--panel", "{folder}/panel.yaml")
         ((*STEERED, "--feature", "0", *ONE, "--prompts", "p"), "Give --prompt or --prompts; found both"),
         ((*STEERED, *ONE), "feature is missing. Write: lightsae steer --sae DIR"),
         ((*STEERED, "--feature", "0", *ONE, "--kind", "ablate"), "which has no strength"),
+        ((*STEERED, "--feature", "0", *ONE, "--out", "o"), "--out holds the report of a sweep"),
         ((*STEERED, "--feature", "0", *ONE, "--max_new_tokens", "40"), "takes 32 in all"),
         ((*STEERED, "--feature", "0", *ONE, "--strenght", "2"), "strength"),
         ((*STEERED, "--feature", "0", "--strength", "1", "--prompts", "nowhere.txt"), "prompts is 'nowhere.txt'"),

@@ -55,6 +55,8 @@ def run_steer(args: Sequence[str]) -> int:
     positions = given.positions if isinstance(given.positions, str) else list(given.positions)
     judge = _judge(given)
     if given.doses is None:
+        if given.out is not None:
+            raise ConfigError("--out holds the report of a sweep; give --doses with it, or leave it out.")
         interventions = _interventions(features, given)
         steered, origin = load_steered(given.sae, given.dictionary, text, positions=positions)
         grader = _Grader(judge, steered, features[0], given) if judge else None
