@@ -21,8 +21,8 @@ Integers = NDArray[np.integer[Any]]
 # Pairs that the sample may have, and the share of the text that it may be.
 _SAMPLE_PAIRS = 20_000_000
 _SAMPLE_SHARE = 0.125
-# Features whose bitmaps are compared at once.
-_CHUNK = 4096
+# Features whose bitmaps are compared at once: so few that they stay in the cache.
+_CHUNK = 256
 
 
 class Cofiring:
@@ -71,7 +71,8 @@ class Cofiring:
         off = (pairs.row != pairs.col) & (pairs.data > 1)
         row, column, both = (part[off].astype(np.int64) for part in (pairs.row, pairs.col, pairs.data))
         strength = correlation(both, self.fires[row], self.fires[column], int(self.tokens))
-        order = np.lexsort((column, -strength, row))
+        # One key sorts faster than three: correlations lie in -1..1, and pairs come by row, then column.
+        order = np.argsort(4.0 * row - strength, kind="stable")
         row, column, both = row[order], column[order], both[order]
         places = ranks(row)
         kept = places < self.m
@@ -103,9 +104,10 @@ class Cofiring:
         here = np.flatnonzero(np.bincount(firings.feature_of, minlength=self.n_features))
         for start in range(0, len(here), _CHUNK):
             features = here[start : start + _CHUNK]
+            own = bits[features]
             for column in range(self.m):
                 partner = self.partners[features, column]
-                common = np.bitwise_count(bits[features] & bits[partner]).sum(1, dtype=np.int64)
+                common = np.bitwise_count(own & bits[partner]).sum(1, dtype=np.int64)
                 self.counts[features, column] += np.where(partner >= 0, common, 0)
 
     def edges(self, k: int) -> tuple[Ints, Ints, Ints, NDArray[np.float64]]:

@@ -106,11 +106,11 @@ def _reordered(array: NDArray[Any], order: Ints) -> NDArray[Any]:
 
 
 def _best_of_each_row(features: Ints, places: Ints, scores: Floats, context: int) -> tuple[Ints, Ints, Floats]:
-    order = np.lexsort((-scores, places // context, features))
-    features, places, scores = features[order], places[order], scores[order]
     rows = places // context
-    first = np.ones(len(order), bool)
-    first[1:] = (features[1:] != features[:-1]) | (rows[1:] != rows[:-1])
+    group = features * (int(rows.max()) + 1) + rows
+    order = np.lexsort((-scores, group))
+    group = group[order]
+    first = order[np.r_[True, group[1:] != group[:-1]]]
     return features[first], places[first], scores[first]
 
 
