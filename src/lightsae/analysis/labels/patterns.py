@@ -27,7 +27,7 @@ CLASSES = (
     "punctuation",
     "another sign",
 )
-STATES = ("outside", "inside a string", "inside a comment", "inside a long string")
+STATES = ("outside strings and comments", "inside a string", "inside a comment", "inside a long string")
 KINDS = (
     "token",
     "after",

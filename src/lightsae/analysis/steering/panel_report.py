@@ -12,7 +12,7 @@ from lightsae.analysis.artefact import FeatureDictionary
 from lightsae.analysis.figure_style import STYLE
 from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SAID, SHUFFLED
 from lightsae.analysis.steering.curves import COLOURS, write_scalars
-from lightsae.analysis.steering.panel import HARMFUL, RELIABLE, SCHEMA, WEAK, Tested, summary
+from lightsae.analysis.steering.panel import FLOORS, HARMFUL, RELIABLE, SCHEMA, WEAK, Tested, summary
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.version import version
 
@@ -64,23 +64,26 @@ def draw_panel(tested: Sequence[Tested]) -> Figure:
         panes = figure.subplots(1, 3, sharey=True, width_ratios=(2, 2, 1.4))
         told = (("target", "what it promotes"), (None, "what its label says"))
         for axes, (measure, title) in zip(panes, told, strict=False):
-            for arm in (RANDOM, FEATURE):
+            for arm in (*FLOORS, FEATURE):
                 for row, one in enumerate(ordered):
                     found = one.sweep.shift(arm, measure or _label_measure(one))
                     if found is None:
                         continue
                     low = found.mean if found.low is None else found.low
                     high = found.mean if found.high is None else found.high
-                    axes.plot((low, high), (row, row), color=COLOURS[arm], lw=1.5, alpha=0.7)
+                    # The random directions lie below the feature's line, so that all three can be told apart.
+                    height = row - 0.22 * (FLOORS.index(arm) + 1 if arm in FLOORS else 0)
+                    axes.plot((low, high), (height, height), color=COLOURS[arm], lw=1.5, alpha=0.7)
                     mark = _MARKS[one.verdict] if arm == FEATURE else "|"
-                    axes.plot(found.mean, row, mark, color=COLOURS[arm], ms=5)
+                    axes.plot(found.mean, height, mark, color=COLOURS[arm], ms=5)
             axes.axvline(0, color="#999999", lw=0.6)
             axes.set_title(f"{title}, more than without steering")
         panes[0].set_yticks(range(len(ordered)), names, fontsize=7)
         panes[2].barh(range(len(ordered)), [one.side_effects.ce_rise.mean for one in ordered], color="#b9b9b9")
         panes[2].set_title("cost on unrelated text (nats)")
         panes[0].plot([], [], color=COLOURS[FEATURE], label=SAID[FEATURE])
-        panes[0].plot([], [], color=COLOURS[RANDOM], label=SAID[RANDOM])
+        panes[0].plot([], [], color=COLOURS[RANDOM], label="two random directions")
+        panes[0].set_ylim(-0.8, len(ordered) - 0.2)
         for verdict, mark in _MARKS.items():
             panes[0].plot([], [], mark, color=COLOURS[FEATURE], label=verdict)
         panes[0].legend(fontsize=7, loc="lower right")
