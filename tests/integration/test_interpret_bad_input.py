@@ -227,6 +227,7 @@ def test_message(case: Case, mistaken: Callable[[str], list[str]]) -> None:
     assert all(stage.startswith(STAGES) for stage in stages), stages
     assert message.startswith("lightsae: error: ")
     assert len(message) < 420
+    assert "data." not in message, "these commands have their settings under no `data`"
     for fragment in case.says:
         assert fragment in message, f"{fragment!r} is not in {message!r}"
 

@@ -1,6 +1,7 @@
 """Entry point: finds the command, and turns every mistake of the user into one short message and exit code 2."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_run(args))
     except LightsaeError as error:
-        _fail(str(error))
+        _fail(_as_written(str(error), *args[:1]))
     except KeyboardInterrupt as stop:
         go_on = "".join(f" Go on: {command}" for command in getattr(stop, "__notes__", []))
         print(f"\nlightsae: stopped.{go_on}", file=sys.stderr)
@@ -95,6 +96,11 @@ def _help() -> str:
         _EXAMPLES,
     ]
     return "\n".join(lines).rstrip()
+
+
+def _as_written(message: str, command: str = "") -> str:
+    """Name the data settings as the command does: only these three have them under `data`."""
+    return message if command in ("fit", "validate", "pipeline") else re.sub(r"\bdata\.(?=[a-z_]+\b)", "", message)
 
 
 def _fail(message: str) -> None:
