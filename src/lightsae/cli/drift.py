@@ -59,6 +59,8 @@ def run_drift(args: Sequence[str]) -> int:
     reseeds = (other(given.reseeds[0]), other(given.reseeds[1])) if given.reseeds else None
     with bars.stage("matching", 1):
         report = compare(a, b, labels=labels, reseeds=reseeds, thresholds=thresholds)
+    # So that the report is known again, wherever its file goes.
+    report.summary["sae"] = {"a": describe_sae(given.a)["sha256"], "b": describe_sae(given.b)["sha256"]}
     print(report.to_text(given.rows))
     if given.out is not None:
         report.to_json(given.out)

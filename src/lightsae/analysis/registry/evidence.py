@@ -49,13 +49,7 @@ def check_evidence(files: Mapping[str, Path], sae: str | Path, dictionary: str) 
         elif kind == "validation":
             _check_validated(report, told, shown)
         else:
-            a, b = (_number(report["summary"], "features", side) for side in ("a", "b"))
-            d_sae = told["settings"].get("d_sae")
-            if d_sae is not None and d_sae not in (a, b):
-                raise FormatError(
-                    f"{shown} compares {_shown(a)} with {_shown(b)} features, and the SAE has {d_sae}: "
-                    "it is of others. Give the report of this one: lightsae drift"
-                )
+            _check_compared(report["summary"], told["sha256"], shown)
 
 
 def read_report(path: Path, kind: str) -> dict[str, Any]:
@@ -160,8 +154,15 @@ def _check_validated(report: Mapping[str, Any], told: Mapping[str, Any], shown: 
         )
 
 
-def _shown(count: float | None) -> str:
-    return "unknown" if count is None else f"{count:g}"
+def _check_compared(summary: Mapping[str, Any], sha256: str, shown: str) -> None:
+    named = summary.get("sae")
+    found = {side: named.get(side) for side in ("a", "b")} if isinstance(named, dict) else {}
+    if sha256 not in found.values():
+        pair = " with ".join(str(found.get(side))[:12] for side in ("a", "b"))
+        raise FormatError(
+            f"{shown} compares the SAEs {pair}, and this one is {sha256[:12]}; give the report of this one: lightsae "
+            "drift"
+        )
 
 
 def _is_figure(value: Any) -> bool:

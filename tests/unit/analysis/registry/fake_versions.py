@@ -47,7 +47,7 @@ class Parts:
                     "random_floor": {"share": 0.1, "low": 0.0, "high": 0.2},
                 },
             },
-            "drift": {"summary": {"features": {"a": 99, "b": FEATURES}, "shares": {"kept": 0.8}}, "features": []},
+            "drift": {"summary": {"sae": {"a": "ee" * 32, "b": self.sha256}, "shares": {"kept": 0.8}}, "features": []},
         }
         path = self.folder / f"{kind}.json"
         path.write_text(json.dumps({**whole[kind], **changes}))

@@ -26,8 +26,13 @@ def test_reports_of_these_parts_are_taken(parts: Parts) -> None:
         ("validation", {"data": {**SITE, "site": "resid_post.1"}}, SiteError, r"the site 'resid_post\.1', and"),
         ("validation", {"data": {**SITE, "model": "gpt2"}}, SiteError, "the model 'gpt2', and the SAE of 'builtin'"),
         ("validation", {"sha256": {"": "ff" * 32}}, FormatError, "has the figures of other weights"),
-        ("drift", {"summary": {"features": {"a": 5, "b": 6}}}, FormatError, "compares 5 with 6 features"),
-        ("drift", {"summary": {"features": []}}, FormatError, "compares unknown with unknown"),
+        (
+            "drift",
+            {"summary": {"sae": {"a": "ee" * 32, "b": "dd" * 32}}},
+            FormatError,
+            "eeeeeeeeeeee with dddddddd",
+        ),
+        ("drift", {"summary": {"sae": []}}, FormatError, "compares the SAEs None with None"),
     ],
 )
 def test_reports_of_something_else_are_refused(
