@@ -296,7 +296,10 @@ def test_predict_writes_what_the_sae_encodes(
 
 def drift(planted: Planted, other: Path, made: Path, out: Path) -> list[dict[str, Any]]:
     good("drift", planted.sae, other, "--tokens", "3000", "--out", out, "--dictionary", made, *TEXT)
-    told: list[dict[str, Any]] = json.loads(out.read_text())["features"]
+    report = json.loads(out.read_text())
+    named = [json.loads((folder / "sae.json").read_text())["sha256"] for folder in (planted.sae, other)]
+    assert list(report["summary"]["sae"].values()) == named
+    told: list[dict[str, Any]] = report["features"]
     assert [row["feature"] for row in told if row["verdict"] == "untested"] == [DEAD]
     return [row for row in told if row["feature"] != DEAD]
 
