@@ -168,8 +168,12 @@ def test_a_sweep(sae: Path, folder: Path, prompts: Path, tmp_path: Path) -> None
     assert "chosen dose" in said
     FeatureDictionary.open(folder / "dictionary")  # still as its manifest says
 
+    # The same prompts from a panel, the same report.
     before = (out / "steer.json").read_bytes()
-    good(*command, *DRAWN, *TEXT)
+    as_panel = tmp_path / "panel.yaml"
+    as_panel.write_text(yaml.safe_dump({"prompts": PROMPTS}))
+    at = command.index("--prompts") + 1
+    good(*command[:at], as_panel, *command[at + 1 :], *DRAWN, *TEXT)
     assert (out / "steer.json").read_bytes() == before
 
 
@@ -302,6 +306,7 @@ PANELLED = ("panel", "--sae", "{folder}/sae", "--panel", "{folder}/panel.yaml")
         ((*STEERED, "--feature", "0", *ONE, "--strenght", "2"), "strength"),
         ((*STEERED, "--feature", "0", "--strength", "1", "--prompts", "nowhere.txt"), "prompts is 'nowhere.txt'"),
         ((*STEERED, "--feature", "0", "--strength", "1", "--prompts", "{folder}/none.txt"), "a prompt is empty"),
+        ((*STEERED, "--feature", "0", "--strength", "1", "--prompts", "{folder}/no.yaml"), "without a list `prompts`"),
         (("steer", "--sae", "{folder}/stranger", "--feature", "0", *ONE), "is not the SAE that the"),
         ((*STEERED, *SWEEP, "--out", "{folder}/prompts.txt"), "which is a file; name a folder"),
         ((*STEERED, *SWEEP, "--out", "{folder}/model"), "holds other files; name a new folder"),
@@ -326,6 +331,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     args: tuple[str, ...], message: str, folder: Path, prompts: Path, panel_file: Path, lightsae: Callable[..., Any]
 ) -> None:
     (folder / "none.txt").write_text("\n\n")
+    (folder / "no.yaml").write_text("doses: [1]\n")
     misspelt = yaml.safe_dump(PANEL | {"limits": {"max_ce_rize": 1.0}})
     (folder / "misspelt.yaml").write_text(misspelt)
     if not (folder / "alone").exists():

@@ -5,6 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lightsae.analysis.interpret import vocabulary_of
 from lightsae.analysis.labels.judges import Budget, Judge, open_judge
 from lightsae.analysis.origin import TextSettings
@@ -35,7 +37,7 @@ _DESCRIPTION = (
 _EXAMPLES = (
     "lightsae steer --sae RUN/sae --feature 406 --prompt 'def main():' --strength 0.5",
     "lightsae steer --sae RUN/sae --feature 406 --prompt 'import os' --strength 1 --kind clamp --unit max",
-    "lightsae steer --sae RUN/sae --feature 406 --prompts prompts.txt --doses '[0.1, 0.2, 0.4]' --out steer_406",
+    "lightsae steer --sae RUN/sae --feature 406 --prompts PANEL.yaml --doses '[0.1, 0.2, 0.4]' --out steer_406",
     "lightsae steer --sae RUN/sae --feature 406 --prompts prompts.txt --strength 0.2 --judge my-model",
 )
 _USAGE = "--sae DIR --feature N (--prompt TEXT ... | --prompts FILE) (--strength S | --doses LIST --out FOLDER)"
@@ -105,7 +107,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--dictionary", type=str | None, help="Its feature dictionary; null: the one beside the SAE.")
     parser.add_argument("--feature", type=int | list[int], required=True, help="Which feature; or several, [12, 40].")
     parser.add_argument("--prompt", type=str | list[str] | None, help="What the texts begin with; or several, [a, b].")
-    parser.add_argument("--prompts", type=str | None, help="File with a prompt a line; \\n stands for a newline.")
+    parser.add_argument("--prompts", type=str | None, help="File: a prompt a line, \\n for a newline; or a panel.")
     parser.add_argument("--strength", type=float | None, help="One dose, in --unit.")
     parser.add_argument("--doses", type=list[float] | None, help="Several doses: a sweep.")
     parser.add_argument("--unit", type=str, default="norm", help=f"Of a dose: {', '.join(UNITS)}.")
@@ -141,11 +143,7 @@ def _prompts(given: str | list[str] | None, file: str | None) -> list[str]:
         prompts = [given] if isinstance(given, str) else given
     else:
         assert file is not None
-        try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"prompts is {file!r}, which cannot be read: {error}") from None
-        prompts = [line.replace("\\n", "\n") for line in lines if line]
+        prompts = _read_prompts(file)
     if not prompts or not all(prompts):
         raise ConfigError("a prompt is empty; write some words.")
     return prompts
@@ -179,6 +177,21 @@ class _Grader:
         return judge_texts(
             self.label, prompts, arms, self.judge, cache=self.cache, budget_tokens=self.budget, progress=Bars()
         )
+
+
+def _read_prompts(file: str) -> list[str]:
+    """Return the prompts of a file: a line each; or those of a panel, where it is YAML."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        if Path(file).suffix not in (".yaml", ".yml"):
+            return [line.replace("\\n", "\n") for line in text.splitlines() if line]
+        found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"prompts is {file!r}, which cannot be read: {error}") from None
+    prompts = found.get("prompts") if isinstance(found, dict) else None
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ConfigError(f"prompts is {file!r}, which is YAML without a list `prompts`; a panel has one.")
+    return prompts
 
 
 def _interventions(features: list[int], given: Any) -> list[Intervention]:
