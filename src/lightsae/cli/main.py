@@ -26,6 +26,8 @@ COMMANDS = {
     "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }
+# Commands whose settings say which model and text to take in place of the training's.
+_TEXT_COMMANDS = ("interpret", "serve", "label", "predict", "drift", "steer", "panel")
 _EXAMPLES = """\
 Begin with:
   lightsae fit --config configs/quickstart.yaml
@@ -99,8 +101,10 @@ def _help() -> str:
 
 
 def _as_written(message: str, command: str = "") -> str:
-    """Name the data settings as the command does: only these three have them under `data`."""
-    return message if command in ("fit", "validate", "pipeline") else re.sub(r"\bdata\.(?=[a-z_]+\b)", "", message)
+    """Name the settings of model and text as the command does: those of a training are under `data`."""
+    if command not in _TEXT_COMMANDS or "is not a setting" in message:
+        return message
+    return re.sub(r"\bdata\.(?=[a-z_]+\b)", "", message)
 
 
 def _fail(message: str) -> None:
