@@ -99,8 +99,11 @@ def test_verify_lists_what_is_wrong(lightsae: Command, parts: Parts, tmp_path: P
     assert bad.code == 2
     assert bad.err.splitlines()[0] == "lightsae: error: r is not as it was:"
     assert len(bad.err.splitlines()) == 3
-    (tmp_path / "r" / "versions" / version / "version.json").unlink()
-    assert "damaged: version.json is missing" in lightsae("registry", "list", "--registry", "r").out
+    manifest = tmp_path / "r" / "versions" / version / "version.json"
+    renamed = manifest.read_text().replace('"model"', '"modle"')
+    for damage in (lambda: manifest.write_text(renamed), manifest.unlink):
+        damage()
+        assert "damaged: see lightsae registry verify" in lightsae("registry", "list", "--registry", "r").out
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_texts_side_by_side(sae: Path) -> None:
     assert good(*command, "--prompt", f"['{PROMPTS[0]}', '{PROMPTS[1]}']", "--samples", "2") == said
     told = good(*command, "--prompt", PROMPTS[0], "--kind", "clamp", "--unit", "max")
     assert "+2 x own maximum" in told.splitlines()[0]
-    assert "one prompt gives no intervals" in told
+    assert "intervals over prompts need 5 prompts or more" in told
 
 
 def test_an_sae_alone_knows_the_mean_norm_that_it_was_trained_with(sae: Path, tmp_path: Path) -> None:

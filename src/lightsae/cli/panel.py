@@ -81,11 +81,12 @@ def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
     if len(tested) > _SHOWN:
         print(f"... and {len(tested) - _SHOWN} more in panel.md")
     told = report["summary"]
-    print(f"{told['features']} features: {told['reliable']} reliable, {told['weak']} weak, {told['harmful']} harmful")
+    features = "1 feature" if told["features"] == 1 else f"{told['features']} features"
+    print(f"{features}: {told['reliable']} reliable, {told['weak']} weak, {told['harmful']} harmful")
     for name, words in (("causal_usefulness", "the label says"), ("causal_usefulness_target", "it promotes")):
         floor = told[name.replace("causal_usefulness", "random_floor")]
         if told[name]["share"] is not None:
-            print(f"steering raises what {words}: {_said(told[name])}; a random direction: {_said(floor)}")
+            print(f"steering raises what {words}: {_said(told[name])}; a third random direction: {_said(floor)}")
     print(f"report   {shown(out / 'panel.md')}")
     print(f"figure   {shown(out / 'panel.png')}")
 

@@ -112,12 +112,12 @@ def _list(args: list[str]) -> int:
             has = ", ".join(channel for channel in CHANNELS if state.has(channel) == version)
             try:
                 told = read_manifest(folder_of(where, version))
-            except FormatError as error:
-                table.add_row(version[:SHORT], has, f"[red]damaged: {escape(str(error))}[/red]")
+                evidence = ", ".join(kind for kind in EVIDENCE if f"evidence/{kind}.json" in told["files"])
+                sites = ", ".join(str(entry["site"]) for entry in told["predicted"])
+                row = (version[:SHORT], has, told["dictionary"][:SHORT], str(told["model"]["name"]), sites, evidence)
+            except (FormatError, KeyError, TypeError):
+                table.add_row(version[:SHORT], has, "[red]damaged: see lightsae registry verify[/red]")
                 continue
-            evidence = ", ".join(kind for kind in EVIDENCE if f"evidence/{kind}.json" in told["files"])
-            sites = ", ".join(str(entry["site"]) for entry in told["predicted"])
-            row = (version[:SHORT], has, told["dictionary"][:SHORT], str(told["model"]["name"]), sites, evidence)
             table.add_row(*map(escape, row), times[version])
     _console().print(table if state.published else "Nothing is published here.")
     return 0

@@ -19,7 +19,7 @@ from lightsae.analysis.steering.sweep import KINDS, Sweep, Sweeper, SweepSetting
 from lightsae.analysis.steering.sweep_report import show_on_page, side_by_side, write_sweep
 from lightsae.cli.command import Bars, CommandParser, check_folder, settings_from
 from lightsae.cli.runs import shown
-from lightsae.cli.steer_tables import COLUMNS, print_judged, print_measures
+from lightsae.cli.steer_tables import COLUMNS, FEWEST, print_judged, print_measures
 from lightsae.cli.steered import load_steered
 from lightsae.errors import ConfigError, did_you_mean
 
@@ -228,15 +228,22 @@ def _compare(
     )
     arms = (NONE, FEATURE, RANDOM, SHUFFLED)
     found = {arm: meter.measure(steered.arm(arm, interventions, given.seed), concept) for arm in arms}
-    print(f"{told}\nfeature {feature}: {concept.label or 'unlabelled'}\n")
+    print(told)
+    for one in dict.fromkeys(intervention.feature for intervention in interventions):
+        print(f"feature {one}: {steered.concept(one).label or 'unlabelled'}")
+    print()
     for number, prompt in enumerate(prompts):
         sides = [(words, found[arm][1].texts[number]) for arm, words in ((NONE, "baseline"), (FEATURE, "steered"))]
         print("\n".join(side_by_side(prompt, sides)), end="\n\n")
     print_measures({arm: values for arm, (values, _) in found.items()})
     if grader is not None:
         print_judged(grader.grade(prompts, {arm: samples.texts for arm, (_, samples) in found.items()}))
-    if len(prompts) == 1:
-        print("one prompt gives no intervals; several do: --prompt '[A, B, C]' or --prompts FILE")
+    if len({intervention.feature for intervention in interventions}) > 1:
+        print(f"label, firing, activation and probabilities are those of feature {feature}")
+    if not found[FEATURE][0]["kl"].any():
+        print("nothing was changed: no token was in scope, or the feature does not fire on these texts")
+    if len(prompts) < FEWEST:
+        print(f"intervals over prompts need {FEWEST} prompts or more: --prompt '[A, B, ...]' or --prompts FILE")
 
 
 def _print_sweep(sweep: Sweep, out: Path) -> None:

@@ -22,7 +22,9 @@ _TOLD = (
     ("repetition", "repeated 4-grams"),
     ("distinct_2", "distinct 2-grams"),
 )
-_WIDTH = 108
+_WIDTH = 120
+# Prompts from which on intervals are shown.
+FEWEST = 5
 _GRADED = (
     ("concept", "the label is expressed"),
     ("instruct", "the prompt is taken up"),
@@ -35,7 +37,7 @@ COLUMNS = {NONE: "none", FEATURE: "feature", RANDOM: "random", SHUFFLED: "anothe
 def print_measures(arms: dict[str, Values]) -> None:
     """Print the measures by arm; those that are not known of the feature are left out."""
     rows = [
-        (words, [interval(name, values[name]) for values in arms.values()])
+        (words, [_known(interval(name, values[name]), len(values[name])) for values in arms.values()])
         for name, words in _TOLD
         if name in arms[NONE]
     ]
@@ -71,12 +73,19 @@ def _print_table(arms: Iterable[str], rows: Sequence[tuple[str, Sequence[Interva
     Console(width=max(Console().width, _WIDTH)).print(table, highlight=False)
 
 
+def _known(found: Interval, prompts: int) -> Interval:
+    """Return a mean without its interval where too few prompts make that wider than the measure's range."""
+    return found if prompts >= FEWEST else Interval(found.mean, None, None)
+
+
 def _cell(found: Interval | None) -> str:
     """Return a mean, and how far its interval reaches to either side where that is the same."""
     if found is None:
         return "-"
-    if found.low is None or found.high is None or abs(found.high + found.low - 2 * found.mean) > 1e-6 * found.high:
+    if found.low is None or found.high is None:
         return f"{found.mean:.3g}"
+    if abs(found.high + found.low - 2 * found.mean) > 1e-6 * abs(found.high):
+        return f"{found.mean:.3g} [{found.low:.2g}, {found.high:.2g}]"
     half = found.high - found.mean
     told = f"{half:.1g}" if half < 10 else f"{half:.0f}"
     return f"{found.mean:.2g} ±{told}" if half else f"{found.mean:.2g}"

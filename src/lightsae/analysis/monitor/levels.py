@@ -26,22 +26,31 @@ class Levels:
     calibrated: Thresholds | None
 
 
+_RATE = 0.01
+
+
 def choose_levels(
-    subject: Subject, thresholds: Thresholds | Mapping[int, float] | str | Path | None, rate: float
+    subject: Subject, thresholds: Thresholds | Mapping[int, float] | str | Path | None, rate: float | None
 ) -> Levels:
     """Return the thresholds of the watched features.
 
     Raises:
         FormatError: They were made for another SAE, or the file is none.
         ModelError: They were calibrated on another model.
-        ConfigError: A feature or the rate is missing, or a value is no activation.
+        ConfigError: A feature or the rate is missing, a value is no activation, or a rate goes with no calibration.
     """
+    if isinstance(thresholds, str | Path):
+        thresholds = Thresholds.load(thresholds)
+    if rate is not None and not isinstance(thresholds, Thresholds):
+        raise ConfigError(
+            f"false_positive_rate is {rate:g}, but no calibrated thresholds are given; make them with "
+            "lightsae.analysis.monitor.calibrate, or leave it out."
+        )
     if thresholds is None:
         values = {feature: FIRES_ABOVE * (largest or 0.0) for feature, largest in subject.maxima.items()}
         return Levels(values, dict.fromkeys(values, f"{FIRES_ABOVE:.0%} of the maximum"), None)
-    if isinstance(thresholds, str | Path):
-        thresholds = Thresholds.load(thresholds)
     if isinstance(thresholds, Thresholds):
+        rate = _RATE if rate is None else rate
         _check(subject, thresholds)
         found = {feature: thresholds.at(feature, rate) for feature in subject.features}
         words = {"concept": f"{rate:g} without concept", "rate": f"{rate:g} of all"}

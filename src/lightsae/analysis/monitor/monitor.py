@@ -214,7 +214,7 @@ def monitor(
     registry: str | Path = "registry",
     features: Sequence[int] | None = None,
     thresholds: Thresholds | Mapping[int, float] | str | Path | None = None,
-    false_positive_rate: float = 0.01,
+    false_positive_rate: float | None = None,
     sinks: Sink | Callable[[Event], object] | Sequence[Sink | Callable[[Event], object]] = (),
     drift_window: int | None = 50_000,
     drift_level: float = 0.01,
@@ -246,7 +246,7 @@ def monitor(
         features: By number; None: all labelled ones of the tier `high`.
         thresholds: Above which a feature fires: from `calibrate`, or the file they were saved in; or activations by
             feature; None: a tenth of the feature's maximum, as where labels are tested.
-        false_positive_rate: Which of the calibrated rates.
+        false_positive_rate: Which of the calibrated rates; None: 0.01. Only with thresholds from `calibrate`.
         sinks: Where events go: `JsonLines(path)`, `Prometheus()`, any function of an event; one, or several.
         drift_window: Tokens; None: no drift alarms.
         drift_level: Probability of any false alarm, of any feature, while `drift_horizon` windows pass.

@@ -38,8 +38,8 @@ class FeatureSummary:
     alarms: int
 
 
-# Letters of a label in the table: a longer one would leave the numbers no room.
-_LABEL = 40
+# Letters of a label in the table: a longer one would leave the numbers no room. Rows: those that fired most.
+_LABEL, _ROWS = 40, 25
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Summary:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("of", no_wrap=True)
         table.add_column("label", no_wrap=True, overflow="ellipsis")
-        for one in self.features:
+        shown_first = sorted(self.features, key=lambda one: (-(one.drift is not None and one.drift != 0), -one.firings))
+        for one in shown_first[:_ROWS]:
             band = "" if one.low is None else f"{_share(one.low)} to {_share(one.high)}"
             mark = {1: " above", -1: " below"}.get(one.drift or 0, "")
             shown = [str(one.feature), f"{one.firings:,}", _share(one.frequency), _share(one.dictionary_frequency)]
@@ -81,6 +82,9 @@ class Summary:
             label = one.label or ""
             label = label if len(label) <= _LABEL else label[: _LABEL - 1] + "…"
             table.add_row(*shown, label.replace("[", r"\["))
+        left = shown_first[_ROWS:]
+        if left:
+            table.caption = f"and {len(left):,} more features, of which {sum(one.firings > 0 for one in left):,} fired"
         return table
 
     def __str__(self) -> str:

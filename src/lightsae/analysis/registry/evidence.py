@@ -141,9 +141,9 @@ def _check_validated(report: Mapping[str, Any], told: Mapping[str, Any], shown: 
                 "validation.json of its own run."
             )
     hashes = report.get("sha256")
-    if isinstance(hashes, dict) and told["sha256"] not in hashes.values():
+    if not isinstance(hashes, dict) or told["sha256"] not in hashes.values():
         raise FormatError(
-            f"{shown} has the figures of other weights than this SAE's: measure it again with lightsae validate, or "
+            f"{shown} does not name this SAE's weights as measured: measure it again with lightsae validate, or "
             "give the validation.json of its own run."
         )
     if not _own_figures(report["figures"], told):

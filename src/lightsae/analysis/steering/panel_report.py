@@ -117,12 +117,14 @@ def _markdown(tested: Sequence[Tested], report: Mapping[str, Any]) -> str:
         f"Feature dictionary {report['dictionary'][:12]}, SAE {report['sae'][:12]}.",
         "",
         f"- {told['features']} features: {told[RELIABLE]} reliable, {told[WEAK]} weak, {told[HARMFUL]} harmful",
-        f"- steering raises what the label says: {_said(told['causal_usefulness'])}; a random direction: "
+        f"- steering raises what the label says: {_said(told['causal_usefulness'])}; a random direction instead: "
         f"{_said(told['random_floor'])}; another feature: {_said(told['another_feature'])}",
-        f"- steering raises what it promotes: {_said(told['causal_usefulness_target'])}; a random direction: "
+        f"- steering raises what it promotes: {_said(told['causal_usefulness_target'])}; a random direction instead: "
         f"{_said(told['random_floor_target'])}; another feature: {_said(told['another_feature_target'])}",
         "",
         "![what each feature moves](panel.png)",
+        "",
+        "A feature has to pass two random directions; the one instead is a third, put to the same test.",
         "",
         "Columns: gain over no steering on the reporting prompts, with 95% intervals; in brackets, a random direction.",
         "",

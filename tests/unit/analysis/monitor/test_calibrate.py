@@ -183,6 +183,8 @@ def test_thresholds_of_another_sae_or_a_damaged_file_are_refused(
             pass
 
     refused(ConfigError, "false_positive_rate is 0.01; calibrated are 0.1", false_positive_rate=0.01)
+    # A rate means nothing where no threshold was calibrated.
+    refused(ConfigError, "false_positive_rate is 0.1, but no calibrated thresholds", thresholds=None)
     refused(ConfigError, "feature 5 has no calibrated threshold", features=[4, 5])
     other = make_sae(lm, "resid_post.1", "TopK")
     refused(FormatError, "calibrated for the SAE", sae=other, d=make_dictionary(other, "other"))

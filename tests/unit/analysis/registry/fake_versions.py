@@ -31,7 +31,11 @@ class Parts:
     def report(self, kind: str, **changes: Any) -> Path:
         """Write a report that belongs to these parts, but for the changes."""
         whole = {
-            "validation": {"figures": FIGURES, "data": {"model": SITE["model"], "site": SITE["site"]}},
+            "validation": {
+                "figures": FIGURES,
+                "data": {"model": SITE["model"], "site": SITE["site"]},
+                "sha256": {"sae": self.sha256},
+            },
             "panel": {
                 "schema": 1,
                 "dictionary": self.id,

@@ -25,7 +25,8 @@ def test_reports_of_these_parts_are_taken(parts: Parts) -> None:
         ("validation", {"figures": {"topk/val/fve": 1.0}}, FormatError, "it has those of 'topk'"),
         ("validation", {"data": {**SITE, "site": "resid_post.1"}}, SiteError, r"the site 'resid_post\.1', and"),
         ("validation", {"data": {**SITE, "model": "gpt2"}}, SiteError, "the model 'gpt2', and the SAE of 'builtin'"),
-        ("validation", {"sha256": {"": "ff" * 32}}, FormatError, "has the figures of other weights"),
+        ("validation", {"sha256": {"sae": "ff" * 32}}, FormatError, "does not name this SAE's weights"),
+        ("validation", {"sha256": None}, FormatError, "does not name this SAE's weights"),
         (
             "drift",
             {"summary": {"sae": {"a": "ee" * 32, "b": "dd" * 32}}},
