@@ -3,6 +3,7 @@
 Axes: T tokens, D width of what is read, F features.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
@@ -56,12 +57,12 @@ class SAEFeatures:
         return read_sites(activations, self.sae.widths.read)
 
 
-class _DenseFeatures:
+class _DenseFeatures(ABC):
     """Features whose excess over 0 is cheaper to have densely."""
 
+    @abstractmethod
     def excess(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
         """Return by how much each feature fires; below 0 it does not."""
-        raise NotImplementedError
 
     def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
         return SparseLatents.from_dense(self.excess(activations).clamp_min(0))

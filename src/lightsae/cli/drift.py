@@ -1,7 +1,6 @@
 """`lightsae drift`: what became of each feature between two dictionaries."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from lightsae.analysis.artefact import FeatureDictionary
@@ -9,7 +8,7 @@ from lightsae.analysis.drift import Thresholds, compare
 from lightsae.analysis.drift_stage import read_dictionary
 from lightsae.analysis.matching import Dictionary
 from lightsae.analysis.origin import TextSettings
-from lightsae.cli.command import Bars, CommandParser
+from lightsae.cli.command import Bars, CommandParser, settings_from
 from lightsae.cli.runs import shown
 from lightsae.errors import ConfigError
 from lightsae.formats.native import describe_sae
@@ -47,8 +46,8 @@ def run_drift(args: Sequence[str]) -> int:
         raise ConfigError(f"reseeds names {len(given.reseeds)} dictionaries; name two.")
     _check_sites(given.a, [given.b, *(given.reseeds or [])])
     labels = _labels(given.dictionary, given.a) if given.dictionary is not None else None
-    settings = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
-    thresholds = Thresholds(**{f.name: given[f.name] for f in fields(Thresholds)})
+    settings = settings_from(TextSettings, given)
+    thresholds = settings_from(Thresholds, given)
     bars = Bars()
     a, rows = read_dictionary(given.a, settings, given.tokens, bars)
 

@@ -1,7 +1,6 @@
 """`lightsae interpret`: from a trained dictionary to a feature dictionary that one can read, search and trust."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lightsae.analysis.interpret import Interpretation, InterpretSettings, interpret, write_interpretation
-from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.origin import Origin, TextSettings
 from lightsae.analysis.presentation import Presentation
-from lightsae.cli.command import Bars, CommandParser, check_folder
+from lightsae.cli.command import Bars, CommandParser, check_folder, settings_from
 from lightsae.cli.runs import shown
 
 _DESCRIPTION = (
@@ -38,24 +36,17 @@ def run_interpret(args: Sequence[str]) -> int:
     parser.add_class_arguments(InterpretSettings)
     parser.add_class_arguments(TextSettings)
     given = parser.parse_args(list(args))
-    settings = _settings(given)
+    settings = settings_from(InterpretSettings, given)
     out = Path(given.out)
     check_folder(out, "dictionary.json")
     bars = Bars()
-    origin = Origin.load(given.sae, TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)}))
+    origin = Origin.load(given.sae, settings_from(TextSettings, given))
     found = interpret(origin, out, settings, bars)
     presentation = Presentation(origin, found) if given.dashboard else None
     with bars.stage("writing", 1):
         identity = write_interpretation(found, out, presentation)
     _report(out, identity, found)
     return 0
-
-
-def _settings(given: Any) -> InterpretSettings:
-    values = {f.name: given[f.name] for f in fields(InterpretSettings)}
-    if not isinstance(values["gate"], Gate):
-        values["gate"] = Gate(**vars(values["gate"]))
-    return InterpretSettings(**values)
 
 
 def _report(out: Path, identity: str, found: Interpretation) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lightsae.analysis.labels.llm_labels import LabelPass, PassSettings, label_f
 from lightsae.analysis.labels.prompts import PROMPTS
 from lightsae.analysis.origin import Origin, TextSettings
 from lightsae.analysis.relabel import Subjects, rewrite, shown_by_judge, shown_by_people, with_labels
-from lightsae.cli.command import Bars, CommandParser
+from lightsae.cli.command import Bars, CommandParser, settings_from
 from lightsae.cli.runs import shown
 from lightsae.errors import ConfigError
 
@@ -93,9 +92,7 @@ def _judge(dictionary: FeatureDictionary, given: Any) -> None:
     features = _chosen(dictionary, given.features)
     judge = open_judge(given.judge, base_url=given.base_url, concurrency=given.concurrency)
     bars = Bars()
-    origin = Origin.load(
-        given.sae, TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)}), whole_model=False
-    )
+    origin = Origin.load(given.sae, settings_from(TextSettings, given), whole_model=False)
     subjects = Subjects(dictionary, origin, bars)
     gate = Gate(**dictionary.manifest["labels"]["offline"]["gate"])
     cache = given.cache or f"{dictionary.folder}.answers.sqlite"

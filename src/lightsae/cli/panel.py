@@ -1,7 +1,7 @@
 """`lightsae panel`: a fixed panel of prompts, doses and limits, and a verdict on each feature."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightsae.analysis.interpret import vocabulary_of
+from lightsae.analysis.labels.wording import shortened
 from lightsae.analysis.origin import TextSettings
 from lightsae.analysis.steering.arms import FEATURE, RANDOM
 from lightsae.analysis.steering.panel import PanelSettings, Tested, test_features
@@ -46,7 +47,7 @@ def run_panel(args: Sequence[str]) -> int:
     settings = settings_from(PanelSettings, given)
     out = Path(given.out)
     check_folder(out, "panel.json")
-    text = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
+    text = settings_from(TextSettings, given)
     steered, origin = load_steered(given.sae, given.dictionary, text, required=True)
     assert steered.dictionary is not None
     rows = origin.held_out_rows(settings.held_out_rows * origin.corpus.context_size)
@@ -75,7 +76,7 @@ def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
             _shift(one, FEATURE),
             _shift(one, RANDOM),
             f"{one.side_effects.ce_rise.mean:+.2f}",
-            escape(_short(sweep.concept.label or "unlabelled")),
+            escape(shortened(sweep.concept.label or "unlabelled", _LABEL)),
         )
     Console().print(table, highlight=False)
     if len(tested) > _SHOWN:
@@ -94,10 +95,6 @@ def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
 def _shift(one: Tested, arm: str) -> str:
     found = one.sweep.shift(arm, "target")
     return "" if found is None else f"{found.mean:+.3f}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LABEL else text[: _LABEL - 1] + "…"
 
 
 def _said(share: dict[str, Any]) -> str:

@@ -1,13 +1,12 @@
 """`lightsae predict`: the sparse activations of a text, as Parquet."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 from lightsae.analysis.origin import Origin, TextSettings
 from lightsae.analysis.predict import predict
-from lightsae.cli.command import Bars, CommandParser
+from lightsae.cli.command import Bars, CommandParser, settings_from
 from lightsae.cli.runs import shown
 from lightsae.errors import ConfigError
 
@@ -37,7 +36,7 @@ def run_predict(args: Sequence[str]) -> int:
         raise ConfigError(f"out is {given.out!r}; name a file that ends in .parquet.")
     if given.tokens < 1:
         raise ConfigError(f"tokens is {given.tokens}; write 1 or more.")
-    settings = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
+    settings = settings_from(TextSettings, given)
     origin = Origin.load(given.sae, settings, whole_model=False)
     written = predict(origin, out, given.split, given.tokens, given.everything, Bars())
     print(f"{written:,} firings  {shown(out)}")

@@ -1,7 +1,6 @@
 """`lightsae steer`: a language model with a feature changed, beside the same model without; one dose, or a sweep."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def run_steer(args: Sequence[str]) -> int:
     if (given.doses is None) == (given.strength is None and given.kind not in _WITHOUT_STRENGTH):
         found = "both" if given.doses is not None else "neither"
         raise ConfigError(f"Give --strength (one dose) or --doses (a sweep); found {found}.")
-    text = TextSettings(**{f.name: given[f.name] for f in fields(TextSettings)})
+    text = settings_from(TextSettings, given)
     positions = given.positions if isinstance(given.positions, str) else list(given.positions)
     judge = _judge(given)
     if given.doses is None:

@@ -56,6 +56,11 @@ def shown(text: str) -> str:
     return "`" + text.strip(" ").replace("\r", "").replace("\n", "⏎").replace("\t", "⇥") + "`"
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most `most` letters, the last of which tells that there was more."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def _token(token: int, texts: Sequence[str], beyond: str = "the row's start") -> str:
     return shown(texts[token]) if token < len(texts) else beyond
 

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightsae.analysis.labels.wording import shortened
+
 
 @dataclass(frozen=True)
 class FeatureSummary:
@@ -79,9 +81,7 @@ class Summary:
                 shown += [_share(one.window_frequency) + mark, band, "" if one.drift is None else str(one.alarms)]
             shown += [f"{one.threshold:.3g}", one.kind]
             # Labels hold brackets, which rich would read as marks.
-            label = one.label or ""
-            label = label if len(label) <= _LABEL else label[: _LABEL - 1] + "…"
-            table.add_row(*shown, label.replace("[", r"\["))
+            table.add_row(*shown, shortened(one.label or "", _LABEL).replace("[", r"\["))
         left = shown_first[_ROWS:]
         if left:
             table.caption = f"and {len(left):,} more features, of which {sum(one.firings > 0 for one in left):,} fired"

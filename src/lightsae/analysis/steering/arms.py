@@ -6,7 +6,7 @@ Axes: D width of the site.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,12 +124,6 @@ class Steered:
         if name == FEATURE:
             return list(interventions)
         if name == SHUFFLED:
-            return [_along(one, self.direction(self.other_feature(one.feature, seed))) for one in interventions]
+            return [replace(one, along=self.direction(self.other_feature(one.feature, seed))) for one in interventions]
         number = RANDOMS.index(name)
-        return [_along(one, self.random_direction(one.feature, seed, number)) for one in interventions]
-
-
-def _along(one: Intervention, direction: Tensor) -> Intervention:
-    # Every kind has the field; the base class names it as a property only.
-    changed: Intervention = replace(cast(Any, one), along=direction)
-    return changed
+        return [replace(one, along=self.random_direction(one.feature, seed, number)) for one in interventions]

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightsae.analysis.figure_style import STYLE
+from lightsae.analysis.labels.wording import shortened
 from lightsae.analysis.steering.arms import FEATURE, NONE, PLACEBO, PROMPT, RANDOM, SAID, SECOND_RANDOM, SHUFFLED
 from lightsae.analysis.steering.interventions import UNITS
 from lightsae.analysis.steering.sweep import Sweep
@@ -46,7 +47,7 @@ def draw_sweep(sweep: Sweep) -> Figure:
         panes.flat[0].legend(fontsize=7)
         label = sweep.concept.label or "unlabelled"
         chosen = "no dose within the cost limit" if sweep.chosen is None else f"chosen dose {sweep.chosen:g}"
-        words = label if len(label) <= 90 else label[:89] + "…"
+        words = shortened(label, 90)
         figure.suptitle(f"feature {sweep.concept.feature}: {words}  ({chosen})", x=0.01, ha="left", fontsize=10)
     return figure
 

@@ -66,16 +66,10 @@ class Intervention:
     """Base of the five. `along` takes the place of the feature's direction, at the same norm: for random baselines."""
 
     feature: int
+    when: Fires | None = field(default=None, kw_only=True)
+    along: Float[Tensor, " D"] | None = field(default=None, kw_only=True, compare=False, repr=False)
     kind: ClassVar[str] = ""
     reads_own: ClassVar[bool] = False  # whether the formula holds f_i(x)
-
-    @property
-    def when(self) -> Fires | None:
-        raise NotImplementedError
-
-    @property
-    def along(self) -> Tensor | None:
-        raise NotImplementedError
 
     def amount(self) -> tuple[float, Unit] | None:
         """Return the number that the user gave, with its unit; None where there is none."""
@@ -120,8 +114,6 @@ class Add(Intervention):
 
     strength: float
     unit: Unit = "norm"
-    when: Fires | None = None
-    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
     kind: ClassVar[str] = "add"
 
     def amount(self) -> tuple[float, Unit]:
@@ -134,8 +126,6 @@ class Clamp(Intervention):
 
     value: float
     unit: Unit = "latent"
-    when: Fires | None = None
-    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
     kind: ClassVar[str] = "clamp"
     reads_own: ClassVar[bool] = True
 
@@ -149,8 +139,6 @@ class MinClamp(Intervention):
 
     value: float
     unit: Unit = "latent"
-    when: Fires | None = None
-    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
     kind: ClassVar[str] = "min-clamp"
     reads_own: ClassVar[bool] = True
 
@@ -162,8 +150,6 @@ class MinClamp(Intervention):
 class Ablate(Intervention):
     """x - f_i(x) d_i. Where the feature does not fire, no bit changes."""
 
-    when: Fires | None = None
-    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
     kind: ClassVar[str] = "ablate"
     reads_own: ClassVar[bool] = True
 
@@ -172,8 +158,6 @@ class Ablate(Intervention):
 class ProjectOut(Intervention):
     """Remove what x has along d_i, whether the feature fires or not; after all that is written."""
 
-    when: Fires | None = None
-    along: Float[Tensor, " D"] | None = field(default=None, compare=False, repr=False)
     kind: ClassVar[str] = "project out"
 
 

@@ -13,8 +13,7 @@ Axes: n prompts.
     repetition, distinct_1, distinct_2   of the steered text
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,8 +27,7 @@ from lightsae.analysis.steering.generate import Samples, Sampling, generate_samp
 from lightsae.analysis.steering.intervals import Interval
 from lightsae.analysis.steering.interventions import Intervention
 from lightsae.analysis.steering.latents import LatentReader
-from lightsae.analysis.steering.readings import Reading, in_parts, read
-from lightsae.lm.hooks import hooked
+from lightsae.analysis.steering.readings import Reading, in_parts, read, watched
 
 Values = dict[str, NDArray[np.float64]]
 EFFECTS = ("concept", "fires", "activation", "follows", "target")
@@ -157,12 +155,9 @@ class Meter:
         """Read the arm's own texts, under steering and by the untouched model."""
         model, (before, texts) = self.steered.model, _flat(made)
         own, plain, activations, fires = [], [], [], []
-        refs = list(self.steered.sae.widths.read)
-        seen: dict[str, list[Tensor]] = {ref.site: [] for ref in refs}
+        sites = [ref.site for ref in self.steered.sae.widths.read]
         for part in in_parts(len(texts), self.rows_at_once):
-            for kept in seen.values():
-                kept.clear()
-            with _watched(self.steered, seen):
+            with watched(model, sites) as seen:
                 clean = read(model, before[part], texts[part])
             plain.append(clean.surprise())
             if interventions:
@@ -197,21 +192,6 @@ class Meter:
         if feature not in self._readers:
             self._readers = {feature: LatentReader(self.steered.sae, [feature], self.steered.model.device)}
         return self._readers[feature]
-
-
-def _watched(steered: Steered, seen: dict[str, list[Tensor]]) -> ExitStack:
-    stack = ExitStack()
-    for name, kept in seen.items():
-        stack.enter_context(hooked(steered.model.model, steered.model.site(name), _noting(kept)))
-    return stack
-
-
-def _noting(kept: list[Tensor]) -> Callable[[Tensor], None]:
-    def note(x: Tensor) -> None:
-        # A copy: a later module could write in place.
-        kept.append(x.detach().clone())
-
-    return note
 
 
 def _flat(made: Samples) -> tuple[list[list[int]], list[list[int]]]:

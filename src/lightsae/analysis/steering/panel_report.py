@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lightsae.analysis.artefact import FeatureDictionary
 from lightsae.analysis.figure_style import STYLE
+from lightsae.analysis.labels.wording import shortened
 from lightsae.analysis.steering.arms import FEATURE, NONE, PROMPT, RANDOM, SAID, SHUFFLED
 from lightsae.analysis.steering.curves import COLOURS, write_scalars
 from lightsae.analysis.steering.panel import FLOORS, HARMFUL, RELIABLE, SCHEMA, WEAK, Tested, summary
@@ -175,5 +176,4 @@ def _cell(text: str) -> str:
 
 
 def _short(text: str | None, most: int) -> str:
-    text = text or "unlabelled"
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return shortened(text or "unlabelled", most)

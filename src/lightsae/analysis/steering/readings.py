@@ -7,14 +7,17 @@ steered are steered here too, whatever the scope: all, generated, or positions.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightsae.lm import LanguageModel
+from lightsae.lm.hooks import hooked
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,21 @@ def read(
         logits.append(rest.logits)
     there = torch.arange(length, device=device) < torch.tensor([len(t) for t in texts], device=device)[:, None]
     return Reading(torch.cat(logits, 1).float().log_softmax(-1), tokens, there)
+
+
+@contextmanager
+def watched(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """While open, note what stands at some sites: by site, a (B, S, D) a pass. Open steering is seen."""
+    seen: dict[str, list[Tensor]] = {site: [] for site in sites}
+
+    def note(kept: list[Tensor], x: Tensor) -> None:
+        # A copy: a later module could write in place.
+        kept.append(x.detach().clone())
+
+    with ExitStack() as stack:
+        for site, kept in seen.items():
+            stack.enter_context(hooked(model.model, model.site(site), partial(note, kept)))
+        yield seen
 
 
 def in_parts(count: int, at_once: int) -> Iterator[slice]:

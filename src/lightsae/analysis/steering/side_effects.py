@@ -18,6 +18,7 @@ from torch import Tensor
 from lightsae.analysis.steering.arms import Steered
 from lightsae.analysis.steering.intervals import Interval
 from lightsae.analysis.steering.interventions import Intervention
+from lightsae.analysis.steering.readings import watched
 from lightsae.metrics import counted_targets, token_cross_entropy
 from lightsae.sae import SiteRef
 
@@ -66,17 +67,17 @@ class UnrelatedText:
 
     def _read(self, rows: Int[Tensor, "B S"]) -> tuple[Float[Tensor, "B S-1"], Bool[Tensor, "B S F"]]:
         model, sae = self._steered.model, self._steered.sae
-        # Read before inference mode ends: what a dictionary keeps in buffers has to stay usable.
-        logits = model.logits(rows)
-        captured = model.capture(rows, [ref.site for ref in sae.widths.read])
+        with watched(model, [ref.site for ref in sae.widths.read]) as seen:
+            logits = model.logits(rows)
         with torch.no_grad():
-            x = torch.cat([_flat(captured, ref) for ref in sae.widths.read], 1)
+            x = torch.cat([_flat(seen, ref) for ref in sae.widths.read], 1)
             fires = torch.cat([sae.encode(chunk) > 0 for chunk in x.split(2048)])
         return token_cross_entropy(logits, rows), fires.reshape(*rows.shape, -1)
 
 
-def _flat(captured: dict[str, Tensor], ref: SiteRef) -> Tensor:
-    return captured[ref.site].flatten(0, 1).float().clone()
+def _flat(seen: dict[str, list[Tensor]], ref: SiteRef) -> Tensor:
+    # A copy outside the inference mode of `logits`: what a dictionary keeps in buffers has to stay usable.
+    return seen[ref.site][0].flatten(0, 1).float().clone()
 
 
 def _jaccard_distance(one: Bool[Tensor, "B S F"], other: Bool[Tensor, "B S F"], without: int) -> Float[Tensor, "B S"]:
