@@ -18,16 +18,16 @@ from pathlib import Path
 import torch
 
 from lightsae.activations.timing import Timings
-from lightsae.analysis.context_stage import SavedPass, gather_contexts
-from lightsae.analysis.contexts import ContextSettings, ContextStatistics
-from lightsae.analysis.features import SAEFeatures
-from lightsae.analysis.interpret import vocabulary_of
-from lightsae.analysis.origin import Origin, TextSettings
-from lightsae.analysis.progress import Silence
-from lightsae.analysis.reader import ActivationReader
-from lightsae.analysis.text import Rows, Texts
+from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
+from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
+from lightsae.analysis.reading.features import SAEFeatures
+from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.reader import ActivationReader
+from lightsae.analysis.reading.text import Rows, Texts
 from lightsae.formats.native import save_sae
 from lightsae.lm import LanguageModel
+from lightsae.lm.model import vocabulary_of
+from lightsae.progress import Silence
 from lightsae.sae import SiteRef, TopK, Widths
 from sweep import language_model
 

@@ -22,13 +22,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from lightsae.analysis.artefact import FeatureDictionary, write_dictionary
-from lightsae.analysis.artefact.writer import sae_entry
-from lightsae.analysis.monitor import JsonLines, Monitor, monitor
-from lightsae.analysis.schema import TABLES
+from lightsae.analysis.dictionary import FeatureDictionary, write_dictionary
+from lightsae.analysis.dictionary.schema import TABLES
+from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.analysis.steering import Sampling, generate_samples
 from lightsae.formats.native import save_sae
 from lightsae.lm import LanguageModel
+from lightsae.production.monitor import JsonLines, Monitor, monitor
 from lightsae.sae import JumpReLU, ReLU, SiteRef, SparseAutoencoder, TopK, Widths
 
 SITE = "resid_post.2"

@@ -28,7 +28,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lightsae.activations.builtin_corpus import standard_library_documents
+from lightsae.activations.corpus.builtin import standard_library_documents
 
 BOS, EOS = "<|begin|>", "<|end|>"
 # Words with their leading space, single digits, runs of punctuation, line breaks; indentation is a token of its own.

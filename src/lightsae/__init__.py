@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
-    from lightsae.analysis.artefact import FeatureDictionary
-    from lightsae.analysis.monitor import monitor
-    from lightsae.analysis.registry import load_channel
+    from lightsae.analysis.dictionary import FeatureDictionary
     from lightsae.analysis.steering import steer
     from lightsae.formats.native import load_sae, save_sae
     from lightsae.lm import LanguageModel
+    from lightsae.production.monitor import monitor
+    from lightsae.production.registry import load_channel
     from lightsae.sae import (
         BatchTopK,
         Crosscoder,
@@ -56,7 +56,7 @@ _HOMES = {
     "BatchTopK": "lightsae.sae",
     "Crosscoder": "lightsae.sae",
     "Entry": "lightsae.training.entries",
-    "FeatureDictionary": "lightsae.analysis.artefact",
+    "FeatureDictionary": "lightsae.analysis.dictionary",
     "Gated": "lightsae.sae",
     "JumpReLU": "lightsae.sae",
     "LanguageModel": "lightsae.lm",
@@ -67,9 +67,9 @@ _HOMES = {
     "SparseAutoencoder": "lightsae.sae",
     "TopK": "lightsae.sae",
     "Transcoder": "lightsae.sae",
-    "load_channel": "lightsae.analysis.registry",
+    "load_channel": "lightsae.production.registry",
     "load_sae": "lightsae.formats.native",
-    "monitor": "lightsae.analysis.monitor",
+    "monitor": "lightsae.production.monitor",
     "save_sae": "lightsae.formats.native",
     "steer": "lightsae.analysis.steering",
 }

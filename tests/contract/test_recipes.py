@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightsae.analysis.registry import read_policy
 from lightsae.cli import main
+from lightsae.production.registry import read_policy
 from lightsae.sae import VARIANTS
 
 CONFIGS = Path(__file__).parents[2] / "configs"

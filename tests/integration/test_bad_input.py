@@ -521,7 +521,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_disk_full_in_the_course_of_a_run(fit: Run, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightsae.cli.training.AtomicCheckpointIO", FullDisk)
+    monkeypatch.setattr("lightsae.cli.training.training_cli.AtomicCheckpointIO", FullDisk)
     monkeypatch.setattr(FullDisk, "saved", 0)
     ended = fit("--trainer.default_root_dir disk --checkpoint.every_n_train_steps 1")
     run = small_disk / "lightning_logs" / "version_0"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import lightsae.lm
-from lightsae.activations.builtin_corpus import Document, split_of, standard_library_documents
+from lightsae.activations.corpus.builtin import Document, split_of, standard_library_documents
 from lightsae.lm import LanguageModel
 
 FOLDER = Path(lightsae.lm.__file__).parent / "builtin"

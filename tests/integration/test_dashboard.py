@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,10 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "analysis"))
-
-from fake_dictionary import fake_manifest, fake_tables
-
+from helpers.fake_dictionary import fake_manifest, fake_tables
 from lightsae.analysis.dashboard import Colouring, Map, write_dashboard
 
 CHROMIUM = next(

@@ -22,9 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from planted_concepts import (
+from helpers.planted_concepts import (
     ANIMALS,
     DEAD,
     DIGITS,
@@ -41,13 +39,12 @@ from planted_concepts import (
     Planted,
     plant,
 )
-
 from lightsae import load_sae
-from lightsae.activations.corpus import RowSource
-from lightsae.analysis.artefact import FeatureDictionary
+from lightsae.activations.corpus.rows import RowSource
+from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.analysis.dictionary.schema import TABLES
 from lightsae.analysis.labels.human import COLUMNS
-from lightsae.analysis.origin import Origin, TextSettings
-from lightsae.analysis.schema import TABLES
+from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
 from lightsae.cli import main
 
 TEXT = ("--num_workers", "0", "--model_batch_tokens", "1024")

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from planted_concepts import CONTEXT, WIDTH, plant
-
+from helpers.planted_concepts import CONTEXT, WIDTH, plant
 from lightsae.cli import main
 from lightsae.formats.native import save_sae
 from lightsae.sae import MECHANISMS, Crosscoder, ReLU, SiteRef, Widths

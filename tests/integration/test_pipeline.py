@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lightsae.analysis.artefact import FeatureDictionary
+from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.cli import main
-from lightsae.cli.pipeline import run_command
+from lightsae.cli.commands.pipeline import run_command
 
 Run = Callable[..., Any]
 RECIPE = Path(__file__).parents[2] / "configs" / "pipelines" / "builtin.yaml"
@@ -69,8 +69,8 @@ class Commands:
 def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
     """A pipeline's files in `tmp_path`, and what stands for its commands."""
     stand_in = Commands()
-    monkeypatch.setattr("lightsae.cli.pipeline.run_command", stand_in)
-    monkeypatch.setattr("lightsae.cli.pipeline._check_settings", lambda step: None)  # the panel is another's
+    monkeypatch.setattr("lightsae.cli.commands.pipeline.run_command", stand_in)
+    monkeypatch.setattr("lightsae.cli.commands.pipeline._check_settings", lambda step: None)  # the panel is another's
     (tmp_path / "fit.yaml").write_text(FIT)
     (tmp_path / "panel.yaml").write_text("choose: {count: 24}\n")
     (tmp_path / "p.yaml").write_text(PIPELINE)
@@ -187,7 +187,7 @@ def test_changes_of_files_and_inputs_are_seen(
     assert reasons(pipeline(*more).out)["fit"] == "changed: model.lr 0.01 -> 0.02"
     assert commands.names() == ALL
 
-    monkeypatch.setattr("lightsae.cli.pipeline_plan.version", lambda: "9.9")
+    monkeypatch.setattr("lightsae.cli.commands.pipeline_plan.version", lambda: "9.9")
     assert reasons(pipeline(*more).out)["fit"].endswith("-> 9.9")
     assert commands.names() == ALL
 
@@ -248,7 +248,7 @@ def test_two_at_once_are_refused(pipeline: Run, commands: Commands, monkeypatch:
         found.append(pipeline().err)
         return 1
 
-    monkeypatch.setattr("lightsae.cli.pipeline.run_command", again)
+    monkeypatch.setattr("lightsae.cli.commands.pipeline.run_command", again)
     assert pipeline().code == 1
     assert found == ["lightsae: error: out is 'out', where a pipeline is at work; wait, or name another.\n"]
 
@@ -364,7 +364,7 @@ def test_the_real_commands(lightsae: Run, complete: Run, tmp_path: Path, monkeyp
             main(list(command))
         return int(end.value.code or 0)
 
-    monkeypatch.setattr("lightsae.cli.pipeline.run_command", run)
+    monkeypatch.setattr("lightsae.cli.commands.pipeline.run_command", run)
     options = complete()
     fit = {
         key.removeprefix("--"): yaml.safe_load(value) for key, value in zip(options[::2], options[1::2], strict=True)

@@ -1,19 +1,14 @@
 """`lightsae registry` from the first publish to the way back, as it is typed."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parents[1] / "unit" / "analysis"
-sys.path[:0] = [str(HERE), str(HERE / "registry")]
-
-from fake_versions import Parts, make_parts  # noqa: E402
-
-from lightsae.analysis.registry import load_channel  # noqa: E402
-from lightsae.analysis.registry.log import State, read_state  # noqa: E402
+from helpers.fake_versions import Parts, make_parts
+from lightsae.production.registry import load_channel
+from lightsae.production.registry.log import State, read_state
 
 POLICY = str(Path(__file__).parents[2] / "configs" / "policies" / "default.yaml")
 Command = Callable[..., Any]

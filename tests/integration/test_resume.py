@@ -22,7 +22,7 @@ model:
   dead_after: 200
 trainer:
   callbacks:
-    - {class_path: kill_at.KillAt}
+    - {class_path: helpers.kill_at.KillAt}
     - {class_path: DeadLatentResampling, init_args: {steps: [12, 22, 33, 44, 52]}}
 """,
     "topk, auxk": """
@@ -31,7 +31,7 @@ model:
   lr: 0.01
   dead_after: 300
 trainer:
-  callbacks: [{class_path: kill_at.KillAt}]
+  callbacks: [{class_path: helpers.kill_at.KillAt}]
 """,
 }
 # Every variant with what it keeps beside its weights: thresholds, frequencies, powers, counts of steps.
@@ -61,7 +61,7 @@ model:
 trainer:
   gradient_clip_val: 1.0
   callbacks:
-    - {class_path: kill_at.KillAt}
+    - {class_path: helpers.kill_at.KillAt}
     - {class_path: DeadLatentResampling, init_args: {steps: [12, 22, 33, 44, 52]}}
 """
 COMMON = """
@@ -79,7 +79,10 @@ data:
 
 
 def run_fit(folder: Path, *args: str, kill_at: int | None = None) -> str:
-    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "OMP_NUM_THREADS": "1",
+    }
     if kill_at is not None:
         environment["KILL_AT_STEP"] = str(kill_at)
     command = [sys.executable, "-m", "lightsae", "fit", *args]

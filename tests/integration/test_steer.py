@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,23 @@ import pytest
 import torch
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from planted_concepts import D_SAE, ON_ANIMALS, ON_POSITIONS, ON_RED, TOKENS_OF, _token, _wanted, dictionary, plant
-
+from helpers.planted_concepts import (
+    D_SAE,
+    ON_ANIMALS,
+    ON_POSITIONS,
+    ON_RED,
+    TOKENS_OF,
+    _token,
+    _wanted,
+    dictionary,
+    plant,
+)
 from lightsae import load_sae
-from lightsae.analysis.artefact import FeatureDictionary
-from lightsae.analysis.registry import load_channel
+from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.steering import panel_report
 from lightsae.cli import main
 from lightsae.formats.native import describe_sae, save_sae
+from lightsae.production.registry import load_channel
 
 TEXT = ("--num_workers", "0", "--model_batch_tokens", "1024")
 SIZES = ("--tokens", "4000", "--score_tokens", "4000", "--mining_tokens", "6000", "--dashboard", "false")

@@ -150,7 +150,7 @@ def test_nothing_is_left_where_the_disk_is_full(lightsae: Run, monkeypatch: pyte
             assert Path(folder, FILES[1]).is_file(), "the picture is there by now"
             raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr("lightsae.cli.superpose.SummaryWriter", FullDisk)
+    monkeypatch.setattr("lightsae.cli.commands.superpose.SummaryWriter", FullDisk)
     ended = lightsae("superpose", *SHORT, "--out", "toy")
     assert (ended.code, ended.out, ended.new) == (2, "", [])
     assert "Cannot write 'toy': no space is left" in ended.err
@@ -160,7 +160,7 @@ def test_ctrl_c(lightsae: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightsae.cli.superpose.train", interrupted)
+    monkeypatch.setattr("lightsae.cli.commands.superpose.train", interrupted)
     ended = lightsae("superpose", *SHORT)
     assert (ended.code, ended.out, ended.new) == (130, "", [])
     assert ended.err.strip() == "lightsae: stopped."

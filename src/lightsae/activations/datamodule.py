@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.checks import check_numbers
-from lightsae.activations.corpus import CorpusConfig
-from lightsae.activations.origins import (
+from lightsae.activations.corpus.rows import CorpusConfig
+from lightsae.activations.sources import (
     DTYPES,
     FileOrigin,
     HeldOut,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.corpus import RowSource, TokenRows
+from lightsae.activations.corpus.rows import RowSource, TokenRows
 from lightsae.activations.stream import Fill, Schedule, check_finite, with_sinks
 from lightsae.activations.timing import Timings
 from lightsae.errors import ConfigError

@@ -1,166 +1,301 @@
-"""Where documents come from: the Hub, local files, a `save_to_disk` folder, or the built-in corpus."""
+"""Where activations come from: language models with text, activation files, or a synthetic world.
 
-import glob
-import hashlib
-import os
-import sys
-from functools import cache
+Each origin knows its sites, makes the fills of the stream, and holds out data for validation. What the user set lives
+on the data module.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lightsae.activations.builtin_corpus import standard_library_documents
-from lightsae.activations.documents import CorpusConfig, DocumentSource, HeldOutShare, PartsSource, Split
-from lightsae.activations.hub import SplitKey, check_hub, open_hub
-from lightsae.activations.text_files import SUFFIXES, file_part, list_part, natural_order, table_part
-from lightsae.errors import CorpusError, did_you_mean
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
-BUILTIN = "builtin"
+from lightsae.activations.corpus.rows import RowSource, check_corpus
+from lightsae.activations.files import ActivationFiles, Chunks, FileFills, ValidationFileRows
+from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows
+from lightsae.activations.stream import FillSource, Schedule
+from lightsae.activations.synthetic.config import SyntheticConfig
+from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
+from lightsae.activations.synthetic.fills import SyntheticFills, SyntheticValidation
+from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.errors import ConfigError, SiteError, did_you_mean
+from lightsae.lm import LanguageModel, describe
+from lightsae.sae import SiteRef
 
+if TYPE_CHECKING:
+    from lightsae.activations.datamodule import ActivationDataModule
 
-def open_documents(config: CorpusConfig, split: Split) -> DocumentSource:
-    """Return the documents of one side of the corpus. A Hub dataset that is not streamed is downloaded here.
-
-    Raises:
-        CorpusError: The corpus is not there, is empty, or lacks the split or the column.
-    """
-    if config.dataset == BUILTIN:
-        _only_for(config, "builtin", "dataset_config", "dataset_revision", "dataset_split", "validation_split")
-
-        @cache
-        def texts() -> list[str]:
-            return [document.text for document in standard_library_documents(split)]
-
-        return PartsSource([list_part(texts)], f"builtin (standard library of Python {sys.version.split()[0]})")
-    named = split == "validation" and config.validation_split is not None
-    source = _open_named(config, "validation_split" if named else "dataset_split")
-    return source if config.validation_split else HeldOutShare(source, split, config.validation_fraction)
+Sites = tuple[SiteRef, ...]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HeldOut = ValidationRows | ValidationFileRows | SyntheticValidation
 
 
-def check_source(config: CorpusConfig) -> None:
-    """Check that the corpus is there and has the column, reading no more than its first few documents.
+@runtime_checkable
+class Origin(Protocol):
+    """One kind of source."""
 
-    Raises:
-        CorpusError: As `open_documents`.
-    """
-    if config.dataset == BUILTIN:
-        open_documents(config, "train")
-        return
-    if not _is_saved(config.dataset) and not _is_local(config.dataset):
-        check_hub(config)
-        return
-    splits: list[Split] = ["train", "validation"] if config.validation_split else ["train"]
-    for split in splits:
-        source = open_documents(config, split)
-        if source.read() is None:
-            raise CorpusError(no_text(config, split))
-        source.close()
+    def preflight(self) -> None:
+        """Check that everything exists and fits, without loading weights or text."""
 
+    def site(self, name: str | None, key: str) -> SiteRef:
+        """Return the site that a user's name means; `key` is the setting that held it."""
 
-def no_text(config: CorpusConfig, split: Split) -> str:
-    """Return the message for a split without any document."""
-    return (
-        f"data.dataset is {config.dataset!r}, and there is no text in its {split} split "
-        f"(data.text_column {config.text_column!r})."
-    )
+    def width(self, site: SiteRef, key: str) -> int:
+        """Return the width of a site."""
 
+    def fill_size(self, world: int) -> tuple[int, int]:
+        """Return the rows of one rank's fill, and the tokens that it serves of them."""
 
-def _open_named(config: CorpusConfig, key: SplitKey) -> DocumentSource:
-    """Open the whole split that the setting `key` names."""
-    if _is_saved(config.dataset):
-        _only_for(config, "a local dataset", "dataset_config", "dataset_revision")
-        return _open_saved(config, key)
-    if _is_local(config.dataset):
-        _only_for(config, "local files", "dataset_config", "dataset_revision", "dataset_split")
-        name = config.validation_split if key == "validation_split" else config.dataset
-        assert name
-        return _open_files(
-            name, config.text_column, "data.validation_split" if name != config.dataset else "data.dataset"
-        )
-    return open_hub(config, key)
+    def epoch_tokens(self) -> int | None:
+        """Return the training tokens of an epoch; None where there are no epochs."""
+
+    def fills(self, schedule: Schedule, sites: Sites, fill_rows: int, device: torch.device) -> FillSource:
+        """Return what makes the numbered fills."""
+
+    def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> HeldOut:
+        """Return the validation batches of a rank."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return where the activations come from, in plain values."""
 
 
-def _only_for(config: CorpusConfig, what: str, *keys: str) -> None:
-    defaults = CorpusConfig(dataset="")
-    for key in keys:
-        if (value := getattr(config, key)) != getattr(defaults, key):
-            raise CorpusError(f"data.{key} is {value!r}, but data.dataset is {what}, which has none. Leave it out.")
+class TextOrigin:
+    """Text, run through one language model or several."""
 
+    def __init__(self, data: "ActivationDataModule") -> None:
+        self.data = data
 
-def _is_saved(name: str) -> bool:
-    folder = Path(name).expanduser()
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    def preflight(self) -> None:
+        data = self.data
+        if data.dataset is None:
+            raise ConfigError("data.dataset is missing: name a text dataset, a file, or `builtin`.")
+        for name in (data.model, *data.more_models.values()):
+            longest = self._description(name).max_context
+            if longest is not None and data.context_size > longest:
+                raise ConfigError(
+                    f"data.context_size is {data.context_size}, but {name!r} reads {longest} tokens at most."
+                )
+        check_corpus(data.corpus)
 
-
-def _is_local(name: str) -> bool:
-    """Whether the name means files: it exists, or it is written like a path, a glob or a file name."""
-    written_so = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix in SUFFIXES
-    return written_so or glob.has_magic(name) or Path(name).expanduser().exists()
-
-
-def _open_saved(config: CorpusConfig, key: SplitKey) -> DocumentSource:
-    import datasets
-
-    folder = Path(config.dataset).expanduser().resolve()
-    try:
-        table: Any = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise CorpusError(
-            f"data.dataset is {config.dataset!r}, a saved dataset that cannot be read: {error}."
-        ) from None
-    fingerprint = folder.name
-    if isinstance(table, datasets.DatasetDict):
-        name = getattr(config, key)
-        if name not in table:
-            raise CorpusError(
-                f"data.{key} is {name!r}, but {folder.name} has {', '.join(map(repr, table))}."
-                + did_you_mean(name, table)
+    def site(self, name: str | None, key: str) -> SiteRef:
+        data = self.data
+        if name is None:
+            raise ConfigError(
+                f"{key} is missing: say where to read, for example resid_post.2. List them: lightsae sites {data.model}"
             )
-        table = table[name]
-        fingerprint = f"{folder.name} [{name}]"
-    else:
-        _only_for(config, "a single saved split", "dataset_split", "validation_split")
-    return PartsSource(
-        [table_part(table, config.text_column, fingerprint)],
-        f"{fingerprint}: {len(table)} rows, {table._fingerprint}",
-    )
+        model, colon, site = name.rpartition(":")
+        if not colon:
+            return SiteRef(data.model, name)
+        if model not in data.more_models:
+            known = ", ".join(data.more_models) or "none"
+            raise SiteError(
+                f"{key} is {name!r}, but {model!r} is no name in data.more_models (there: {known})."
+                + did_you_mean(model, data.more_models)
+            )
+        return SiteRef(data.more_models[model], site)
+
+    def width(self, site: SiteRef, key: str) -> int:
+        width: int = self._description(site.model).width(site.site, key=key)
+        return width
+
+    def _description(self, name: str) -> Any:
+        data = self.data
+        revision = data.model_revision if name == data.model else None
+        return describe(name, revision=revision, trust_remote_code=data.trust_remote_code)
+
+    def fill_size(self, world: int) -> tuple[int, int]:
+        data = self.data
+        rows = data.buffer_tokens // data.context_size
+        return rows, rows * (data.context_size - data.skip_positions)
+
+    def epoch_tokens(self) -> int | None:
+        return None
+
+    def fills(self, schedule: Schedule, sites: Sites, fill_rows: int, device: torch.device) -> LanguageModelFills:
+        data, models = self.data, self._models(sites, device)
+        fills = -(-schedule.total_batches // schedule.batches_per_fill)
+        per_block = max(1, min(fills, data.shuffle_tokens // (fill_rows * data.context_size * schedule.world)))
+        rows = RowSource(data.corpus, models[data.model].tokenizer, "train")
+        reading = self._reading(sites, device)
+        return LanguageModelFills(rows, models, reading, schedule, fill_rows, per_block, data.timings)
+
+    def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> ValidationRows:
+        data, models = self.data, self._models(sites, device)
+        source = RowSource(data.corpus, models[data.model].tokenizer, "validation")
+        rows = source.take(max(1, data.val_tokens // data.context_size))
+        source.close()
+        if (found := rows.tokens.size) < data.val_tokens // 2:
+            rank_zero_warn(f"Only {found} held-out tokens; data.val_tokens asks for {data.val_tokens}.")
+        in_batch = max(1, data.batch_tokens // data.context_size)
+        return ValidationRows(rows, models, self._reading(sites, device), in_batch, rank, world, data.timings)
+
+    def _reading(self, sites: Sites, device: torch.device) -> Reading:
+        data = self.data
+        return Reading(
+            sites=sites,
+            dtype=buffer_dtype(data.dtype, device),
+            rows_at_once=max(1, data.model_batch_tokens // data.context_size),
+            skip_special=data.skip_special_tokens,
+            skip_positions=data.skip_positions,
+        )
+
+    def _models(self, sites: Sites, device: torch.device) -> dict[str, LanguageModel]:
+        """Load the models that are read, the main one first: it brings the tokenizer."""
+        data = self.data
+        callbacks = getattr(data.trainer, "callbacks", [])
+        whole = any(getattr(callback, "needs_full_language_model", False) for callback in callbacks)
+        for name in dict.fromkeys([data.model, *(site.model for site in sites)]):
+            if name in data.language_models:
+                continue
+            model = LanguageModel.from_pretrained(
+                name,
+                revision=data.model_revision if name == data.model else None,
+                dtype=data.dtype,
+                device=device,
+                sites=None if whole else [site.site for site in sites if site.model == name],
+                trust_remote_code=data.trust_remote_code,
+            )
+            main = data.language_models.get(data.model)
+            if main is not None and model.tokenizer.get_vocab() != main.tokenizer.get_vocab():
+                raise ConfigError(
+                    f"data.more_models: {name!r} has another vocabulary than data.model {data.model!r}; "
+                    "models that read the same tokens need the same one."
+                )
+            data.language_models[name] = model
+        return data.language_models
+
+    def describe(self) -> dict[str, Any]:
+        data = self.data
+        main = data.language_models.get(data.model)
+        return {
+            "model": data.model,
+            "model_revision": main.revision if main is not None else data.model_revision,
+            **({"more_models": data.more_models} if data.more_models else {}),
+            "site": data.site,
+            **({"target_site": data.target_site} if data.target_site is not None else {}),
+            "dataset": data.dataset,
+            "dataset_config": data.corpus.dataset_config,
+            "dataset_split": data.corpus.dataset_split,
+            "dataset_revision": data.corpus.dataset_revision,
+            "context_size": data.context_size,
+            "prepend_bos": data.corpus.prepend_bos,
+            "normalisation": data.normalisation,
+            "skip_special_tokens": data.skip_special_tokens,
+            "skip_positions": data.skip_positions,
+            "seed": data.seed,
+        }
 
 
-def _open_files(name: str, text_column: str, key: str) -> DocumentSource:
-    root, files = _find_files(name, key)
-    files = sorted(files, key=lambda path: natural_order(path.relative_to(root)))
-    sizes = [path.stat().st_size for path in files]
-    if not any(sizes):
-        raise CorpusError(f"{key} is {name!r}, which is empty.")
-    listing = "".join(f"{path.relative_to(root).as_posix()}\t{size}\n" for path, size in zip(files, sizes, strict=True))
-    digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
-    label = files[0].name if len(files) == 1 else f"{root.resolve().name}: {len(files)} files"
-    return PartsSource(
-        [file_part(path, text_column, alone=len(files) == 1) for path, size in zip(files, sizes, strict=True) if size],
-        f"{label}, {sum(sizes)} bytes, {digest}",
-    )
+class FileOrigin:
+    """Files of activations, with one site."""
+
+    def __init__(self, data: "ActivationDataModule", location: str) -> None:
+        self.data, self.location = data, location
+        self._opened: ActivationFiles | None = None
+
+    @property
+    def files(self) -> ActivationFiles:
+        if self._opened is None:
+            self._opened = ActivationFiles(self.location)
+        return self._opened
+
+    def preflight(self) -> None:
+        _ = self.files
+
+    def site(self, name: str | None, key: str) -> SiteRef:
+        return only_site(self.files.site, name, key, f"data.activations ({self.location})")
+
+    def width(self, site: SiteRef, key: str) -> int:
+        return self.files.width
+
+    def fill_size(self, world: int) -> tuple[int, int]:
+        chunks = self._chunks()
+        rows = chunks.in_fill(self.data.buffer_tokens, self.data.batch_tokens, world) * chunks.size
+        return rows, rows
+
+    def epoch_tokens(self) -> int | None:
+        return int(len(self.files) * (1 - self.data.validation_fraction))
+
+    def fills(self, schedule: Schedule, sites: Sites, fill_rows: int, device: torch.device) -> FileFills:
+        chunks, dtype = self._chunks(), buffer_dtype(self.data.dtype, device)
+        in_fill = fill_rows // chunks.size
+        return FileFills(self.files, chunks, schedule, in_fill, dtype, device, self.data.timings)
+
+    def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> ValidationFileRows:
+        data, dtype = self.data, buffer_dtype(self.data.dtype, device)
+        return ValidationFileRows(
+            self.files, self._chunks(), data.val_tokens, data.batch_tokens, dtype, device, rank, world
+        )
+
+    def _chunks(self) -> Chunks:
+        return Chunks(len(self.files), self.data.validation_fraction, self.data.buffer_tokens)
+
+    def describe(self) -> dict[str, Any]:
+        data = self.data
+        return {"activations": Path(self.location).name, "normalisation": data.normalisation, "seed": data.seed}
 
 
-def _find_files(name: str, key: str) -> tuple[Path, list[Path]]:
-    """Return the folder that file names are given relative to, and the files."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise CorpusError(f"{key} is {name!r}; it must end in {', '.join(SUFFIXES)}, or be a folder or a glob.")
-        return path.parent, [path]
-    if path.is_dir():
-        root, found = path, list(path.rglob("*"))
-        what = f"a folder without {', '.join(SUFFIXES)} files"
-    elif glob.has_magic(name):
-        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        root = Path(os.path.commonpath([match.parent for match in found])) if found else path
-        what = f"a pattern that matches no {', '.join(SUFFIXES)} file"
-    else:
-        parent = path.parent
-        known = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        missing = "does not exist" if parent.is_dir() else f"does not exist: there is no folder {str(parent)!r}"
-        raise CorpusError(f"{key} is {name!r}, which {missing}.{did_you_mean(path.name, known)}")
-    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts) and p.is_file()]
-    for suffix in SUFFIXES:
-        if files := [p for p in visible if p.suffix == suffix]:
-            return root, files
-    raise CorpusError(f"{key} is {name!r}, {what}.")
+class SyntheticOrigin:
+    """Sums of known features, with one site."""
+
+    def __init__(self, data: "ActivationDataModule", config: SyntheticConfig) -> None:
+        self.data, self.world = data, SyntheticWorld(config)
+
+    def preflight(self) -> None:
+        pass
+
+    def site(self, name: str | None, key: str) -> SiteRef:
+        return only_site(SYNTHETIC, name, key, "data.dataset synthetic")
+
+    def width(self, site: SiteRef, key: str) -> int:
+        return self.world.width
+
+    def fill_size(self, world: int) -> tuple[int, int]:
+        tokens = self.data.buffer_tokens // self.data.batch_tokens * self.data.batch_tokens
+        return tokens, tokens
+
+    def epoch_tokens(self) -> int | None:
+        return None
+
+    def fills(self, schedule: Schedule, sites: Sites, fill_rows: int, device: torch.device) -> SyntheticFills:
+        dtype = buffer_dtype(self.data.dtype, device)
+        return SyntheticFills(self.world, schedule, fill_rows, dtype, device, self.data.timings)
+
+    def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> SyntheticValidation:
+        data, dtype = self.data, buffer_dtype(self.data.dtype, device)
+        return SyntheticValidation(
+            self.world, data.val_tokens, data.batch_tokens, dtype, device, data.seed, rank, world
+        )
+
+    def describe(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "dataset": "synthetic",
+            "synthetic": self.world.config.__dict__,
+            "normalisation": data.normalisation,
+            "seed": data.seed,
+        }
+
+
+def only_site(there: SiteRef, name: str | None, key: str, where: str) -> SiteRef:
+    """Return the one site of an origin, which needs no name.
+
+    Raises:
+        SiteError: Another one is asked for.
+    """
+    if name not in (None, there.site):
+        raise SiteError(f"{key} is {name!r}, but {where} has one site, {there.site!r}; leave {key} out.")
+    return there
+
+
+def buffer_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the buffer: bfloat16 on accelerators, where the user says `auto`."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[name]
+
+
+def union(parts: Sequence[Sites]) -> Sites:
+    """Return every site of the parts once, in order."""
+    return tuple(dict.fromkeys(site for part in parts for site in part))

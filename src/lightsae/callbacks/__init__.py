@@ -9,7 +9,7 @@ from lightsae.callbacks.progress import TrainingProgressBar
 from lightsae.callbacks.reconstruction_metrics import ReconstructionMetrics
 from lightsae.callbacks.resampling import DeadLatentResampling
 from lightsae.callbacks.run_checkpoint import Interrupted, RunCheckpoint
-from lightsae.callbacks.sweep_summary import SweepSummary
+from lightsae.callbacks.sweep.summary import SweepSummary
 from lightsae.callbacks.throughput import Throughput
 from lightsae.callbacks.training_curves import TrainingCurves
 

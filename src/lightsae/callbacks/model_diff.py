@@ -20,10 +20,10 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from lightsae.callbacks.run_outputs import add_histogram, run_folder
-from lightsae.callbacks.sweep_entries import short_names
-from lightsae.callbacks.sweep_summary import write_picture
 from lightsae.formats.files import write_atomically
+from lightsae.plotting import write_picture
 from lightsae.sae import Crosscoder
+from lightsae.sae.sites import short_names
 from lightsae.training.module import SAEModule
 
 # The smallest decoder norm of a shared latent, and the largest at the other sites of a latent that is one site's own,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from lightsae.cli.typed import check_config_files
+from lightsae.cli.settings.typed import check_config_files
 from lightsae.errors import LightsaeError, did_you_mean
 from lightsae.version import version
 
@@ -71,15 +71,15 @@ def _run(args: list[str]) -> int:
 def _runner(command: str, args: list[str]) -> Callable[[list[str]], int]:
     """Import what the command needs, and no more: `--help` and `--version` answer at once."""
     if command == "sites":
-        from lightsae.cli.sites import run_sites
+        from lightsae.cli.commands.sites import run_sites
 
         return run_sites
     check_config_files(args)
     if command in ("fit", "validate"):
-        from lightsae.cli.training import run_training
+        from lightsae.cli.training.training_cli import run_training
 
         return lambda rest: run_training(command, rest)
-    run: Callable[[list[str]], int] = getattr(import_module(f"lightsae.cli.{command}"), f"run_{command}")
+    run: Callable[[list[str]], int] = getattr(import_module(f"lightsae.cli.commands.{command}"), f"run_{command}")
     return run
 
 

@@ -177,3 +177,9 @@ def _error_number(error: BaseException | None) -> int | None:
             return int(found[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as a person in this folder would write it."""
+    relative = os.path.relpath(path) if path else ""
+    return str(path) if relative.startswith("..") else relative

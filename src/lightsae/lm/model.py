@@ -272,3 +272,34 @@ def describe(
     """
     config = load_config(name_or_path, revision, trust_remote_code, key)
     return ModelDescription(name_or_path, revision, config, *skeleton(name_or_path, config, trust_remote_code, key))
+
+
+def name_of(model: Any) -> str:
+    """Return what a language model calls itself; empty where it does not."""
+    return model.name if isinstance(model, LanguageModel) else str(getattr(model, "name_or_path", "") or "")
+
+
+def revision_of(model: Any) -> str | None:
+    """Return the revision of a language model, where it is known."""
+    return model.revision if isinstance(model, LanguageModel) else getattr(model.config, "_commit_hash", None)
+
+
+def site_in(model: Any, name: str) -> Site:
+    """Find a site in a LanguageModel or a transformers model.
+
+    Raises:
+        SiteError: There is no such site.
+    """
+    if isinstance(model, LanguageModel):
+        return model.site(name, key="the dictionary's site")
+    layers = model.config.get_text_config().num_hidden_layers
+    shown = name_of(model) or type(model).__name__
+    return find_site(model, name, model_name=shown, n_layers=layers, key="the dictionary's site")
+
+
+def vocabulary_of(model: LanguageModel) -> list[str]:
+    """Return what each token id says; ids that the tokenizer does not know say nothing."""
+    size = model.model.get_input_embeddings().num_embeddings
+    known = min(size, len(model.tokenizer))
+    texts = model.tokenizer.batch_decode([[token] for token in range(known)], clean_up_tokenization_spaces=False)
+    return [*texts, *[""] * (size - known)]

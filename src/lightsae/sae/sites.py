@@ -1,5 +1,6 @@
 """Where a dictionary reads and predicts: references to sites of language models, and their widths."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,3 +41,16 @@ class Widths:
     @property
     def d_out(self) -> int:
         return sum(self.predicted.values())
+
+
+def short_names(sites: Iterable[SiteRef]) -> dict[SiteRef, str]:
+    """Return the shortest words that tell sites apart: the site, the model, or both; of a model's path its end."""
+    distinct = list(dict.fromkeys(sites))
+    models = {site.model: site.model.rstrip("/").rpartition("/")[2] for site in distinct}
+    if len(set(models.values())) < len(models):
+        models = {model: model for model in models}
+    if len(models) == 1:
+        return {site: site.site for site in distinct}
+    if len({site.site for site in distinct}) == 1:
+        return {site: models[site.model] for site in distinct}
+    return {site: f"{models[site.model]}:{site.site}" for site in distinct}

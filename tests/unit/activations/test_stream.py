@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.corpus import CorpusConfig, RowSource
+from lightsae.activations.corpus.rows import CorpusConfig, RowSource
 from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows
 from lightsae.activations.stream import ActivationStream, Fill, Schedule, check_finite, take_tokens, with_sinks
 from lightsae.activations.timing import Timings

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lightsae.analysis.dashboard.map import Map
-from lightsae.analysis.figure_style import STYLE
+from lightsae.plotting import STYLE
 
 Tables = Mapping[str, pa.Table]
 BEFORE, AFTER = "#a8632a", "#0b6e69"

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.analysis.effects.directions import directions
-from lightsae.analysis.features import read_sites
-from lightsae.analysis.windows import NO_TOKEN, Windows
+from lightsae.analysis.reading.features import read_sites
+from lightsae.analysis.reading.windows import NO_TOKEN, Windows
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
 from lightsae.lm.capture import no_cache

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightsae.analysis.labels.examples import windows_of
-from lightsae.analysis.labels.prompts import marked, plain
-from lightsae.analysis.schema import LABELS
+from lightsae.analysis.dictionary.schema import LABELS
+from lightsae.analysis.labels.llm.examples import windows_of
+from lightsae.analysis.labels.llm.prompts import marked, plain
 from lightsae.errors import ConfigError, did_you_mean
 from lightsae.formats.files import write_atomically
 

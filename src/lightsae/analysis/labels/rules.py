@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.firing_lists import FiringLists
 from lightsae.analysis.labels.patterns import KINDS, Keys, PatternKeys
+from lightsae.analysis.reading.firing_lists import FiringLists
 
 Ints = NDArray[np.int64]
 # How often a feature has to fire where a pattern holds (one occurrence more is assumed, on which it did not fire).

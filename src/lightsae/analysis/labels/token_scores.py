@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.firing_lists import FiringLists
 from lightsae.analysis.labels.rules import PatternPlaces, Rule
 from lightsae.analysis.labels.scoring import Scores, derangement
+from lightsae.analysis.reading.firing_lists import FiringLists
 
 
 def token_scores(rules: Sequence[Rule], places: PatternPlaces, fires: FiringLists) -> list[Scores]:

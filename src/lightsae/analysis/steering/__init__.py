@@ -1,8 +1,8 @@
 """Steering: features of a dictionary changed while the language model runs."""
 
-from lightsae.analysis.steering.generate import Samples, Sampling, generate_samples
 from lightsae.analysis.steering.interventions import Ablate, Add, Clamp, Fires, Intervention, MinClamp, ProjectOut
 from lightsae.analysis.steering.steer import Steering, steer
+from lightsae.lm.generate import Samples, Sampling, generate_samples
 
 __all__ = [
     "Ablate",

@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightsae.analysis.artefact import FeatureDictionary
-from lightsae.analysis.belonging import check_model, check_reads, choose_site, name_of, site_in
-from lightsae.analysis.registry import promoted_or_given
+from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.analysis.reading.compatibility import check_model, check_reads, choose_site
 from lightsae.analysis.steering.interventions import Intervention, check_together
-from lightsae.analysis.steering.latents import LatentReader, rounding
-from lightsae.analysis.steering.passes import Passes, Positions
 from lightsae.analysis.steering.plan import Plan
 from lightsae.errors import ConfigError, SiteError
 from lightsae.formats.native import describe_sae, load_sae
 from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked
+from lightsae.lm.model import name_of, site_in
+from lightsae.lm.passes import Passes, Positions
+from lightsae.production.registry import promoted_or_given
 from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae.latent_reader import LatentReader, rounding
 
 # Dictionaries that were compared with an SAE once; hashing all weights takes longer than a short generation.
 _belonging: weakref.WeakKeyDictionary[SparseAutoencoder, set[str]] = weakref.WeakKeyDictionary()

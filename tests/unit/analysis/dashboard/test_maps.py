@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_dictionary import fake_tables
 from PIL import Image
 
+from helpers.fake_dictionary import fake_tables
 from lightsae.analysis.dashboard import Colouring
 from lightsae.analysis.dashboard.figures import write_figures
 from lightsae.analysis.dashboard.maps import activation_map, decoder_map, principal_components

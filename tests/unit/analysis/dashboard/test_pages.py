@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from fake_dictionary import HISTOGRAM_EDGES, VOCABULARY, fake_manifest, fake_tables
 
+from helpers.fake_dictionary import HISTOGRAM_EDGES, VOCABULARY, fake_manifest, fake_tables
 from lightsae.analysis.dashboard import Colouring, Map, write_dashboard
 from lightsae.analysis.dashboard.scripts import rounded, write_script
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_dictionary import fake_manifest, fake_tables
 
-from lightsae.analysis.artefact.writer import sae_entry, write_dictionary
+from helpers.fake_dictionary import fake_manifest, fake_tables
 from lightsae.analysis.dashboard import write_dashboard
 from lightsae.analysis.dashboard.live import LiveEncoder
 from lightsae.analysis.dashboard.server import MAX_CHARACTERS, DashboardServer
-from lightsae.cli.serve import run_serve
+from lightsae.analysis.dictionary.writer import sae_entry, write_dictionary
+from lightsae.cli.commands.serve import run_serve
 from lightsae.errors import ConfigError, FormatError, SiteError
 from lightsae.formats.native import load_sae, save_sae
 from lightsae.sae import SiteRef, TopK, Widths

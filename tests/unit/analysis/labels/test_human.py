@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from fake_dictionary import fake_tables
 
+from helpers.fake_dictionary import fake_tables
+from lightsae.analysis.dictionary.schema import LABELS
 from lightsae.analysis.labels.human import COLUMNS, export_csv, import_csv
-from lightsae.analysis.schema import LABELS
 from lightsae.errors import ConfigError
 
 ID = "ab" * 32

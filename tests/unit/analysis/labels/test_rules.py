@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lightsae.analysis.firing_lists import FiringLists
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of
 from lightsae.analysis.labels.rules import MOST_PATTERNS, PatternPlaces, PatternTable, Rule, learn_rules
 from lightsae.analysis.labels.token_scores import token_scores
+from lightsae.analysis.reading.firing_lists import FiringLists
 
 TEXTS = [" cat", " dog", " red", " sun", "1", "2", "3", "(", ")", " Ant", " Bee", "\n"]
 CAT, DOG, RED, SUN, OPEN = 0, 1, 2, 3, 7

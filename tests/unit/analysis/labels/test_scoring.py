@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from lightsae.analysis.dictionary.schema import LABELS
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.scoring import (
     Scores,
@@ -11,7 +12,6 @@ from lightsae.analysis.labels.scoring import (
     weakest,
     wilson,
 )
-from lightsae.analysis.schema import LABELS
 from lightsae.errors import ConfigError
 
 

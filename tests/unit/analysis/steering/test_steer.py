@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_dictionary import fake_manifest, fake_tables
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lightsae.analysis.artefact import FeatureDictionary, write_dictionary
-from lightsae.analysis.artefact.writer import sae_entry
+from helpers.fake_dictionary import fake_manifest, fake_tables
+from lightsae.analysis.dictionary import FeatureDictionary, write_dictionary
+from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.analysis.steering import Ablate, Add, Clamp, Fires, MinClamp, ProjectOut, steer
 from lightsae.errors import ConfigError, FormatError, ModelError, SiteError
 from lightsae.formats.native import save_sae

@@ -1,0 +1,123 @@
+"""Open a dataset of the Hugging Face Hub as a source of documents, with errors that name the setting to change."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+from lightsae.activations.corpus.documents import CorpusConfig, Cursor, Document, DocumentSource, PartsSource
+from lightsae.activations.corpus.text_files import SUFFIXES, as_document, choose_column, table_part
+from lightsae.errors import CorpusError, did_you_mean
+
+SplitKey = Literal["dataset_split", "validation_split"]
+SPLIT_KEYS: tuple[SplitKey, SplitKey] = ("dataset_split", "validation_split")
+
+
+class HubStream:
+    """A streamed Hub dataset; its own state is the cursor. Its shuffle is not used: it forgets its buffer on resume."""
+
+    def __init__(self, dataset: Any, text_column: str, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        first = next(examples := iter(dataset), None)
+        examples.close()
+        if first is None:
+            raise CorpusError(f"data.dataset: {fingerprint} is empty.")
+        self._column = choose_column(first, text_column, fingerprint)
+        self._dataset = dataset.select_columns([self._column])
+        self._examples: Any = iter(self._dataset)
+
+    def read(self) -> Document | None:
+        for example in self._examples:
+            if (document := as_document(example[self._column], self._column, self.fingerprint)) is not None:
+                return document
+        return None
+
+    def cursor(self) -> Cursor:
+        return dict(self._dataset.state_dict())
+
+    def seek(self, cursor: Cursor) -> None:
+        self.close()
+        self._dataset.load_state_dict(deepcopy(cursor))
+        self._examples = iter(self._dataset)
+
+    def close(self) -> None:
+        # Left to the interpreter's end, the generators of `datasets` complain.
+        self._examples.close()
+
+
+def open_hub(config: CorpusConfig, key: SplitKey) -> DocumentSource:
+    """Return one whole split; the dataset is downloaded first unless `data.streaming` is on.
+
+    Raises:
+        CorpusError: The dataset, its configuration, split or column does not exist, or the Hub cannot be reached.
+    """
+    import datasets
+
+    split = getattr(config, key)
+    with _hub_errors(config, key):
+        dataset: Any = datasets.load_dataset(
+            config.dataset,
+            config.dataset_config,
+            split=split,
+            revision=config.dataset_revision,
+            streaming=config.streaming,
+        )
+        fingerprint = " ".join(
+            [config.dataset, config.dataset_config or "default", split, config.dataset_revision or "main"]
+        )
+        if config.streaming:
+            return HubStream(dataset, config.text_column, fingerprint)
+    part = table_part(dataset, config.text_column, config.dataset)
+    return PartsSource([part], f"{fingerprint}: {len(dataset)} rows")
+
+
+def check_hub(config: CorpusConfig) -> None:
+    """Check what can be known without downloading the dataset: its name, configuration, splits and columns.
+
+    Raises:
+        CorpusError: As `open_hub`.
+    """
+    import datasets
+
+    with _hub_errors(config, "dataset_split"):
+        info = datasets.load_dataset_builder(
+            config.dataset, config.dataset_config, revision=config.dataset_revision
+        ).info
+    for key in SPLIT_KEYS:
+        name = getattr(config, key)
+        # A slice such as train[:10%] names a split too.
+        if name and info.splits and name.partition("[")[0] not in info.splits:
+            raise CorpusError(
+                f"data.{key} is {name!r}, but {config.dataset} has {', '.join(map(repr, info.splits))}."
+                + did_you_mean(name, info.splits)
+            )
+    if info.features:
+        choose_column(info.features, config.text_column, config.dataset)
+    elif config.streaming:
+        open_hub(config, "dataset_split").close()
+
+
+@contextmanager
+def _hub_errors(config: CorpusConfig, key: SplitKey) -> Iterator[None]:
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        yield
+    except CorpusError:
+        raise
+    except (DatasetNotFoundError, ConnectionError) as error:
+        near = ["builtin", *(entry.name for entry in Path().iterdir() if entry.is_dir() or entry.suffix in SUFFIXES)]
+        found = (
+            "the Hub has no such dataset" if isinstance(error, DatasetNotFoundError) else "the Hub cannot be reached"
+        )
+        raise CorpusError(
+            f"data.dataset is {config.dataset!r}: there is no such file or folder, and {found}."
+            f"{did_you_mean(config.dataset, near)} Offline, use a local file or `builtin`."
+        ) from None
+    except (ValueError, RuntimeError, OSError) as error:
+        # `datasets` lists what exists in its message, on the first line or two.
+        setting = "dataset_config" if "config" in str(error).lower() else key
+        raise CorpusError(
+            f"data.{setting} is {getattr(config, setting)!r}: {' '.join(str(error).split())[:300]}"
+        ) from None

@@ -1,0 +1,166 @@
+"""Where documents come from: the Hub, local files, a `save_to_disk` folder, or the built-in corpus."""
+
+import glob
+import hashlib
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lightsae.activations.corpus.builtin import standard_library_documents
+from lightsae.activations.corpus.documents import CorpusConfig, DocumentSource, HeldOutShare, PartsSource, Split
+from lightsae.activations.corpus.hub import SplitKey, check_hub, open_hub
+from lightsae.activations.corpus.text_files import SUFFIXES, file_part, list_part, natural_order, table_part
+from lightsae.errors import CorpusError, did_you_mean
+
+BUILTIN = "builtin"
+
+
+def open_documents(config: CorpusConfig, split: Split) -> DocumentSource:
+    """Return the documents of one side of the corpus. A Hub dataset that is not streamed is downloaded here.
+
+    Raises:
+        CorpusError: The corpus is not there, is empty, or lacks the split or the column.
+    """
+    if config.dataset == BUILTIN:
+        _only_for(config, "builtin", "dataset_config", "dataset_revision", "dataset_split", "validation_split")
+
+        @cache
+        def texts() -> list[str]:
+            return [document.text for document in standard_library_documents(split)]
+
+        return PartsSource([list_part(texts)], f"builtin (standard library of Python {sys.version.split()[0]})")
+    named = split == "validation" and config.validation_split is not None
+    source = _open_named(config, "validation_split" if named else "dataset_split")
+    return source if config.validation_split else HeldOutShare(source, split, config.validation_fraction)
+
+
+def check_source(config: CorpusConfig) -> None:
+    """Check that the corpus is there and has the column, reading no more than its first few documents.
+
+    Raises:
+        CorpusError: As `open_documents`.
+    """
+    if config.dataset == BUILTIN:
+        open_documents(config, "train")
+        return
+    if not _is_saved(config.dataset) and not _is_local(config.dataset):
+        check_hub(config)
+        return
+    splits: list[Split] = ["train", "validation"] if config.validation_split else ["train"]
+    for split in splits:
+        source = open_documents(config, split)
+        if source.read() is None:
+            raise CorpusError(no_text(config, split))
+        source.close()
+
+
+def no_text(config: CorpusConfig, split: Split) -> str:
+    """Return the message for a split without any document."""
+    return (
+        f"data.dataset is {config.dataset!r}, and there is no text in its {split} split "
+        f"(data.text_column {config.text_column!r})."
+    )
+
+
+def _open_named(config: CorpusConfig, key: SplitKey) -> DocumentSource:
+    """Open the whole split that the setting `key` names."""
+    if _is_saved(config.dataset):
+        _only_for(config, "a local dataset", "dataset_config", "dataset_revision")
+        return _open_saved(config, key)
+    if _is_local(config.dataset):
+        _only_for(config, "local files", "dataset_config", "dataset_revision", "dataset_split")
+        name = config.validation_split if key == "validation_split" else config.dataset
+        assert name
+        return _open_files(
+            name, config.text_column, "data.validation_split" if name != config.dataset else "data.dataset"
+        )
+    return open_hub(config, key)
+
+
+def _only_for(config: CorpusConfig, what: str, *keys: str) -> None:
+    defaults = CorpusConfig(dataset="")
+    for key in keys:
+        if (value := getattr(config, key)) != getattr(defaults, key):
+            raise CorpusError(f"data.{key} is {value!r}, but data.dataset is {what}, which has none. Leave it out.")
+
+
+def _is_saved(name: str) -> bool:
+    folder = Path(name).expanduser()
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _is_local(name: str) -> bool:
+    """Whether the name means files: it exists, or it is written like a path, a glob or a file name."""
+    written_so = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix in SUFFIXES
+    return written_so or glob.has_magic(name) or Path(name).expanduser().exists()
+
+
+def _open_saved(config: CorpusConfig, key: SplitKey) -> DocumentSource:
+    import datasets
+
+    folder = Path(config.dataset).expanduser().resolve()
+    try:
+        table: Any = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise CorpusError(
+            f"data.dataset is {config.dataset!r}, a saved dataset that cannot be read: {error}."
+        ) from None
+    fingerprint = folder.name
+    if isinstance(table, datasets.DatasetDict):
+        name = getattr(config, key)
+        if name not in table:
+            raise CorpusError(
+                f"data.{key} is {name!r}, but {folder.name} has {', '.join(map(repr, table))}."
+                + did_you_mean(name, table)
+            )
+        table = table[name]
+        fingerprint = f"{folder.name} [{name}]"
+    else:
+        _only_for(config, "a single saved split", "dataset_split", "validation_split")
+    return PartsSource(
+        [table_part(table, config.text_column, fingerprint)],
+        f"{fingerprint}: {len(table)} rows, {table._fingerprint}",
+    )
+
+
+def _open_files(name: str, text_column: str, key: str) -> DocumentSource:
+    root, files = _find_files(name, key)
+    files = sorted(files, key=lambda path: natural_order(path.relative_to(root)))
+    sizes = [path.stat().st_size for path in files]
+    if not any(sizes):
+        raise CorpusError(f"{key} is {name!r}, which is empty.")
+    listing = "".join(f"{path.relative_to(root).as_posix()}\t{size}\n" for path, size in zip(files, sizes, strict=True))
+    digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
+    label = files[0].name if len(files) == 1 else f"{root.resolve().name}: {len(files)} files"
+    return PartsSource(
+        [file_part(path, text_column, alone=len(files) == 1) for path, size in zip(files, sizes, strict=True) if size],
+        f"{label}, {sum(sizes)} bytes, {digest}",
+    )
+
+
+def _find_files(name: str, key: str) -> tuple[Path, list[Path]]:
+    """Return the folder that file names are given relative to, and the files."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise CorpusError(f"{key} is {name!r}; it must end in {', '.join(SUFFIXES)}, or be a folder or a glob.")
+        return path.parent, [path]
+    if path.is_dir():
+        root, found = path, list(path.rglob("*"))
+        what = f"a folder without {', '.join(SUFFIXES)} files"
+    elif glob.has_magic(name):
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        root = Path(os.path.commonpath([match.parent for match in found])) if found else path
+        what = f"a pattern that matches no {', '.join(SUFFIXES)} file"
+    else:
+        parent = path.parent
+        known = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        missing = "does not exist" if parent.is_dir() else f"does not exist: there is no folder {str(parent)!r}"
+        raise CorpusError(f"{key} is {name!r}, which {missing}.{did_you_mean(path.name, known)}")
+    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts) and p.is_file()]
+    for suffix in SUFFIXES:
+        if files := [p for p in visible if p.suffix == suffix]:
+            return root, files
+    raise CorpusError(f"{key} is {name!r}, {what}.")

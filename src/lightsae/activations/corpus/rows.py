@@ -1,0 +1,293 @@
+"""Text to token rows: tokenise documents, join them with EOS, cut into rows without padding; exact resume.
+
+Axes:    n rows, context tokens in a row.
+Rows:    A row is BOS (where one is prepended) and then the next tokens of the corpus. Nothing is left out, nothing is
+         padded; only the end of the validation split, shorter than a row, is dropped.
+Resume:  The state names the chunk of documents that the next token comes from, and how many of its tokens are used up.
+         Loading it tokenises that one chunk again. What workers have prepared ahead does not matter.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightsae.activations.corpus.documents import CorpusConfig, Cursor, Document, Split
+from lightsae.activations.corpus.open import BUILTIN, check_source, no_text, open_documents
+from lightsae.activations.corpus.tokenise import Ids, Tokeniser
+from lightsae.errors import ConfigError, CorpusError
+
+__all__ = ["BUILTIN", "CorpusConfig", "RowSource", "TokenRows", "check_corpus"]
+
+# A chunk goes to one worker. Its size bounds what a resume tokenises again; it decides nothing else.
+_CHUNK_DOCUMENTS = 256
+_CHUNK_CHARACTERS = 1 << 17
+
+_log = logging.getLogger(__name__)
+
+
+def check_corpus(config: CorpusConfig) -> None:
+    """Check that the corpus exists, is not empty and has the column, without downloading or reading it through.
+
+    Raises:
+        CorpusError: It does not.
+    """
+    check_source(config)
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows for the language model.
+
+    Attributes:
+        tokens: (n, context) token ids.
+        documents: (n, context) running number of each token's document, from 0; it goes on when a corpus is read again.
+            A separator has the number of the document before it, a row's BOS that of the token after it.
+    """
+
+    tokens: NDArray[np.int32]
+    documents: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Consecutive documents on their way through the tokeniser."""
+
+    cursor: Cursor
+    epoch: int
+    result: Callable[[], tuple[Ids, list[int]]]
+
+
+class RowSource:
+    """Packs the documents of one split into rows.
+
+    Made for one caller at a time, on any thread. Worker processes start at the first `take`.
+
+    Args:
+        config: The corpus.
+        tokenizer: A transformers tokenizer; None where the documents are lists of token ids.
+        split: `train` goes round a finite corpus for ever; `validation` ends.
+
+    Attributes:
+        epoch: How often the corpus had been read through before the last token that was read.
+        fingerprint: Names the corpus and tells two versions of it apart; holds no path of the machine.
+
+    Raises:
+        CorpusError: As `open_documents`; there is no text in it; or ids are needed and a tokenizer is missing.
+        ConfigError: BOS is asked for, and the tokenizer has none.
+    """
+
+    # Read from the chunk of the state, and not yet in a row.
+    _tokens: Ids
+    _documents: NDArray[np.int64]
+    _rows: int
+
+    def __init__(self, config: CorpusConfig, tokenizer: Any | None, split: Split) -> None:
+        self.config = config
+        self.epoch = 0
+        self._split = split
+        self._source = open_documents(config, split)
+        self.fingerprint = self._source.fingerprint
+        self._start = self._source.cursor()
+        first = self._source.read()
+        self._source.seek(self._start)
+        if first is None:
+            raise CorpusError(no_text(config, split))
+        if isinstance(first, str) and tokenizer is None:
+            raise CorpusError(
+                f"data.text_column is {config.text_column!r}, which holds text, but there is no tokenizer."
+            )
+        self._tokeniser = Tokeniser(tokenizer, config.num_workers) if isinstance(first, str) else None
+        self._bos, self._eos = _separators(tokenizer, config.prepend_bos)
+        # Rows that somebody has packed already: the lengths say so.
+        self._packed = not isinstance(first, str) and config.prepend_bos is None and len(first) == config.context_size
+        if self._packed:
+            self._bos = self._eos = None
+        self._payload = config.context_size - (self._bos is not None)
+        self._in_flight: deque[_Chunk] = deque()
+        self._begin_at(self._start, epoch=0, document=0, used=0, rows=0)
+
+    def take(self, n: int) -> TokenRows:
+        """Return the next `n` rows; fewer at the end of the validation split, and none after it.
+
+        Raises:
+            CorpusError: The whole split is shorter than one row; a document cannot be read; a worker died.
+        """
+        tokens, documents = [self._tokens], [self._documents]
+        have, wanted = len(self._tokens), n * self._payload
+        while have < wanted:
+            chunk = self._next_chunk()
+            if chunk is None or chunk.epoch > self.epoch:
+                if self._rows == 0 and have < self._payload:
+                    raise CorpusError(self._too_short(have))
+                if chunk is None:
+                    break
+                self._go_round(chunk.epoch)
+            ids, numbers = self._join(chunk)
+            tokens.append(ids)
+            documents.append(numbers)
+            have += len(ids)
+        rows = min(n, have // self._payload)
+        flat, numbers = np.concatenate(tokens), np.concatenate(documents)
+        shape, end = (rows, self._payload), rows * self._payload
+        # Less than a row can be left over only at the end of validation, where it is dropped.
+        self._tokens, self._documents = (flat[end:], numbers[end:]) if rows == n else (flat[:0], numbers[:0])
+        self._used = self._chunk_length - len(self._tokens)
+        self._rows += rows
+        return self._with_bos(flat[:end].reshape(shape), numbers[:end].reshape(shape))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place after the last `take`: small; numbers, strings, lists, dicts, None."""
+        return {
+            "fingerprint": self.fingerprint,
+            "cursor": self._mark,
+            "epoch": self.epoch,
+            "document": self._mark_document,
+            "used": self._used,
+            "rows": self._rows,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the place of a `state_dict`, also one of another object with the same corpus and tokenizer.
+
+        Raises:
+            CorpusError: The state belongs to another corpus.
+        """
+        if state["fingerprint"] != self.fingerprint:
+            raise CorpusError(
+                f"data.dataset is now {self.fingerprint!r}, but the checkpoint stopped in {state['fingerprint']!r}. "
+                "Resume with the same corpus, or start a new run."
+            )
+        self._begin_at(state["cursor"], state["epoch"], state["document"], state["used"], state["rows"])
+
+    def close(self) -> None:
+        """End the worker processes and close files."""
+        self._in_flight.clear()
+        if self._tokeniser:
+            self._tokeniser.close()
+        self._source.close()
+
+    def _begin_at(self, cursor: Cursor, epoch: int, document: int, used: int, rows: int) -> None:
+        self._in_flight.clear()
+        self._source.seek(cursor)
+        self._reading_epoch = self.epoch = epoch
+        self._exhausted = False
+        self._mark, self._mark_document, self._document = cursor, document, document
+        self._used = self._skip = self._chunk_length = used
+        self._rows = rows
+        self._tokens = np.empty(0, np.int32)
+        self._documents = np.empty(0, np.int64)
+
+    def _next_chunk(self) -> _Chunk | None:
+        """Return the next chunk in order, having sent enough of those after it to the workers."""
+        depth = self._tokeniser.depth if self._tokeniser else 1
+        while len(self._in_flight) < depth and not self._exhausted:
+            self._read_chunk()
+        return self._in_flight.popleft() if self._in_flight else None
+
+    def _read_chunk(self) -> None:
+        cursor, documents = self._source.cursor(), self._read_documents()
+        if not documents and self._split == "train":
+            self._reading_epoch += 1
+            self._source.seek(self._start)
+            cursor, documents = self._start, self._read_documents()
+            if not documents:
+                raise CorpusError(no_text(self.config, self._split))
+        if not documents:
+            self._exhausted = True
+            return
+        texts = [document for document in documents if isinstance(document, str)]
+        if texts and self._tokeniser:
+            result = self._tokeniser.submit(texts)
+        else:
+            ids = [self._unwrapped(document) for document in documents if not isinstance(document, str)]
+            joined = np.concatenate(ids), [len(document) for document in ids]
+
+            def result() -> tuple[Ids, list[int]]:
+                return joined
+
+        self._in_flight.append(_Chunk(cursor, self._reading_epoch, result))
+
+    def _read_documents(self) -> list[Document]:
+        documents: list[Document] = []
+        size = 0
+        while len(documents) < _CHUNK_DOCUMENTS and size < _CHUNK_CHARACTERS:
+            if (document := self._source.read()) is None:
+                break
+            documents.append(document)
+            size += len(document)
+        return documents
+
+    def _unwrapped(self, ids: Ids) -> Ids:
+        """Return a document of ids without the BOS and EOS around it: packing puts its own."""
+        if self._packed:
+            if len(ids) != self.config.context_size:
+                raise CorpusError(
+                    f"data.dataset: a row has {len(ids)} ids, but the first has data.context_size "
+                    f"({self.config.context_size}). Say data.prepend_bos true or false to have them packed anew."
+                )
+            return ids
+        first = int(len(ids) > 0 and ids[0] == self._bos)
+        last = len(ids) - int(len(ids) > first and ids[-1] == self._eos)
+        return ids[first:last]
+
+    def _join(self, chunk: _Chunk) -> tuple[Ids, NDArray[np.int64]]:
+        """Return the chunk's tokens with separators, and the documents' numbers; makes it the chunk of the state."""
+        ids, lengths = chunk.result()
+        self._mark, self._mark_document = chunk.cursor, self._document
+        tokens: list[Ids] = []
+        runs: list[tuple[int, int]] = []  # document, tokens
+        end = 0
+        for length in lengths:
+            start, end = end, end + length
+            if length == 0:
+                continue
+            if self._eos is not None and self._document > 0:
+                tokens.append(np.array([self._eos], np.int32))
+                runs.append((self._document - 1, 1))
+            tokens.append(ids[start:end])
+            runs.append((self._document, length))
+            self._document += 1
+        flat = np.concatenate([np.empty(0, np.int32), *tokens])
+        numbers = np.repeat(*np.array(runs, np.int64).reshape(-1, 2).T)
+        self._chunk_length = len(flat)
+        skip, self._skip = self._skip, 0
+        return flat[skip:], numbers[skip:]
+
+    def _with_bos(self, tokens: Ids, documents: NDArray[np.int64]) -> TokenRows:
+        if self._bos is None:
+            return TokenRows(tokens, documents)
+        bos = np.full((len(tokens), 1), self._bos, np.int32)
+        return TokenRows(np.hstack([bos, tokens]), np.hstack([documents[:, :1], documents]))
+
+    def _go_round(self, epoch: int) -> None:
+        if self.epoch == 0:
+            _log.warning("data.dataset has been read through once and is read again: %s", self.fingerprint)
+        self.epoch = epoch
+
+    def _too_short(self, tokens: int) -> str:
+        advice = "take a larger corpus or a smaller data.context_size"
+        if self._split == "validation" and self.config.validation_split is None and self.config.dataset != BUILTIN:
+            advice = f"raise data.validation_fraction ({self.config.validation_fraction}), or " + advice
+        return (
+            f"data.dataset: the {self._split} split has {tokens} tokens, which is shorter than one row of "
+            f"data.context_size ({self.config.context_size}); {advice}."
+        )
+
+
+def _separators(tokenizer: Any | None, prepend_bos: bool | None) -> tuple[int | None, int | None]:
+    """Return the ids of BOS (None where rows have none) and EOS; an encoder's [CLS] and [SEP] stand for them."""
+    names = (("bos_token_id", "cls_token_id"), ("eos_token_id", "sep_token_id"))
+    bos, eos = (
+        next((value for name in pair if (value := getattr(tokenizer, name, None)) is not None), None) for pair in names
+    )
+    if prepend_bos and bos is None:
+        raise ConfigError("data.prepend_bos is true, but the tokenizer has no BOS token; leave it out or say false.")
+    return (None if prepend_bos is False else bos), eos

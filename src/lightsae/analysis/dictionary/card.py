@@ -1,0 +1,147 @@
+"""The card of a feature dictionary: what it is, how it was made, its figures, and what its labels are good for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+TIERS = ("high", "medium", "unlabelled", "rare", "dead")
+_LABELLED = ("high", "medium")
+_NAMES = {
+    "features": "features",
+    "alive": "alive (fire on the text read)",
+    "tested": "alive and not rare",
+    "labelled": "labelled",
+    "labelled_share": "labelled, share of the alive",
+    "precision_median": "precision of labels, median",
+    "recall_median": "recall of labels, median",
+    "window_coherence_median": "coherence of windows, median",
+    "document_coherence_median": "coherence of documents, median",
+    "ablation_kl_median": "KL when ablated, nats a token, median",
+}
+
+
+def figures(tables: Mapping[str, pa.Table]) -> dict[str, float | int | None]:
+    """Return the figures that the card shows, from the table `features` alone: counts, shares, medians.
+
+    Works on the tables of raw neurons too: put what it returns under `summary.neurons` of the manifest, and the card
+    shows both populations side by side. A median over nothing is None.
+    """
+    features = tables["features"]
+    tiers = features["tier"].to_pylist()
+    alive = sum(tier != "dead" for tier in tiers)
+    labelled = np.array([tier in _LABELLED for tier in tiers], dtype=bool)
+    told: dict[str, float | int | None] = {
+        "features": len(tiers),
+        "alive": alive,
+        "tested": alive - tiers.count("rare"),
+        "labelled": int(labelled.sum()),
+        "labelled_share": round(float(labelled.sum()) / alive, 4) if alive else None,
+    }
+    told |= {f"tier_{tier}": tiers.count(tier) for tier in TIERS}
+    for name in ("precision", "recall"):
+        told[f"{name}_median"] = _median(features[name].filter(pa.array(labelled)))
+    for name in ("window_coherence", "document_coherence", "ablation_kl"):
+        told[f"{name}_median"] = _median(features[name])
+    return told
+
+
+def write_card(path: Path, tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> None:
+    """Write `card.md`. It says nothing that the tables and the manifest do not hold."""
+    sections = [
+        f"# Feature dictionary {manifest['id'][:12]}",
+        _about(manifest),
+        "## Figures\n\n" + _figures(tables, manifest),
+        "## How it was made\n\n" + _making(manifest),
+        _USE,
+        _open(manifest),
+    ]
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+_USE = """## What the labels may be used for
+
+A label is a short description of the tokens on which a feature fires. Precision is the share of the tokens picked by
+the label on which the feature fires above a tenth of its maximum; recall is the share of those tokens that the label
+picks. Both were measured on documents from which no label was made, at the natural frequency.
+
+- Tiers `high` and `medium` passed that test. A label may guide reading, search and the choice of what to test next.
+- `unlabelled`: no label passed. Whatever was tried is in the table `labels`, as a record, not as a description.
+- `rare`: fires too seldom in the text read to be tested. `dead`: never fires there.
+
+What they are not: proof of what the model computes. A label says when a feature fires, on text like the corpus named
+above; it does not say what the feature causes (see the ablation columns, and test interventions), nor what it does on
+other text. Features that share a meaning may be split, and a label that is right nine times in ten is wrong the tenth.
+Do not use labels to judge persons, nor as the only ground of a decision.
+
+The labels belong to one SAE, the one named here by its hash. For another (a reseed, a later checkpoint, a fine-tuned
+model) compare the two first: labels are carried, flagged or revoked feature by feature."""
+
+
+def _about(manifest: Mapping[str, Any]) -> str:
+    sae, model = manifest["sae"], manifest["model"]
+    sites = ", ".join(_cell(entry.get("site")) for entry in sae.get("read", []))
+    predicted = ", ".join(_cell(entry.get("site")) for entry in sae.get("predicted", []))
+    where = f"at {sites}" if sites == predicted else f"reading {sites}, predicting {predicted}"
+    revision = f", revision {_cell(model['revision'])}" if model.get("revision") else ""
+    return (
+        f"What the latents of a sparse autoencoder stand for: {_cell(sae.get('variant'))} with "
+        f"{_cell(sae.get('d_sae'))} latents, {where} of {_cell(model.get('name'))}{revision}.\n\n"
+        f"- id: `{manifest['id']}`\n- SAE (SHA-256 of its tensors): `{sae['sha256']}`"
+    )
+
+
+def _figures(tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> str:
+    summary = manifest.get("summary") or {}
+    ours, neurons = figures(tables), summary.get("neurons")
+    names = _NAMES | {f"tier_{tier}": f"tier {tier}" for tier in TIERS}
+    head = ["", "features"] + (["raw neurons"] if neurons else [])
+    rows = [[name, _cell(ours[key])] + ([_cell(neurons.get(key))] if neurons else []) for key, name in names.items()]
+    text = _markdown(head, rows)
+    if floors := summary.get("floors"):
+        text += "\n\nFloors, the score that no meaning at all would get:\n\n"
+        text += _markdown(["floor", "value"], [[_cell(key), _cell(value)] for key, value in floors.items()])
+    return text
+
+
+def _making(manifest: Mapping[str, Any]) -> str:
+    parts = ("tokenizer", "corpus", "tokens", "seeds", "code_version", "labels")
+    return _markdown(["", ""], [[_cell(p), _cell(manifest[p])] for p in parts])
+
+
+def _open(manifest: Mapping[str, Any]) -> str:
+    return (
+        "## How to open it\n\n```python\n"
+        "from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary\n\n"
+        "dictionary = FeatureDictionary.open(FOLDER)  # checks every hash\n"
+        f'assert dictionary.id == "{manifest["id"]}"\n'
+        'dictionary.search("return")\n'
+        'dictionary.filter(tier="high", min_frequency=1e-4, order_by="frequency", limit=20)\n'
+        "dictionary.feature(0).contexts\n```\n\n"
+        "The tables are plain Parquet: any tool that reads it will do."
+    )
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """Return a value as text in which neither Markdown nor HTML is left active."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{_cell(k)}: {_cell(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    for mark, harmless in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;")):
+        text = text.replace(mark, harmless)
+    return " ".join(text.split()).replace("*", "\\*").replace("[", "\\[").replace("_", "\\_")
+
+
+def _median(column: pa.ChunkedArray) -> float | None:
+    values = column.drop_null().to_numpy()
+    values = values[np.isfinite(values)]
+    return round(float(np.median(values)), 4) if len(values) else None

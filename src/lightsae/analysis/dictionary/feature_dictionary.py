@@ -1,0 +1,316 @@
+"""Reads a feature dictionary: opens and checks it, searches, filters, and says whether it belongs to an SAE.
+
+Nothing is loaded at opening but dictionary.json; queries read the Parquet files through DuckDB, one feature's rows
+through Parquet's row groups.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from lightsae.analysis.dictionary.card import TIERS
+from lightsae.analysis.dictionary.integrity import check_tables, read_manifest
+from lightsae.analysis.dictionary.schema import TABLES
+from lightsae.analysis.dictionary.writer import DESCRIPTION, file_of
+from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean
+from lightsae.formats.files import locate
+from lightsae.formats.native import describe_sae, tensor_hash
+from lightsae.sae import SiteRef, SparseAutoencoder
+
+_KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
+# Where a text may be found, best first, with the query of (feature, what was found). Windows of near misses are not
+# searched: the feature does not fire there.
+_PLACES = {
+    "labels": "SELECT feature, label AS found FROM features WHERE contains(lower(label), lower($text))",
+    "tokens": (
+        "SELECT feature, hit.text AS found FROM (SELECT feature, unnest(tokens_on) AS hit FROM features)"
+        " WHERE contains(lower(hit.text), lower($text))"
+    ),
+    "contexts": (
+        "SELECT feature, found FROM (SELECT feature, array_to_string(texts, '') AS found FROM contexts"
+        " WHERE kind <> 'near_miss') WHERE contains(lower(found), lower($text))"
+    ),
+}
+_TIER_ORDER = "coalesce(list_position($tiers, tier), 99)"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Everything that a dictionary says about one feature.
+
+    Attributes:
+        index: The feature.
+        row: Its row of the table `features`.
+        contexts: Its windows, as they are ordered in the file.
+        edges: The edges that start at it.
+        labels: Its labels with their tests, those that did not pass among them.
+    """
+
+    index: int
+    row: dict[str, Any]
+    contexts: list[dict[str, Any]]
+    edges: list[dict[str, Any]]
+    labels: list[dict[str, Any]]
+
+
+class FeatureDictionary:
+    """A feature dictionary on disk; made by `FeatureDictionary.open`. May be used by several threads.
+
+    Example:
+        dictionary = FeatureDictionary.open("dictionaries/topk")
+        dictionary.search("return", limit=5)
+        dictionary.filter(tier="high", max_frequency=0.01, order_by="frequency").to_pandas()
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._datasets = {name: ds.dataset(folder / file_of(name), format="parquet") for name in TABLES}
+        self._connection = _connect({name: str((folder / file_of(name)).resolve()) for name in TABLES})
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = True) -> "FeatureDictionary":
+        """Open a feature dictionary and check that it is whole and unchanged.
+
+        Args:
+            folder: A folder that `write_dictionary` wrote.
+            verify: Whether to compare the files' hashes; without, only dictionary.json is checked.
+
+        Raises:
+            FormatError: The folder or a file is missing, damaged, changed, or of a newer version.
+        """
+        path = locate(folder, DESCRIPTION)
+        manifest = read_manifest(path, folder)
+        check_tables(path, folder, manifest, verify)
+        return cls(path, manifest)
+
+    @property
+    def id(self) -> str:
+        """The SHA-256 of what it holds; labels, figures and the SAE's hash are part of it."""
+        return str(self.manifest["id"])
+
+    def __len__(self) -> int:
+        return int(self._datasets["features"].count_rows())
+
+    def __repr__(self) -> str:
+        return f"FeatureDictionary({str(self.folder)!r}, id={self.id[:12]}, features={len(self)})"
+
+    def features(self) -> pa.Table:
+        """Return the table of features, one row each."""
+        return self._datasets["features"].to_table()
+
+    def contexts(self) -> pa.Table:
+        """Return the windows of all features; see `feature` for those of one."""
+        return self._datasets["contexts"].to_table()
+
+    def edges(self) -> pa.Table:
+        """Return the edges between features."""
+        return self._datasets["edges"].to_table()
+
+    def labels(self) -> pa.Table:
+        """Return all labels with their tests, those that did not pass among them."""
+        return self._datasets["labels"].to_table()
+
+    def to_pandas(self, table: str = "features") -> pd.DataFrame:
+        """Return one of the tables as a pandas frame.
+
+        Raises:
+            ConfigError: There is no such table.
+        """
+        if table not in TABLES:
+            raise ConfigError(f"table is {table!r}; there are {', '.join(TABLES)}.{did_you_mean(table, TABLES)}")
+        frame: pd.DataFrame = self._datasets[table].to_table().to_pandas()
+        return frame
+
+    def feature(self, index: int) -> Feature:
+        """Return one feature with its windows, edges and labels. Only their part of the files is read.
+
+        Raises:
+            ConfigError: There is no such feature.
+        """
+        rows = {
+            name: dataset.to_table(filter=ds.field(_KEYS[name]) == index).to_pylist()
+            for name, dataset in self._datasets.items()
+        }
+        if not rows["features"]:
+            raise ConfigError(f"There is no feature {index}; this dictionary has {len(self)} features, from 0.")
+        return Feature(index, rows["features"][0], rows["contexts"], rows["edges"], rows["labels"])
+
+    def search(self, text: str, in_: Iterable[str] = tuple(_PLACES), limit: int = 20) -> pa.Table:
+        """Find features by a text: in their labels, in the tokens they fire on, in the windows around those.
+
+        A feature is listed once, for the best place where the text was found: labels before tokens before contexts,
+        then by tier, then the more frequent first.
+
+        Args:
+            text: What to look for, in any case; every character stands for itself.
+            in_: Which of `labels`, `tokens`, `contexts` to look in.
+            limit: Most features to return.
+
+        Returns:
+            A table (feature, label, tier, frequency, place, found), the best first.
+
+        Raises:
+            ConfigError: The text is empty, or a place is unknown.
+        """
+        wanted = [in_] if isinstance(in_, str) else list(in_)
+        for place in wanted:
+            if place not in _PLACES:
+                raise ConfigError(f"in_ holds {place!r}; write some of {list(_PLACES)}.{did_you_mean(place, _PLACES)}")
+        if not text:
+            raise ConfigError("The text to search for is empty; write at least one character.")
+        results: list[pa.Table] = []
+        seen: list[int] = []
+        # The places one after the other: the windows, by far the most text, are read only where the others fell short.
+        for place in (p for p in _PLACES if p in wanted):
+            if (left := limit - len(seen)) <= 0:
+                break
+            results.append(
+                self._query(
+                    f"SELECT feature, label, tier, frequency, $place AS place, found FROM"
+                    f" (SELECT feature, first(found) AS found FROM ({_PLACES[place]}) GROUP BY feature)"
+                    f" JOIN features USING (feature) WHERE NOT list_contains($seen::INTEGER[], feature)"
+                    f" ORDER BY {_TIER_ORDER}, frequency DESC, feature LIMIT {int(left)}",
+                    {"text": text, "place": place, "seen": seen, "tiers": list(TIERS)},
+                )
+            )
+            seen += results[-1]["feature"].to_pylist()
+        return pa.concat_tables(results) if results else _NOTHING_FOUND.empty_table()
+
+    def filter(
+        self,
+        sql_where: str | None = None,
+        *,
+        order_by: str | None = None,
+        descending: bool = True,
+        limit: int | None = None,
+        **conditions: Any,
+    ) -> pa.Table:
+        """Return the rows of `features` for which all conditions hold.
+
+        Args:
+            sql_where: A condition in SQL over the columns of `features`, e.g. `"len(neurons) > 0"`.
+            order_by: A column; without one, rows come in the order of the features.
+            descending: Whether the largest comes first; nulls come last either way.
+            limit: Most rows to return.
+            **conditions: `column=value`, `column=[values]`, `min_column=value`, `max_column=value`, e.g.
+                `tier="high"`, `min_frequency=1e-4`.
+
+        Raises:
+            ConfigError: There is no such column, or the SQL is wrong.
+        """
+        clauses, values = ([f"({sql_where}\n)"] if sql_where else []), {}
+        for number, (name, value) in enumerate(conditions.items()):
+            bound = next((b for b in ("min_", "max_") if name.startswith(b)), "")
+            column = _column(name.removeprefix(bound), "a condition of filter")
+            sign = {"min_": ">=", "max_": "<=", "": "IS NOT DISTINCT FROM"}[bound]
+            many = not bound and isinstance(value, list | tuple | set | frozenset)
+            values[f"v{number}"] = list(value) if many else value
+            clauses.append(f"list_contains($v{number}, {column})" if many else f"{column} {sign} $v{number}")
+        order = "feature" if order_by is None else f"{_column(order_by, 'order_by')} {_DIRECTION[descending]}, feature"
+        query = f"SELECT * FROM features WHERE {' AND '.join(clauses or ['true'])} ORDER BY {order}"
+        return self._query(query if limit is None else f"{query} LIMIT {int(limit)}", values)
+
+    def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """Answer a SELECT over the tables `features`, `contexts`, `edges` and `labels`. Nothing can be written.
+
+        Args:
+            query: One SELECT statement in DuckDB's SQL; `$name` stands for a parameter.
+            parameters: Values of the parameters.
+
+        Raises:
+            ConfigError: The query is wrong, or is something else than one SELECT.
+        """
+        return self._query(query, dict(parameters or {}))
+
+    def check_belongs_to(self, sae: SparseAutoencoder | str | Path) -> None:
+        """Refuse any SAE but the one that this dictionary was made for.
+
+        Args:
+            sae: The SAE, or the folder of its export.
+
+        Raises:
+            SiteError: It reads or predicts another site, or that of another model.
+            FormatError: It is another SAE of the same site, or its export is damaged.
+        """
+        told = self.manifest["sae"]
+        if isinstance(sae, SparseAutoencoder):
+            name, variant, shown = type(sae).__name__, type(sae).__name__, f"The {type(sae).__name__}"
+            widths = {"read": _sites(sae.widths.read), "predicted": _sites(sae.widths.predicted)}
+        else:
+            description, shown = describe_sae(sae), repr(str(sae))
+            name, variant, widths = str(sae), description["variant"], description["widths"]
+        for part, verb in (("read", "reads"), ("predicted", "predicts")):
+            ours, theirs = _shown(told.get(part, [])), _shown(widths[part])
+            if ours != theirs:
+                raise SiteError(
+                    f"{shown} {verb} {theirs}, but the feature dictionary {self.id[:12]} was made for an SAE that "
+                    f"{verb} {ours}; give that SAE, or build a dictionary for this one: lightsae interpret --sae {name}"
+                )
+        found = tensor_hash(sae) if isinstance(sae, SparseAutoencoder) else description["sha256"]
+        if found != told["sha256"]:
+            raise FormatError(
+                f"{shown} ({variant}, SHA-256 {found[:12]}) is not the SAE that the feature dictionary {self.id[:12]} "
+                f"was made for ({told.get('variant')}, SHA-256 {told['sha256'][:12]}): its labels do not hold there. "
+                f"Give that SAE, or build a dictionary for this one: lightsae interpret --sae {name}"
+            )
+
+    def _query(self, query: str, parameters: dict[str, Any]) -> pa.Table:
+        try:
+            with self._lock:
+                statements = self._connection.extract_statements(query)
+                if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                    raise ConfigError("The query has to be one SELECT statement; the dictionary is read-only.")
+                return self._connection.sql(query, params=parameters).to_arrow_table()
+        except duckdb.Error as error:
+            raise ConfigError(f"The query cannot be answered: {str(error).strip().splitlines()[0]}") from error
+
+
+def _connect(files: Mapping[str, str]) -> Any:
+    """Return a connection that sees the tables alone: no other file, and no variable of the program."""
+    connection = duckdb.connect(":memory:", config={"python_enable_replacements": False})
+    # Brackets take the meaning from the characters that would make a path a pattern.
+    plain = {name: "".join(f"[{c}]" if c in "*?[" else c for c in path) for name, path in files.items()}
+    allowed = ", ".join(_quoted(path) for path in (*files.values(), *plain.values()))
+    connection.execute(f"SET allowed_paths = [{allowed}]")
+    for name, path in plain.items():
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_quoted(path)})")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+_DIRECTION = {True: "DESC NULLS LAST", False: "ASC NULLS LAST"}
+_NOTHING_FOUND = pa.schema(
+    [
+        *(TABLES["features"].field(name) for name in ("feature", "label", "tier", "frequency")),
+        ("place", pa.string()),
+        ("found", pa.string()),
+    ]
+)
+
+
+def _column(name: str, where: str) -> str:
+    names = TABLES["features"].names
+    if name not in names:
+        raise ConfigError(f"{where} names the column {name!r}, which 'features' lacks.{did_you_mean(name, names)}")
+    return f'"{name}"'
+
+
+def _sites(widths: Mapping[SiteRef, int]) -> list[dict[str, Any]]:
+    return [{"model": ref.model, "site": ref.site, "width": width} for ref, width in widths.items()]
+
+
+def _shown(sites: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{SiteRef(s['model'], s['site'])} (width {s['width']})" for s in sites)

@@ -1,0 +1,83 @@
+"""Keeps the answers of language models by the content of the question, so that a rerun costs nothing.
+
+One SQLite file. An answer is on the disk before it is used: a pass that is killed at any time goes on from there.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightsae.analysis.labels.llm.endpoint import Answer
+from lightsae.errors import ConfigError, FormatError
+from lightsae.formats.files import explain_os_errors
+
+# Goes up when the same question may no longer be answered from what an older version kept.
+VERSION = 1
+
+
+class AnswerCache:
+    """Answers by question. Use as a context manager, or `close` it.
+
+    Args:
+        path: The file; made where it does not exist, with its folder.
+
+    Raises:
+        FormatError: The file is something else.
+        ConfigError: It cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with explain_os_errors(path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+        except sqlite3.OperationalError as error:
+            raise ConfigError(f"Cannot write {str(path)!r}: {error}; choose another file for the answers.") from error
+        try:
+            # Each statement is a transaction. WAL: another process may read and write meanwhile.
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS answers "
+                "(key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER)"
+            )
+        except sqlite3.OperationalError as error:
+            self._connection.close()
+            raise ConfigError(f"Cannot write {str(path)!r}: {error}; choose another file for the answers.") from error
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise FormatError(f"{str(path)!r} is no file of answers ({error}); name another one.") from error
+
+    def get(self, key: str) -> Answer | None:
+        """Return what was answered, or None. Its tokens are those that it cost when it was asked."""
+        row = self._connection.execute(
+            "SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", (key,)
+        ).fetchone()
+        return Answer(*row) if row else None
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Keep an answer."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+            (key, answer.text, answer.prompt_tokens, answer.completion_tokens),
+        )
+
+    def __len__(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> "AnswerCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def question_key(judge: str, messages: Sequence[Mapping[str, str]], max_tokens: int) -> str:
+    """Return the hash that a question to a judge (its `identity`) is kept under."""
+    told = json.dumps([VERSION, judge, [dict(m) for m in messages], max_tokens], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""The three tests that a judge gives a label, with nothing but the label and windows of text to go by.
+
+    detection       which windows hold a firing token?             all windows mixed, unmarked
+    fuzzing         which windows have the firing tokens marked?   every positive twice, once with misplaced marks
+    discrimination  which window is this feature's?                one positive among windows of similar features
+
+Windows are shuffled, so that neither their number nor their place tells anything. Source: arXiv:2410.13928.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lightsae.analysis.labels.llm.examples import Example
+from lightsae.analysis.labels.llm.prompts import (
+    DETECTION,
+    DISCRIMINATION,
+    FUZZING,
+    Prompt,
+    judge_messages,
+    marked,
+    misplaced,
+    parse_choice,
+    parse_matches,
+    plain,
+)
+from lightsae.analysis.labels.llm.questions import Questions
+from lightsae.analysis.labels.scoring import Scores, discrimination_scores
+
+# Windows of similar features beside the right one, and how often a choice is asked for.
+OTHERS, TRIALS = 3, 10
+Value = TypeVar("Value")
+
+
+async def detect(
+    questions: Questions,
+    label: str,
+    positives: Sequence[Example],
+    negatives: Mapping[str, Sequence[Example]],
+    seed: int,
+    batch: int,
+) -> dict[str, Scores]:
+    """Return the scores of detection against each kind of negatives; a kind without windows is left out.
+
+    The verdicts on the positives are the same in all of them.
+    """
+    windows = [*positives, *(example for kind in negatives for example in negatives[kind])]
+    kinds = ["positive"] * len(positives) + [kind for kind in negatives for _ in negatives[kind]]
+    order = np.random.default_rng(seed).permutation(len(windows)).tolist()
+    said = await _verdicts(questions, DETECTION, label, [plain(windows[i]) for i in order], batch)
+    verdicts = dict(zip(order, said, strict=True))
+    found = {}
+    for kind in negatives:
+        if positives and negatives[kind]:
+            chosen = [i for i in range(len(windows)) if kinds[i] in ("positive", kind)]
+            found[kind] = Scores.of([kinds[i] == "positive" for i in chosen], [verdicts[i] for i in chosen])
+    return found
+
+
+async def fuzz(questions: Questions, label: str, positives: Sequence[Example], seed: int, batch: int) -> Scores | None:
+    """Return the scores of fuzzing; None where in no window the marks can be misplaced.
+
+    A window's two versions never stand in one question: side by side, they would betray each other.
+    """
+    draw = np.random.default_rng(seed)
+    pairs = [(marked(e), marked(e, wrong)) for e in positives if (wrong := misplaced(e, draw)) is not None]
+    rounds: list[list[tuple[bool, str]]] = [[], []]
+    for number, (right, wrong_text) in enumerate(pairs):
+        rounds[number % 2].append((True, right))
+        rounds[1 - number % 2].append((False, wrong_text))
+    scores = Scores(0, 0, 0, 0)
+    for windows in rounds:
+        mixed = [windows[i] for i in draw.permutation(len(windows)).tolist()]
+        verdicts = await _verdicts(questions, FUZZING, label, [text for _, text in mixed], batch)
+        scores += Scores.of([truth for truth, _ in mixed], verdicts)
+    return scores if pairs else None
+
+
+async def discriminate(
+    questions: Questions, label: str, positives: Sequence[Example], near: Sequence[Example], seed: int
+) -> Scores | None:
+    """Return the scores of discrimination; None where there are too few windows of similar features.
+
+    Of the strata of the positives, as many as there are trials are taken, evenly.
+    """
+    if len(near) < OTHERS or not positives:
+        return None
+    draw = np.random.default_rng(seed)
+    chosen = np.linspace(0, len(positives) - 1, min(TRIALS, len(positives))).round().astype(int).tolist()
+    asked, answers = [], []
+    for i in chosen:
+        excerpts = [plain(near[j]) for j in draw.choice(len(near), OTHERS, replace=False).tolist()]
+        answers.append(int(draw.integers(OTHERS + 1)))
+        excerpts.insert(answers[-1], plain(positives[i]))
+        messages = judge_messages(DISCRIMINATION, label, excerpts)
+        asked.append(questions.ask(DISCRIMINATION, messages, partial(parse_choice, count=OTHERS + 1)))
+    return discrimination_scores(await _all(asked), answers, OTHERS + 1)
+
+
+async def _verdicts(
+    questions: Questions, prompt: Prompt, label: str, excerpts: Sequence[str], batch: int
+) -> list[bool | None]:
+    """Return a verdict on each excerpt; None for all of a question without a usable answer."""
+
+    async def ask(part: Sequence[str]) -> list[bool | None]:
+        said = await questions.ask(prompt, judge_messages(prompt, label, part), partial(parse_matches, count=len(part)))
+        return list(said) if said is not None else [None] * len(part)
+
+    parts = [excerpts[i : i + batch] for i in range(0, len(excerpts), batch)]
+    return [verdict for said in await _all(map(ask, parts)) for verdict in said]
+
+
+async def _all(questions: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
+    """Wait for all of them, also where one cannot be asked: what is under way is paid, and has to reach the cache."""
+    done = await asyncio.gather(*questions, return_exceptions=True)
+    for result in done:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in done if not isinstance(result, BaseException)]

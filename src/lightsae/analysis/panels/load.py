@@ -1,0 +1,60 @@
+"""What `steer` and `panel` load: the model, the SAE, the feature dictionary that belongs to it."""
+
+from pathlib import Path
+
+from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.analysis.panels.arms import Steered
+from lightsae.analysis.reading.compatibility import choose_site
+from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.steering.steer import mean_norm_of
+from lightsae.errors import ConfigError
+from lightsae.formats.files import find_folder, shown
+from lightsae.formats.native import describe_sae
+from lightsae.lm.passes import Positions
+
+
+def load_steered(
+    sae: str,
+    dictionary: str | None,
+    text: TextSettings,
+    *,
+    positions: Positions = "all",
+    skip_first: int = 1,
+    required: bool = False,
+) -> tuple[Steered, Origin]:
+    """Load a model to be steered.
+
+    Args:
+        sae: Folder of the SAE's export.
+        dictionary: Folder of its feature dictionary; None: `dictionary` beside the SAE's folder, where there is one.
+        text: What differs from the training.
+        positions: Which tokens are steered.
+        skip_first: With `all`, how many first positions are left alone.
+        required: Whether nothing can be done without a feature dictionary.
+
+    Raises:
+        ConfigError: A feature dictionary is needed, and there is none.
+        FormatError: A folder is damaged, or the dictionary belongs to another SAE.
+    """
+    folder = dictionary or _beside(sae)
+    if folder is None and required:
+        raise ConfigError(
+            f"dictionary is missing, and there is none beside {sae!r}; make one: lightsae interpret --sae {sae} "
+            f"--out {shown(Path(sae).parent / 'dictionary')}"
+        )
+    found = None if folder is None else FeatureDictionary.open(folder)
+    if found is not None:
+        found.check_belongs_to(sae)
+    origin = Origin.load(sae, text)
+    norm = None
+    if len(origin.sae.widths.predicted) == 1:
+        # Where no feature dictionary says it, what the SAE was trained with does.
+        norm = mean_norm_of(found, origin.sae, choose_site(origin.sae, None), describe_sae(sae)["provenance"])
+    other = text.model is not None
+    steered = Steered(origin.main_model, origin.sae, found, positions, skip_first, any_model=other, mean_norm=norm)
+    return steered, origin
+
+
+def _beside(sae: str) -> str | None:
+    beside = Path(sae).parent / "dictionary"
+    return str(beside) if find_folder(beside) and (beside / "dictionary.json").is_file() else None

@@ -1,0 +1,294 @@
+"""Doses of one feature's steering, measured beside what could explain them away.
+
+The dose is chosen on the prompts with even numbers and reported on the others. At the chosen dose all arms are
+measured; curves hold the arms that a sweep asks for, on the reporting prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Steered
+from lightsae.analysis.panels.concepts import Concept
+from lightsae.analysis.panels.measures import EFFECTS, Meter, Values, interval, shift
+from lightsae.analysis.steering.interventions import Add, Clamp, Intervention, MinClamp, Unit
+from lightsae.errors import ConfigError, did_you_mean
+from lightsae.lm.generate import Samples, Sampling, encode_prompts
+from lightsae.metrics.intervals import Interval
+from lightsae.progress import Progress, Silence
+
+SILENCE = Silence()
+KINDS: dict[str, type[Add] | type[Clamp] | type[MinClamp]] = {"add": Add, "clamp": Clamp, "min-clamp": MinClamp}
+_CONTEXT, _LABEL, _PROMPT = "{context}", "{label}", "{prompt}"
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How doses are tried.
+
+    Attributes:
+        doses: Strengths, in `unit`.
+        unit: norm: mean activation norms of the site; max: the feature's largest activation; latent: latent units.
+        kind: add, clamp or min-clamp.
+        choose_by: The effect that the chosen dose is to make largest: concept, fires, activation, follows or target.
+        max_perplexity_ratio: Doses that make the steered text's perplexity for the untouched model larger than this
+            many times the unsteered one's are not chosen.
+        prompt_template: What the arm that prompts says; {context} is a text on which the feature fires, {label} its
+            label, {prompt} the prompt.
+        samples: Texts a prompt.
+        seed: Of draws and random directions.
+        sampling: Temperature, top-p, lengths.
+        rows_at_once: Texts in one pass.
+    """
+
+    doses: Sequence[float] = (0.125, 0.25, 0.5)
+    unit: Unit = "norm"
+    kind: str = "add"
+    choose_by: str = "target"
+    max_perplexity_ratio: float = 3.0
+    prompt_template: str = "{context}\n{prompt}"
+    samples: int = 1
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    rows_at_once: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.doses or 0 in self.doses:
+            raise ConfigError(
+                f"doses is {list(self.doses)}; write some strengths other than 0, which is measured anyway."
+            )
+        if self.kind not in KINDS:
+            raise ConfigError(
+                f"kind is {self.kind!r}; write one of {', '.join(KINDS)}.{did_you_mean(self.kind, KINDS)}"
+            )
+        if self.choose_by not in EFFECTS:
+            raise ConfigError(
+                f"choose_by is {self.choose_by!r}; write one of {', '.join(EFFECTS)}."
+                f"{did_you_mean(self.choose_by, EFFECTS)}"
+            )
+        if not self.max_perplexity_ratio >= 1:
+            raise ConfigError(f"max_perplexity_ratio is {self.max_perplexity_ratio}; write 1 or more.")
+        if _PROMPT not in self.prompt_template:
+            raise ConfigError(f"prompt_template is {self.prompt_template!r}; it has to hold {_PROMPT}.")
+        for dose in self.doses:
+            self.intervention(0, dose)
+
+    def intervention(self, feature: int, dose: float) -> Intervention:
+        """Return what a dose is."""
+        return KINDS[self.kind](feature, dose, self.unit)
+
+
+def chosen_by(settings: SweepSettings, plain: Values) -> str:
+    """Return the effect that a dose is chosen by, among those that are measured."""
+    # Without a rule that passed, or without a token that follows, the dictionary's own latent is asked.
+    return settings.choose_by if settings.choose_by in plain else "fires"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One arm at one dose, on the reporting prompts.
+
+    Attributes:
+        arm: Which.
+        dose: In the sweep's unit; 0 for no steering and for the prompt.
+        values: By measure, one a prompt.
+        samples: Its texts.
+    """
+
+    arm: str
+    dose: float
+    values: Values
+    samples: Samples
+
+    def interval(self, measure: str) -> Interval | None:
+        """Return the mean over prompts with its interval; None where the measure is not known."""
+        return interval(measure, self.values[measure]) if measure in self.values else None
+
+    def shift(self, measure: str, plain: "Measured") -> Interval | None:
+        """Return what a measure gained over no steering, prompt by prompt; see `measures.shift`."""
+        return shift(measure, self.values[measure], plain.values[measure]) if measure in self.values else None
+
+    def report(self, plain: "Measured") -> dict[str, Any]:
+        """Return it as JSON values, without the texts."""
+        return {
+            "arm": self.arm,
+            "dose": self.dose,
+            "measures": {name: interval(name, values).report() for name, values in self.values.items()},
+            "shifts": {name: shift(name, v, plain.values[name]).report() for name, v in self.values.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One feature, swept.
+
+    Attributes:
+        concept: What the feature stands for.
+        settings: How.
+        chosen: The chosen dose; None where every dose cost more than allowed.
+        taken: The dose that was reported: the chosen one, or the smallest.
+        choosing: By dose, the effect and the perplexity ratio on the choosing prompts.
+        measured: Arms and doses on the reporting prompts.
+        prompts: The reporting prompts.
+        written: What `Steering.report` says of the taken dose: units, norms, site.
+    """
+
+    concept: Concept
+    settings: SweepSettings
+    chosen: float | None
+    taken: float
+    choosing: Mapping[float, tuple[float, float]]
+    measured: list[Measured]
+    prompts: list[str]
+    written: dict[str, Any]
+
+    @property
+    def plain(self) -> Measured:
+        """No steering."""
+        return self.measured[0]
+
+    @property
+    def chosen_by(self) -> str:
+        """The effect that the dose was chosen by."""
+        return chosen_by(self.settings, self.plain.values)
+
+    def shift(self, arm: str, measure: str) -> Interval | None:
+        """Return what an arm gains over no steering at the dose that was taken; None where that is not known."""
+        found = self.at(arm)
+        return None if found is None else found.shift(measure, self.plain)
+
+    def at(self, arm: str, dose: float | None = None) -> Measured | None:
+        """Return an arm's figures at a dose, the taken one unless said."""
+        wanted = 0.0 if arm in (NONE, PROMPT) else self.taken if dose is None else dose
+        return next((one for one in self.measured if one.arm == arm and one.dose == wanted), None)
+
+    def report(self) -> dict[str, Any]:
+        """Return everything but the texts, as JSON values."""
+        return {
+            **self.concept.report(),
+            "kind": self.settings.kind,
+            "unit": self.settings.unit,
+            "chosen_dose": self.chosen,
+            "reported_dose": self.taken,
+            "chosen_by": self.chosen_by,
+            "choosing": [
+                {"dose": dose, "effect": effect, "perplexity_ratio": ratio}
+                for dose, (effect, ratio) in self.choosing.items()
+            ],
+            "steering": self.written,
+            "arms": [one.report(self.plain) for one in self.measured],
+        }
+
+
+class Sweeper:
+    """Sweeps features of one dictionary over the same prompts.
+
+    Args:
+        steered: The model and its dictionaries.
+        vocabulary: (V,) what each token says.
+        prompts: Two or more, so that each half has one.
+        settings: Doses and draws.
+    """
+
+    def __init__(
+        self, steered: Steered, vocabulary: Sequence[str], prompts: Sequence[str], settings: SweepSettings
+    ) -> None:
+        if len(prompts) < 2:
+            raise ConfigError(
+                f"there is {len(prompts)} prompt; a sweep chooses the dose on one half of the prompts and reports on "
+                "the other: write two or more."
+            )
+        self.steered, self.settings = steered, settings
+        self.prompts = list(prompts[1::2])
+        ids = encode_prompts(steered.model, prompts)
+        meter = partial(
+            Meter,
+            steered,
+            vocabulary,
+            samples=settings.samples,
+            sampling=settings.sampling,
+            rows_at_once=settings.rows_at_once,
+        )
+        self._choosing = meter(ids[::2], seed=settings.seed)
+        self._reporting = meter(ids[1::2], seed=settings.seed + 1)
+
+    def sweep(
+        self,
+        feature: int,
+        *,
+        curves: Sequence[str] = (),
+        arms: Sequence[str] = (RANDOM, SHUFFLED, PROMPT),
+        progress: Progress = SILENCE,
+    ) -> Sweep:
+        """Choose a feature's dose and measure it.
+
+        Args:
+            feature: Which.
+            curves: Arms that are measured at every dose.
+            arms: Arms that are measured beside the feature at the dose that is taken.
+            progress: Told of every measurement.
+
+        Raises:
+            ConfigError: There is no such feature.
+        """
+        settings, concept = self.settings, self.steered.concept(feature)
+        if self.steered.dictionary is None:
+            arms = [arm for arm in arms if arm != PROMPT]  # there is no text of it to prompt with
+        doses = sorted(settings.doses)
+        at = {arm: list(dict.fromkeys(doses)) for arm in curves}
+        total = len(doses) + 1 + sum(map(len, at.values())) + len([arm for arm in (FEATURE, *arms) if arm not in at])
+        with progress.stage(f"feature {feature}", total) as done:
+            count = 0
+
+            def step() -> None:
+                nonlocal count
+                count += 1
+                done(count)
+
+            choosing = self._try(concept, doses, step)
+            allowed = [dose for dose in doses if choosing[dose][1] <= settings.max_perplexity_ratio]
+            chosen = max(allowed, key=lambda dose: choosing[dose][0], default=None)
+            taken = min(doses, key=abs) if chosen is None else chosen
+            measured = [self._measure(NONE, 0.0, concept)]
+            step()
+            for arm in dict.fromkeys((FEATURE, *arms, *curves)):
+                for dose in at.get(arm, [0.0 if arm == PROMPT else taken]):
+                    measured.append(self._measure(arm, dose, concept))
+                    step()
+        with self.steered.by([settings.intervention(feature, taken)]) as steering:
+            written = steering.report()
+        return Sweep(concept, settings, chosen, taken, choosing, measured, self.prompts, written)
+
+    def _try(self, concept: Concept, doses: Sequence[float], step: Any) -> dict[float, tuple[float, float]]:
+        """Return, by dose, the effect over no steering and the perplexity's ratio, on the choosing prompts."""
+        plain, _ = self._choosing.measure((), concept)
+        by = chosen_by(self.settings, plain)
+        found = {}
+        for dose in doses:
+            values, _ = self._choosing.measure([self.settings.intervention(concept.feature, dose)], concept)
+            effect = float((values[by] - plain[by]).mean())
+            found[dose] = (effect, shift("ppl_untouched", values["ppl_untouched"], plain["ppl_untouched"]).mean)
+            step()
+        return found
+
+    def _measure(self, arm: str, dose: float, concept: Concept) -> Measured:
+        prompts = self._prompted(concept) if arm == PROMPT else None
+        given = [] if arm in (NONE, PROMPT) else [self.settings.intervention(concept.feature, dose)]
+        interventions = self.steered.arm(arm, given, self.settings.seed)
+        values, samples = self._reporting.measure(interventions, concept, prompts)
+        return Measured(arm, dose, values, samples)
+
+    def _prompted(self, concept: Concept) -> list[list[int]]:
+        """Return the prompts of the arm that asks for the concept in words."""
+        assert self.steered.dictionary is not None
+        windows = self.steered.dictionary.feature(concept.feature).contexts
+        top = [one for one in windows if one["kind"] == "top"]
+        context = "".join(top[0]["texts"]) if top else ""
+        made = [
+            self.settings.prompt_template.replace(_CONTEXT, context)
+            .replace(_LABEL, concept.label or "")
+            .replace(_PROMPT, prompt)
+            for prompt in self.prompts
+        ]
+        return encode_prompts(self.steered.model, made)

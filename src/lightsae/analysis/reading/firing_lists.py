@@ -1,0 +1,105 @@
+"""For each feature, the tokens of a text on which it fires: above a share of its maximum.
+
+Axes: F features, T tokens of the text (rows * S), N firings.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.analysis.reading.features import FeatureSource
+
+# «Fires», where labels are learned and tested, means above this share of the feature's maximum.
+FIRES_ABOVE = 0.1
+# Firings that are kept of a population. Raw neurons fire so often that a part of the text tells all.
+_MOST_FIRINGS = 40_000_000
+
+
+@dataclass(frozen=True)
+class FiringLists:
+    """Which tokens of a text each feature fires on.
+
+    Attributes:
+        tokens: (N,) flat token indices, by feature, ascending within each.
+        starts: (F + 1,) where each feature's begin.
+        counted: (T,) which tokens count; the others fire for no feature.
+        heard: Tokens, from the first on, whose firings are here: all, unless there were too many to keep.
+        values: (N,) activations; None where they were not asked for.
+    """
+
+    tokens: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    counted: NDArray[np.bool_]
+    heard: int
+    values: NDArray[np.float32] | None = None
+
+    def __getitem__(self, feature: int) -> NDArray[np.int32]:
+        return self.tokens[self.starts[feature] : self.starts[feature + 1]]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def read(self) -> float:
+        """Share of the text whose firings are here."""
+        return self.heard / len(self.counted) if len(self.counted) else 1.0
+
+    @property
+    def fires(self) -> NDArray[np.int64]:
+        """(F,) tokens on which each feature fires."""
+        fires: NDArray[np.int64] = np.diff(self.starts)
+        return fires
+
+
+class FiringCollector:
+    """Gathers the firing lists of a text, batch by batch: 8 bytes a firing, 12 with values.
+
+    Args:
+        source: The features.
+        maximum: (F,) each feature's maximum, as it was found on other text.
+        keep_values: Keep the activations too.
+    """
+
+    def __init__(self, source: FeatureSource, maximum: NDArray[np.float32], *, keep_values: bool = False) -> None:
+        self.source, self.keep_values = source, keep_values
+        self.least = torch.from_numpy(FIRES_ABOVE * maximum)
+        self._tokens: list[NDArray[np.int32]] = []
+        self._features: list[NDArray[np.int32]] = []
+        self._values: list[NDArray[np.float32]] = []
+        self._counted: list[NDArray[np.bool_]] = []
+        self._read = self._kept = self._listened = 0
+
+    @torch.no_grad()
+    def update(self, batch: ActivationBatch, counted: NDArray[np.bool_]) -> None:
+        self._counted.append(counted.ravel())
+        start, self._read = self._read, self._read + counted.size
+        if self._kept > _MOST_FIRINGS:
+            return
+        self.least = self.least.to(next(iter(batch.activations.values())).device)
+        found = self.source.above(batch.activations, self.least)
+        tokens, features, values = (part.cpu().numpy() for part in found)
+        here = counted.ravel()[tokens]
+        self._tokens.append((tokens[here] + start).astype(np.int32))
+        self._features.append(features[here].astype(np.int32))
+        if self.keep_values:
+            self._values.append(values[here].astype(np.float32))
+        self._kept += int(here.sum())
+        self._listened = self._read
+
+    def lists(self) -> FiringLists:
+        """Return what was gathered, by feature."""
+        features = _joined(self._features, np.int32)
+        order = np.argsort(features, kind="stable")
+        starts = np.searchsorted(features[order], np.arange(self.source.n_features + 1))
+        counted = _joined(self._counted, np.bool_)
+        values = _joined(self._values, np.float32)[order] if self.keep_values else None
+        return FiringLists(_joined(self._tokens, np.int32)[order], starts, counted, self._listened, values)
+
+
+def _joined(parts: Iterable[NDArray], dtype: type) -> NDArray:  # type: ignore[type-arg]
+    parts = list(parts)
+    return np.concatenate(parts) if parts else np.empty(0, dtype)

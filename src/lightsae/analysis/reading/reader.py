@@ -1,0 +1,51 @@
+"""Token rows to activations, with the tokens that count: the reading that training did, on other text.
+
+Axes: rows, S tokens in a row, D width of a site.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.fills import Reading, read_rows
+from lightsae.activations.stream import check_finite
+from lightsae.activations.timing import Timings
+from lightsae.analysis.reading.text import Rows
+from lightsae.lm import LanguageModel
+from lightsae.sae import SiteRef
+
+
+@dataclass
+class ActivationReader:
+    """Runs rows through the language models that a dictionary reads.
+
+    Attributes:
+        models: By name; the first one brings the tokenizer.
+        reading: Sites, dtype, rows of a forward pass.
+        timings: Where the forward passes are counted.
+    """
+
+    models: Mapping[str, LanguageModel]
+    reading: Reading
+    timings: Timings
+
+    def __post_init__(self) -> None:
+        self._buffers: dict[SiteRef, Tensor] = {}
+
+    def batches(self, rows: Rows, start: int = 0) -> Iterator[tuple[ActivationBatch, NDArray[np.bool_]]]:
+        """Yield activations of whole rows, from row `start` on, and which of their tokens count.
+
+        Left out are attention sinks at the sites read, special tokens, and the positions that training skipped.
+        """
+        for part in rows.batches(self.reading.rows_at_once, start):
+            batch = read_rows(
+                self.models, part.tokens, part.documents, part.numbers, self.reading, self._buffers, self.timings
+            )
+            check_finite(batch, "of the text")
+            left_out = batch.sinks_at(self.reading.sites) | batch.special
+            left_out |= batch.positions < self.reading.skip_positions
+            yield batch, ~left_out.reshape(part.tokens.shape).cpu().numpy()

@@ -1,0 +1,46 @@
+"""`lightsae sites MODEL`: where activations can be read."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lightsae.errors import ConfigError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. Write: lightsae sites MODEL")
+
+
+def run_sites(args: Sequence[str]) -> int:
+    """Print every portable site of a model with its width and the module behind it."""
+    parser = _Parser(
+        prog="lightsae sites",
+        usage="lightsae sites MODEL [OPTIONS]",
+        description="List the sites of a language model: the name that --data.site takes, the width, and the module "
+        "behind it. Any other module works too: its path with .input or .output appended.",
+        epilog="Example: lightsae sites openai-community/gpt2",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a Hub name, a local folder, or `builtin`")
+    parser.add_argument("--revision", metavar="TEXT", help="revision of a Hub model: a branch, tag or commit")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that a Hub model brings along")
+    given = parser.parse_args(args)
+    # Here and not above: --help answers before PyTorch is imported.
+    from rich.console import Console
+    from rich.table import Table
+
+    from lightsae.lm import describe
+
+    model = describe(
+        given.model, revision=given.revision, trust_remote_code=given.trust_remote_code, key="the model's name"
+    )
+    sites = model.sites()
+    table = Table("site", "width", "module", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for site in sites:
+        table.add_row(site.name, str(site.width), f"{site.path}.{site.side}")
+    console = Console()
+    console.print(table if sites else "No portable names are known for this architecture: use module paths.")
+    console.print(f"{model.n_layers} layers; rows of at most {model.max_context or 'any number of'} tokens")
+    return 0

@@ -1,0 +1,102 @@
+"""What the commands beside `fit` and `validate` share: a parser that words mistakes, and progress bars."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lightsae.cli.settings.help import HelpFormatter
+from lightsae.cli.settings.wording import in_short
+from lightsae.errors import ConfigError, FormatError
+from lightsae.formats.files import find_folder
+
+T = TypeVar("T")
+
+
+class CommandParser(ArgumentParser):
+    """The parser of one command: options, a YAML file, examples; a mistake is one short message.
+
+    Args:
+        name: The command.
+        usage: What stands after it.
+        description: What it does.
+        examples: Lines to copy.
+        keys: Its settings, for near names; those added later need not be named.
+    """
+
+    def __init__(self, name: str, usage: str, description: str, examples: Sequence[str]) -> None:
+        super().__init__(
+            prog=f"lightsae {name}",
+            usage=f"lightsae {name} {usage}",
+            description=description,
+            epilog="\n".join(["Examples:", "", *(f"  {line}" for line in examples)]),
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.command, self.usage_line = name, usage
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "required" in message:
+            missing = message.rpartition(":")[2].strip() or message
+            raise ConfigError(f"{missing} is missing. Write: lightsae {self.command} {self.usage_line}") from None
+        keys = [action.dest for action in self._actions]
+        raise ConfigError(in_short(message, keys, {})) from None
+
+
+def settings_from(kind: type[T], given: Any) -> T:
+    """Return the settings of a dataclass, and of those inside it, that a parser read by `add_class_arguments`."""
+    hints = get_type_hints(kind)
+    values = {}
+    for one in fields(kind):  # type: ignore[arg-type]
+        value = given[one.name]
+        inner = hints[one.name]
+        values[one.name] = settings_from(inner, value) if _unread(inner, value) else value
+    return kind(**values)
+
+
+def check_folder(out: Path, mark: str) -> None:
+    """Raise where a folder to be written holds something else than an earlier result, before any work is done.
+
+    Args:
+        out: The folder, which need not be there.
+        mark: The file by which an earlier result is known.
+
+    Raises:
+        ConfigError: It is a file.
+        FormatError: It holds other files.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out is {str(out)!r}, which is a file; name a folder.")
+    if out.is_dir() and os.listdir(out) and find_folder(out) and not (out / mark).is_file():
+        raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
+
+
+def _unread(kind: Any, value: Any) -> bool:
+    return isinstance(kind, type) and is_dataclass(kind) and not is_dataclass(value)
+
+
+class Bars:
+    """Progress bars on a terminal, and a line a stage elsewhere; what was done stays readable above."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """See `analysis.progress.Progress`."""
+        if not self.console.is_terminal:
+            print(name, file=sys.stderr, flush=True)
+            yield lambda done: None
+            return
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
+            task = bar.add_task(name, total=total)
+            yield lambda done: bar.update(task, completed=done)
+            bar.update(task, completed=total)

@@ -1,0 +1,116 @@
+"""How a run ends that cannot go on: nothing half-made is left behind, and the user learns what is kept."""
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightsae.callbacks import Interrupted
+from lightsae.errors import ConfigError, LightsaeError
+from lightsae.formats.files import explain_os_errors, shown
+
+
+@contextmanager
+def explain_trainer() -> Iterator[None]:
+    """Turn what Lightning says of a setting of the Trainer that it cannot use into a ConfigError of one line.
+
+    Raises:
+        ConfigError: Lightning refused a setting.
+    """
+    try:
+        yield
+    except LightsaeError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"trainer: {_line(error)}") from error
+
+
+@contextmanager
+def explain_classes(keys: Mapping[str, type]) -> Iterator[None]:
+    """Find out what a class had against its settings, which jsonargparse may wrap into a list of what it tried.
+
+    Args:
+        keys: The classes whose settings have a section of their own, by the section's name. A class names itself.
+
+    Raises:
+        LightsaeError: A class refused a setting.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, LightsaeError | MisconfigurationException):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        message = _line(cause)
+        for key, kind in keys.items():
+            message = re.sub(rf"^{kind.__name__}(\.|'s )", f"{key}.", message)
+        raise (type(cause) if isinstance(cause, LightsaeError) else ConfigError)(message) from error
+
+
+@contextmanager
+def tidy_end(trainer: Trainer) -> Iterator[None]:
+    """Run a command; where a mistake of the user ends it, add what is kept, and remove a folder with nothing in it.
+
+    Raises:
+        LightsaeError: What ended the run, with the step and the checkpoint that is kept.
+        Interrupted: Ctrl-C or SIGTERM ended it.
+    """
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    is_new = not folder.exists()
+    try:
+        with explain_full_disk(folder):
+            yield
+    except SystemExit as end:
+        # Lightning ends the process with 1 here, whatever the signal was.
+        if not isinstance(end.__context__, Interrupted):
+            raise
+        stop = Interrupted(end.__context__.signal_number)
+        stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last")
+        raise stop from None
+    except (LightsaeError, MisconfigurationException) as error:
+        kind = type(error) if isinstance(error, LightsaeError) else ConfigError
+        if trainer.global_step > 0:
+            raise kind(f"{_line(error)} {_what_is_kept(trainer, folder)}") from error
+        if is_new and trainer.is_global_zero:
+            _remove_run(trainer, folder)
+        raise kind(_line(error)) from error
+
+
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn a failure to write that nobody nearer has explained into a ConfigError that names the folder."""
+    try:
+        yield
+    except OSError:
+        with explain_os_errors(folder):
+            raise
+
+
+def _what_is_kept(trainer: Trainer, folder: Path) -> str:
+    stopped = f"Stopped after step {trainer.global_step}"
+    last = folder / "checkpoints" / "last.ckpt"
+    return f"{stopped}; {shown(last)} is kept." if last.is_file() else f"{stopped}, before the first checkpoint."
+
+
+def _remove_run(trainer: Trainer, folder: Path) -> None:
+    """Remove the folder of a run that has trained nothing, and those above it that are empty now."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    root = Path(trainer.default_root_dir).absolute()
+    for above in folder.absolute().parents:
+        if above == root or not above.is_relative_to(root) or not above.is_dir() or any(above.iterdir()):
+            break
+        above.rmdir()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,137 @@
+"""What is printed and written when a run has ended: the figures, and where to look next."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lightsae.activations.datamodule import ActivationDataModule
+from lightsae.formats.files import shown, write_atomically
+from lightsae.formats.native import tensor_hash
+from lightsae.training.module import SAEModule
+
+# The figures of the table, in its order; all of them are in TensorBoard and in validation.json.
+_MEANINGS = {
+    "val/fve": "fraction of variance explained",
+    "val/fve_no_sinks": "the same without attention sinks",
+    "val/l0": "latents that fire on a token",
+    "val/l0_in_training": "the same, chosen as in training",
+    "val/dead_fraction": "latents that never fire",
+    "val/dense_fraction": "latents firing on over 10% of tokens",
+    "val/relative_reconstruction_bias": "1 is unbiased, below 1 shrunk",
+    "val/ce_recovered": "of what zero ablation costs",
+    "val/ce_recovered_mean": "of what mean ablation costs",
+    "val/kl": "nats a token, spliced against clean",
+    "val/share_shared": "of the living latents, shared by all sites",
+    "val/truth/recovered": "true features found (cosine > 0.9)",
+    "val/truth/mcc": "mean cosine with the matched features",
+    "val/truth/f1": "latents as detectors of those features",
+    "val/tokens": "held-out tokens",
+}
+# The columns of the table where there are several dictionaries, and how their figures are written.
+_COLUMNS = {
+    "fve": ".4f",
+    "fve_no_sinks": ".4f",
+    "l0": ".1f",
+    "l0_in_training": ".1f",
+    "dead_fraction": ".1%",
+    "ce_recovered": ".4f",
+    "kl": ".4f",
+    "truth/recovered": ".3f",
+    "truth/mcc": ".3f",
+    "truth/f1": ".3f",
+}
+_HEADERS = {
+    "fve_no_sinks": "fve\nno sinks",
+    "l0_in_training": "l0 in\ntraining",
+    "dead_fraction": "dead",
+    "ce_recovered": "ce\nrecovered",
+    "truth/recovered": "truth\nfound",
+    "truth/mcc": "truth\nmcc",
+    "truth/f1": "truth\nf1",
+}
+# Where the output is no terminal.
+WIDTH = 100
+
+
+def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
+    """Print the validation figures; `validate` writes them to validation.json in its run folder, too."""
+    # Asked for on every rank: Lightning broadcasts the answer.
+    log_dir, module = trainer.log_dir, trainer.lightning_module
+    assert isinstance(module, SAEModule)
+    folder = Path(log_dir) if log_dir else None
+    figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/" in key}
+    if not trainer.is_global_zero:
+        return
+    if command == "validate" and folder is not None:
+        document = {
+            "figures": figures,
+            "checkpoint": shown(trainer.ckpt_path or ""),
+            "data": data.describe(),
+            # As sae.json has them: figures can be told apart from those of another step of the same run.
+            "sha256": {name: tensor_hash(sae) for name, sae in module.each_sae().items()},
+        }
+        with write_atomically(folder / "validation.json") as partial:
+            partial.write_text(json.dumps(document, indent=2) + "\n")
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    names = list(module.dictionaries)
+    if figures and len(names) > 1:
+        by_name = {name: _own(figures, module.tag(name, "val/")) for name in names}
+        console.print(_table_of_several(by_name))
+        console.print(f"[dim]on {by_name[names[0]].get('tokens', 0):,.0f} held-out tokens[/dim]")
+    elif figures:
+        console.print(_table_of_one(figures))
+    if folder is not None:
+        _where_next(console, folder, command, several=len(names) > 1)
+
+
+def _own(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {key.removeprefix(prefix): value for key, value in figures.items() if key.startswith(prefix)}
+
+
+def _table_of_one(figures: Mapping[str, float]) -> Table:
+    """Return a row a figure, with what it means."""
+    table = Table("validation", "", "", box=None, pad_edge=False)
+    table.columns[0].no_wrap, table.columns[1].justify = True, "right"
+    for name, meaning in _MEANINGS.items():
+        if (value := figures.get(name)) is not None:
+            figure = f"{value:,.0f}" if name == "val/tokens" else f"{value:.4g}"
+            table.add_row(name, figure, f"[dim]{meaning}[/dim]")
+    return table
+
+
+def _table_of_several(by_name: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return a row a dictionary; of the columns those that any of them has a figure for."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("validation", overflow="fold")
+    columns = {key: form for key, form in _COLUMNS.items() if any(key in figures for figures in by_name.values())}
+    for key in columns:
+        table.add_column(_HEADERS.get(key, key), justify="right", no_wrap=True)
+    for name, figures in by_name.items():
+        table.add_row(name, *(format(figures[key], form) if key in figures else "" for key, form in columns.items()))
+    return table
+
+
+def _where_next(console: Console, folder: Path, command: str, several: bool) -> None:
+    run = shown(folder)
+    rows = [("run folder", f"{run}/")]
+    if several:
+        files = [name for name in ("sweep.json", "sweep.png", "layers.png") if (folder / name).is_file()]
+        rows.append(("sweep", f"{run}/{', '.join(files)}"))
+    sae = "sae/NAME" if several else "sae"
+    if command == "fit":
+        rows += [
+            ("dictionaries" if several else "dictionary", f'{run}/{sae}/   lightsae.load_sae("{run}/{sae}")'),
+            ("curves", f"{run}/training_curves.png   tensorboard --logdir {shown(folder.parent)}"),
+            ("go on", f"lightsae fit --config {run}/config.yaml --ckpt_path last"),
+            ("measure", f"lightsae validate --config {run}/config.yaml --ckpt_path last"),
+        ]
+    else:
+        rows.append(("figures", f"{run}/validation.json"))
+    for name, text in rows:
+        console.print(f"{name:<14}{text}", soft_wrap=True, highlight=False)

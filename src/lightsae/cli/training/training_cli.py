@@ -1,0 +1,206 @@
+"""`lightsae fit` and `lightsae validate`: LightningCLI with this project's classes, defaults and run folders."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightsae.activations.datamodule import ActivationDataModule
+from lightsae.callbacks import (
+    ExportSAE,
+    FinalValidation,
+    GroundTruth,
+    LanguageModelMetrics,
+    ModelDiff,
+    ReconstructionMetrics,
+    RunCheckpoint,
+    SweepSummary,
+    Throughput,
+    TrainingCurves,
+    TrainingProgressBar,
+)
+from lightsae.cli.settings.parser import Parser
+from lightsae.cli.settings.typed import check_typed_options, config_files
+from lightsae.cli.training.failures import explain_classes, explain_trainer, tidy_end
+from lightsae.cli.training.preflight import check_seed, check_settings, preflight
+from lightsae.cli.training.report import report
+from lightsae.cli.training.run_folder import SaveRunConfig, find_checkpoint, run_of_config
+from lightsae.errors import ConfigError
+from lightsae.training.checkpoint_io import AtomicCheckpointIO
+from lightsae.training.module import SAEModule
+
+DESCRIPTIONS = {
+    "fit": "Train a sparse autoencoder on the activations of a language model. "
+    "Settings come from --config FILE.yaml and from options; the later one wins.",
+    "validate": "Measure a trained sparse autoencoder on held-out text: a table, TensorBoard, and validation.json "
+    "in a run folder of its own.",
+}
+CALLBACKS: dict[str, type] = {
+    "checkpoint": RunCheckpoint,
+    "export": ExportSAE,
+    "metrics": ReconstructionMetrics,
+    "language_model_metrics": LanguageModelMetrics,
+    "throughput": Throughput,
+}
+TRAINER_DEFAULTS = {
+    # An endless stream has no epochs; validation is asked for in steps, and comes once more at the end.
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 1000,
+    # Scale and thresholds do not exist before training starts.
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+}
+# What Lightning tells in every run, and advertisements.
+_NO_NEWS = (
+    *("Seed set to", "GPU available: False", "TPU available: False", "Restoring states from"),
+    "\N{ELECTRIC LIGHT BULB} Tip:",
+)
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI for one of the two commands."""
+
+    def __init__(self, command: str, args: Sequence[str]) -> None:
+        self.typed = list(args)
+        self.run_folder: Path | None = None
+        super().__init__(
+            SAEModule,
+            ActivationDataModule,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_class=Parser,
+            parser_kwargs={
+                name: {"command": name, "description": text, "usage": f"lightsae {name} [--config FILE.yaml] [OPTIONS]"}
+                for name, text in DESCRIPTIONS.items()
+            },
+            args=[command, *args],
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        every = LightningCLI.subcommands()
+        return {name: every[name] | {"weights_only", "verbose"} for name in DESCRIPTIONS}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the settings that people change first, the Trainer's hundreds last."""
+        parser.add_lightning_class_args(ActivationDataModule, "data")
+        parser.add_lightning_class_args(SAEModule, "model")
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
+
+    def _set_seed(self) -> None:
+        check_seed(self.config[self.subcommand].seed_everything)
+        super()._set_seed()
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint alone: the base class looks for hyperparameters in it, and lightsae's hold none."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        check_typed_options(self.typed, config)
+        check_settings(str(self.subcommand), config)
+        run = run_of_config(config_files(self.typed))
+        asked_for_last = config.ckpt_path == "last"
+        config.ckpt_path = find_checkpoint(config.ckpt_path, run)
+        if self.subcommand == "validate" and config.ckpt_path is None:
+            raise ConfigError(
+                "--ckpt_path is missing; name a checkpoint, or write `last` with --config RUN/config.yaml."
+            )
+        if self.subcommand == "fit" and asked_for_last:
+            self.run_folder = run
+        self.save_config_kwargs = {"resuming": self.run_folder is not None}
+
+    def instantiate_classes(self) -> None:
+        with explain_classes(CALLBACKS):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand]["trainer"]
+        if config.logger in (None, True):
+            config.logger = self._logger(config.default_root_dir)
+        if config.plugins is None:
+            config.plugins = [AtomicCheckpointIO()]
+        bar = [TrainingProgressBar()] if config.enable_progress_bar is not False else []
+        with explain_trainer():
+            return super().instantiate_trainer(
+                callbacks=[
+                    *(config.callbacks or []),
+                    TrainingCurves(),
+                    SweepSummary(),
+                    ModelDiff(),
+                    GroundTruth(),
+                    FinalValidation(),
+                    *bar,
+                ],
+                **kwargs,
+            )
+
+    def _logger(self, root: str | None) -> TensorBoardLogger:
+        """Log into lightning_logs/version_N; a resumed run goes on in its own folder."""
+        if self.run_folder is not None:
+            folder = self.run_folder
+            return TensorBoardLogger(folder.parent.parent, folder.parent.name, folder.name, default_hp_metric=False)
+        return TensorBoardLogger(root or os.getcwd(), default_hp_metric=False)
+
+    def after_instantiate_classes(self) -> None:
+        preflight(self.trainer, self.model, self.datamodule, self.config[self.subcommand].ckpt_path)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        # `report` prints the table.
+        return kwargs | {"verbose": False} if subcommand == "validate" else kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with tidy_end(self.trainer):
+            super()._run_subcommand(subcommand)
+
+    def after_fit(self) -> None:
+        report(self.trainer, self.datamodule, "fit")
+
+    def after_validate(self) -> None:
+        report(self.trainer, self.datamodule, "validate")
+
+
+def run_training(command: str, args: list[str]) -> int:
+    """Run fit or validate with command-line arguments."""
+    with warnings.catch_warnings():
+        _quiet_third_parties()
+        TrainingCLI(command, args)
+    return 0
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(text in message for text in _NO_NEWS)
+
+
+def _quiet_third_parties() -> None:
+    """Silence warnings that a user of this command can do nothing about, each by name."""
+    # Lightning 2.6 calls jsonargparse by names that it will drop.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # Lightning 2.6 calls a function that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # The data module's loaders make batches themselves; there are no DataLoader workers to add.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`train_dataloader` you passed.*")
+    # What is parsed is what was typed; sys.argv stays as it is, for DDP starts its other processes with it.
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    # `validate` has a run folder of its own.
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
+    # The run's length is checked here; and short runs are fine.
+    warnings.filterwarnings("ignore", message=".*`max_epochs` was not set.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_is_news)

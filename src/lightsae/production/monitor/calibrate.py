@@ -1,0 +1,198 @@
+"""Finds thresholds with a given false-positive rate on some documents, and tests them on others.
+
+Axes:  T watched tokens, n features.
+
+A false positive is a token where a feature exceeds its threshold and its concept is absent. Where the feature
+dictionary has a rule for the feature that passed its gate, the concept is present where the rule holds, and the rate is
+among the tokens where it does not. Otherwise nobody can tell, and the rate is of all firings among all tokens.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.analysis.labels.patterns import KINDS, PatternKeys
+from lightsae.analysis.reading.text import Rows
+from lightsae.errors import ConfigError
+from lightsae.lm import LanguageModel
+from lightsae.lm.model import vocabulary_of
+from lightsae.production.monitor.calibration_text import CalibrationText
+from lightsae.production.monitor.conformal import Documents, Values, share_of, threshold_for
+from lightsae.production.monitor.drift import Frequencies
+from lightsae.production.monitor.subject import Subject
+from lightsae.production.monitor.thresholds import Calibrated, Tested, Thresholds
+from lightsae.production.monitor.watcher import Pass, Watcher, inner_model, special_ids, tokenizer_of
+from lightsae.randomness import keyed_generator
+from lightsae.sae import SparseAutoencoder
+
+Mask = NDArray[np.bool_]
+_DEFAULT_COLUMNS = 1024
+
+
+def calibrate(
+    model: Any,
+    dictionary: FeatureDictionary | str | Path,
+    *,
+    sae: SparseAutoencoder | str | Path,
+    texts: Rows | Sequence[str] | Sequence[Sequence[int]],
+    features: Sequence[int] | None = None,
+    rates: Sequence[float] = (0.01,),
+    held_out_share: float = 0.5,
+    seed: int = 0,
+    rows_at_once: int = 16,
+    tokenizer: Any = None,
+    any_model: bool = False,
+) -> Thresholds:
+    """Return thresholds for a monitor, tested on documents that they do not come from.
+
+    Args:
+        model: A LanguageModel, or a transformers model.
+        dictionary: The feature dictionary, or its folder.
+        sae: The dictionary of latents, or its folder.
+        texts: Documents that nothing was trained on, of the kind that will be watched: rows of a corpus, strings, or
+            token ids. Of their length too: nothing is known about longer ones.
+        features: By number; None: all labelled ones of the tier `high`.
+        rates: False-positive rates, above 0 and below 1.
+        held_out_share: Share of the documents on which the thresholds are tested.
+        seed: Of the split.
+        rows_at_once: In a forward pass.
+        tokenizer: Of a transformers model; a LanguageModel brings its own.
+        any_model: Take a model of another name or revision: a fine-tuned copy.
+
+    Raises:
+        ModelError, SiteError, FormatError: As `monitor`.
+        ConfigError: A feature or a rate does not exist, or there is too little text for a rate: tokens of a document
+            are alike, so that it can take many more than 1 / rate.
+    """
+    for rate in rates:
+        if not 0 < rate < 1:
+            raise ConfigError(f"rates holds {rate:g}; a false-positive rate lies above 0 and below 1, such as 0.01.")
+    if not rates:
+        raise ConfigError("rates is empty; write false-positive rates, such as [0.01].")
+    if not 0 < held_out_share < 1:
+        raise ConfigError(f"held_out_share is {held_out_share:g}; it lies above 0 and below 1.")
+    subject = Subject.of(model, dictionary, sae, features, any_model=any_model)
+    tokenizer = tokenizer or tokenizer_of(model)
+    limit = getattr(inner_model(model).config.get_text_config(), "max_position_embeddings", None)
+    text = CalibrationText.of(texts, tokenizer, limit or _DEFAULT_COLUMNS)
+    latents, watched = _read(subject, text, special_ids(model, tokenizer), rows_at_once)
+    documents = text.documents[watched]
+    concepts = _concepts(subject, text, watched)
+    numbers = np.unique(documents)
+    if len(numbers) < 4:
+        raise ConfigError(f"texts holds {len(numbers)} documents; thresholds and their test take at least 4.")
+    drawn = torch.randperm(len(numbers), generator=keyed_generator(seed, "documents to calibrate on")).numpy()
+    n_tested = min(len(numbers) - 2, max(2, round(held_out_share * len(numbers))))
+    tested = np.isin(documents, numbers[drawn[:n_tested]])
+    sizes, active = _by_document(documents, latents > 0)
+    normal = Frequencies.measure(active, sizes)
+    found = {}
+    for column, feature in enumerate(subject.features):
+        values, concept = latents[:, column], concepts.get(feature)
+        kept = np.ones(len(values), bool) if concept is None else ~concept
+        by_rate = {
+            float(rate): _tested(feature, values, documents, kept & ~tested, kept & tested, rate) for rate in rates
+        }
+        recall = {}
+        if concept is not None and (there := concept & tested).any():
+            recall = {rate: float((values[there] > one.threshold).mean()) for rate, one in by_rate.items()}
+        found[feature] = Calibrated(
+            kind="rate" if concept is None else "concept",
+            concept_share=None if concept is None else float(concept.mean()),
+            recall=recall,
+            rates=by_rate,
+            frequency=float(normal.mean[column]),
+            alike=float(normal.alike[column]),
+            error=float(normal.error[column]),
+        )
+    return Thresholds(
+        sae=subject.sae_sha256,
+        dictionary=subject.dictionary.id,
+        model=subject.model_identity(),
+        text=text.sha256(),
+        documents=len(numbers) - n_tested,
+        held_out_documents=n_tested,
+        tokens=len(documents),
+        longest=normal.longest,
+        seed=seed,
+        features=found,
+    )
+
+
+def _read(subject: Subject, text: CalibrationText, special: set[int], rows_at_once: int) -> tuple[Values, Mask]:
+    """Return the latents of the watched tokens, (T, n), and which of the text's tokens these are."""
+    found: list[Values] = []
+    masks: list[Mask] = []
+
+    def take(one: Pass) -> None:
+        found.append(one.latents[one.seen.watched].float().cpu().numpy())
+        masks.append(one.seen.watched.cpu().numpy())
+
+    watcher = Watcher(subject.model, subject.sae, subject.features, special, lambda: None, take)
+    inner = inner_model(subject.model)
+    body, device = inner.base_model, inner.device
+    with torch.no_grad(), watcher.open():
+        for start in range(0, len(text.tokens), rows_at_once):
+            part = slice(start, start + rows_at_once)
+            mask = torch.from_numpy(text.real[part]).long().to(device)
+            body(input_ids=torch.from_numpy(text.tokens[part]).to(device), attention_mask=mask, use_cache=False)
+    return np.concatenate(found), np.concatenate(masks)
+
+
+def _concepts(subject: Subject, text: CalibrationText, watched: Mask) -> dict[int, Mask]:
+    """Return, of each feature with a rule that passed, on which watched tokens it holds."""
+    rules = {}
+    for row in subject.dictionary.sql(
+        "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($wanted, feature)",
+        {"wanted": subject.features},
+    ).to_pylist():
+        patterns = json.loads(row["rule"]).get("patterns")
+        if patterns:
+            rules[row["feature"]] = patterns
+    if not rules or not isinstance(subject.model, LanguageModel):
+        return {}
+    keys = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(subject.model))
+    here = {kind: keys.keys[kind][watched.ravel()] for kind in KINDS}
+    held = {}
+    for feature, patterns in rules.items():
+        held[feature] = np.zeros(int(watched.sum()), bool)
+        for kind in KINDS:
+            if wanted := [key for found, key in patterns if found == kind]:
+                held[feature] |= np.isin(here[kind], wanted)
+    return held
+
+
+def _tested(feature: int, values: Values, documents: Documents, used: Mask, tested: Mask, rate: float) -> Tested:
+    threshold, effective = threshold_for(values[used], documents[used], rate)
+    if not np.isfinite(threshold):
+        raise ConfigError(
+            f"feature {feature}: {int(used.sum())} tokens of {len(np.unique(documents[used]))} documents, worth "
+            f"{effective:.0f} independent ones, are too few for a rate of {rate:g}, which takes {1 / rate:.0f}; "
+            "give more documents, or ask for a higher rate."
+        )
+    share = share_of(values[tested] > threshold, documents[tested])
+    low, high = share.interval()
+    return Tested(
+        threshold=threshold,
+        tokens=int(used.sum()),
+        effective=effective,
+        held_out=share.tokens,
+        exceeded=share.times,
+        realised=share.rate,
+        low=low,
+        high=high,
+    )
+
+
+def _by_document(documents: Documents, active: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the watched tokens of each document, and on how many each feature is active."""
+    numbers, group = np.unique(documents, return_inverse=True)
+    counts = np.zeros((len(numbers), active.shape[1]), np.int64)
+    np.add.at(counts, group, active)
+    return np.bincount(group), counts

@@ -1,0 +1,286 @@
+"""Watching features while a language model runs: firings and drift as events; the model's output is not touched.
+
+Axes:  B rows, S columns of a pass, n features.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.errors import ConfigError
+from lightsae.production.monitor.drift import Change, DriftWatch
+from lightsae.production.monitor.events import Alarm, Event, Firing, now
+from lightsae.production.monitor.levels import Levels, choose_levels
+from lightsae.production.monitor.sinks import Outlets, Sink
+from lightsae.production.monitor.subject import Subject
+from lightsae.production.monitor.summary import FeatureSummary, Summary
+from lightsae.production.monitor.texts import OpenTexts
+from lightsae.production.monitor.thresholds import Thresholds
+from lightsae.production.monitor.watcher import Pass, Watcher, special_ids, tokenizer_of
+from lightsae.production.registry import promoted_or_given
+from lightsae.sae import SparseAutoencoder
+
+# What `alarms` remembers; the sinks get all.
+_ALARMS_KEPT = 1000
+
+
+class Monitor:
+    """What a model is watched with; given by `monitor`.
+
+    Attributes:
+        features: That are watched.
+        tokens: Watched so far.
+        alarms: The latest of them.
+    """
+
+    def __init__(
+        self, subject: Subject, levels: Levels, outlets: Outlets, drift: DriftWatch | None, tokenizer: Any
+    ) -> None:
+        self.features, self.alarms = subject.features, deque[Alarm](maxlen=_ALARMS_KEPT)
+        self._subject, self._levels, self._outlets, self._drift = subject, levels, outlets, drift
+        self._tokenizer = tokenizer
+        self._said: dict[int, str] = {}
+        # Active, and firing: both are told by one comparison.
+        limits = [[0.0] * len(self.features), [levels.values[f] for f in self.features]]
+        self._limits = torch.tensor(limits)[:, None, None]
+        longest = drift.expected.longest if drift is not None else None
+        self._texts = OpenTexts(len(self.features), longest, self._finished)
+        self._request: str | None = None
+        self.tokens, self._told = 0, 0
+        self._fired = np.zeros(len(self.features), np.int64)
+        self._active = np.zeros(len(self.features), np.int64)
+        special = special_ids(subject.model, tokenizer)
+        self._watcher = Watcher(subject.model, subject.sae, self.features, special, self._texts.end_rows, self._take)
+
+    @contextmanager
+    def request(self, name: str) -> Iterator[None]:
+        """While open, events carry this id, and all that runs counts as one text of the drift window.
+
+        Args:
+            name: Of the request: whatever was asked together, and is therefore alike.
+        """
+        outer, self._request = self._request, name
+        self._texts.end_rows()
+        self._texts.begin_request()
+        try:
+            yield
+        finally:
+            self._texts.end_request()
+            self._request = outer
+
+    def summary(self) -> Summary:
+        """Return what was seen so far, text that is under way with it."""
+        drift = self._drift
+        rows = []
+        for i, feature in enumerate(self.features):
+            looked = drift is not None and drift.frequency is not None
+            rows.append(
+                FeatureSummary(
+                    feature=feature,
+                    label=self._subject.labels[feature],
+                    threshold=self._levels.values[feature],
+                    kind=self._levels.kinds[feature],
+                    firings=int(self._fired[i]),
+                    frequency=int(self._active[i]) / self.tokens if self.tokens else None,
+                    dictionary_frequency=self._subject.frequencies[feature],
+                    window_frequency=float(drift.frequency[i]) if looked else None,  # type: ignore[union-attr, index]
+                    low=float(drift.low[i]) if looked else None,  # type: ignore[union-attr, index]
+                    high=float(drift.high[i]) if looked else None,  # type: ignore[union-attr, index]
+                    drift=int(drift.outside[i]) if drift is not None else None,
+                    alarms=sum(alarm.feature == feature for alarm in self.alarms if alarm.state == "left"),
+                )
+            )
+        return Summary(self.tokens, rows, self._outlets.failures)
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    @contextmanager
+    def open(self) -> Iterator["Monitor"]:
+        """Hold the hooks."""
+        try:
+            with self._watcher.open():
+                yield self
+        except BaseException as error:
+            self._close()
+            if failed := self._outlets.error():
+                error.add_note(str(failed))
+            raise
+        self._close()
+        if failed := self._outlets.error():
+            raise failed
+
+    def _close(self) -> None:
+        self._texts.end_rows()
+        self._outlets.close()
+
+    def _take(self, one: Pass) -> None:
+        latents, seen = one.latents, one.seen
+        if self._limits.device != latents.device:
+            self._limits = self._limits.to(latents.device)
+        above = (latents > self._limits) & seen.watched[..., None]
+        # Read once: everything waits for the device here.
+        told = [*above.sum(2), seen.watched.sum(1, keepdim=True)]
+        counts = torch.cat(told, 1).cpu().numpy()
+        n = len(self.features)
+        first = self._texts.first_of(len(counts))
+        if (fires := counts[:, n : 2 * n].sum(0)).any():
+            self._outlets.write(self._events(one, above[1], first))
+        self._fired += fires
+        self._active += counts[:, :n].sum(0)
+        self.tokens += int(counts[:, -1].sum())
+        self._texts.add(counts[:, -1], counts[:, :n])
+
+    def _events(self, one: Pass, fired: Tensor, first: int) -> list[Event]:
+        row, column, feature = (places := fired.nonzero()).unbind(1)
+        seen = one.seen
+        told = [seen.tokens[row, column], self._watcher.places(one)[row, column], seen.generated[column].long()]
+        whole = torch.cat([places, torch.stack(told, 1)], 1).cpu().tolist()
+        values = one.latents[row, column, feature].float().cpu().tolist()
+        time, events = now(), list[Event]()
+        for (r, _, i, token, position, generated), value in zip(whole, values, strict=True):
+            number = self.features[i]
+            largest = self._subject.maxima[number]
+            events.append(
+                Firing(
+                    time=time,
+                    feature=number,
+                    label=self._subject.labels[number],
+                    value=value,
+                    of_max=None if largest is None else value / largest,
+                    threshold=self._levels.values[number],
+                    token=token,
+                    token_text=self._text_of(token),
+                    row=r,
+                    position=position,
+                    phase="generated" if generated else "prompt",
+                    text=first + r,
+                    request=self._request,
+                )
+            )
+        return events
+
+    def _text_of(self, token: int) -> str | None:
+        if self._tokenizer is None or token < 0:
+            return None
+        if token not in self._said:
+            self._said[token] = self._tokenizer.decode([token])
+        return self._said[token]
+
+    def _finished(self, tokens: int, active: NDArray[np.int64]) -> None:
+        """A text is over: the window moves on."""
+        if self._drift is not None:
+            alarms = [self._alarm(change) for change in self._drift.add(tokens, active)]
+            self.alarms.extend(alarms)
+            self._outlets.write(alarms)
+        if new := self.tokens - self._told:
+            self._told = self.tokens
+            shares = {f: int(count) / self.tokens for f, count in zip(self.features, self._active, strict=True)}
+            self._outlets.count(new, shares, self._subject.labels)
+
+    def _alarm(self, change: Change) -> Alarm:
+        assert self._drift is not None
+        feature = self.features[change.index]
+        return Alarm(
+            time=now(),
+            feature=feature,
+            label=self._subject.labels[feature],
+            state="left" if change.left else "returned",
+            side="above" if change.above else "below",
+            frequency=change.frequency,
+            low=change.low,
+            high=change.high,
+            expected=float(self._drift.expected.mean[change.index]),
+            tokens=change.tokens,
+            texts=change.texts,
+        )
+
+
+@contextmanager
+def monitor(
+    model: Any,
+    dictionary: FeatureDictionary | str | Path | None = None,
+    *,
+    sae: SparseAutoencoder | str | Path | None = None,
+    channel: str | None = None,
+    registry: str | Path = "registry",
+    features: Sequence[int] | None = None,
+    thresholds: Thresholds | Mapping[int, float] | str | Path | None = None,
+    false_positive_rate: float | None = None,
+    sinks: Sink | Callable[[Event], object] | Sequence[Sink | Callable[[Event], object]] = (),
+    drift_window: int | None = 50_000,
+    drift_level: float = 0.01,
+    drift_horizon: int = 100,
+    tokenizer: Any = None,
+    any_model: bool = False,
+) -> Iterator[Monitor]:
+    """While open, features are watched in every forward pass of a language model, whoever runs it.
+
+    Holds for forward and `generate` (KV cache, batches padded on the left, beams). No bit of the output changes.
+    Watched are all tokens that run through the model but padding, special tokens and position 0, an attention sink. Of
+    nested contexts, the inner one sees what the outer one left: a monitor inside `steer` sees the steered activations.
+    One thread at a time runs the model.
+
+    A sink that fails does not stop the model; its first error is raised when the monitor closes, with how many there
+    were, or added as a note to the error that closes it.
+
+    Drift is watched where `thresholds` are calibrated: over the last texts with `drift_window` tokens together, whose
+    shares of active tokens (above 0, as the feature dictionary counts) must lie in their bands. A text is a row, from
+    its first token to its last, or all that runs inside `request`.
+
+    Args:
+        model: A LanguageModel, or a transformers model.
+        dictionary: The feature dictionary, or its folder.
+        sae: The dictionary of latents that it was made for, or its folder.
+        channel: In place of both: what is promoted to `staging` or `production` of a registry, after its hashes, the
+            model and the site were checked.
+        registry: The registry: a folder, or `hub:org/name`.
+        features: By number; None: all labelled ones of the tier `high`.
+        thresholds: Above which a feature fires: from `calibrate`, or the file they were saved in; or activations by
+            feature; None: a tenth of the feature's maximum, as where labels are tested.
+        false_positive_rate: Which of the calibrated rates; None: 0.01. Only with thresholds from `calibrate`.
+        sinks: Where events go: `JsonLines(path)`, `Prometheus()`, any function of an event; one, or several.
+        drift_window: Tokens; None: no drift alarms.
+        drift_level: Probability of any false alarm, of any feature, while `drift_horizon` windows pass.
+        drift_horizon: See `drift_level`.
+        tokenizer: Of a transformers model, for the texts of tokens; a LanguageModel brings its own.
+        any_model: Watch a model of another name or revision: a fine-tuned copy.
+
+    Raises:
+        ModelError: The dictionary was made for another model or revision.
+        SiteError: It reads a site that the model lacks.
+        FormatError: The feature dictionary, or the thresholds, belong to another SAE.
+        ConfigError: A feature, a threshold or a setting does not fit; or, at the end, a sink failed.
+
+    Example:
+        with lightsae.monitor(model, "dictionaries/topk", sae="sae/topk", sinks=JsonLines("events.jsonl")) as watch:
+            with watch.request("4711"):
+                model.generate(**inputs)
+        print(watch)
+    """
+    sae, dictionary = promoted_or_given(model, sae, dictionary, channel, registry, None, any_model)
+    if dictionary is None:
+        raise ConfigError("dictionary is missing: a monitor needs the feature dictionary of the SAE, or a channel.")
+    subject = Subject.of(model, dictionary, sae, features, any_model=any_model)
+    levels = choose_levels(subject, thresholds, false_positive_rate)
+    outlets = Outlets([sinks] if isinstance(sinks, Sink) or callable(sinks) else list(sinks))
+    if drift_window is not None and drift_window < 1:
+        raise ConfigError(f"drift_window is {drift_window}; write tokens, 1 or more, or None for no drift alarms.")
+    if not 0 < drift_level < 1:
+        raise ConfigError(f"drift_level is {drift_level:g}; a probability lies above 0 and below 1, such as 0.01.")
+    if drift_horizon < 1:
+        raise ConfigError(f"drift_horizon is {drift_horizon}; write how many windows, 1 or more.")
+    drift = None
+    if drift_window is not None and levels.calibrated is not None:
+        expected = levels.calibrated.frequencies(subject.features)
+        drift = DriftWatch(expected, drift_window, drift_level, drift_horizon)
+    with Monitor(subject, levels, outlets, drift, tokenizer or tokenizer_of(model)).open() as opened:
+        yield opened

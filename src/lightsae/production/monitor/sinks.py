@@ -1,0 +1,151 @@
+"""Where events go: a file of JSON lines, or any function.
+
+A sink that fails does not stop the model. See `Outlets` for what happens with its error.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lightsae.errors import ConfigError
+from lightsae.formats.files import explain_os_errors
+from lightsae.production.monitor.events import Event, as_line
+
+
+class Sink:
+    """Takes what a monitor tells. Subclasses overwrite what they need."""
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Take the events of one forward pass; at least one."""
+
+    def count(self, tokens: int, frequencies: dict[int, float], labels: dict[int, str | None]) -> None:
+        """Take how many tokens were watched since the last call, and how often each feature is active so far."""
+
+    def close(self) -> None:
+        """Release what is held; the monitor closed."""
+
+
+class Call(Sink):
+    """Calls a function with each event."""
+
+    def __init__(self, function: Callable[[Event], object]) -> None:
+        self.function = function
+
+    def write(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.function(event)
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+
+class JsonLines(Sink):
+    """Appends each event to a file, one line of JSON each; the lines of a forward pass are written at once.
+
+    Lines are whole, also after a crash: half a line, which a kill or a full disk can leave at the end, is cut off when
+    the file is opened again, or at once where writing goes on. One process writes a file at a time.
+
+    Args:
+        path: The file; missing parents are made.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file: int | None = None
+
+    def write(self, events: Sequence[Event]) -> None:
+        if self._file is None:
+            self._file = self._open()
+        lines = b"".join(as_line(event) for event in events)
+        before = os.fstat(self._file).st_size
+        try:
+            with explain_os_errors(self.path):
+                while lines:
+                    lines = lines[os.write(self._file, lines) :]
+        except BaseException:
+            os.ftruncate(self._file, before)
+            raise
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self) -> int:
+        with explain_os_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._mend(file)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+    def _mend(self, file: int) -> None:
+        """Cut off half a line at the end."""
+        size = end = os.fstat(file).st_size
+        tail = b""
+        while end and b"\n" not in tail:
+            start = max(0, end - 4096)
+            tail = os.pread(file, end - start, start) + tail
+            end = start
+        torn = tail.rpartition(b"\n")[2]
+        if not torn:
+            return
+        begins = b'{"event": "'
+        if torn[: len(begins)] != begins[: len(torn)]:
+            raise ConfigError(f"{str(self.path)!r} holds something else than events; choose another file.")
+        os.ftruncate(file, size - len(torn))
+
+    def __repr__(self) -> str:
+        return f"JsonLines({str(self.path)!r})"
+
+
+class Outlets:
+    """All sinks of a monitor.
+
+    A sink that raises does not stop the model, and the others get their events. It is called again with the next
+    events. The first error of all is raised when the monitor closes, with how many there were.
+    """
+
+    def __init__(self, sinks: Sequence[Sink | Callable[[Event], object]]) -> None:
+        for sink in sinks:
+            if not isinstance(sink, Sink) and not callable(sink):
+                raise ConfigError(
+                    f"sinks holds {sink!r}; write JsonLines(path), Prometheus() or a function that takes an event."
+                )
+        self.sinks = [sink if isinstance(sink, Sink) else Call(sink) for sink in sinks]
+        self.failures = 0
+        self._first: tuple[Sink, Exception] | None = None
+
+    def write(self, events: Sequence[Event]) -> None:
+        if events:
+            self._all(lambda sink: sink.write(events))
+
+    def count(self, tokens: int, frequencies: dict[int, float], labels: dict[int, str | None]) -> None:
+        self._all(lambda sink: sink.count(tokens, frequencies, labels))
+
+    def close(self) -> None:
+        self._all(lambda sink: sink.close())
+
+    def error(self) -> ConfigError | None:
+        """Return what to tell of the sinks that failed, or None."""
+        if self._first is None:
+            return None
+        sink, cause = self._first
+        times = f"{self.failures} times" if self.failures > 1 else "once"
+        error = ConfigError(
+            f"Sinks of the monitor failed {times}, and events were lost; the first was {sink!r}: "
+            f"{type(cause).__name__}: {cause}"
+        )
+        error.__cause__ = cause
+        return error
+
+    def _all(self, action: Callable[[Sink], None]) -> None:
+        for sink in self.sinks:
+            try:
+                action(sink)
+            except Exception as error:
+                self.failures += 1
+                self._first = self._first or (sink, error)

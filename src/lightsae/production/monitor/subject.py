@@ -1,0 +1,117 @@
+"""What is watched: features of one dictionary in one language model that belong together."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.analysis.reading.compatibility import check_model
+from lightsae.errors import ConfigError, SiteError
+from lightsae.formats.native import load_sae
+from lightsae.lm.model import name_of, revision_of
+from lightsae.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Features of a dictionary in a language model.
+
+    Attributes:
+        model: A LanguageModel, or a transformers model.
+        sae: The dictionary of latents.
+        dictionary: Made for it.
+        features: By number.
+        labels: What the feature dictionary calls them; None without a label.
+        maxima: Their largest activations there; None where they never fired.
+        frequencies: Share of that text's tokens on which they are active.
+    """
+
+    model: Any
+    sae: SparseAutoencoder
+    dictionary: FeatureDictionary
+    features: list[int]
+    labels: dict[int, str | None]
+    maxima: dict[int, float | None]
+    frequencies: dict[int, float | None]
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        dictionary: FeatureDictionary | str | Path,
+        sae: SparseAutoencoder | str | Path,
+        features: Sequence[int] | None,
+        *,
+        any_model: bool,
+    ) -> "Subject":
+        """Check that all belongs together.
+
+        Raises:
+            ModelError: The dictionary was made for another model or revision.
+            SiteError: It reads several models.
+            FormatError: The feature dictionary belongs to another SAE.
+            ConfigError: A feature does not exist; or none is labelled.
+        """
+        if not isinstance(sae, SparseAutoencoder):
+            sae = load_sae(sae)
+        if not isinstance(dictionary, FeatureDictionary):
+            dictionary = FeatureDictionary.open(dictionary)
+        dictionary.check_belongs_to(sae)
+        models = {ref.model for ref in sae.widths.read}
+        if len(models) > 1:
+            shown = ", ".join(repr(name) for name in sorted(models))
+            raise SiteError(f"the dictionary reads several models ({shown}), of which only one runs here.")
+        if not any_model:
+            check_model(model, models.pop(), dictionary.manifest.get("model", {}).get("revision"))
+        chosen = _chosen(dictionary, features, sae.d_sae)
+        table = dictionary.sql(
+            "SELECT feature, label, max, frequency FROM features WHERE list_contains($wanted, feature)",
+            {"wanted": chosen},
+        )
+        rows = {row["feature"]: row for row in table.to_pylist()}
+        return cls(
+            model,
+            sae,
+            dictionary,
+            chosen,
+            {f: rows[f]["label"] for f in chosen},
+            {f: _positive(rows[f]["max"]) for f in chosen},
+            {f: rows[f]["frequency"] for f in chosen},
+        )
+
+    @property
+    def sae_sha256(self) -> str:
+        """The hash of the SAE, which the feature dictionary knows."""
+        return str(self.dictionary.manifest["sae"]["sha256"])
+
+    def model_identity(self) -> dict[str, str | None]:
+        """Return the model's name and revision."""
+        return {"name": name_of(self.model), "revision": revision_of(self.model)}
+
+
+def _chosen(dictionary: FeatureDictionary, features: Sequence[int] | None, d_sae: int) -> list[int]:
+    if features is None:
+        chosen = dictionary.filter("label IS NOT NULL", tier="high")["feature"].to_pylist()
+        if not chosen:
+            raise ConfigError(
+                "No feature of the dictionary is labelled with tier 'high'; name some: features=[12, 34]."
+            )
+        return [int(feature) for feature in chosen]
+    if not all(isinstance(f, numbers.Integral) for f in features):
+        raise ConfigError(
+            f"features is {features!r}; write numbers, such as [12, 34]; dictionary.search(text) finds them."
+        )
+    chosen = list(dict.fromkeys(int(feature) for feature in features))
+    if not chosen:
+        raise ConfigError("features is empty; write numbers, such as [12, 34], or None for all of tier 'high'.")
+    for feature in chosen:
+        if not 0 <= feature < d_sae:
+            raise ConfigError(f"feature {feature} does not exist: the dictionary has {d_sae}, from 0.")
+    return chosen
+
+
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) and value > 0 else None

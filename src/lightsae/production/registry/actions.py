@@ -1,0 +1,173 @@
+"""What changes a registry: publish, promote, roll back. Each is one entry of the log, and happens as a whole or not."""
+
+import getpass
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.errors import ConfigError
+from lightsae.formats.files import replace_folder_atomically
+from lightsae.formats.native import load_sae
+from lightsae.production.registry.evidence import check_evidence, figures_of
+from lightsae.production.registry.hub import changing
+from lightsae.production.registry.log import commit
+from lightsae.production.registry.policy import PolicyRefusal, read_policy
+from lightsae.production.registry.store import check_channel, find_version, writing
+from lightsae.production.registry.version import (
+    EVIDENCE,
+    SHORT,
+    VERSIONS,
+    check_intact,
+    copy_version,
+    describe,
+    folder_of,
+    problems_of,
+    sources_of,
+    version_id,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an action came to.
+
+    Attributes:
+        version: The version that was published, or that the channel has now.
+        changed: Whether anything is different from before.
+        before: The version that the channel had before.
+        restored: Whether a damaged version was put back as it was published.
+    """
+
+    version: str
+    changed: bool
+    before: str | None = None
+    restored: bool = False
+
+
+def publish(
+    registry: str | Path,
+    dictionary: str | Path,
+    sae: str | Path,
+    *,
+    evidence: Mapping[str, str | Path] | None = None,
+    why: str = "",
+    who: str | None = None,
+) -> Outcome:
+    """Copy a feature dictionary, its SAE and what was measured of them into a registry, as a new version.
+
+    The same contents again change nothing; where the published files were damaged, they are put back.
+
+    Args:
+        registry: Folder of the registry, or `hub:org/name`; it is made where there is none.
+        dictionary: Folder of the feature dictionary.
+        sae: Folder of the SAE that it was made for.
+        evidence: Files of reports, by `validation`, `panel` and `drift`.
+        why: For the log.
+        who: For the log; the user of the system, where it is not given.
+
+    Raises:
+        FormatError: Something is damaged, or is not of the same dictionary and SAE.
+        SiteError: The SAE, or its figures, are of another site.
+        ConfigError: The registry cannot be written to.
+    """
+    opened = FeatureDictionary.open(dictionary)
+    opened.check_belongs_to(sae)
+    # sae.json was compared; this reads the tensors.
+    load_sae(sae)
+    given = {kind: Path(path) for kind, path in (evidence or {}).items()}
+    assert given.keys() <= set(EVIDENCE), f"evidence is {list(given)}"
+    check_evidence(given, sae, opened.id)
+    sources = sources_of(opened, sae, given)
+    manifest = describe(opened, sources)
+    version = version_id(manifest)
+    summary = f"publish {version[:SHORT]}"
+    with changing(registry, summary, begin=True) as here, writing(here, begin=True) as (where, state):
+        known, intact = version in state.published, not problems_of(where, version)
+        if known and intact:
+            return Outcome(version, changed=False)
+        if not intact:
+            with replace_folder_atomically(where / VERSIONS / version) as staged:
+                copy_version(sources, manifest, staged)
+        commit(where, state, _entry("restore" if known else "publish", version, why, who))
+    return Outcome(version, changed=True, restored=known)
+
+
+def promote(
+    registry: str | Path, version: str, channel: str, policy: str | Path, *, why: str, who: str | None = None
+) -> Outcome:
+    """Make a version the present one of a channel, if it reaches all thresholds of a policy.
+
+    Args:
+        registry: Folder of the registry, or `hub:org/name`.
+        version: The first digits of its id, or all.
+        channel: `staging` or `production`.
+        policy: File of thresholds.
+        why: For the log.
+        who: For the log; the user of the system, where it is not given.
+
+    Raises:
+        PolicyRefusal: It falls short; names every figure that does.
+        ConfigError: The version, the channel or the policy is unknown; or no reason is given.
+        FormatError: Files of the version, or the log, were changed.
+    """
+    check_channel(channel)
+    rules = read_policy(policy)
+    _check_why(why, "promote")
+    with changing(registry, f"promote {version} to {channel}") as here, writing(here) as (where, state):
+        found = find_version(where, state, version)
+        check_intact(where, found, str(registry))
+        figures = figures_of(folder_of(where, found))
+        lines = rules.shortfalls(figures)
+        if channel == "production" and rules.requires_staging and not state.was_in("staging", found):
+            lines.insert(0, "staging: the version was never there; promote it to staging first")
+        if lines:
+            raise PolicyRefusal(
+                f"Version {found[:SHORT]} falls short of {str(policy)!r} and was not promoted to {channel}:", lines
+            )
+        before = state.has(channel)
+        if before == found:
+            return Outcome(found, changed=False, before=before)
+        more = {"channel": channel, "replaces": before, "policy": rules.entry(policy), "figures": figures}
+        commit(where, state, _entry("promote", found, why, who, **more))
+    return Outcome(found, changed=True, before=before)
+
+
+def rollback(registry: str | Path, channel: str, *, why: str, who: str | None = None) -> Outcome:
+    """Give a channel back the version that it had before the present one; again: the one before that.
+
+    Raises:
+        ConfigError: There is nothing before, the channel is unknown, or no reason is given.
+        FormatError: Files of the version before, or the log, were changed.
+    """
+    check_channel(channel)
+    _check_why(why, "rollback")
+    with changing(registry, f"roll {channel} back") as here, writing(here) as (where, state):
+        had = state.channels[channel]
+        if len(had) < 2:
+            has = f"{channel} has had no version before {had[0][:SHORT]}" if had else f"{channel} is empty"
+            raise ConfigError(f"Nothing to roll back to: {has}. Promote another: lightsae registry promote VERSION")
+        before, target = had[-1], had[-2]
+        check_intact(where, target, str(registry))
+        commit(where, state, _entry("rollback", target, why, who, channel=channel, replaces=before))
+    return Outcome(target, changed=True, before=before)
+
+
+def _entry(action: str, version: str, why: str, who: str | None, **more: Any) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": now, "who": who or _user(), "action": action, "version": version, "why": why, **more}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        # A container's user without a name.
+        return "unknown"
+
+
+def _check_why(why: str, command: str) -> None:
+    if not why.strip():
+        raise ConfigError(f"why is empty; say for the log why you {command}: --why TEXT")

@@ -1,0 +1,125 @@
+"""The registry's folder: opened for reading or for writing, and its versions found by the beginning of their ids."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightsae.errors import ConfigError, FormatError, did_you_mean
+from lightsae.formats.files import explain_os_errors, locate
+from lightsae.production.registry.log import CHANNELS, LOG, POINTER, State, read_state
+from lightsae.production.registry.version import SHORT, VERSIONS
+
+LOCK = ".lock"
+# Digits that name a version at the least.
+_FEWEST = 4
+
+
+def open_registry(registry: str | Path) -> tuple[Path, State]:
+    """Return where a registry is, and its state. Nothing is written, and no lock is needed.
+
+    Raises:
+        FormatError: There is none, or its log was changed.
+    """
+    where = locate_registry(registry)
+    return where, read_state(where, str(registry))
+
+
+def locate_registry(registry: str | Path) -> Path:
+    """Return where a registry is.
+
+    Raises:
+        FormatError: There is none.
+    """
+    where = locate(registry, POINTER)
+    if not any((where / name).exists() for name in (POINTER, LOG, VERSIONS)):
+        raise FormatError(
+            f"{str(registry)!r} is no registry; begin one: lightsae registry publish DICTIONARY --sae SAE --registry "
+            f"{registry}"
+        )
+    return where
+
+
+@contextmanager
+def writing(registry: str | Path, begin: bool = False) -> Iterator[tuple[Path, State]]:
+    """Keep other writers away, and give the folder and the state.
+
+    Args:
+        registry: Folder of the registry.
+        begin: Make it where there is none.
+
+    Raises:
+        ConfigError: Another process writes, or there is no permission to.
+        FormatError: There is no registry, or its log was changed.
+    """
+    where = Path(registry)
+    if begin:
+        _check_can_begin(where)
+        with explain_os_errors(registry):
+            where.mkdir(parents=True, exist_ok=True)
+    else:
+        where = locate_registry(registry)
+    with explain_os_errors(registry):
+        lock = (where / LOCK).open("a")
+    with lock:
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"Another process is writing to the registry {str(registry)!r}; try again.") from error
+        state = read_state(where, str(registry))
+        # Nobody else writes: these are of a process that was killed.
+        for left in (where / VERSIONS).glob(".partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield where, state
+
+
+def find_version(where: Path, state: State, text: str) -> str:
+    """Return the id of the published version that begins with a text.
+
+    Raises:
+        ConfigError: There is none, or there are several; or its publishing was cut short.
+    """
+    wanted = text.strip().lower()
+    known = [v for v in state.published if v.startswith(wanted)] if len(wanted) >= _FEWEST else []
+    if len(known) == 1:
+        return known[0]
+    if known:
+        listed = ", ".join(v[: SHORT + 8] for v in known)
+        raise ConfigError(f"version is {text!r}, with which {len(known)} begin: {listed}; write more digits.")
+    if len(wanted) >= _FEWEST and any(v.startswith(wanted) for v in unpublished(where, state)):
+        raise ConfigError(
+            f"version is {text!r}, whose publishing was cut short, so that it was never published; publish it again."
+        )
+    near = did_you_mean(wanted[:SHORT], [v[:SHORT] for v in state.published])
+    raise ConfigError(f"version is {text!r}, which is not published.{near} List them: lightsae registry list")
+
+
+def unpublished(where: Path, state: State) -> list[str]:
+    """Return folders of versions that the log does not know: their publishing was cut short."""
+    folder = where / VERSIONS
+    found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+    return [name for name in found if name not in state.published]
+
+
+def check_channel(channel: str) -> str:
+    """Return the channel, if there is one of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if channel not in CHANNELS:
+        raise ConfigError(f"channel is {channel!r}; write {' or '.join(CHANNELS)}.{did_you_mean(channel, CHANNELS)}")
+    return channel
+
+
+def _check_can_begin(where: Path) -> None:
+    if where.exists() and not where.is_dir():
+        raise ConfigError(f"registry is {str(where)!r}, which is a file; name a folder.")
+    if not where.is_dir() or any((where / name).exists() for name in (POINTER, VERSIONS)):
+        return
+    if others := sorted(p.name for p in where.iterdir() if not p.name.startswith(".") and p.name != "README.md"):
+        raise ConfigError(
+            f"registry is {str(where)!r}, which holds other files ({others[0]!r}); name a folder of its own."
+        )

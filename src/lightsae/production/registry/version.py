@@ -1,0 +1,142 @@
+"""One version: a feature dictionary, its SAE and what was measured of them, in one folder that its id pins down.
+
+    versions/ID/dictionary/     the feature dictionary, with its dashboard
+    versions/ID/sae/            sae.json and sae.safetensors
+    versions/ID/evidence/       validation.json, panel.json, drift.json: what was given
+    versions/ID/version.json    what it is of, and the SHA-256 of each file
+
+The id is the SHA-256 of what version.json says: the same contents have the same id, new evidence makes a new version.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.analysis.dictionary.schema import TABLES
+from lightsae.analysis.dictionary.writer import CARD, file_of
+from lightsae.analysis.dictionary.writer import DESCRIPTION as DICTIONARY
+from lightsae.errors import FormatError
+from lightsae.formats.files import find_folder, hash_file, locate
+from lightsae.formats.native import DESCRIPTION, TENSORS
+
+VERSIONS, MANIFEST = "versions", "version.json"
+KIND, FORMAT_VERSION = "lightsae registry version", 1
+EVIDENCE = ("validation", "panel", "drift")
+# Digits of an id in what is printed.
+SHORT = 12
+
+
+def sources_of(dictionary: FeatureDictionary, sae: str | Path, evidence: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the files that make a version: where each will be in its folder, and where it is now.
+
+    Other files that lie in the dictionary's folder are not part of it.
+    """
+    own = [DICTIONARY, CARD, *map(file_of, TABLES), *dictionary.manifest.get("extras", [])]
+    files = {}
+    for entry in sorted(p for p in dictionary.folder.iterdir() if p.name in own):
+        for path in [entry] if entry.is_file() else sorted(p for p in entry.rglob("*") if p.is_file()):
+            files[f"dictionary/{path.relative_to(dictionary.folder).as_posix()}"] = path
+    folder = locate(sae, DESCRIPTION)
+    files |= {f"sae/{name}": folder / name for name in (DESCRIPTION, TENSORS)}
+    return files | {f"evidence/{name}.json": evidence[name] for name in EVIDENCE if name in evidence}
+
+
+def describe(dictionary: FeatureDictionary, sources: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what version.json says."""
+    told = dictionary.manifest
+    return {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "dictionary": dictionary.id,
+        "sae": told["sae"]["sha256"],
+        "variant": told["sae"].get("variant"),
+        "read": told["sae"].get("read", []),
+        "predicted": told["sae"].get("predicted", []),
+        "model": told["model"],
+        "files": {name: hash_file(path) for name, path in sorted(sources.items())},
+    }
+
+
+def version_id(manifest: Mapping[str, Any]) -> str:
+    """Return the id that a manifest's contents give."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def copy_version(sources: Mapping[str, Path], manifest: Mapping[str, Any], staged: Path) -> None:
+    """Fill an empty folder with a version.
+
+    Raises:
+        FormatError: A file was changed meanwhile.
+    """
+    for name, path in sources.items():
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        if hash_file(target) != manifest["files"][name]:
+            raise FormatError(f"{str(path)!r} was changed while it was published; publish again.")
+    (staged / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def folder_of(where: Path, version: str) -> Path:
+    """Return the folder of a version, wherever a replacement that was killed has left it."""
+    path = where / VERSIONS / version
+    return find_folder(path) or path
+
+
+def problems_of(where: Path, version: str) -> list[str]:
+    """Rehash all files of a version; return what differs from what it was published as."""
+    folder = folder_of(where, version)
+    try:
+        manifest = read_manifest(folder)
+    except FormatError as error:
+        return [str(error)]
+    if (found := version_id(manifest)) != version:
+        return [f"{MANIFEST} was changed: its contents give the id {found[:SHORT]}, not {version[:SHORT]}"]
+    problems, told = [], manifest["files"]
+    for name, sha256 in told.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif (found := hash_file(path)) != sha256:
+            problems.append(
+                f"{name} was changed: its SHA-256 starts with {found[:SHORT]}, but {MANIFEST} says {sha256[:SHORT]}"
+            )
+    found_files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return problems + [f"{name} was added" for name in sorted(found_files - {MANIFEST, *told})]
+
+
+def check_intact(where: Path, version: str, shown: str) -> dict[str, Any]:
+    """Return the manifest of a version that is as it was published.
+
+    Raises:
+        FormatError: It was changed or damaged.
+    """
+    if problems := problems_of(where, version):
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+        raise FormatError(
+            f"Version {version[:SHORT]} of {shown!r} is not what was published: {problems[0]}{more}. Publish it again "
+            "from its sources to restore it, or choose another version."
+        )
+    return read_manifest(folder_of(where, version))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read version.json; its hash is not compared.
+
+    Raises:
+        FormatError: It is missing, or no manifest.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"{MANIFEST} is missing") from error
+    except ValueError as error:
+        raise FormatError(f"{MANIFEST} is not valid JSON ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict):
+        raise FormatError(f"{MANIFEST} does not describe a version")
+    return manifest

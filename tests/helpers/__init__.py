@@ -1,0 +1,1 @@
+"""What several tests share: models, dictionaries, servers and programs made for them. `from helpers.x import y`."""

@@ -1,0 +1,384 @@
+"""Every kind of corpus: what its documents are, that a cursor resumes exactly, and what each mistake says."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from lightsae.activations import hub, text_files
+from lightsae.activations.corpus.documents import CorpusConfig, DocumentSource, Split
+from lightsae.activations.corpus.open import open_documents
+from lightsae.activations.corpus.rows import check_corpus
+from lightsae.errors import CorpusError
+
+DOCUMENTS = [f"story {i}\n\nGröße {'x' * i}" for i in range(40)]
+ROWS = [{"n": i, "text": document} for i, document in enumerate(DOCUMENTS)]
+IDS = [list(range(i, 2 * i + 1)) for i in range(1, 40)]
+
+
+def write_lines(path: Path, rows: list[Any] = ROWS) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def jsonl(folder: Path) -> str:
+    return str(write_lines(folder / "a.jsonl"))
+
+
+def json_list(folder: Path) -> str:
+    (folder / "a.json").write_text("\ufeff" + json.dumps(ROWS, indent=1))
+    return str(folder / "a.json")
+
+
+def json_lines(folder: Path) -> str:
+    return str(write_lines(folder / "a.json"))
+
+
+def parquet(folder: Path) -> str:
+    datasets.Dataset.from_list(ROWS).to_parquet(folder / "a.parquet", batch_size=7)
+    return str(folder / "a.parquet")
+
+
+def separated_text(folder: Path) -> str:
+    (folder / "a.txt").write_text("\n<|endoftext|>\n".join(DOCUMENTS))
+    return str(folder / "a.txt")
+
+
+def many_files(folder: Path) -> str:
+    for i, document in enumerate(DOCUMENTS):
+        (folder / f"part_{i}.txt").write_text(document)
+    return str(folder)
+
+
+def pattern(folder: Path) -> str:
+    for i in range(12):  # chunk_2 comes before chunk_10
+        write_lines(folder / f"chunk_{i}.jsonl", ROWS[i * 4 : i * 4 + 4])
+    return str(folder / "chunk_*.jsonl")
+
+
+def mixed_folder(folder: Path) -> str:
+    (folder / "sub").mkdir()
+    (folder / ".cache").mkdir()
+    write_lines(folder / "1.jsonl", ROWS[:30])
+    write_lines(folder / "sub" / "2.jsonl", ROWS[30:])
+    write_lines(folder / ".cache" / "3.jsonl")
+    (folder / "LICENSE.txt").write_text("not a document")
+    (folder / "9.jsonl").touch()
+    return str(folder)
+
+
+def saved(folder: Path) -> str:
+    datasets.Dataset.from_list(ROWS).with_format("torch").save_to_disk(folder / "saved")
+    return str(folder / "saved")
+
+
+def saved_dict(folder: Path) -> str:
+    splits = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:3])}
+    datasets.DatasetDict(splits).save_to_disk(folder / "saved")
+    return str(folder / "saved")
+
+
+KINDS = [
+    jsonl, json_list, json_lines, parquet, separated_text, many_files, pattern, mixed_folder, saved, saved_dict,
+]  # fmt: skip
+
+
+def whole(config: CorpusConfig) -> DocumentSource:
+    """Open the training split without anything held out."""
+    source = open_documents(config, "train")
+    return source._source
+
+
+def read_all(source: DocumentSource) -> Iterator[Any]:
+    while (document := source.read()) is not None:
+        yield document
+
+
+@pytest.fixture(autouse=True)
+def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "_ROWS_AT_A_TIME", 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_come_in_order_and_from_any_cursor(kind: Callable[[Path], str], tmp_path: Path) -> None:
+    config = CorpusConfig(kind(tmp_path))
+    check_corpus(config)
+    source = whole(config)
+    cursors = [source.cursor()]
+    documents = []
+    for document in read_all(source):
+        documents.append(document)
+        cursors.append(source.cursor())
+    assert documents == DOCUMENTS
+    assert source.read() is None
+    for number in random.Random(0).sample(range(len(cursors)), 12):
+        source.seek(cursors[number])
+        assert source.cursor() == cursors[number]
+        assert list(read_all(source)) == DOCUMENTS[number:]
+    source.close()
+    assert str(tmp_path) not in source.fingerprint
+    assert whole(config).fingerprint == source.fingerprint
+
+
+def test_a_resumed_jsonl_is_not_read_from_the_start(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl")
+    source = whole(CorpusConfig(str(path)))
+    for _ in range(30):
+        source.read()
+    cursor = source.cursor()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"".join(b"?" * (len(line) - 1) + b"\n" for line in lines[1:30]) + b"".join(lines[30:]))
+    source.seek(cursor)
+    assert list(read_all(source)) == DOCUMENTS[30:]
+
+
+@pytest.mark.parametrize("name", ["input_ids", "tokens"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_columns_of_ids(kind: str, name: str, tmp_path: Path) -> None:
+    rows = [{name: ids} for ids in IDS]
+    path = tmp_path / f"a.{kind}"
+    write_lines(path, rows) if kind == "jsonl" else datasets.Dataset.from_list(rows).to_parquet(path)
+    text_column = "text" if name == "input_ids" else name
+    documents = list(read_all(whole(CorpusConfig(str(path), text_column=text_column))))
+    assert [document.tolist() for document in documents] == IDS
+    assert {document.dtype for document in documents} == {np.dtype(np.int32)}
+
+
+def test_blank_and_missing_text_is_passed_over(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"text": None}, {"text": " \n"}, {"n": 1}, {"text": "b \ud800"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    source = open_documents(CorpusConfig(str(path), validation_split=str(path)), "train")
+    assert list(read_all(source)) == ["a", "b ?"]
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
+def test_a_long_text_without_separators_is_cut_without_loss(separator: str, tmp_path: Path) -> None:
+    text = separator.join(["naïve 数据 🙂".replace(" ", "_") * 5] * 400)
+    (tmp_path / "a.txt").write_text(text)
+    documents = list(read_all(whole(CorpusConfig(str(tmp_path / "a.txt")))))
+    assert len(documents) > 10
+    assert max(len(document.encode()) for document in documents) <= 1024
+    assert "".join(documents).replace("\n", "") == text.replace("\n", "")
+
+
+def test_a_short_text_among_others_is_one_document(tmp_path: Path) -> None:
+    text = "\r\n\r\n".join(["paragraph"] * 300)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_bytes(text.encode())
+    assert list(read_all(whole(CorpusConfig(str(tmp_path))))) == [text.replace("\r\n", "\n")] * 2
+
+
+def test_a_long_document_between_separators_stays_whole(tmp_path: Path) -> None:
+    documents = ["a\n\n" * 30_000 + "a", "b"] * 3
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(documents))
+    assert list(read_all(whole(CorpusConfig(str(tmp_path / "a.txt"))))) == documents
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
+
+
+def split_of(config: CorpusConfig, split: Split) -> list[str]:
+    return list(read_all(open_documents(config, split)))
+
+
+def test_the_share_held_out_is_stable_and_disjoint(tmp_path: Path) -> None:
+    texts = [f"document {i}" for i in range(2000)]
+    config = CorpusConfig(str(write_lines(tmp_path / "a.jsonl", [{"text": t} for t in [*texts, *texts[:500]]])))
+    train, validation = split_of(config, "train"), split_of(config, "validation")
+    assert not set(train) & set(validation)  # also of the documents that occur twice
+    assert set(train) | set(validation) == set(texts)
+    assert 0.03 < len(validation) / 2500 < 0.07
+    # Other documents in front change nothing for those that were there.
+    more = [{"text": t} for t in ["new 1", "new 2", *texts]]
+    config = CorpusConfig(str(write_lines(tmp_path / "b.jsonl", more)))
+    assert len(set(split_of(config, "validation")) ^ set(validation)) <= 2
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 25])
+def test_few_documents_still_give_a_validation_split(n: int, tmp_path: Path) -> None:
+    config = CorpusConfig(str(write_lines(tmp_path / "a.jsonl", ROWS[:n])), validation_fraction=0.01)
+    assert len(split_of(config, "validation")) >= 1
+    assert len(split_of(config, "train")) >= n - 2
+
+
+def test_named_splits(tmp_path: Path) -> None:
+    config = CorpusConfig(saved_dict(tmp_path), validation_split="test")
+    assert split_of(config, "train") == DOCUMENTS
+    assert split_of(config, "validation") == DOCUMENTS[:3]
+    held_out = write_lines(tmp_path / "held_out.jsonl", ROWS[:5])
+    config = CorpusConfig(jsonl(tmp_path), validation_split=str(held_out))
+    check_corpus(config)
+    assert split_of(config, "train") == DOCUMENTS
+    assert split_of(config, "validation") == DOCUMENTS[:5]
+
+
+# -- the Hub, played by local files -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Serve `owner/stories` from a parquet file, and note what was asked for."""
+    path = parquet(tmp_path)
+    real = datasets.load_dataset
+    asked: list[dict[str, Any]] = []
+
+    def load_dataset(name: str, config: str | None, **options: Any) -> Any:
+        asked.append({"name": name, "config": config, **options})
+        return real(
+            "parquet", data_files={"train": path}, cache_dir=str(tmp_path / "cache"),
+            split=options["split"], streaming=options["streaming"],
+        )  # fmt: skip
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_hub_datasets(streaming: bool, fake_hub: list[dict[str, Any]]) -> None:
+    config = CorpusConfig(
+        "owner/stories", dataset_config="small", dataset_revision="v1", streaming=streaming, validation_split="train"
+    )
+    source = open_documents(config, "train")
+    assert fake_hub == [
+        {"name": "owner/stories", "config": "small", "split": "train", "revision": "v1", "streaming": streaming}
+    ]
+    assert source.fingerprint.startswith("owner/stories small train v1")
+    start = source.cursor()
+    assert [source.read() for _ in range(17)] == DOCUMENTS[:17]
+    cursor = json.loads(json.dumps(source.cursor()))
+    assert list(read_all(source)) == DOCUMENTS[17:]
+    assert source.read() is None
+    source.seek(start)
+    assert list(read_all(source)) == DOCUMENTS
+    other = open_documents(config, "train")
+    for _ in range(2):
+        other.seek(cursor)
+        assert list(read_all(other)) == DOCUMENTS[17:]
+    other.close()
+    source.close()
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_hub_split_and_column_errors(streaming: bool, fake_hub: list[dict[str, Any]]) -> None:
+    with pytest.raises(CorpusError, match=r"data\.text_column is 'txt', but .*'text'.*Did you mean 'text'"):
+        open_documents(CorpusConfig("owner/stories", text_column="txt", streaming=streaming), "train")
+    with pytest.raises(CorpusError, match=r"data\.dataset_split is 'trian': .*train"):
+        open_documents(CorpusConfig("owner/stories", dataset_split="trian", streaming=streaming), "train")
+
+
+def test_check_of_a_hub_dataset_reads_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Builder:
+        info = datasets.DatasetInfo(
+            features=datasets.Features({"body": datasets.Value("string")}),
+            splits=datasets.SplitDict({"train": datasets.SplitInfo("train")}),
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **options: Builder)
+    check_corpus(CorpusConfig("owner/stories", text_column="body", dataset_split="train[:10%]"))
+    for wrong, message in (
+        ({}, r"data\.text_column is 'text', but owner/stories has 'body'"),
+        ({"dataset_split": "trian"}, r"data\.dataset_split is 'trian', but .*Did you mean 'train'"),
+        ({"validation_split": "valid"}, r"data\.validation_split is 'valid', but owner/stories has 'train'"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            check_corpus(CorpusConfig("owner/stories", **wrong))
+
+
+@pytest.mark.parametrize("check", [check_corpus, lambda config: open_documents(config, "train")])
+def test_unknown_or_unreachable_hub_dataset(
+    check: Callable[[CorpusConfig], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "stories.jsonl")
+    with pytest.raises(
+        CorpusError, match=r"data\.dataset is 'storys'.*cannot be reached.*Did you mean 'stories.jsonl'"
+    ):
+        check(CorpusConfig("storys"))
+    with pytest.raises(CorpusError, match=r"data\.dataset is 'builtn'.*Did you mean 'builtin'"):
+        check(CorpusConfig("builtn"))
+
+
+def test_unknown_hub_configuration() -> None:
+    config = CorpusConfig("owner/stories", dataset_config="smal")
+    with (
+        pytest.raises(CorpusError, match=r"data\.dataset_config is 'smal': .*Available: \['small'\]"),
+        hub._hub_errors(config, "dataset_split"),
+    ):
+        raise ValueError("BuilderConfig 'smal' not found. Available: ['small']")
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def case(message: str, **settings: Any) -> Any:
+    return pytest.param(settings, message, id=message[:40])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        case(r"'.*storys\.jsonl', which does not exist\. Did you mean 'stories\.jsonl'", dataset="storys.jsonl"),
+        case(r"does not exist: there is no folder '.*nowhere'", dataset="nowhere/a.jsonl"),
+        case(r"data\.dataset is '.*empty\.jsonl', which is empty", dataset="empty.jsonl"),
+        case(r"data\.dataset is '.*blank\.txt', and there is no text in its train split", dataset="blank.txt"),
+        case(r"must end in \.parquet, \.jsonl, \.json, \.txt", dataset="notes.md"),
+        case(r"a folder without .* files", dataset="folder"),
+        case(r"a pattern that matches no .* file", dataset="folder/*.jsonl"),
+        case(r"data\.text_column is 'txet', but .* has 'n', 'text'\. Did you mean 'text'", text_column="txet"),
+        case(r"data\.text_column is 'n', which holds int values", text_column="n"),
+        case(r"not JSON", dataset="broken.jsonl"),
+        case(r"broken\.json is not JSON", dataset="broken.json"),
+        case(r"the first entry of numbers\.json is int, not an object", dataset="numbers.json"),
+        case(r"broken\.parquet is not a readable parquet file", dataset="broken.parquet"),
+        case(r"data\.validation_split is '.*valid', which does not exist", validation_split="valid"),
+        case(r"data\.dataset_config is 'small', but data\.dataset is local files", dataset_config="small"),
+        case(r"data\.dataset_split is 'test', but data\.dataset is local files", dataset_split="test"),
+        case(r"validation_split is 'test', but data\.dataset is builtin", dataset="builtin", validation_split="test"),
+        case(r"'tset', but saved has 'train', 'test'\. Did you mean 'test'", dataset="saved", validation_split="tset"),
+    ],
+)  # fmt: skip
+def test_mistakes(settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(tmp_path / "stories.jsonl")
+    saved_dict(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name, content in {
+        "empty.jsonl": "", "blank.txt": " \n", "notes.md": "a", "folder/notes.md": "a", "broken.jsonl": '{"text": "a"',
+        "broken.json": "[{", "numbers.json": "[1, 2]", "broken.parquet": "PAR1 no",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(content)
+    name = settings.pop("dataset", "stories.jsonl")
+    config = CorpusConfig(name if name == "builtin" else str(tmp_path / name), **settings)
+    with pytest.raises(CorpusError, match=message) as caught:
+        check_corpus(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_document_cannot_be_shared(tmp_path: Path) -> None:
+    config = CorpusConfig(str(write_lines(tmp_path / "a.jsonl", ROWS[:1])))
+    with pytest.raises(CorpusError, match=r"only one document.*data\.validation_split"):
+        check_corpus(config)
+
+
+def test_a_damaged_saved_dataset(tmp_path: Path) -> None:
+    config = CorpusConfig(saved(tmp_path))
+    next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"no table")
+    with pytest.raises(CorpusError, match=r"data\.dataset is '.*saved', a saved dataset that cannot be read"):
+        check_corpus(config)
+
+
+@pytest.mark.parametrize("kind", [jsonl, json_list, separated_text])
+def test_a_file_that_may_not_be_read(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CorpusConfig(kind(tmp_path))
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "a.file")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CorpusError, match=r"data\.dataset: a\.file cannot be read"):
+        check_corpus(config)

@@ -1,0 +1,163 @@
+"""Where a dictionary comes from: what its export tells of model and corpus, and what may take its place."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lightsae.analysis.reading.loaded_sae import Origin, TextSettings, trained_with
+from lightsae.errors import ConfigError, FormatError, ModelError, SiteError
+from lightsae.formats.native import save_sae
+from lightsae.sae import ReLU, SiteRef, Transcoder, Widths
+from lightsae.sae.mechanisms import TopK
+
+Export = Callable[..., str]
+
+
+@pytest.fixture
+def export(make_model: Callable[..., Path], tiny_corpus: Path, tmp_path: Path) -> Export:
+    """Save a dictionary as a run does, and return its folder; keywords change what `data:` says, None leaves it out."""
+
+    def save(widths: Widths | None = None, provenance: dict[str, Any] | None = None, **data: Any) -> str:
+        model = str(make_model())
+        given = {"model": model, "dataset": str(tiny_corpus), "context_size": 16, "validation_fraction": 0.2} | data
+        told = {"config": yaml.safe_dump({"data": {k: v for k, v in given.items() if v is not None}})}
+        sae = ReLU(widths or Widths.autoencoder(SiteRef(model, "resid_post.0"), 12), d_sae=6)
+        save_sae(sae, tmp_path / "sae", told | (provenance or {}))
+        return str(tmp_path / "sae")
+
+    return save
+
+
+def load(folder: str, **settings: Any) -> Origin:
+    return Origin.load(folder, TextSettings(**settings), whole_model=False)
+
+
+def test_everything_follows_from_the_export(export: Export, make_model: Callable[..., Path], tiny_corpus: Path) -> None:
+    folder = export(skip_positions=3, skip_special_tokens=True, prepend_bos=False)
+    origin = load(folder)
+    model = str(make_model())
+    assert list(origin.models) == [model]
+    assert origin.main_model is origin.models[model]
+    assert origin.reading.sites == (SiteRef(model, "resid_post.0"),)
+    assert (origin.reading.skip_positions, origin.reading.skip_special) == (3, True)
+    assert origin.reading.rows_at_once == 8192 // 16
+    corpus = origin.corpus
+    assert (corpus.dataset, corpus.context_size, corpus.validation_fraction) == (str(tiny_corpus), 16, 0.2)
+    assert corpus.prepend_bos is False
+    assert not origin.sae.training
+    described = json.loads((Path(folder) / "sae.json").read_text())
+    assert origin.entry["sha256"] == described["sha256"]
+    assert origin.entry["variant"] == "ReLU"
+
+
+def test_settings_win_over_the_export(export: Export) -> None:
+    origin = load(export(), context_size=8, model_batch_tokens=80, num_workers=0, text_column="body")
+    assert (origin.corpus.context_size, origin.corpus.text_column, origin.corpus.num_workers) == (8, "body", 0)
+    assert origin.reading.rows_at_once == 10
+    assert load(export(), model_batch_tokens=1).reading.rows_at_once == 1
+
+
+def test_of_another_corpus_only_the_form_of_rows_is_kept(export: Export, tmp_path: Path) -> None:
+    folder = export(text_column="body", validation_fraction=0.3, prepend_bos=False, dataset_split="all")
+    other = load(folder, dataset=str(tmp_path / "mine.jsonl")).corpus
+    assert (other.dataset, other.context_size, other.prepend_bos) == (str(tmp_path / "mine.jsonl"), 16, False)
+    # What was said of the old corpus does not hold for another.
+    assert (other.text_column, other.validation_fraction, other.dataset_split) == ("text", 0.05, "train")
+    kept = load(folder).corpus
+    assert (kept.text_column, kept.validation_fraction, kept.dataset_split) == ("body", 0.3, "all")
+
+
+def test_a_model_elsewhere_keeps_the_name_that_it_was_trained_under(
+    export: Export, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    trained = SiteRef("gone/model", "resid_post.0")
+    folder = export(Widths.autoencoder(trained, 12), model="gone/model")
+    with pytest.raises(ModelError, match="gone/model"):
+        load(folder)
+    origin = load(folder, model=str(make_model()))
+    assert list(origin.models) == ["gone/model"]
+    assert origin.main_model.name == "gone/model"
+    rows = torch.zeros(1, 4, dtype=torch.long)
+    assert origin.main_model.capture(rows, ["resid_post.0"])["resid_post.0"].shape == (1, 4, 12)
+
+
+def test_sites_that_are_predicted_are_in_memory_too(make_model: Callable[..., Path], export: Export) -> None:
+    model = str(make_model())
+    folder = Path(export())
+    told = json.loads((folder / "sae.json").read_text())["provenance"]
+    widths = Widths({SiteRef(model, "mlp_in.0"): 12}, {SiteRef(model, "mlp_out.1"): 12})
+    save_sae(Transcoder(widths, d_sae=6, mechanism=TopK(2)), folder, told)
+    origin = load(str(folder))
+    assert origin.reading.sites == (SiteRef(model, "mlp_in.0"),)
+    assert origin.main_model.capture(torch.zeros(1, 4, dtype=torch.long), ["mlp_out.1"])
+    assert not hasattr(origin.main_model.model, "lm_head")
+    whole = Origin.load(str(folder), TextSettings())
+    assert whole.main_model.logits(torch.zeros(1, 4, dtype=torch.long)).shape[:2] == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "error", "message"),
+    [
+        ({"dataset": None}, {}, ConfigError, "dataset is missing"),
+        ({"dataset": "synthetic"}, {}, ConfigError, "does not say what text"),
+        ({}, {"context_size": 65}, ConfigError, "context_size is 65, but .* reads 64 tokens at most"),
+        ({}, {"model_batch_tokens": 0}, ConfigError, "model_batch_tokens is 0"),
+        ({}, {"model": "builtin"}, ModelError, "model is 'builtin', where resid_post.0 has width 192.* width 12"),
+        ({}, {"model": "./none"}, ModelError, "no such folder"),
+        ({}, {"device": "cuda"}, ConfigError, "device is 'cuda'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    data: dict[str, Any],
+    settings: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    export: Export,
+) -> None:
+    folder = export(**data)
+    with pytest.raises(error, match=message):
+        load(folder, **settings)
+
+
+def test_a_dictionary_without_a_language_model_is_refused(export: Export) -> None:
+    with pytest.raises(ConfigError, match="without a language model"):
+        load(export(Widths.of(12)))
+
+
+def test_a_site_that_the_model_does_not_have_is_refused(export: Export, make_model: Callable[..., Path]) -> None:
+    with pytest.raises(SiteError, match=r"resid_post\.7"):
+        load(export(Widths.autoencoder(SiteRef(str(make_model()), "resid_post.7"), 12)))
+
+
+def test_what_an_export_says_itself_wins_over_its_configuration(export: Export) -> None:
+    told = trained_with(
+        export(provenance={"model_revision": "abc", "context_size": 32, "dtype": None}, dtype="float32")
+    )
+    assert (told["model_revision"], told["context_size"], told["dtype"]) == ("abc", 32, "float32")
+
+
+@pytest.mark.parametrize("config", ["", "just words", "[1, 2]", "data: null", None])
+def test_an_export_that_says_nothing(config: str | None, tmp_path: Path) -> None:
+    save_sae(ReLU(Widths.of(12), d_sae=6), tmp_path / "sae", {"config": config})
+    assert trained_with(tmp_path / "sae") == {}
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    save_sae(ReLU(Widths.of(12), d_sae=6), tmp_path / "sae", {"config": "data: {unclosed"})
+    with pytest.raises(FormatError, match="not YAML"):
+        trained_with(tmp_path / "sae")
+
+
+def test_what_the_manifest_says_does_not_depend_on_folders_of_the_sae(export: Export) -> None:
+    first = load(export())
+    assert set(first.corpus_entry()) >= {"dataset", "context_size", "validation_fraction", "prepend_bos"}
+    assert "streaming" not in first.corpus_entry()
+    tokenizer = first.tokenizer_entry()
+    assert tokenizer == load(export()).tokenizer_entry()
+    first.main_model.tokenizer.add_tokens(["<new>"])
+    assert first.tokenizer_entry()["vocabulary"] != tokenizer["vocabulary"]

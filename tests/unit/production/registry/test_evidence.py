@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.fake_dictionary import SITE
+from helpers.fake_versions import FIGURES, Parts, make_parts
+from lightsae.errors import FormatError, SiteError
+from lightsae.production.registry import publish
+from lightsae.production.registry.evidence import check_evidence, figures_of
+
+
+def test_reports_of_these_parts_are_taken(parts: Parts) -> None:
+    check_evidence(parts.reports(), parts.sae, parts.id)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "error", "message"),
+    [
+        ("panel", {"dictionary": "ff" * 32}, FormatError, "is of the dictionary ffffffffffff, not of"),
+        ("panel", {"sae": "ff" * 32}, FormatError, "is of the sae ffffffffffff, not of"),
+        ("panel", {"sae": None}, FormatError, "is of the sae None, not of"),
+        ("panel", {"summary": None}, FormatError, "has no 'summary'"),
+        ("validation", {"figures": [1]}, FormatError, "has no 'figures'"),
+        ("validation", {"figures": {"topk/val/fve": 1.0}}, FormatError, "it has those of 'topk'"),
+        ("validation", {"data": {**SITE, "site": "resid_post.1"}}, SiteError, r"the site 'resid_post\.1', and"),
+        ("validation", {"data": {**SITE, "model": "gpt2"}}, SiteError, "the model 'gpt2', and the SAE of 'builtin'"),
+        ("validation", {"sha256": {"sae": "ff" * 32}}, FormatError, "does not name this SAE's weights"),
+        ("validation", {"sha256": None}, FormatError, "does not name this SAE's weights"),
+        (
+            "drift",
+            {"summary": {"sae": {"a": "ee" * 32, "b": "dd" * 32}}},
+            FormatError,
+            "eeeeeeeeeeee with dddddddd",
+        ),
+        ("drift", {"summary": {"sae": []}}, FormatError, "compares the SAEs None with None"),
+    ],
+)
+def test_reports_of_something_else_are_refused(
+    parts: Parts, kind: str, changes: dict[str, object], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    report = parts.report(kind, **changes)
+    with pytest.raises(error, match=message):
+        publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={kind: report})
+    assert not (tmp_path / "r").exists()
+
+
+def test_files_that_are_no_reports_are_refused(parts: Parts, tmp_path: Path) -> None:
+    for content, message in (("{", "not valid JSON"), ("[]", "has no 'summary'")):
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(FormatError, match=message):
+            check_evidence({"drift": tmp_path / "x.json"}, parts.sae, parts.id)
+    with pytest.raises(FormatError, match="does not exist; name the panel report, made by: lightsae panel"):
+        check_evidence({"panel": tmp_path / "no.json"}, parts.sae, parts.id)
+    with pytest.raises(FormatError, match="is a folder"):
+        check_evidence({"panel": tmp_path}, parts.sae, parts.id)
+
+
+def test_figures_of_a_run_of_several_are_those_of_the_sae(tmp_path: Path) -> None:
+    parts = make_parts(tmp_path / "p", seed=0, name="topk")
+    both = {
+        f"{name}/{key}": value + shift for name, shift in (("topk", 0), ("relu", 9)) for key, value in FIGURES.items()
+    }
+    report = parts.report("validation", figures=both)
+    done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={"validation": report})
+    figures = figures_of(tmp_path / "r" / "versions" / done.version)
+    assert figures["validation"] == {"fve_no_sinks": 0.9, "ce_recovered": 0.97, "dead": 0.01}
+
+
+@pytest.mark.parametrize(("low", "high", "above"), [(0.3, 0.2, True), (0.2, 0.2, False), (0.1, 0.2, False)])
+def test_above_the_random_floor_means_intervals_apart(
+    parts: Parts, tmp_path: Path, low: float, high: float, above: bool
+) -> None:
+    summary = {"causal_usefulness": {"share": 0.5, "low": low}, "random_floor": {"share": 0.1, "high": high}}
+    panel = parts.report("panel", summary=summary)
+    done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={"panel": panel})
+    # What the report does not hold is not measured.
+    assert figures_of(tmp_path / "r" / "versions" / done.version)["panel"] == {"above_random_floor": above}
+
+
+def test_what_is_no_number_is_not_measured(parts: Parts, tmp_path: Path) -> None:
+    figures = {"val/fve_no_sinks": float("nan"), "val/ce_recovered": None, "val/dead_fraction": "0"}
+    report = parts.report("validation", figures=figures)
+    assert "NaN" in report.read_text()
+    assert json.loads(report.read_text())["figures"].keys() == figures.keys()
+    done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={"validation": report})
+    assert figures_of(tmp_path / "r" / "versions" / done.version)["validation"] == {}
