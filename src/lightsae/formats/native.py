@@ -7,6 +7,7 @@ Nothing is ever unpickled.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def write_sae(sae: SparseAutoencoder, folder: Path, provenance: dict[str, Any] |
         "format_version": FORMAT_VERSION,
         "variant": variant,
         "settings": plain(sae.settings),
-        "widths": {"read": _to_list(sae.widths.read), "predicted": _to_list(sae.widths.predicted)},
+        "widths": widths_entry(sae.widths),
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "sha256": hash_file(folder / TENSORS),
         "provenance": provenance or {},
@@ -83,10 +84,14 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SparseAu
         FormatError: The folder is missing or damaged, or of a format or variant that this version does not know.
         ConfigError: `device` is not there.
     """
+    return build_sae(describe_sae(folder), folder, device)
+
+
+def build_sae(description: Mapping[str, Any], folder: str | Path, device: str | torch.device) -> SparseAutoencoder:
+    """Make the dictionary that `describe_sae` described, with its tensors; see `load_sae`."""
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {str(device)!r}, but no CUDA device is available; write 'cpu'.")
-    description = describe_sae(folder)
+        raise ConfigError("device", str(device), "no CUDA device is available, so write 'cpu'")
     sae = _empty_sae(description, folder)
     path = locate(folder, DESCRIPTION) / TENSORS
     if not path.is_file():
@@ -138,7 +143,7 @@ def describe_sae(folder: str | Path) -> dict[str, Any]:
     return description
 
 
-def _empty_sae(description: dict[str, Any], folder: str | Path) -> SparseAutoencoder:
+def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAutoencoder:
     """Build a dictionary of the described shape on the meta device: no memory, and no random draw."""
     shown, variant = str(Path(folder, DESCRIPTION)), description["variant"]
     if variant not in VARIANTS:
@@ -202,12 +207,17 @@ def _exports_below(folder: str | Path) -> str:
     return f" Did you mean {str(below[0])!r}?" if below else " Name a folder that save_sae or a run wrote."
 
 
-def _field(holder: dict[str, Any], name: str, kind: type, shown: str) -> Any:
+def _field(holder: Mapping[str, Any], name: str, kind: type, shown: str) -> Any:
     value = holder.get(name)
     if not isinstance(value, kind):
         found = "is missing" if value is None else f"is {value!r}"
         raise FormatError(f"{shown!r}: {name!r} {found}, where a {kind.__name__} should be; export it again.")
     return value
+
+
+def widths_entry(widths: Widths) -> dict[str, Any]:
+    """Return sites and widths as JSON values."""
+    return {"read": _to_list(widths.read), "predicted": _to_list(widths.predicted)}
 
 
 def _to_list(widths: dict[SiteRef, int]) -> list[dict[str, Any]]:

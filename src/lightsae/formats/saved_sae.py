@@ -1,0 +1,162 @@
+"""An SAE that knows where it was saved: sae.json is read once, the tensors when they are first asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightsae.errors import FormatError
+from lightsae.formats.native import build_sae, describe_sae, plain, tensor_hash, widths_entry
+from lightsae.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How an SAE was trained, as far as its export tells.
+
+    Attributes:
+        data: The settings of `data:` by name, with the model's resolved revision.
+        values: Everything that the export says, as it stands in sae.json.
+    """
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str | None:
+        """The language model that was read: Hub name, folder or `builtin`."""
+        return self.data.get("model")
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of that model."""
+        return self.data.get("model_revision")
+
+    @property
+    def normalisation(self) -> str | None:
+        """How activations were scaled: `sqrt_d`, `unit` or `none`."""
+        return self.data.get("normalisation")
+
+    @property
+    def dtype(self) -> str | None:
+        """Dtype of the language model."""
+        return self.data.get("dtype")
+
+    @property
+    def skip_special_tokens(self) -> bool:
+        """Whether special tokens were left out of training."""
+        return bool(self.data.get("skip_special_tokens", False))
+
+    @property
+    def skip_positions(self) -> int:
+        """How many first positions of a row were left out of training."""
+        return int(self.data.get("skip_positions", 0))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> "Provenance":
+        """Read what `sae.json` holds under `provenance`.
+
+        Raises:
+            FormatError: The configuration in it is not YAML.
+        """
+        config = values.get("config")
+        data: dict[str, Any] = {}
+        if isinstance(config, str):
+            try:
+                loaded = yaml.safe_load(config)
+            except yaml.YAMLError as error:
+                raise FormatError(f"{where!r}: the configuration in sae.json is not YAML; export it again.") from error
+            data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
+        said = {name: value for name, value in values.items() if name != "config" and value is not None}
+        return cls({**data, **said}, values)
+
+
+class SavedSAE:
+    """An SAE with what its export says of it.
+
+    Attributes:
+        folder: Where it was saved, as the user wrote it; None for one that was never saved.
+        variant: Name of the variant.
+        sha256: Hash of the tensors' file.
+        settings: The variant's settings, JSON values.
+        widths: `read` and `predicted`, each a list of {model, site, width}.
+        provenance: How it was trained.
+
+    Example:
+        saved = SavedSAE.open("lightning_logs/version_0/sae")
+        saved.provenance.model, saved.sha256, saved.sae.encode(x)
+    """
+
+    def __init__(
+        self, description: Mapping[str, Any], folder: str | Path | None, device: str | torch.device = "cpu"
+    ) -> None:
+        self.folder, self._device, self._description = folder, device, description
+        self.variant: str = description["variant"]
+        self.settings: dict[str, Any] = description["settings"]
+        self.widths: dict[str, list[dict[str, Any]]] = description["widths"]
+        self.provenance = Provenance.of(description["provenance"], str(folder))
+
+    @classmethod
+    def open(cls, folder: str | Path, device: str | torch.device = "cpu") -> "SavedSAE":
+        """Read the description of an exported SAE.
+
+        Args:
+            folder: What `save_sae` or a run wrote.
+            device: Where the tensors go once they are asked for.
+
+        Raises:
+            FormatError: The folder or its sae.json is missing or damaged, or was written by a newer version.
+        """
+        return cls(describe_sae(folder), folder, device)
+
+    @classmethod
+    def of(cls, sae: "SavedSAE | SparseAutoencoder | str | Path", device: str | torch.device = "cpu") -> "SavedSAE":
+        """Take an SAE in any of the forms in which a person has one: in memory, or by its folder."""
+        if isinstance(sae, SavedSAE):
+            return sae
+        if not isinstance(sae, SparseAutoencoder):
+            return cls.open(sae, device)
+        saved = cls(
+            {
+                "variant": type(sae).__name__,
+                "settings": plain(sae.settings),
+                "widths": widths_entry(sae.widths),
+                "provenance": {},
+            },
+            None,
+        )
+        saved.sae = sae
+        return saved
+
+    @cached_property
+    def sae(self) -> SparseAutoencoder:
+        """The SAE in eval mode, every bit as it was saved.
+
+        Raises:
+            FormatError: The tensors are missing or damaged, or do not fit the description.
+            ConfigError: The device is not there.
+        """
+        assert self.folder is not None
+        return build_sae(self._description, self.folder, self._device)
+
+    @cached_property
+    def sha256(self) -> str:
+        told = self._description.get("sha256")
+        return told if told is not None else tensor_hash(self.sae)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What a manifest says of it; nothing of it depends on where the folder lies."""
+        return {
+            "variant": self.variant,
+            "sha256": self.sha256,
+            "d_sae": self.settings.get("d_sae"),
+            **self.widths,
+        }
+
+    def __str__(self) -> str:
+        return str(self.folder) if self.folder is not None else self.variant
