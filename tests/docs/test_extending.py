@@ -85,6 +85,14 @@ def test_each_example_works(folder: Path) -> None:
     assert all(float(norm) >= 0 and len(norm.partition(".")[2]) == 2 for norm in norms)
 
 
+def test_the_examples_are_in_the_style_of_the_house(folder: Path) -> None:
+    written = [folder / block.title for block in blocks_of(PAGE) if block.language == "python"]
+    for command in (["check"], ["format", "--check"]):
+        words = ["ruff", *command, "--no-cache", "--config", str(ROOT / "pyproject.toml"), *map(str, written)]
+        done = subprocess.run([sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
 def test_the_page_has_nothing_beside_its_four_examples() -> None:
     def kinds(blocks: list[Block]) -> list[str]:
         return [block.language for block in blocks if not block.title]
