@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
-from lightsae.errors import CheckpointError, ConfigError
+from lightsae.errors import CheckpointError, ConfigError, section, under
 from lightsae.formats.native import plain
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder
 from lightsae.training.entries import Entry, MakeSAE, check_entries, make_sae, merge_coefficients, named
@@ -118,7 +118,9 @@ class SAEModule(LightningModule):
         built: dict[str, SparseAutoencoder] = {}
         for (name, entry), place in zip(self.entries.items(), self.places(), strict=True):
             shown = None if self.short_form else name
-            sae = make_sae(shown, entry, data.widths_at(*place))
+            with section("model"), under(f"saes.{name}"):
+                widths = data.widths_at(*place)
+            sae = make_sae(shown, entry, widths)
             given = [self.given_coefficients] if self.short_form else [self.given_coefficients, entry.coefficients]
             if entry.start is None:
                 check_start(self.start, sae)
@@ -134,10 +136,9 @@ class SAEModule(LightningModule):
                 raise ConfigError(f"model.coefficients.{term}: none of the dictionaries has this loss term.")
         return built
 
-    def places(self) -> list[tuple["SiteNames", "SiteNames", str]]:
-        """Return, for each dictionary, the sites that it reads and predicts, and where the user wrote them."""
-        key = {name: "data" if self.short_form else f"model.saes.{name}" for name in self.entries}
-        return [(entry.site, entry.target_site, key[name]) for name, entry in self.entries.items()]
+    def places(self) -> list[tuple["SiteNames", "SiteNames"]]:
+        """Return, for each dictionary, the sites that it reads and predicts, as the user named them."""
+        return [(entry.site, entry.target_site) for entry in self.entries.values()]
 
     def on_fit_start(self) -> None:
         if not self._started:
