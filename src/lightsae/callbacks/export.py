@@ -4,18 +4,17 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from lightsae.activations.timing import Timings
-from lightsae.callbacks.run_outputs import run_folder
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback, run_folder
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.formats.native import write_sae
 from lightsae.training.module import SAEModule
 from lightsae.version import version
 
 
-class ExportSAE(Callback):
+class ExportSAE(SAECallback):
     """Export to RUN/sae with every checkpoint and at the end of the run. Observes only.
 
     RUN/sae is replaced as a whole, so that a kill leaves one export or the next; a run with several dictionaries has
@@ -34,8 +33,7 @@ class ExportSAE(Callback):
 
     def __init__(self, checkpoints: int = 0) -> None:
         super().__init__()
-        if checkpoints < 0:
-            raise ConfigError(f"ExportSAE's checkpoints is {checkpoints}; write 0 or more.")
+        self._refuse_if(checkpoints < 0, "checkpoints", checkpoints, "write 0 or more")
         self.checkpoints = checkpoints
         self.timings = Timings()
         self._folder = Path()

@@ -6,18 +6,18 @@ Axes: T tokens, F dictionary size, N firings.
 from typing import Any
 
 from jaxtyping import Int
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.synthetic.world import SyntheticWorld
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback
 from lightsae.metrics.ground_truth import GroundTruthScores
 from lightsae.sae.sparse_ops import Latents
 from lightsae.training.module import SAEModule
 
 
-class GroundTruth(Callback):
+class GroundTruth(SAECallback):
     """Log scores against the true features of synthetic data. Observes only; does nothing on other data.
 
     In validation, decoder rows are matched one to one with the true features (Hungarian, on |cosine|), and over all
@@ -37,8 +37,7 @@ class GroundTruth(Callback):
     """
 
     def __init__(self, threshold: float = 0.9) -> None:
-        if not 0 <= threshold < 1:
-            raise ConfigError(f"GroundTruth.threshold is {threshold}; write a cosine from 0 up, below 1.")
+        self._refuse_if(not 0 <= threshold < 1, "threshold", threshold, "write a cosine from 0 up, below 1")
         self.threshold = threshold
         # Not submodules of the LightningModule: its precision and its checkpoints are not theirs.
         self._scores: dict[str, GroundTruthScores] = {}

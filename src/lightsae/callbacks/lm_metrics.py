@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback
 from lightsae.lm import LanguageModel
 from lightsae.lm.intervene import Intervention
 from lightsae.metrics import (
@@ -43,7 +43,7 @@ class Rows:
         return Rows(self.tokens[part], self.special[part], {site: mask[part] for site, mask in self.sinks.items()})
 
 
-class LanguageModelMetrics(Callback):
+class LanguageModelMetrics(SAECallback):
     """Log how much of the language model's prediction survives splicing, in validation. Observes only.
 
     For each dictionary, in nats a token: `val/ce_clean`, `val/ce_spliced` (reconstructions in place of the activations
@@ -71,10 +71,10 @@ class LanguageModelMetrics(Callback):
     needs_full_language_model = True
 
     def __init__(self, max_rows: int | None = None, batch_rows: int = 8) -> None:
-        if max_rows is not None and max_rows < 1:
-            raise ConfigError(f"LanguageModelMetrics.max_rows is {max_rows}; write 1 or more, or null for all rows.")
-        if batch_rows < 1:
-            raise ConfigError(f"LanguageModelMetrics.batch_rows is {batch_rows}; write 1 or more.")
+        self._refuse_if(
+            max_rows is not None and max_rows < 1, "max_rows", max_rows, "write 1 or more, or null for all rows"
+        )
+        self._refuse_if(batch_rows < 1, "batch_rows", batch_rows, "write 1 or more")
         self.max_rows, self.batch_rows = max_rows, batch_rows
         self._language_model: LanguageModel | None = None
         self._told = False

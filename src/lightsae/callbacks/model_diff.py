@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from lightsae.callbacks.run_outputs import add_histogram, run_folder
+from lightsae.callbacks.base import add_histogram, run_folder
 from lightsae.formats.files import write_atomically
 from lightsae.plotting import write_picture
 from lightsae.sae import Crosscoder

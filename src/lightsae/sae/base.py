@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightsae.errors import ActivationError, ConfigError
+from lightsae.errors import ActivationError, ConfigError, arg, under
 from lightsae.sae.initialise import geometric_median
 from lightsae.sae.mechanisms.base import Encoding, Mechanism
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements, align
@@ -87,18 +87,20 @@ class SparseAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         if d_sae < 1:
-            raise ConfigError(f"model.sae.d_sae is {d_sae}; a dictionary has at least 1 latent.")
+            raise ConfigError("d_sae", d_sae, "an SAE has at least 1 latent")
         if not self.predicts_another_site and widths.read != widths.predicted:
             predicted = ", ".join(map(str, widths.predicted))
             raise ConfigError(
-                f"A {type(self).__name__} predicts what it reads, not {predicted}; write --model.sae Transcoder, or "
-                "leave target_site out."
+                f"A {type(self).__name__} predicts what it reads, not {predicted}; choose Transcoder for "
+                f"{arg('sae', 'model')}, or leave target_site out."
             )
-        refinements.check(widths)
+        with under("refinements"):
+            refinements.check(widths)
         self.refinements = refinements
         # Its own: a mechanism holds what is measured in training.
         mechanism = copy.deepcopy(mechanism)
-        mechanism.check(widths, d_sae)
+        with under("mechanism" if "mechanism" in self._setting_names() else ""):
+            mechanism.check(widths, d_sae)
         mechanism.build(d_sae)
         self.widths, self.d_sae, self.mechanism = widths, d_sae, mechanism
         self.W_dec = nn.Parameter(torch.empty(d_sae, widths.d_out))
@@ -131,8 +133,11 @@ class SparseAutoencoder(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments but `widths`; `type(sae)(sae.widths, **sae.settings)` is of the same shape."""
-        names = list(inspect.signature(type(self).__init__).parameters)[2:]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._setting_names()}
+
+    @classmethod
+    def _setting_names(cls) -> list[str]:
+        return list(inspect.signature(cls.__init__).parameters)[2:]
 
     @property
     def progress(self) -> float:

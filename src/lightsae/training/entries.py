@@ -4,7 +4,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from lightsae.errors import ConfigError, did_you_mean
+from torch.nn import ModuleDict
+
+from lightsae.errors import ConfigError, arg, did_you_mean
 from lightsae.sae import SparseAutoencoder, Widths
 from lightsae.training.schedules import Schedule
 
@@ -35,42 +37,31 @@ class Entry:
 
 
 def check_entries(sae: MakeSAE | None, saes: Mapping[str, Entry] | None) -> dict[str, Entry]:
-    """Return the dictionaries of a run by name; a single one is called `sae`.
+    """Return the SAEs of a run by name; a single one is called `sae`.
 
     Raises:
         ConfigError: None is given, or both forms, or a name cannot be the name of a folder and of a module.
     """
     if sae is not None and saes:
         raise ConfigError(
-            f"model.sae and model.saes ({', '.join(saes)}) are both given; write one: --model.sae for one dictionary, "
-            "model.saes for several. (--model.sae null takes the first back.)"
+            f"{arg('sae')} and {arg('saes')} ({', '.join(saes)}) are both given; write {arg('sae')} for one SAE, "
+            f"{arg('saes')} for several. ({arg('sae')} null takes the first back.)"
         )
     if sae is not None:
         return {ONLY: Entry(sae)}
     if not saes:
-        raise ConfigError("model.sae is missing: choose a variant, or name several dictionaries under model.saes.")
+        raise ConfigError(f"{arg('sae')} is missing: choose a variant, or name several SAEs under {arg('saes')}.")
     for name, entry in saes.items():
         # The names that a container of modules has itself are taken: `keys`, `train` ...
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in ("train", "val", "perf") or _is_taken(name):
-            raise ConfigError(f"model.saes: {name!r} cannot be a dictionary's name; write letters, digits, _ and -.")
+        if (
+            not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)
+            or name in ("train", "val", "perf")
+            or hasattr(ModuleDict, name)
+        ):
+            raise ConfigError(f"{arg('saes')}: {name!r} cannot be an SAE's name; write letters, digits, _ and -.")
         if entry.lr is not None and entry.lr <= 0:
-            raise ConfigError(f"model.saes.{name}.lr is {entry.lr}; it must be above 0.")
+            raise ConfigError(f"saes.{name}.lr", entry.lr, "it must be above 0")
     return dict(saes)
-
-
-def make_sae(name: str | None, entry: Entry, widths: Widths) -> SparseAutoencoder:
-    """Build an entry's dictionary; what it has against its settings names them as the user wrote them."""
-    try:
-        return entry.sae(widths)
-    except ConfigError as error:
-        raise ConfigError(named(str(error), name)) from error
-
-
-def named(message: str, name: str | None) -> str:
-    """Return a message about model.sae as one about an entry of model.saes; None: the short form."""
-    if name is None:
-        return message
-    return re.sub(r"\bmodel\.(sae|coefficients|start)\b", rf"model.saes.{name}.\1", message)
 
 
 def merge_coefficients(sae: SparseAutoencoder, *given: Coefficients) -> dict[str, Schedule]:
@@ -90,16 +81,10 @@ def merge_coefficients(sae: SparseAutoencoder, *given: Coefficients) -> dict[str
                 continue  # what is set for a whole run concerns those dictionaries that have the term
             if term not in merged:
                 raise ConfigError(
-                    f"model.coefficients.{term}: {type(sae).__name__} has the loss terms {', '.join(merged)}."
+                    f"{arg(f'coefficients.{term}')}: {type(sae).__name__} has the loss terms {', '.join(merged)}."
                     + did_you_mean(term, merged)
                 )
             if not isinstance(value, Schedule):
                 value = Schedule(float(value), mechanism.default_warm_up.get(term, 0.0))
             merged[term] = value
     return merged
-
-
-def _is_taken(name: str) -> bool:
-    from torch.nn import ModuleDict
-
-    return hasattr(ModuleDict, name)

@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
-from lightsae.errors import CheckpointError, ConfigError
+from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder
-from lightsae.training.entries import Entry, MakeSAE, check_entries, make_sae, merge_coefficients, named
+from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
 
@@ -52,6 +52,7 @@ class SAEModule(LightningModule):
             is less.
     """
 
+    @section("model")
     def __init__(
         self,
         sae: MakeSAE | None = None,
@@ -65,13 +66,14 @@ class SAEModule(LightningModule):
     ) -> None:
         super().__init__()
         if lr is not None and lr <= 0:
-            raise ConfigError(f"model.lr is {lr}; it must be above 0.")
-        for key, length in (("lr_warm_up", lr_warm_up), ("lr_decay", lr_decay)):
+            raise ConfigError("lr", lr, "it must be above 0")
+        for name, length in (("lr_warm_up", lr_warm_up), ("lr_decay", lr_decay)):
             if length < 0:
-                raise ConfigError(f"model.{key} is {length}; write a share of the run (0.05) or steps (200).")
+                raise ConfigError(name, length, "write a share of the run (0.05) or steps (200)")
         if dead_after is not None and dead_after < 1:
-            raise ConfigError(f"model.dead_after is {dead_after}; it counts tokens, so write 1 or more.")
-        self.entries, self.given_coefficients = check_entries(sae, saes), dict(coefficients or {})
+            raise ConfigError("dead_after", dead_after, "it counts tokens, so write 1 or more")
+        self.entries = check_entries(sae, saes)
+        self.given_coefficients = dict(coefficients or {})
         self.short_form = sae is not None
         self.lr, self.lr_warm_up, self.lr_decay, self.dead_after = lr, lr_warm_up, lr_decay, dead_after
         self.start = start
@@ -109,6 +111,7 @@ class SAEModule(LightningModule):
         ignored += [f"dictionaries.{name}" for name, _ in self.dictionaries.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = ignored
 
+    @section("model")
     def build(self, data: "ActivationDataModule") -> dict[str, SparseAutoencoder]:
         """Make every dictionary of the run, without weights that mean anything yet, and its coefficients.
 
@@ -116,40 +119,44 @@ class SAEModule(LightningModule):
             ConfigError: A setting does not fit.
         """
         built: dict[str, SparseAutoencoder] = {}
-        for (name, entry), place in zip(self.entries.items(), self.places(), strict=True):
-            shown = None if self.short_form else name
-            sae = make_sae(shown, entry, data.widths_at(*place))
-            given = [self.given_coefficients] if self.short_form else [self.given_coefficients, entry.coefficients]
+        for name, entry in self.entries.items():
+            if self.short_form:
+                with section("model.sae"):
+                    sae = entry.sae(data.widths_at())
+                self.coefficients[name] = merge_coefficients(sae, self.given_coefficients)
+            else:
+                with under(f"saes.{name}"):
+                    widths = data.widths_at(entry.site, entry.target_site)
+                    with under("sae"):
+                        sae = entry.sae(widths)
+                    self.coefficients[name] = merge_coefficients(sae, self.given_coefficients, entry.coefficients)
+                    if entry.start is not None:
+                        check_start(entry.start, sae)
             if entry.start is None:
                 check_start(self.start, sae)
-            try:
-                self.coefficients[name] = merge_coefficients(sae, *given)
-                if entry.start is not None:
-                    check_start(entry.start, sae)
-            except ConfigError as error:
-                raise ConfigError(named(str(error), shown)) from error
             built[name] = sae
         for term in self.given_coefficients:
             if not any(term in terms for terms in self.coefficients.values()):
-                raise ConfigError(f"model.coefficients.{term}: none of the dictionaries has this loss term.")
+                raise ConfigError(f"{arg(f'coefficients.{term}')}: none of the SAEs has this loss term.")
         return built
 
-    def places(self) -> list[tuple["SiteNames", "SiteNames", str]]:
-        """Return, for each dictionary, the sites that it reads and predicts, and where the user wrote them."""
-        key = {name: "data" if self.short_form else f"model.saes.{name}" for name in self.entries}
-        return [(entry.site, entry.target_site, key[name]) for name, entry in self.entries.items()]
+    def places(self) -> list[tuple["SiteNames", "SiteNames"]]:
+        """Return, for each SAE, the names of the sites that it reads and predicts; None: the data's own."""
+        return [(entry.site, entry.target_site) for entry in self.entries.values()]
 
+    @section("model")
     def on_fit_start(self) -> None:
-        if not self._started:
-            data = self.data
-            for name, sae in self.each_sae().items():
-                sample = data.sample_without_sinks({**sae.widths.read, **sae.widths.predicted})
-                start_weights(sae, self.entries[name].start or self.start, sample, data.normalisation, data.seed)
-                if torch.distributed.is_available() and torch.distributed.is_initialized():
-                    # Each rank measured its own fill, and DDP has shared the weights already: rank 0's start is all's.
-                    for tensor in sae.state_dict().values():
-                        torch.distributed.broadcast(tensor, src=0)
-            self._started = True
+        if self._started:
+            return
+        data = self.data
+        for name, sae in self.each_sae().items():
+            sample = data.sample_without_sinks({**sae.widths.read, **sae.widths.predicted})
+            start_weights(sae, self.entries[name].start or self.start, sample, data.normalisation, data.seed)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # Each rank measured its own fill, and DDP has shared the weights already: rank 0's start is all's.
+                for tensor in sae.state_dict().values():
+                    torch.distributed.broadcast(tensor, src=0)
+        self._started = True
 
     def each_sae(self) -> dict[str, SparseAutoencoder]:
         """Return the dictionaries by name, typed."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.formats.native import describe_sae, load_sae, plain
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -14,7 +14,7 @@ TIED, DATA = "tied", "data"
 
 
 def check_start(start: str, sae: SparseAutoencoder) -> None:
-    """Raise where a dictionary cannot start from what `model.start` names; reads no tensors.
+    """Raise where a dictionary cannot start from what `start` names; reads no tensors.
 
     Raises:
         ConfigError: A saved dictionary is of another variant, size or width.
@@ -34,7 +34,7 @@ def check_start(start: str, sae: SparseAutoencoder) -> None:
     for name, value in wanted.items():
         if found[name] != value:
             raise ConfigError(
-                f"model.start is {start!r}, a saved dictionary whose {name} is {found[name]}, and here it is {value}; "
+                f"{arg('start')} is {start!r}, a saved SAE whose {name} is {found[name]}, and here it is {value}; "
                 "fine-tuning needs the same."
             )
 

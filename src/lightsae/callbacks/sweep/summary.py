@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 
-from lightsae.callbacks.run_outputs import run_folder
+from lightsae.callbacks.base import run_folder
 from lightsae.callbacks.sweep.entries import SweepEntry
 from lightsae.callbacks.sweep.pictures import draw_layers, draw_pareto
 from lightsae.formats.files import write_atomically

@@ -61,14 +61,14 @@ class TopK(Mechanism):
         return 2e-4 * math.sqrt(2**14 / d_sae)
 
     def check(self, widths: Widths, d_sae: int) -> None:
-        for key in ("k", "k_start", "multi_k"):
-            value = getattr(self, key)
+        for name in ("k", "k_start", "multi_k"):
+            value = getattr(self, name)
             if value is not None and not 0 < value <= d_sae:
-                raise ConfigError(f"{self.key}.{key} is {value}; it must lie in 1..d_sae ({d_sae}).")
+                raise ConfigError(name, value, f"it must lie in 1..d_sae ({d_sae})")
         if self.k_aux is not None and self.k_aux < 1:
-            raise ConfigError(f"{self.key}.k_aux is {self.k_aux}; it must be 1 or more (leave it out for the default).")
+            raise ConfigError("k_aux", self.k_aux, "it must be 1 or more (leave it out for the default)")
         if not 0 < self.k_fall <= 1:
-            raise ConfigError(f"{self.key}.k_fall is {self.k_fall}; write a share of the run, above 0 and up to 1.")
+            raise ConfigError("k_fall", self.k_fall, "write a share of the run, above 0 and up to 1")
 
     @property
     def present_k(self) -> int:
