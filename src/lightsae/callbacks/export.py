@@ -1,4 +1,4 @@
-"""Writes the dictionaries of a run as folders that `lightsae.load_sae` reads."""
+"""Writes the SAEs of a run as folders that `lightsae.load_sae` reads."""
 
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -17,7 +17,7 @@ from lightsae.version import version
 class ExportSAE(SAECallback):
     """Export to RUN/sae with every checkpoint and at the end of the run. Observes only.
 
-    RUN/sae is replaced as a whole, so that a kill leaves one export or the next; a run with several dictionaries has
+    RUN/sae is replaced as a whole, so that a kill leaves one export or the next; a run with several SAEs has
     them in RUN/sae/NAME, all of the same step. The export of a checkpoint is complete before the checkpoint is written.
 
     Args:
@@ -75,12 +75,12 @@ class ExportSAE(SAECallback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         where = provenance(trainer, pl_module, self._folder)
-        dictionaries = pl_module.each_sae()
+        saes = pl_module.each_sae()
         with self.timings.measure("saving"), replace_folder_atomically(folder) as staged:
-            if len(dictionaries) == 1:
-                write_sae(next(iter(dictionaries.values())), staged, where)
+            if len(saes) == 1:
+                write_sae(next(iter(saes.values())), staged, where)
                 return
-            for name, sae in dictionaries.items():
+            for name, sae in saes.items():
                 (staged / name).mkdir()
                 write_sae(sae, staged / name, where | {"dictionary": name})
 

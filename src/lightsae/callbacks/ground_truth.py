@@ -1,6 +1,6 @@
-"""How much of the truth the dictionaries have found, where the data are synthetic and the truth is known.
+"""How much of the truth the SAEs have found, where the data are synthetic and the truth is known.
 
-Axes: T tokens, F dictionary size, N firings.
+Axes: T tokens, F latents, N firings.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ class GroundTruth(SAECallback):
     the features that fire on 0.1% to 1% of the tokens, and so on. With fewer latents than features, the share
     recovered among as many of the most frequent features is `val/truth/recovered_most_frequent`.
 
-    Where a run has several dictionaries, each figure's name begins with the dictionary's.
+    Where a run has several SAEs, each figure's name begins with the SAE's.
 
     Args:
         threshold: |cosine| above which a feature counts as recovered.

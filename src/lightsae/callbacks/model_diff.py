@@ -1,6 +1,6 @@
 """Which latents of a crosscoder belong to all its sites, and which to one: model diffing, from the decoder norms.
 
-Axes:    F dictionary size, S sites.
+Axes:    F latents, S sites.
 Sources: Relative norms and their histogram: Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer Features and Model
          Diffing". Classes of two sites: Minder et al. 2025, arXiv:2504.02922.
 """

@@ -1,6 +1,6 @@
-"""How well the dictionaries reconstruct, while they train and on held-out text.
+"""How well the SAEs reconstruct, while they train and on held-out text.
 
-Axes: T tokens, F dictionary size.
+Axes: T tokens, F latents.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ class ReconstructionMetrics(SAECallback):
     log10 of the firing frequencies, the first batch's positive latents without those of sinks (normalised units, at
     most 100,000), and the norms of decoder rows.
 
-    Where a run has several dictionaries, each figure's name begins with the dictionary's.
+    Where a run has several SAEs, each figure's name begins with the SAE's.
 
     Args:
         every_n_steps: Steps between the figures in training.

@@ -1,6 +1,6 @@
-"""Bring dead latents back by giving them the directions that the dictionary explains worst.
+"""Bring dead latents back by giving them the directions that the SAE explains worst.
 
-Axes:    T tokens, D width, F dictionary size.
+Axes:    T tokens, D width, F latents.
 Source:  Bricken et al. 2023, "Towards Monosemanticity", app. "Neuron resampling".
 """
 
@@ -107,7 +107,7 @@ def resample(
     """Overwrite the dead latents' weights and Adam moments in place.
 
     Args:
-        sae: The dictionary in training.
+        sae: The SAE in training.
         optimizer: Its optimiser: the moments of these entries become 0.
         dead: Latents to overwrite, (n,).
         drawn: For each its input (n, D) and its target (n, O), as `draw_by_loss` gives them.

@@ -1,6 +1,6 @@
-"""What every dictionary is: an encoder, a decoder, scales, and a mechanism that makes the latents sparse.
+"""What every SAE is: an encoder, a decoder, scales, and a mechanism that makes the latents sparse.
 
-Axes:    T tokens, D width read (d_in), O width predicted (d_out), F dictionary size (d_sae).
+Axes:    T tokens, D width read (d_in), O width predicted (d_out), F latents (d_sae).
 Units:   inputs and outputs of the public methods are raw activations. Inside, and in the losses, activations are
          normalised: multiplied by `input_scale` (what is read) or `output_scale` (what is predicted).
 """
@@ -62,13 +62,13 @@ class SAEOutput:
 
 
 class SparseAutoencoder(nn.Module):
-    """A dictionary with the plain structure: it predicts the activations that it reads.
+    """An SAE with the plain structure: it predicts the activations that it reads.
 
     x_hat = b_dec + sum_i f_i d_i, where d_i are the rows of `W_dec` and f the latents that the mechanism makes of
     (x - b_dec) W_enc + b_enc (or of x W_enc + b_enc, where the mechanism says so).
 
     Every constructor argument but `widths` is kept as an attribute of the same name: `settings` reads them off, which
-    is what a saved dictionary is rebuilt from.
+    is what a saved SAE is rebuilt from.
 
     Args:
         widths: Sites that are read and predicted, with their widths.
@@ -166,7 +166,7 @@ class SparseAutoencoder(nn.Module):
             align(self.W_enc, self.W_dec)
 
     def _draw_directions(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return random vectors for `set_directions`; the same ones, where a dictionary predicts what it reads."""
+        """Return random vectors for `set_directions`; the same ones, where an SAE predicts what it reads."""
         drawn = random_like(self.W_dec, generator)
         return drawn, drawn
 

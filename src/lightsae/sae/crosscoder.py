@@ -1,6 +1,6 @@
 """Crosscoder: one set of latents for several sites, of one model or of two.
 
-Axes:    T tokens, D sum of the widths, F dictionary size, S sites.
+Axes:    T tokens, D sum of the widths, F latents, S sites.
 Sources: Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer Features and Model Diffing". BatchTopK form and the
          artefacts of L1 in model diffing: Minder et al. 2025, arXiv:2504.02922.
 """

@@ -1,6 +1,6 @@
-"""Matryoshka: nested prefixes of the dictionary each reconstruct the input, so that early latents stay general.
+"""Matryoshka: nested prefixes of the latents each reconstruct the input, so that early latents stay general.
 
-Axes:    T tokens, D width, O width predicted, F dictionary size, P prefixes, N kept latents.
+Axes:    T tokens, D width, O width predicted, F latents, P prefixes, N kept latents.
 Sources: Bussmann et al. 2025, arXiv:2503.17547. Prefixes by firing frequency, and inner prefixes that the outer losses
          leave alone: a public report of 2026 on SynthSAEBench.
 """
@@ -34,7 +34,7 @@ class NestedOutput(SAEOutput):
 
 
 class Matryoshka(SparseAutoencoder):
-    """Nested dictionaries in one (Bussmann et al. 2025), over TopK or BatchTopK. Loss terms as the mechanism's.
+    """Nested SAEs in one (Bussmann et al. 2025), over TopK or BatchTopK. Loss terms as the mechanism's.
 
     The squared error is the mean over the prefixes (the paper takes the sum: with the mean, the learning rate and the
     weights of the other terms keep their meaning whatever the number of prefixes).

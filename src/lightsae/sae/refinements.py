@@ -1,6 +1,6 @@
 """Ideas of 2026 that fit any variant, each off by default where it did not win; see docs/decisions.md.
 
-Axes:    T tokens, D width, F dictionary size, N non-zero latents.
+Axes:    T tokens, D width, F latents, N non-zero latents.
 Sources: aligned training: arXiv:2605.18629. Second step: Gregor & LeCun 2010, "Learning Fast Approximations of Sparse
          Coding". Tilted mean: tilted risk, arXiv:2411.00743.
 """

@@ -1,6 +1,6 @@
 """Transcoder: reads one site and predicts another, such as a module's output from its input.
 
-Axes:    T tokens, D width read, O width predicted, F dictionary size.
+Axes:    T tokens, D width read, O width predicted, F latents.
 Sources: Dunefsky et al. 2024, arXiv:2406.11944. Skip connection: Paulo et al. 2025, arXiv:2501.18823.
 """
 

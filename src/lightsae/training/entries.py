@@ -1,4 +1,4 @@
-"""What a run trains: one dictionary, or several by name, each with its place, its loss and its learning rate."""
+"""What a run trains: one SAE, or several by name, each with its place, its loss and its learning rate."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -17,10 +17,10 @@ ONLY = "sae"
 
 @dataclass
 class Entry:
-    """One dictionary of a run. What is left out is taken from the settings of the whole run.
+    """One SAE of a run. What is left out is taken from the settings of the whole run.
 
     Args:
-        sae: A variant with its settings, or in Python a function from `Widths` to a dictionary.
+        sae: A variant with its settings, or in Python a function from `Widths` to an SAE.
         site: Where it reads; a list for a crosscoder. Null: data.site.
         target_site: What a transcoder predicts; null: data.target_site where `site` is left out too, or else `site`.
         coefficients: Weight of each loss term, a number or {value, warm_up, decay}.
@@ -78,7 +78,7 @@ def merge_coefficients(sae: SparseAutoencoder, *given: Coefficients) -> dict[str
     for place, coefficients in enumerate(given):
         for term, value in coefficients.items():
             if term not in merged and place < len(given) - 1:
-                continue  # what is set for a whole run concerns those dictionaries that have the term
+                continue  # what is set for a whole run concerns those SAEs that have the term
             if term not in merged:
                 raise ConfigError(
                     f"{arg(f'coefficients.{term}')}: {type(sae).__name__} has the loss terms {', '.join(merged)}."

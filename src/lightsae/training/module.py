@@ -1,4 +1,4 @@
-"""The LightningModule: holds the dictionaries, weighs and schedules their loss terms, steps the optimiser.
+"""The LightningModule: holds the SAEs, weighs and schedules their loss terms, steps the optimiser.
 
 What a checkpoint of step n has to hold (constrained weights, usage counts, tokens seen) is final when `optimizer_step`
 returns: callbacks, the one that saves checkpoints among them, run right after it.
@@ -31,13 +31,13 @@ DEAD_AFTER_SHARE = 0.05
 
 
 class SAEModule(LightningModule):
-    """Trains one dictionary, or several at once, on the activations that an `ActivationDataModule` serves.
+    """Trains one SAE, or several at once, on the activations that an `ActivationDataModule` serves.
 
-    Several dictionaries share one stream and one forward pass of the language model, and nothing else: each ends in the
+    Several SAEs share one stream and one forward pass of the language model, and nothing else: each ends in the
     weights that it would have if it were trained alone.
 
     Args:
-        sae: The dictionary: a variant's name with its settings, or in Python a function from `Widths` to a dictionary,
+        sae: The SAE: a variant's name with its settings, or in Python a function from `Widths` to an SAE,
             such as `lambda widths: TopK(widths, d_sae=4096, k=32)`.
         saes: Several by name, in place of `sae`: {small: {sae: ..., site: ..., coefficients: ..., lr: ...}, ...}. What
             an entry leaves out is taken from `data` and from the settings here.
@@ -47,7 +47,7 @@ class SAEModule(LightningModule):
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
         start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the
-            folder of a saved dictionary, to train it further. The decoder's bias starts at the data's geometric median.
+            folder of a saved SAE, to train it further. The decoder's bias starts at the data's geometric median.
         dead_after: A latent is dead after this many tokens without firing; null: 10 million, or 5% of the run if that
             is less.
     """
@@ -77,7 +77,7 @@ class SAEModule(LightningModule):
         self.short_form = sae is not None
         self.lr, self.lr_warm_up, self.lr_decay, self.dead_after = lr, lr_warm_up, lr_decay, dead_after
         self.start = start
-        self.dictionaries, self.usage = nn.ModuleDict(), nn.ModuleDict()
+        self.saes, self.usage = nn.ModuleDict(), nn.ModuleDict()
         self.coefficients: dict[str, dict[str, Schedule]] = {}
         self.timings = Timings()
         self.tokens_seen = 0
@@ -94,8 +94,8 @@ class SAEModule(LightningModule):
         return data
 
     def configure_model(self) -> None:
-        """Build the dictionaries, once their widths are known from the data."""
-        if self.dictionaries:
+        """Build the SAEs, once their widths are known from the data."""
+        if self.saes:
             return
         data = self.data
         dead_after = self.dead_after
@@ -104,16 +104,16 @@ class SAEModule(LightningModule):
             if data.run_tokens is not None:
                 dead_after = max(1, min(DEAD_AFTER, int(DEAD_AFTER_SHARE * data.run_tokens)))
         for name, sae in self.build(data).items():
-            self.dictionaries[name] = sae
+            self.saes[name] = sae
             self.usage[name] = LatentUsage(sae.d_sae, dead_after)
         # What is measured in training is reduced by `commit`; DDP would overwrite it with what rank 0 has.
         ignored = [f"usage.{name}" for name, _ in self.usage.named_buffers()]
-        ignored += [f"dictionaries.{name}" for name, _ in self.dictionaries.named_buffers()]
+        ignored += [f"saes.{name}" for name, _ in self.saes.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = ignored
 
     @section("model")
     def build(self, data: "ActivationDataModule") -> dict[str, SparseAutoencoder]:
-        """Make every dictionary of the run, without weights that mean anything yet, and its coefficients.
+        """Make every SAE of the run, without weights that mean anything yet, and its coefficients.
 
         Raises:
             ConfigError: A setting does not fit.
@@ -159,8 +159,8 @@ class SAEModule(LightningModule):
         self._started = True
 
     def each_sae(self) -> dict[str, SparseAutoencoder]:
-        """Return the dictionaries by name, typed."""
-        return {name: sae for name, sae in self.dictionaries.items() if isinstance(sae, SparseAutoencoder)}
+        """Return the SAEs by name, typed."""
+        return {name: sae for name, sae in self.saes.items() if isinstance(sae, SparseAutoencoder)}
 
     def latent_usage(self, name: str) -> LatentUsage:
         usage = self.usage[name]
@@ -168,17 +168,17 @@ class SAEModule(LightningModule):
         return usage
 
     def tag(self, name: str, tag: str) -> str:
-        """Return the name under which a figure of a dictionary is logged."""
-        return tag if len(self.dictionaries) == 1 else f"{name}/{tag}"
+        """Return the name under which a figure of an SAE is logged."""
+        return tag if len(self.saes) == 1 else f"{name}/{tag}"
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def inputs(self, name: str, batch: ActivationBatch) -> Tensor:
-        """Return what the dictionary reads, raw, (T, d_in)."""
+        """Return what the SAE reads, raw, (T, d_in)."""
         return _columns(batch, self.each_sae()[name].widths.read)
 
     def targets(self, name: str, batch: ActivationBatch) -> Tensor:
-        """Return what the dictionary predicts, raw, (T, d_out)."""
+        """Return what the SAE predicts, raw, (T, d_out)."""
         return _columns(batch, self.each_sae()[name].widths.predicted)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
@@ -218,7 +218,7 @@ class SAEModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each dictionary by itself: a global norm would couple the dictionaries of a sweep."""
+        """Clip each SAE by itself: a global norm would couple the SAEs of a sweep."""
         for sae in self.each_sae().values():
             sae.before_step()
             if gradient_clip_val:
@@ -281,17 +281,22 @@ class SAEModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.configure_model()
         check_checkpoint(checkpoint, self.each_sae())
+        # Before version 0.2 the container was called otherwise.
+        checkpoint["state_dict"] = {
+            f"saes.{key.removeprefix('dictionaries.')}" if key.startswith("dictionaries.") else key: value
+            for key, value in checkpoint["state_dict"].items()
+        }
         self.tokens_seen, self._started = checkpoint["lightsae"]["tokens_seen"], True
 
 
 def check_checkpoint(
-    checkpoint: Mapping[str, Any], dictionaries: Mapping[str, SparseAutoencoder], name: str = "the checkpoint"
+    checkpoint: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder], name: str = "the checkpoint"
 ) -> None:
-    """Raise a CheckpointError where a checkpoint is not lightsae's, or holds other dictionaries than these."""
+    """Raise a CheckpointError where a checkpoint is not lightsae's, or holds other SAEs than these."""
     stored = checkpoint.get("lightsae")
     if stored is None:
         raise CheckpointError(f"--ckpt_path: {name} was not written by lightsae fit.")
-    found = {key: describe(sae) for key, sae in dictionaries.items()}
+    found = {key: describe(sae) for key, sae in saes.items()}
     if difference := first_difference(stored["dictionaries"], found):
         raise CheckpointError(f"--ckpt_path: {name} does not fit the configuration: {difference}.")
 

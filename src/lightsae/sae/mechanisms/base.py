@@ -1,6 +1,6 @@
 """What a sparsity mechanism gives: latents from pre-activations, loss terms, and its demands on the decoder.
 
-Axes: T tokens, D width, O width predicted, F dictionary size.
+Axes: T tokens, D width, O width predicted, F latents.
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """Gated: one path decides which latents fire, another how strongly; they share their encoder directions.
 
-Axes:    T tokens, D width, O width predicted, F dictionary size.
+Axes:    T tokens, D width, O width predicted, F latents.
 Source:  Rajamanoharan et al. 2024, arXiv:2404.16014, sec. 3 and the pseudo-code of its appendix.
 """
 

@@ -1,6 +1,6 @@
 """JumpReLU: a latent fires where its pre-activation is above a threshold of its own, which is learned.
 
-Axes:    T tokens, D width, O width predicted, F dictionary size.
+Axes:    T tokens, D width, O width predicted, F latents.
 Sources: Rajamanoharan et al. 2024, arXiv:2407.14435: step penalty, and in its appendix the target L0. Anthropic,
          "Circuits Updates - January 2025": tanh penalty and pre-activation loss.
 """
@@ -44,7 +44,7 @@ class JumpReLU(Mechanism):
         target_l0: Latents a token to aim at, with the step penalty; null: as many as the coefficient leaves.
         start_l0: Latents a token at the start.
         bandwidth: Of the kernel through which thresholds learn, in units of the normalised activations. With the data's
-            default normalisation, pre-activations of a fresh dictionary have a spread of about 1; with `unit`, divide
+            default normalisation, pre-activations of a fresh SAE have a spread of about 1; with `unit`, divide
             by sqrt(width).
     """
 

@@ -1,6 +1,6 @@
 """ReLU with an L1 penalty, in the two forms that were published, and with a penalty that is annealed towards L0.
 
-Axes:    T tokens, D width, F dictionary size.
+Axes:    T tokens, D width, F latents.
 Sources: free decoder norms: Anthropic, "Circuits Updates - April 2024" (training SAEs). Unit norms: Bricken et al.
          2023, "Towards Monosemanticity", app. "Sparse autoencoder training". p-annealing: Karvonen et al. 2024,
          arXiv:2408.00113.

@@ -1,6 +1,6 @@
 """TopK: each token keeps its k largest latents. AuxK brings dead latents back.
 
-Axes:    T tokens, D width, F dictionary size, N kept latents.
+Axes:    T tokens, D width, F latents, N kept latents.
 Sources: Gao et al. 2024, arXiv:2406.04093: sec. 2.3 (TopK), app. A.2 (AuxK), app. A.4 (Multi-TopK). Falling k: He et
          al. 2024, "Llama Scope", arXiv:2410.20526.
 """
@@ -28,7 +28,7 @@ class TopK(Mechanism):
 
     mse = sum e^2 / sum (x - mean x)^2 over the batch. auxk = sum (e - e_hat)^2 / sum e^2, where the error e is a fixed
     target and e_hat is decoded from each token's `k_aux` largest dead latents; 0 while no latent is dead. multi is the
-    mse of a reconstruction from `multi_k` latents, which keeps the dictionary good where more latents are used.
+    mse of a reconstruction from `multi_k` latents, which keeps the SAE good where more latents are used.
 
     Args:
         k: Latents kept for each token.
