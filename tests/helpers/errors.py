@@ -1,4 +1,4 @@
-"""Expect an error as somebody reads it who wrote a configuration file: with the sections of its keys."""
+"""What a message says to somebody who typed a configuration."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,10 @@ from lightsae.errors import LightsaeError
 
 
 @contextmanager
-def refused(kind: type[LightsaeError], message: str) -> Iterator[pytest.ExceptionInfo[LightsaeError]]:
+def refused(kind: type[LightsaeError], typed: str) -> Iterator[pytest.ExceptionInfo[LightsaeError]]:
+    """Expect an error of this kind whose message, as the command line prints it, matches `typed`, on one line."""
     with pytest.raises(kind) as error:
         yield error
-    assert re.search(message, error.value.as_typed()), error.value.as_typed()
+    message = error.value.as_typed()
+    assert re.search(typed, message), message
+    assert "\n" not in message

@@ -105,7 +105,7 @@ class TrainingProgressBar(TQDMProgressBar):
         assert isinstance(pl_module, SAEModule)
         seconds = max(time.monotonic() - self._began, 1e-9)
         shown = {"tokens/s": Tqdm.format_sizeof((pl_module.tokens_seen - self._first_tokens) / seconds)}
-        names = list(pl_module.dictionaries)
+        names = list(pl_module.saes)
         if len(names) > 1:
             shown["of"] = names[0]
         logged = trainer.callback_metrics
