@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.analysis.dictionary import FeatureDictionary
@@ -66,7 +67,8 @@ class Steering:
     ) -> None:
         self.interventions, self.site, self.mean_norm, self.encodes = list(interventions), site, mean_norm, 0
         self._model, self._sae, self._passes, self._maxima = model, sae, passes, maxima
-        rows = _rows_of(sae, site, sorted({one.feature for one in interventions}))
+        features = sorted({one.feature for one in interventions})
+        rows = {feature: direction_at(sae, site, feature) for feature in features}
         self._norms = {feature: float(row.norm()) for feature, row in rows.items()}
         self._plan = Plan(interventions, rows, self._to_latent, {feature: rounding(sae, feature) for feature in rows})
         if self._plan.features:
@@ -258,11 +260,10 @@ def _check_dictionary(dictionary: FeatureDictionary, sae: SparseAutoencoder) -> 
         compared.add(dictionary.id)
 
 
-def _rows_of(sae: SparseAutoencoder, site: SiteRef, features: list[int]) -> dict[int, Tensor]:
-    """Return what one unit of some features adds at a site, (D,) each, in raw units."""
-    predicted = list(sae.widths.predicted)
-    sizes, place = list(sae.widths.predicted.values()), predicted.index(site)
-    return {f: sae.direction(f).detach().float().split(sizes)[place].clone() for f in features}
+def direction_at(sae: SparseAutoencoder, site: SiteRef, feature: int) -> Float[Tensor, " D"]:
+    """Return what one unit of a feature adds at one of the sites that an SAE predicts, in raw units."""
+    parts: Sequence[Tensor] = sae.direction(feature).detach().float().split(list(sae.widths.predicted.values()))
+    return parts[list(sae.widths.predicted).index(site)].clone()
 
 
 def _in_norms(one: Intervention) -> bool:
