@@ -26,7 +26,7 @@ class MovedModules:
     It has to be asked first: a submodule of an old name would otherwise be found in the new folder, and read twice.
     """
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         loader: Any = self
         return ModuleSpec(name, loader) if _new_name(name) is not None else None
 
