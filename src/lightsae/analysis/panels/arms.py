@@ -15,8 +15,7 @@ from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.panels.concepts import Concept
 from lightsae.analysis.reading.compatibility import choose_site
 from lightsae.analysis.steering.interventions import Intervention
-from lightsae.analysis.steering.steer import steer
-from lightsae.errors import ConfigError
+from lightsae.analysis.steering.steer import check_feature, steer
 from lightsae.lm import LanguageModel
 from lightsae.lm.passes import Positions
 from lightsae.randomness import keyed_generator
@@ -65,7 +64,7 @@ class Steered:
         return steer(
             self.model,
             interventions,
-            sae=self.sae,
+            self.sae,
             dictionary=self.dictionary,
             positions=self.positions,
             skip_first=self.skip_first,
@@ -79,8 +78,7 @@ class Steered:
         Raises:
             ConfigError: There is no such feature.
         """
-        if feature < 0 or feature >= self.sae.d_sae:
-            raise ConfigError(f"feature {feature} does not exist: the dictionary has {self.sae.d_sae}, from 0.")
+        check_feature(self.sae, feature)
         if self.dictionary is not None:
             return Concept.of(self.dictionary, feature)
         return Concept.without_dictionary(self.model, feature, self.direction(feature))

@@ -250,7 +250,7 @@ def test_a_dictionary_of_one_feature_has_no_other(model: LanguageModel) -> None:
 
 def test_an_unknown_feature_is_refused(steered: Steered) -> None:
     for feature in (-1, 20):
-        with pytest.raises(ConfigError, match=f"feature {feature} does not exist: the dictionary has 20"):
+        with pytest.raises(ConfigError, match=f"feature {feature} does not exist: the SAE has 20"):
             steered.concept(feature)
 
 
