@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
-from lightsae.activations import hub, text_files
+from lightsae.activations.corpus import hub, text_files
 from lightsae.activations.corpus.documents import CorpusConfig, DocumentSource, Split
 from lightsae.activations.corpus.open import open_documents
 from lightsae.activations.corpus.rows import check_corpus

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lightsae.activations import corpus as module
+from lightsae.activations.corpus import rows as module
 from lightsae.activations.corpus.rows import CorpusConfig, RowSource, TokenRows, check_corpus
 from lightsae.errors import ConfigError, CorpusError
 

@@ -111,8 +111,7 @@ def test_another_model_or_site_is_refused(production: Production, monkeypatch: p
 
 
 def test_another_revision_is_refused(tmp_path: Path, easy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fake_versions
-
+    from helpers import fake_versions
     from lightsae.production.registry import loading
 
     monkeypatch.setattr(loading, "site_in", lambda model, site: None)
