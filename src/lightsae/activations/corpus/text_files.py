@@ -27,7 +27,11 @@ _ROWS_AT_A_TIME = 256
 
 
 def natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a sort key that puts chunk_2 before chunk_10."""
+    """Return a sort key that puts chunk_2 before chunk_10.
+
+    >>> sorted(["chunk_10.txt", "chunk_2.txt"], key=lambda name: natural_order(Path(name)))
+    ['chunk_2.txt', 'chunk_10.txt']
+    """
     pieces = re.split(r"(\d+)", path.as_posix())
     return [(piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece) for piece in pieces]
 
