@@ -1,4 +1,4 @@
-"""Where a dictionary reads and predicts: references to sites of language models, and their widths."""
+"""Where an SAE reads and predicts: references to sites of language models, and their widths."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class SiteRef(NamedTuple):
 
 @dataclass(frozen=True)
 class Widths:
-    """The sites that a dictionary reads and those that it predicts, each with its width.
+    """The sites that an SAE reads and those that it predicts, each with its width.
 
     An autoencoder predicts what it reads; a transcoder predicts another site; a crosscoder reads and predicts several.
     """

@@ -1,6 +1,6 @@
 """Products with latents of which few are non-zero, and their gradients, without a dense (T, F) tensor.
 
-Axes:    T tokens, D width, F dictionary size, N non-zero latents in all T tokens.
+Axes:    T tokens, D width, F latents, N non-zero latents in all T tokens.
 Layout:  compressed rows. `indices[offsets[t]:offsets[t + 1]]` are the latents that fire on token t.
 
 Every gather-and-sum is one `embedding_bag`: of decoder rows by token in the forward pass, and of tokens by latent in

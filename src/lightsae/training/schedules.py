@@ -24,7 +24,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("warm_up", "decay"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; write a share of the run (0.05) or steps (200).")
+                raise ConfigError(name, getattr(self, name), "write a share of the run (0.05) or steps (200)")
 
     def factor(self, step: int, total_steps: int) -> float:
         """Return the share of `value` that holds in optimiser step `step`, counted from 0."""
