@@ -164,9 +164,9 @@ class SparseAutoencoder(nn.Module):
         self.output_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.predicted]))
         # A median of some thousands of tokens is as good a start as one of all, and each iteration reads them all.
         every = max(1, len(next(iter(sample.values()))) // MEDIAN_TOKENS)
-        read = torch.cat([sample[s][::every].float() for s in self.widths.read], dim=1)
-        predicted = torch.cat([sample[s][::every].float() for s in self.widths.predicted], dim=1)
-        read, predicted = self._normalised(read), predicted * self._output_factor()
+        sample = {site: values[::every].float() for site, values in sample.items()}
+        read = self._normalised(Widths.join(sample, self.widths.read))
+        predicted = Widths.join(sample, self.widths.predicted) * self._output_factor()
         self._start_centres(read, predicted)
         if points is not None:
             chosen = torch.randint(len(read), (self.d_sae,), generator=points).to(read.device)

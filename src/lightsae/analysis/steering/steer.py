@@ -25,7 +25,7 @@ from lightsae.lm.hooks import hooked
 from lightsae.lm.model import name_of, site_in
 from lightsae.lm.passes import Passes, Positions
 from lightsae.production.registry import promoted_or_given
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.sae.latent_reader import LatentReader, rounding
 
 # Dictionaries that were compared with an SAE once; hashing all weights takes longer than a short generation.
@@ -251,9 +251,7 @@ def _check_dictionary(dictionary: FeatureDictionary, sae: SparseAutoencoder) -> 
 
 def _rows_of(sae: SparseAutoencoder, site: SiteRef, features: list[int]) -> dict[int, Tensor]:
     """Return what one unit of some features adds at a site, (D,) each, in raw units."""
-    predicted = list(sae.widths.predicted)
-    sizes, place = list(sae.widths.predicted.values()), predicted.index(site)
-    return {f: sae.direction(f).detach().float().split(sizes)[place].clone() for f in features}
+    return {f: Widths.split(sae.direction(f).detach().float(), sae.widths.predicted)[site].clone() for f in features}
 
 
 def _units(interventions: list[Intervention]) -> dict[str, Intervention]:
