@@ -34,10 +34,17 @@ class Case:
     options: str = ""
     without: tuple[str, ...] = ()
     yaml: str | None = None
+    begins: bool = False
 
 
-def says(*fragments: str, options: str = "", without: tuple[str, ...] = (), yaml: str | None = None) -> Case:
-    return Case(fragments, options, without, yaml)
+def says(
+    *fragments: str,
+    options: str = "",
+    without: tuple[str, ...] = (),
+    yaml: str | None = None,
+    begins: bool = False,
+) -> Case:
+    return Case(fragments, options, without, yaml, begins)
 
 
 MODEL_AND_DATA = {
@@ -55,7 +62,11 @@ MODEL_AND_DATA = {
     "dataset broken": says("data.dataset", "not JSON", options="--data.dataset {inputs}/broken.jsonl"),
     "text column missing": says("data.text_column", "'body'", "'text'", options="--data.text_column body"),
     "corpus shorter than a row": says(
-        "data.dataset", "shorter than one row", "data.context_size (16)", options="--data.dataset {inputs}/short.jsonl"
+        "data.dataset",
+        "shorter than one row",
+        "data.context_size (16)",
+        options="--data.dataset {inputs}/short.jsonl",
+        begins=True,
     ),
     "row too long for the model": says(
         "data.context_size is 100", "64 tokens at most", options="--data.context_size 100"
@@ -63,7 +74,9 @@ MODEL_AND_DATA = {
     "buffer smaller than a batch": says(
         "data.buffer_tokens is 32", "data.batch_tokens (64)", "write", options="--data.buffer_tokens 32"
     ),
-    "weights cut short": says("data.model", "weights cannot be read", options="--data.model {inputs}/cut_model"),
+    "weights cut short": says(
+        "data.model", "weights cannot be read", options="--data.model {inputs}/cut_model", begins=True
+    ),
     "activations missing": says(
         "data.activations", "does not exist", options="--data.activations none.npy", without=TEXT
     ),
@@ -293,8 +306,8 @@ CONFIGURATION = {
 }
 
 
-def check(ended: Any, *fragments: str) -> None:
-    """One line on stderr that says what it has to; nothing new in the folder."""
+def check(ended: Any, *fragments: str, begins: bool = False) -> None:
+    """One line on stderr that says what it has to; nothing new in the folder. A run that `begins` says what it does."""
     assert ended.code == 2, ended
     assert ended.err.count("\n") == 1, ended.err
     assert ended.err.startswith("lightsae: error: "), ended.err
@@ -302,7 +315,8 @@ def check(ended: Any, *fragments: str) -> None:
     for fragment in fragments:
         assert fragment in ended.err, f"{fragment!r} is not in {ended.err!r}"
     assert ended.new == []
-    assert ended.out == ""
+    opening = [line.split()[0].replace("data", "text") for line in ended.out.splitlines()]
+    assert opening == (["SAE", "site", "text", "device", "run"] if begins else [])
 
 
 CASES = MODEL_AND_DATA | DICTIONARY | SEVERAL | CONFIGURATION
@@ -310,7 +324,7 @@ CASES = MODEL_AND_DATA | DICTIONARY | SEVERAL | CONFIGURATION
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_message(case: Case, fit: Run) -> None:
-    check(fit(case.options, without=case.without, yaml=case.yaml), *case.says)
+    check(fit(case.options, without=case.without, yaml=case.yaml), *case.says, begins=case.begins)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +496,7 @@ def test_nan_in_the_course_of_a_run(fit: Run, tmp_path: Path) -> None:
     )
     run = tmp_path / "lightning_logs" / "version_0"
     kept = "; lightning_logs/version_0/checkpoints/last.ckpt is kept."
-    check(without_files(ended), "nan holds NaN or infinity on ", "Stopped after step ", kept)
+    check(without_files(ended), "nan holds NaN or infinity on ", "Stopped after step ", kept, begins=True)
     assert f"Stopped after step {last_step(run)};" in ended.err
     assert 0 < last_step(run) < 60
 
@@ -525,7 +539,7 @@ def test_disk_full_in_the_course_of_a_run(fit: Run, small_disk: Path, monkeypatc
     monkeypatch.setattr(FullDisk, "saved", 0)
     ended = fit("--trainer.default_root_dir disk --checkpoint.every_n_train_steps 1")
     run = small_disk / "lightning_logs" / "version_0"
-    check(without_files(ended), "no space is left", "Stopped after step 2", "last.ckpt is kept")
+    check(without_files(ended), "no space is left", "Stopped after step 2", "last.ckpt is kept", begins=True)
     assert last_step(run) == 1
     assert not [path for path in run.rglob("*") if "partial" in path.name]
 

@@ -173,7 +173,7 @@ def test_the_folder_is_complete(made: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from lightsae.analysis import context_stage
+from lightsae.analysis.contexts import stage as context_stage
 from lightsae.cli import main
 
 context_stage.SAVE_EVERY = 0.0

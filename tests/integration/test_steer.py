@@ -30,7 +30,7 @@ from helpers.planted_concepts import (
 )
 from lightsae import load_sae
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.steering import panel_report
+from lightsae.analysis.panels import panel_report
 from lightsae.cli import main
 from lightsae.formats.native import describe_sae, save_sae
 from lightsae.production.registry import load_channel

@@ -65,7 +65,13 @@ class Widths:
 
 
 def short_names(sites: Iterable[SiteRef]) -> dict[SiteRef, str]:
-    """Return the shortest words that tell sites apart: the site, the model, or both; of a model's path its end."""
+    """Return the shortest words that tell sites apart: the site, the model, or both; of a model's path its end.
+
+    >>> list(short_names([SiteRef("org/base", "resid_post.3"), SiteRef("org/base", "resid_post.5")]).values())
+    ['resid_post.3', 'resid_post.5']
+    >>> list(short_names([SiteRef("org/base", "resid_post.3"), SiteRef("org/chat", "resid_post.3")]).values())
+    ['base', 'chat']
+    """
     distinct = list(dict.fromkeys(sites))
     models = {site.model: site.model.rstrip("/").rpartition("/")[2] for site in distinct}
     if len(set(models.values())) < len(models):

@@ -1,8 +1,8 @@
 """The feature dictionary as a versioned artefact: written, opened, searched, exported."""
 
 from lightsae.analysis.dictionary.export_json import export_case_study
-from lightsae.analysis.dictionary.export_neuronpedia import Release, export_neuronpedia
 from lightsae.analysis.dictionary.feature_dictionary import Feature, FeatureDictionary
+from lightsae.analysis.dictionary.neuronpedia import Release, export_neuronpedia
 from lightsae.analysis.dictionary.writer import write_dictionary
 
 __all__ = [

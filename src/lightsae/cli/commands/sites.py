@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, under
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,9 +32,8 @@ def run_sites(args: Sequence[str]) -> int:
 
     from lightsae.lm import describe
 
-    model = describe(
-        given.model, revision=given.revision, trust_remote_code=given.trust_remote_code, key="the model's name"
-    )
+    with under(name_or_path="the model's name"):
+        model = describe(given.model, revision=given.revision, trust_remote_code=given.trust_remote_code)
     sites = model.sites()
     table = Table("site", "width", "module", box=None, pad_edge=False)
     table.columns[1].justify = "right"

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lightsae.analysis.labels.llm.endpoint import Budget, Judge, open_judge
-from lightsae.analysis.panels.arms import FEATURE, NONE, RANDOM, SHUFFLED, Steered
+from lightsae.analysis.panels.arms import FEATURE, NONE, RANDOM, SHUFFLED, Arm, Steered
 from lightsae.analysis.panels.judged import Judged, judge_texts
 from lightsae.analysis.panels.load import load_steered
 from lightsae.analysis.panels.measures import Meter
@@ -172,7 +172,7 @@ class _Grader:
         self.judge, self.label, self.budget = judge, label, given.budget_tokens
         self.cache = given.cache or f"{steered.dictionary.folder}.answers.sqlite"
 
-    def grade(self, prompts: Sequence[str], arms: Mapping[str, Sequence[Sequence[str]]]) -> Judged:
+    def grade(self, prompts: Sequence[str], arms: Mapping[Arm, Sequence[Sequence[str]]]) -> Judged:
         return judge_texts(
             self.label, prompts, arms, self.judge, cache=self.cache, budget_tokens=self.budget, progress=Bars()
         )

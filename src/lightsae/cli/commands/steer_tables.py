@@ -5,23 +5,11 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED
+from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Arm
 from lightsae.analysis.panels.judged import BEST, HARMONIC, Judged
-from lightsae.analysis.panels.measures import Values, interval
+from lightsae.analysis.panels.measures import Measure, Values, interval
 from lightsae.metrics.intervals import Interval
 
-_TOLD = (
-    ("concept", "label holds on the text"),
-    ("fires", "fires on it, untouched model"),
-    ("activation", "activation there, x maximum"),
-    ("target", "P(what it promotes)"),
-    ("follows", "P(what follows it)"),
-    ("kl", "KL to untouched model, nats"),
-    ("ppl_steered", "perplexity, as steered"),
-    ("ppl_untouched", "perplexity, untouched model"),
-    ("repetition", "repeated 4-grams"),
-    ("distinct_2", "distinct 2-grams"),
-)
 _WIDTH = 120
 # Prompts from which on intervals are shown.
 FEWEST = 5
@@ -31,15 +19,15 @@ _GRADED = (
     ("fluency", "it reads well"),
     (HARMONIC, "harmonic mean"),
 )
-COLUMNS = {NONE: "none", FEATURE: "feature", RANDOM: "random", SHUFFLED: "another", PROMPT: "prompt"}
+COLUMNS = (NONE, FEATURE, RANDOM, SHUFFLED, PROMPT)
 
 
-def print_measures(arms: dict[str, Values]) -> None:
+def print_measures(arms: dict[Arm, Values]) -> None:
     """Print the measures by arm; those that are not known of the feature are left out."""
     rows = [
-        (words, [_known(interval(name, values[name]), len(values[name])) for values in arms.values()])
-        for name, words in _TOLD
-        if name in arms[NONE]
+        (measure.words, [_known(interval(measure, values[measure]), len(values[measure])) for values in arms.values()])
+        for measure in Measure
+        if measure.words and measure in arms[NONE]
     ]
     _print_table(arms, rows)
 
@@ -63,8 +51,8 @@ def print_judged(judged: Judged) -> None:
         print(f"stopped early: {judged.stopped} Start it again to go on: answered questions cost nothing.")
 
 
-def _print_table(arms: Iterable[str], rows: Sequence[tuple[str, Sequence[Interval | None]]]) -> None:
-    table = Table("", *(COLUMNS[arm] for arm in arms), box=None, pad_edge=False)
+def _print_table(arms: Iterable[Arm], rows: Sequence[tuple[str, Sequence[Interval | None]]]) -> None:
+    table = Table("", *(arm.column for arm in arms), box=None, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True
     for words, found in rows:

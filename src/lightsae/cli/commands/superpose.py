@@ -2,18 +2,16 @@
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightsae.cli.settings.command import CommandParser
+from lightsae.cli.settings.command import Bars, CommandParser
 from lightsae.errors import ConfigError
 from lightsae.formats.files import replace_folder_atomically, shown
 from lightsae.toy.picture import draw
@@ -57,9 +55,10 @@ def run_superpose(args: Sequence[str]) -> int:
 
 
 def _train(config: Superposition) -> list[Solution]:
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"{len(config.sparsities)} models, {config.restarts} starts each", total=config.steps)
-        return train(config, lambda step: bar.update(task, completed=step))
+    with Bars(announce=False).stage(
+        f"{len(config.sparsities)} models, {config.restarts} starts each", config.steps
+    ) as done:
+        return train(config, done)
 
 
 def _table(solutions: Sequence[Solution]) -> Table:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -11,11 +12,13 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from lightsae.cli.settings.help import HelpFormatter
 from lightsae.cli.settings.wording import in_short
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.files import find_folder
+from lightsae.progress import LINE_SECONDS, Heartbeat
 
 T = TypeVar("T")
 
@@ -83,20 +86,61 @@ def _unread(kind: Any, value: Any) -> bool:
 
 
 class Bars:
-    """Progress bars on a terminal, and a line a stage elsewhere; what was done stays readable above."""
+    """Progress bars on a terminal; elsewhere a line as a stage begins, and one at least every 30 seconds in it.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        console: Where they are drawn; standard error if left out.
+        announce: Whether a stage begins with a line if no terminal is attached.
+        line_seconds: Most seconds between two lines if no terminal is attached.
+        clock: Gives seconds.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        announce: bool = True,
+        line_seconds: float = LINE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.console = console or Console(stderr=True)
+        self._announce, self._line_seconds, self._clock = announce, line_seconds, clock
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """See `analysis.progress.Progress`."""
+        """See `progress.Progress`."""
         if not self.console.is_terminal:
-            print(name, file=sys.stderr, flush=True)
-            yield lambda done: None
+            with self._lines(name, total) as report:
+                yield report
             return
         columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
             task = bar.add_task(name, total=total)
             yield lambda done: bar.update(task, completed=done)
             bar.update(task, completed=total)
+
+    @contextmanager
+    def _lines(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        began = self._clock()
+        # Seconds and steps of the first and the last report; what a resumed stage begins with says nothing of speed.
+        reports: list[tuple[float, int]] = []
+
+        def write() -> None:
+            words = [f"{name}: {tqdm.format_interval(self._clock() - began)} so far"]
+            if reports and total > 1:
+                (first_seconds, first), (seconds, done) = reports[0], reports[-1]
+                words.append(f"{done:,} of {total:,}")
+                if done > first:
+                    left = (total - done) * (seconds - first_seconds) / (done - first)
+                    words.append(f"{tqdm.format_interval(left)} left")
+            print(", ".join(words), file=sys.stderr, flush=True)
+
+        def report(done: int) -> None:
+            reports[1:] = [(self._clock(), done)]
+            if heartbeat.due():
+                heartbeat.beat()
+
+        if self._announce:
+            print(name, file=sys.stderr, flush=True)
+        with Heartbeat(write, self._line_seconds, self._clock) as heartbeat:
+            yield report

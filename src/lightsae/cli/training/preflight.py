@@ -1,6 +1,6 @@
-"""Checks before any folder is made: settings against each other, model, site, data, dictionary, checkpoint, space.
+"""Checks before any folder is made: settings against each other, model, site, data, SAEs, checkpoint, space.
 
-Everything here is cheap: no weights of the language model, no text, a dictionary without storage.
+Everything here is cheap: no weights of the language model, no text, SAEs without storage.
 """
 
 import os
@@ -21,7 +21,7 @@ from lightning.pytorch.accelerators import (
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.activations.files import ActivationFiles
 from lightsae.errors import ConfigError, CorpusError, did_you_mean
-from lightsae.sae import VARIANTS
+from lightsae.sae import VARIANTS, SparseAutoencoder
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.module import SAEModule, check_checkpoint
 
@@ -64,7 +64,7 @@ def check_settings(command: str, config: Any) -> None:
             raise ConfigError(f"trainer.{key} is {trainer[key]}; write 1 or more.")
     if str(trainer.precision or 32) not in _PRECISIONS:
         raise ConfigError(
-            f"trainer.precision is {str(trainer.precision)!r}, but the dictionary's weights stay float32; "
+            f"trainer.precision is {str(trainer.precision)!r}, but the SAE's weights stay float32; "
             f"write 32-true or bf16-mixed."
         )
     endless = trainer.max_steps < 1 and data.training_tokens is None and trainer.max_epochs is None
@@ -91,18 +91,21 @@ def _check_accelerator(name: str) -> None:
     raise ConfigError(f"trainer.accelerator is {name!r}, but there is no {device} here{why}; write cpu or auto.")
 
 
-def preflight(trainer: Trainer, module: SAEModule, data: ActivationDataModule, ckpt_path: str | None) -> None:
-    """Raise what the run would raise later, before it has made anything."""
+def preflight(
+    trainer: Trainer, module: SAEModule, data: ActivationDataModule, ckpt_path: str | None
+) -> dict[str, SparseAutoencoder]:
+    """Raise what the run would raise later, before it has made anything; return its SAEs, without storage."""
     data.preflight()
     if data.activations is not None:
         _check_numbers(data.activations)
     with torch.device("meta"):
-        dictionaries = module.build(data)
+        saes = module.build(data)
     if ckpt_path is not None:
-        check_checkpoint(AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location="meta"), dictionaries, ckpt_path)
+        check_checkpoint(AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location="meta"), saes, ckpt_path)
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        size = sum(p.numel() * p.element_size() for sae in dictionaries.values() for p in sae.parameters())
+        size = sum(p.numel() * p.element_size() for sae in saes.values() for p in sae.parameters())
         _check_folder(Path(trainer.log_dir or trainer.default_root_dir), _COPIES_ON_DISK * size + _BESIDES)
+    return saes
 
 
 def _check_numbers(location: str) -> None:

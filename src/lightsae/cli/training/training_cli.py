@@ -28,6 +28,7 @@ from lightsae.callbacks import (
 from lightsae.cli.settings.parser import Parser
 from lightsae.cli.settings.typed import check_typed_options, config_files
 from lightsae.cli.training.failures import explain_classes, explain_trainer, tidy_end
+from lightsae.cli.training.opening import announce
 from lightsae.cli.training.preflight import check_seed, check_settings, preflight
 from lightsae.cli.training.report import report
 from lightsae.cli.training.run_folder import SaveRunConfig, find_checkpoint, run_of_config
@@ -155,7 +156,9 @@ class TrainingCLI(LightningCLI):
         return TensorBoardLogger(root or os.getcwd(), default_hp_metric=False)
 
     def after_instantiate_classes(self) -> None:
-        preflight(self.trainer, self.model, self.datamodule, self.config[self.subcommand].ckpt_path)
+        config = self.config[self.subcommand]
+        saes = preflight(self.trainer, self.model, self.datamodule, config.ckpt_path)
+        announce(str(self.subcommand), config, self.trainer, saes)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

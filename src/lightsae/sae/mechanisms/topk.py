@@ -127,6 +127,10 @@ def largest_of_each(pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " 
 
 
 def nearest_power_of_two(value: float) -> int:
-    """Return the power of two nearest to `value`, 1 at the least."""
+    """Return the power of two nearest to `value`, 1 at the least.
+
+    >>> [nearest_power_of_two(value) for value in (0.4, 5.0, 6.0, 96.0, 384.0)]
+    [1, 4, 4, 64, 256]
+    """
     lower = 1 << max(0, int(value).bit_length() - 1)
     return lower if value - lower <= 2 * lower - value else 2 * lower

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.planted_firings import Planted, planted
-from lightsae.analysis import cofiring
+from lightsae.analysis.contexts import cofiring
 from lightsae.analysis.contexts.cofiring import Cofiring, correlation
 
 

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from helpers.planted_firings import Planted, planted
-from lightsae.analysis import context_stage, contexts, pairs
+from lightsae.analysis.contexts import stage as context_stage
+from lightsae.analysis.contexts import statistics as contexts
+from lightsae.analysis.contexts import token_counts as pairs
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
 from lightsae.progress import Silence

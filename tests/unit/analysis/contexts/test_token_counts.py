@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lightsae.analysis import pairs
+from lightsae.analysis.contexts import token_counts as pairs
 from lightsae.analysis.contexts.token_counts import PairCounts
 
 F, V = 5, 40

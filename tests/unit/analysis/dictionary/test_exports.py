@@ -11,8 +11,8 @@ from helpers.fake_dictionary import SITE, fake_manifest, fake_tables
 from lightsae.analysis.dictionary import neuronpedia
 from lightsae.analysis.dictionary.card import figures
 from lightsae.analysis.dictionary.export_json import export_case_study
-from lightsae.analysis.dictionary.export_neuronpedia import Release, export_neuronpedia
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
+from lightsae.analysis.dictionary.neuronpedia import Release, export_neuronpedia
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.errors import ConfigError, FormatError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from lightsae.analysis import matching
+from lightsae.analysis.drift import matching
 from lightsae.analysis.drift.compare import Thresholds, compare
 from lightsae.analysis.drift.matching import Dictionary, match
 from lightsae.errors import ConfigError

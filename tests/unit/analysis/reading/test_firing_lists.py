@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from helpers.planted_firings import Planted, planted
-from lightsae.analysis import firing_lists
+from lightsae.analysis.reading import firing_lists
 from lightsae.analysis.reading.firing_lists import FIRES_ABOVE, FiringCollector, FiringLists
 
 

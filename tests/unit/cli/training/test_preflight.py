@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightsae.cli import preflight
+from lightsae.cli.training import preflight
 from lightsae.errors import ConfigError
 
 
