@@ -25,7 +25,7 @@ from lightsae.metrics import (
     token_cross_entropy,
     token_kl_divergence,
 )
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.training.module import SAEModule
 
 Sites = tuple[SiteRef, ...]
@@ -124,8 +124,7 @@ class LanguageModelMetrics(SAECallback):
             clean = model.logits(chunk.tokens)
             self._means["ce_clean"].update(token_cross_entropy(clean, chunk.tokens).reshape(-1), counted)
             for name, sae in saes.items():
-                columns = x_hats[name][part].split(list(sae.widths.predicted.values()), dim=-1)
-                replacements = dict(zip(sae.widths.predicted, columns, strict=True))
+                replacements = Widths.split(x_hats[name][part], sae.widths.predicted)
                 replacements = {site: replacements[site] for site in spliced_sites(sae, model)}
                 for suffix in ("", "_no_sinks"):
                     logits = replaced_logits(model, chunk, replacements, keep_sinks=suffix == "_no_sinks")

@@ -14,9 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightsae.sae import SparseAutoencoder
-from lightsae.sae.mechanisms import Gated, JumpReLU, ReLU
 
-_ALONE = (ReLU, JumpReLU, Gated)
 # Pre-activations of all latents are in memory for this many tokens at a time.
 _TOKENS_AT_ONCE = 4096
 # Of the norms that are multiplied: eight times the precision of float32.
@@ -26,7 +24,7 @@ _PRECISION = 1e-6
 def computed_alone(sae: SparseAutoencoder) -> bool:
     """Return whether a latent needs its own column only."""
     refined = sae.refinements.second_step or sae.refinements.prune is not None
-    return type(sae.mechanism) in _ALONE and not refined
+    return not sae.mechanism.competes and not refined
 
 
 def rounding(sae: SparseAutoencoder, feature: int) -> float:

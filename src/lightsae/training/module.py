@@ -18,7 +18,7 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
 from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
-from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder
+from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
@@ -175,11 +175,11 @@ class SAEModule(LightningModule):
 
     def inputs(self, name: str, batch: ActivationBatch) -> Tensor:
         """Return what the SAE reads, raw, (T, d_in)."""
-        return _columns(batch, self.each_sae()[name].widths.read)
+        return Widths.join(batch.activations, self.each_sae()[name].widths.read)
 
     def targets(self, name: str, batch: ActivationBatch) -> Tensor:
         """Return what the SAE predicts, raw, (T, d_out)."""
-        return _columns(batch, self.each_sae()[name].widths.predicted)
+        return Widths.join(batch.activations, self.each_sae()[name].widths.predicted)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         losses, outputs = [], {}
@@ -323,8 +323,3 @@ def first_difference(stored: Mapping[str, Any], found: Mapping[str, Any], where:
         elif a != b:
             return f"{where}{key} is {a!r} in the checkpoint and {b!r} in the configuration"
     return None
-
-
-def _columns(batch: ActivationBatch, widths: Mapping[Any, int]) -> Tensor:
-    sites = list(widths)
-    return batch.activations[sites[0]] if len(sites) == 1 else torch.cat([batch.activations[s] for s in sites], dim=1)

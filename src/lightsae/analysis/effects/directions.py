@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.errors import SiteError
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
 
 def directions(sae: SparseAutoencoder, site: SiteRef) -> Float[Tensor, "F D"]:
@@ -27,6 +27,4 @@ def directions(sae: SparseAutoencoder, site: SiteRef) -> Float[Tensor, "F D"]:
     if site not in predicted:
         raise SiteError(f"site is '{site}', but the dictionary predicts {', '.join(map(str, predicted))}; write that.")
     place = list(predicted).index(site)
-    rows: Tensor = sae.W_dec.detach().split(list(predicted.values()), dim=1)[place].float()
-    rows = rows / sae.output_scale[place]
-    return rows
+    return Widths.split(sae.W_dec.detach(), predicted)[site].float() / sae.output_scale[place]

@@ -25,7 +25,7 @@ from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked
 from lightsae.lm.model import name_of, site_in
 from lightsae.lm.passes import Passes, Positions
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.sae.latent_reader import LatentReader, rounding
 
 # Feature dictionaries that were compared with an SAE once; hashing all weights takes longer than a short generation.
@@ -262,8 +262,7 @@ def _check_dictionary(dictionary: FeatureDictionary, sae: SparseAutoencoder) -> 
 
 def direction_at(sae: SparseAutoencoder, site: SiteRef, feature: int) -> Float[Tensor, " D"]:
     """Return what one unit of a feature adds at one of the sites that an SAE predicts, in raw units."""
-    parts: Sequence[Tensor] = sae.direction(feature).detach().float().split(list(sae.widths.predicted.values()))
-    return parts[list(sae.widths.predicted).index(site)].clone()
+    return Widths.split(sae.direction(feature).detach().float(), sae.widths.predicted)[site].clone()
 
 
 def _in_norms(one: Intervention) -> bool:
