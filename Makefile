@@ -1,12 +1,15 @@
 # make demo   trains a sparse autoencoder on the language model that ships with the package, interprets it, steers with it
-# make test   all checks: ruff, mypy, import-linter, pytest
+# make test   all checks: ruff, mypy, import-linter, the guide's links and references, pytest
+# make docs   the guide and the reference as a site, in site/
 
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
+# An advertisement of mkdocs-material.
+export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.ready
@@ -21,7 +24,12 @@ test: .venv/.ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
 	$(BIN)/pytest -n 2
+
+docs: .venv/.ready
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 # The versions that were tested; a plain `pip install .` takes the newest that the bounds in pyproject.toml admit.
 .venv/.ready: pyproject.toml constraints.txt
@@ -31,4 +39,4 @@ test: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv build dist lightning_logs .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist site lightning_logs .mypy_cache .ruff_cache .import_linter_cache

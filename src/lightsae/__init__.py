@@ -3,8 +3,11 @@
 The public names are imported when they are first used, so that `import lightsae` and the tokenising workers stay light.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from lightsae.moved import MovedModules, with_channel
 
 if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
@@ -78,8 +81,13 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lightsae' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    found = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = with_channel(found) if name == "steer" else found
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+sys.meta_path.insert(0, MovedModules())

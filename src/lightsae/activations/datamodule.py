@@ -4,7 +4,8 @@ What the user configures under `data:`. The language model lives here, on the da
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -27,11 +28,27 @@ from lightsae.activations.stream import ActivationStream, Schedule
 from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timing import Timings
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, LightsaeError, arg, section
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef, Widths
 
 SiteNames = str | list[str] | None
+
+
+@contextmanager
+def _site_called(name: str, *, handed_in: bool) -> Iterator[None]:
+    """Call the site in an error `name`: one of the data, as all other arguments are, unless it was `handed_in`."""
+
+    def change(of: str, argument: str) -> tuple[str, str]:
+        if argument != "site":
+            return of or "data", argument
+        return of or ("" if handed_in else "data"), name
+
+    try:
+        yield
+    except LightsaeError as error:
+        error.rename(change)
+        raise
 
 
 class ActivationDataModule(LightningDataModule):
@@ -76,6 +93,7 @@ class ActivationDataModule(LightningDataModule):
         trust_remote_code: Run code that a Hub model brings along.
     """
 
+    @section("data")
     def __init__(
         self,
         model: str = "builtin",
@@ -148,12 +166,14 @@ class ActivationDataModule(LightningDataModule):
             return SyntheticOrigin(self, synthetic or SyntheticConfig())
         if synthetic is not None:
             raise ConfigError(
-                f"data.synthetic is set, but data.dataset is {self.dataset!r}; write data.dataset synthetic."
+                f"{arg('synthetic')} is set, but {arg('dataset')} is {self.dataset!r}; "
+                f"write {arg('dataset')} synthetic."
             )
         return TextOrigin(self)
 
     # -- what is known before anything is loaded --------------------------------------------------------------------
 
+    @section("data")
     def preflight(self) -> None:
         """Check that models, sites and data exist and fit, without loading weights or text."""
         self.origin.preflight()
@@ -168,33 +188,41 @@ class ActivationDataModule(LightningDataModule):
         """What makes synthetic activations, with the true features; None for others."""
         return self.origin.world if isinstance(self.origin, SyntheticOrigin) else None
 
-    def widths_at(self, site: SiteNames = None, target_site: SiteNames = None, key: str = "data") -> Widths:
-        """Return the sites and widths of a dictionary that reads `site` and predicts `target_site`.
+    def widths_at(self, site: SiteNames = None, target_site: SiteNames = None) -> Widths:
+        """Return the sites and widths of an SAE that reads `site` and predicts `target_site`.
 
         Args:
             site: Name or names as the user writes them; None: the data's own.
             target_site: None: what is read, or the data's own where `site` is the data's own too.
-            key: Section of the settings that held the names, for messages.
-        """
-        site_key = f"{key}.site" if site is not None else "data.site"
-        target_key = f"{key}.target_site" if target_site is not None else "data.target_site"
-        if target_site is None and site is None:
-            target_site = self.target_site
-        read = self._widths_of(site if site is not None else self.site, site_key)
-        return Widths(read, self._widths_of(target_site, target_key) if target_site is not None else read)
 
-    def _widths_of(self, names: SiteNames, key: str) -> dict[SiteRef, int]:
-        sites = [self.origin.site(name, key) for name in (names if isinstance(names, list) else [names])]
+        Raises:
+            SiteError: There is no such site. Where the names were handed in, the caller knows where they were written.
+            ConfigError: A site is named twice, or is missing.
+            ModelError: The model's description cannot be had.
+        """
+        target = self.target_site if site is None and target_site is None else target_site
+        with _site_called("site", handed_in=site is not None):
+            read = self._widths_of(site if site is not None else self.site)
+        with _site_called("target_site", handed_in=target_site is not None):
+            return Widths(read, self._widths_of(target) if target is not None else read)
+
+    def _widths_of(self, names: SiteNames) -> dict[SiteRef, int]:
+        sites = [self.origin.site(name) for name in (names if isinstance(names, list) else [names])]
         if len(set(sites)) < len(sites):
-            raise ConfigError(f"{key} names a site twice: {names}.")
-        return {site: self.origin.width(site, key) for site in sites}
+            raise ConfigError(f"{arg('site')} names a site twice: {names}.")
+        return {site: self.origin.width(site) for site in sites}
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
         assert trainer is not None
-        device, sites = trainer.strategy.root_device, self._sites_of_the_run()
+        sites = self._sites_of_the_run()
+        with section("data"):
+            self._set_up(stage, trainer, sites)
+
+    def _set_up(self, stage: str, trainer: Trainer, sites: tuple[SiteRef, ...]) -> None:
+        device = trainer.strategy.root_device
         if stage == "fit" and self._stream is None:
             batches = self._set_run_length(trainer)
             fill_rows, fill_tokens = self.origin.fill_size(trainer.world_size)
@@ -228,7 +256,8 @@ class ActivationDataModule(LightningDataModule):
         elif epoch_tokens is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             batches = max(1, epoch_tokens // (self.batch_tokens * trainer.world_size))
         else:
-            raise ConfigError("How long is the run? Give trainer.max_steps or data.training_tokens.")
+            length = f"{arg('max_steps', 'trainer')} or {arg('training_tokens')}"
+            raise ConfigError(f"How long is the run? Give {length}.")
         epochs = trainer.max_epochs if trainer.max_steps < 0 and trainer.max_epochs and trainer.max_epochs > 0 else 1
         self.run_tokens = batches * epochs * self.batch_tokens * trainer.world_size
         return batches
@@ -251,6 +280,7 @@ class ActivationDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         return {} if self._stream is None else self._stream.state_dict()
 
+    @section("data")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stream is not None and state_dict:
             self._stream.load_state_dict(state_dict)

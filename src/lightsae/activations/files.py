@@ -7,7 +7,6 @@ Every fixed share of the chunks is held out for validation.
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, Schedule, check_finite, with_sinks
+from lightsae.activations.stream import Fill, Schedule, numbered, with_sinks
 from lightsae.activations.timing import Timings
-from lightsae.errors import CorpusError, did_you_mean
+from lightsae.errors import CorpusError, arg, did_you_mean
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
 
@@ -41,7 +40,7 @@ class _Npy:
         try:
             self.array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise CorpusError(f"data.activations: {path} is not a readable .npy file ({error}).") from None
+            raise CorpusError(f"{arg('activations')}: {path} is not a readable .npy file ({error}).") from None
         self.shape = _checked_shape(path, self.array.shape)
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -53,12 +52,12 @@ class _Safetensors:
         try:
             self.file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CorpusError(f"data.activations: {path} is not a readable .safetensors file ({error}).") from None
+            raise CorpusError(f"{arg('activations')}: {path} is not a readable .safetensors file ({error}).") from None
         names = list(self.file.keys())
         self.name = "activations" if "activations" in names else names[0] if len(names) == 1 else ""
         if not self.name:
             raise CorpusError(
-                f"data.activations: {path} holds the tensors {names}; name the one to train on 'activations'."
+                f"{arg('activations')}: {path} holds the tensors {names}; name the one to train on 'activations'."
             )
         self.shape = _checked_shape(path, tuple(self.file.get_slice(self.name).get_shape()))
 
@@ -70,7 +69,7 @@ class _Safetensors:
 def _checked_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) != 2 or 0 in shape:
         raise CorpusError(
-            f"data.activations: {path} has shape {shape}; it must be (rows, width) with at least one row."
+            f"{arg('activations')}: {path} has shape {shape}; it must be (rows, width) with at least one row."
         )
     return shape[0], shape[1]
 
@@ -84,7 +83,7 @@ class ActivationFiles:
         ]
         widths = sorted({part.shape[1] for part in self.parts})
         if len(widths) > 1:
-            raise CorpusError(f"data.activations: the files in {location} have different widths, {widths}.")
+            raise CorpusError(f"{arg('activations')}: the files in {location} have different widths, {widths}.")
         self.width = widths[0]
         self.starts = np.cumsum([0] + [part.shape[0] for part in self.parts]).tolist()
         self.site = SiteRef("", Path(location).stem)
@@ -108,13 +107,13 @@ def _files(location: str) -> list[Path]:
     if path.is_dir():
         found = [p for p in path.iterdir() if p.suffix in (".npy", ".safetensors")]
         if not found:
-            raise CorpusError(f"data.activations is {location!r}, a folder without .npy or .safetensors files.")
+            raise CorpusError(f"{arg('activations')} is {location!r}, a folder without .npy or .safetensors files.")
         return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)])
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
-        raise CorpusError(f"data.activations is {location!r}, which does not exist.{near}")
+        raise CorpusError(f"{arg('activations')} is {location!r}, which does not exist.{near}")
     if path.suffix not in (".npy", ".safetensors"):
-        raise CorpusError(f"data.activations is {location!r}; write a .npy or .safetensors file, or a folder of them.")
+        raise CorpusError("activations", location, "write a .npy or .safetensors file, or a folder of them")
     return [path]
 
 
@@ -224,7 +223,7 @@ class ValidationFileRows:
         chosen = chunks.validation[: max(world, max_rows // chunks.size)].tolist()
         if len(chosen) < world:
             raise CorpusError(
-                f"data.activations holds {len(chosen)} chunks of rows for validation, too few for {world} devices; "
+                f"{arg('activations')} holds {len(chosen)} chunks of rows for validation, too few for {world} devices; "
                 "take fewer devices or more rows."
             )
         mine = chosen[rank::world]
@@ -234,9 +233,9 @@ class ValidationFileRows:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        for index, chosen in enumerate(self.batches):
-            rows = len(chosen) * self.chunks.size
-            buffer = torch.empty(rows, self.files.width, dtype=self.dtype, device=self.device)
-            batch = read_chunks(self.files, self.chunks, chosen, buffer)
-            check_finite(batch, f"of validation, in batch {index}")
-            yield replace(batch, index=index)
+        return numbered(map(self._read, self.batches))
+
+    def _read(self, chosen: list[int]) -> ActivationBatch:
+        rows = len(chosen) * self.chunks.size
+        buffer = torch.empty(rows, self.files.width, dtype=self.dtype, device=self.device)
+        return read_chunks(self.files, self.chunks, chosen, buffer)

@@ -7,7 +7,7 @@ again is cheap, and one fill at most is run through the language model a second 
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus.rows import RowSource, TokenRows
-from lightsae.activations.stream import Fill, Schedule, check_finite, with_sinks
+from lightsae.activations.stream import Fill, Schedule, numbered, with_sinks
 from lightsae.activations.timing import Timings
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.lm import LanguageModel
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
@@ -110,7 +110,8 @@ class LanguageModelFills:
             keep &= ~np.isin(tokens, main_model(self.models).special_token_ids)
         if not keep.any():
             raise ConfigError(
-                "data.skip_special_tokens and data.skip_positions leave no token of a whole buffer to train on."
+                f"{arg('skip_special_tokens')} and {arg('skip_positions')} leave no token of a whole buffer "
+                "to train on."
             )
         return torch.from_numpy(np.flatnonzero(keep))
 
@@ -229,16 +230,9 @@ class ValidationRows:
         return -(-len(self.tokens) // self.rows_in_batch)
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        for index in range(len(self)):
-            part = slice(index * self.rows_in_batch, (index + 1) * self.rows_in_batch)
-            batch = read_rows(
-                self.models,
-                self.tokens[part],
-                self.documents[part],
-                self.numbers[part],
-                self.reading,
-                self._buffers,
-                self.timings,
-            )
-            check_finite(batch, f"of validation, in batch {index}")
-            yield replace(batch, index=index)
+        starts = range(0, len(self.tokens), self.rows_in_batch)
+        return numbered(self._read(slice(start, start + self.rows_in_batch)) for start in starts)
+
+    def _read(self, part: slice) -> ActivationBatch:
+        rows = self.tokens[part], self.documents[part], self.numbers[part]
+        return read_rows(self.models, *rows, self.reading, self._buffers, self.timings)

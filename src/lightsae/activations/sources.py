@@ -5,6 +5,7 @@ on the data module.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,8 +20,8 @@ from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
 from lightsae.activations.synthetic.fills import SyntheticFills, SyntheticValidation
 from lightsae.activations.synthetic.world import SyntheticWorld
-from lightsae.errors import ConfigError, SiteError, did_you_mean
-from lightsae.lm import LanguageModel, describe
+from lightsae.errors import ConfigError, SiteError, arg, did_you_mean, under
+from lightsae.lm import LanguageModel, ModelDescription, describe
 from lightsae.sae import SiteRef
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ class Origin(Protocol):
     def preflight(self) -> None:
         """Check that everything exists and fits, without loading weights or text."""
 
-    def site(self, name: str | None, key: str) -> SiteRef:
-        """Return the site that a user's name means; `key` is the setting that held it."""
+    def site(self, name: str | None) -> SiteRef:
+        """Return the site that a user's name means; None: the only one."""
 
-    def width(self, site: SiteRef, key: str) -> int:
+    def width(self, site: SiteRef) -> int:
         """Return the width of a site."""
 
     def fill_size(self, world: int) -> tuple[int, int]:
@@ -69,20 +70,21 @@ class TextOrigin:
     def preflight(self) -> None:
         data = self.data
         if data.dataset is None:
-            raise ConfigError("data.dataset is missing: name a text dataset, a file, or `builtin`.")
+            raise ConfigError(f"{arg('dataset')} is missing: name a text dataset, a file, or `builtin`.")
         for name in (data.model, *data.more_models.values()):
             longest = self._description(name).max_context
             if longest is not None and data.context_size > longest:
                 raise ConfigError(
-                    f"data.context_size is {data.context_size}, but {name!r} reads {longest} tokens at most."
+                    f"{arg('context_size')} is {data.context_size}, but {name!r} reads {longest} tokens at most."
                 )
         check_corpus(data.corpus)
 
-    def site(self, name: str | None, key: str) -> SiteRef:
+    def site(self, name: str | None) -> SiteRef:
         data = self.data
         if name is None:
             raise ConfigError(
-                f"{key} is missing: say where to read, for example resid_post.2. List them: lightsae sites {data.model}"
+                f"{arg('site')} is missing: say where to read, for example resid_post.2. "
+                f"List them: lightsae sites {data.model}"
             )
         model, colon, site = name.rpartition(":")
         if not colon:
@@ -90,19 +92,26 @@ class TextOrigin:
         if model not in data.more_models:
             known = ", ".join(data.more_models) or "none"
             raise SiteError(
-                f"{key} is {name!r}, but {model!r} is no name in data.more_models (there: {known})."
+                f"{arg('site')} is {name!r}, but {model!r} is no name in {arg('more_models')} (there: {known})."
                 + did_you_mean(model, data.more_models)
             )
         return SiteRef(data.more_models[model], site)
 
-    def width(self, site: SiteRef, key: str) -> int:
-        width: int = self._description(site.model).width(site.site, key=key)
-        return width
+    def width(self, site: SiteRef) -> int:
+        with self._argument_of(site.model):
+            return self._description(site.model).width(site.site)
 
-    def _description(self, name: str) -> Any:
+    def _description(self, name: str) -> ModelDescription:
         data = self.data
         revision = data.model_revision if name == data.model else None
-        return describe(name, revision=revision, trust_remote_code=data.trust_remote_code)
+        with self._argument_of(name):
+            return describe(name, revision=revision, trust_remote_code=data.trust_remote_code)
+
+    def _argument_of(self, name: str) -> AbstractContextManager[None]:
+        """Say of errors about a model which setting names it."""
+        more = next((short for short, model in self.data.more_models.items() if model == name), None)
+        called = "model" if name == self.data.model or more is None else f"more_models.{more}"
+        return under(name_or_path=called, revision="model_revision")
 
     def fill_size(self, world: int) -> tuple[int, int]:
         data = self.data
@@ -116,19 +125,23 @@ class TextOrigin:
         data, models = self.data, self._models(sites, device)
         fills = -(-schedule.total_batches // schedule.batches_per_fill)
         per_block = max(1, min(fills, data.shuffle_tokens // (fill_rows * data.context_size * schedule.world)))
-        rows = RowSource(data.corpus, models[data.model].tokenizer, "train")
+        rows = RowSource(data.corpus, self._tokenizer(models), "train")
         reading = self._reading(sites, device)
         return LanguageModelFills(rows, models, reading, schedule, fill_rows, per_block, data.timings)
 
     def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> ValidationRows:
         data, models = self.data, self._models(sites, device)
-        source = RowSource(data.corpus, models[data.model].tokenizer, "validation")
+        source = RowSource(data.corpus, self._tokenizer(models), "validation")
         rows = source.take(max(1, data.val_tokens // data.context_size))
         source.close()
         if (found := rows.tokens.size) < data.val_tokens // 2:
-            rank_zero_warn(f"Only {found} held-out tokens; data.val_tokens asks for {data.val_tokens}.")
+            rank_zero_warn(f"Only {found} held-out tokens; val_tokens asks for {data.val_tokens}.")
         in_batch = max(1, data.batch_tokens // data.context_size)
         return ValidationRows(rows, models, self._reading(sites, device), in_batch, rank, world, data.timings)
+
+    def _tokenizer(self, models: dict[str, LanguageModel]) -> Any:
+        with self._argument_of(self.data.model):
+            return models[self.data.model].tokenizer
 
     def _reading(self, sites: Sites, device: torch.device) -> Reading:
         data = self.data
@@ -148,18 +161,20 @@ class TextOrigin:
         for name in dict.fromkeys([data.model, *(site.model for site in sites)]):
             if name in data.language_models:
                 continue
-            model = LanguageModel.from_pretrained(
-                name,
-                revision=data.model_revision if name == data.model else None,
-                dtype=data.dtype,
-                device=device,
-                sites=None if whole else [site.site for site in sites if site.model == name],
-                trust_remote_code=data.trust_remote_code,
-            )
             main = data.language_models.get(data.model)
-            if main is not None and model.tokenizer.get_vocab() != main.tokenizer.get_vocab():
+            with self._argument_of(name):
+                model = LanguageModel.from_pretrained(
+                    name,
+                    revision=data.model_revision if name == data.model else None,
+                    dtype=data.dtype,
+                    device=device,
+                    sites=None if whole else [site.site for site in sites if site.model == name],
+                    trust_remote_code=data.trust_remote_code,
+                )
+                same = main is None or model.tokenizer.get_vocab() == main.tokenizer.get_vocab()
+            if not same:
                 raise ConfigError(
-                    f"data.more_models: {name!r} has another vocabulary than data.model {data.model!r}; "
+                    f"{arg('more_models')}: {name!r} has another vocabulary than {arg('model')} {data.model!r}; "
                     "models that read the same tokens need the same one."
                 )
             data.language_models[name] = model
@@ -203,10 +218,10 @@ class FileOrigin:
     def preflight(self) -> None:
         _ = self.files
 
-    def site(self, name: str | None, key: str) -> SiteRef:
-        return only_site(self.files.site, name, key, f"data.activations ({self.location})")
+    def site(self, name: str | None) -> SiteRef:
+        return only_site(self.files.site, name, f"{arg('activations')} ({self.location})")
 
-    def width(self, site: SiteRef, key: str) -> int:
+    def width(self, site: SiteRef) -> int:
         return self.files.width
 
     def fill_size(self, world: int) -> tuple[int, int]:
@@ -240,15 +255,16 @@ class SyntheticOrigin:
     """Sums of known features, with one site."""
 
     def __init__(self, data: "ActivationDataModule", config: SyntheticConfig) -> None:
-        self.data, self.world = data, SyntheticWorld(config)
+        with under("synthetic"):
+            self.data, self.world = data, SyntheticWorld(config)
 
     def preflight(self) -> None:
         pass
 
-    def site(self, name: str | None, key: str) -> SiteRef:
-        return only_site(SYNTHETIC, name, key, "data.dataset synthetic")
+    def site(self, name: str | None) -> SiteRef:
+        return only_site(SYNTHETIC, name, f"{arg('dataset')} synthetic")
 
-    def width(self, site: SiteRef, key: str) -> int:
+    def width(self, site: SiteRef) -> int:
         return self.world.width
 
     def fill_size(self, world: int) -> tuple[int, int]:
@@ -278,14 +294,16 @@ class SyntheticOrigin:
         }
 
 
-def only_site(there: SiteRef, name: str | None, key: str, where: str) -> SiteRef:
+def only_site(there: SiteRef, name: str | None, where: str) -> SiteRef:
     """Return the one site of an origin, which needs no name.
 
     Raises:
         SiteError: Another one is asked for.
     """
     if name not in (None, there.site):
-        raise SiteError(f"{key} is {name!r}, but {where} has one site, {there.site!r}; leave {key} out.")
+        raise SiteError(
+            f"{arg('site')} is {name!r}, but {where} has one site, {there.site!r}; leave {arg('site')} out."
+        )
     return there
 
 

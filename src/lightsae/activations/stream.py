@@ -5,7 +5,7 @@ which tokens it holds follows from (seed, n, rank, world size) and the source al
 number, the same on all ranks, plus the cursor that the source stored at the start of the fill's block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from lightsae.activations.batch import PER_TOKEN, ActivationBatch
 from lightsae.activations.timing import Timings
-from lightsae.errors import ActivationError, CheckpointError
+from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.randomness import keyed_generator
 
 SINK_NORM_RATIO = 10.0
 # Numbers of the schedule that say what a batch holds, and the settings that they come from.
 _SETTINGS = {
-    "batch_tokens": "data.batch_tokens",
-    "batches_per_fill": "data.buffer_tokens (or data.context_size, data.skip_positions)",
-    "seed": "data.seed (or seed_everything)",
-    "world": "trainer.devices",
+    "batch_tokens": arg("batch_tokens"),
+    "batches_per_fill": f"{arg('buffer_tokens')} (or {arg('context_size')}, {arg('skip_positions')})",
+    "seed": f"{arg('seed')} (or seed_everything)",
+    "world": arg("devices", "trainer"),
 }
 
 
@@ -135,8 +135,9 @@ class ActivationStream:
     def _fill(self, number: int) -> tuple[Fill, Tensor]:
         if self._current is None or self._current[0] != number:
             self._current = None  # frees nothing yet, but a failure below must not leave a stale fill
-            fill = self.source.fill(number)
-            check_finite(fill.everything, f"of training, from batch {number * self.schedule.batches_per_fill} on")
+            with section("data"):  # Lightning calls the loader, not the data module that would say so
+                fill = self.source.fill(number)
+                check_finite(fill.everything, f"of training, from batch {number * self.schedule.batches_per_fill} on")
             self._current = (number, fill, self._order(number, fill.served))
         return self._current[1], self._current[2]
 
@@ -170,6 +171,14 @@ def with_sinks(batch: ActivationBatch, *, position_zero: bool) -> ActivationBatc
     return replace(batch, sinks=sinks)
 
 
+def numbered(batches: Iterable[ActivationBatch]) -> Iterator[ActivationBatch]:
+    """Number the batches of validation from 0; each is checked to be finite."""
+    with section("data"):
+        for index, batch in enumerate(batches):
+            check_finite(batch, f"of validation, in batch {index}")
+            yield replace(batch, index=index)
+
+
 def check_finite(batch: ActivationBatch, where: str) -> None:
     """Raise an ActivationError where an activation is NaN or infinite; one look a fill, not one a step."""
     for site, values in batch.activations.items():
@@ -177,5 +186,5 @@ def check_finite(batch: ActivationBatch, where: str) -> None:
         if not bool(values.sum(dtype=torch.float32).isfinite()) and not bool(values.isfinite().all()):
             bad = int((~values.isfinite().all(dim=1)).sum())
             raise ActivationError(
-                f"{site} holds NaN or infinity on {bad} of {len(values)} tokens {where}. Try data.dtype: float32."
+                f"{site} holds NaN or infinity on {bad} of {len(values)} tokens {where}. Try {arg('dtype')}: float32."
             )

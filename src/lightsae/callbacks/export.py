@@ -1,24 +1,23 @@
-"""Writes the dictionaries of a run as folders that `lightsae.load_sae` reads."""
+"""Writes the SAEs of a run as folders that `lightsae.load_sae` reads."""
 
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from lightsae.activations.timing import Timings
-from lightsae.callbacks.run_outputs import run_folder
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback, run_folder
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.formats.native import write_sae
 from lightsae.training.module import SAEModule
 from lightsae.version import version
 
 
-class ExportSAE(Callback):
+class ExportSAE(SAECallback):
     """Export to RUN/sae with every checkpoint and at the end of the run. Observes only.
 
-    RUN/sae is replaced as a whole, so that a kill leaves one export or the next; a run with several dictionaries has
+    RUN/sae is replaced as a whole, so that a kill leaves one export or the next; a run with several SAEs has
     them in RUN/sae/NAME, all of the same step. The export of a checkpoint is complete before the checkpoint is written.
 
     Args:
@@ -34,8 +33,7 @@ class ExportSAE(Callback):
 
     def __init__(self, checkpoints: int = 0) -> None:
         super().__init__()
-        if checkpoints < 0:
-            raise ConfigError(f"ExportSAE's checkpoints is {checkpoints}; write 0 or more.")
+        self._refuse_if(checkpoints < 0, "checkpoints", checkpoints, "write 0 or more")
         self.checkpoints = checkpoints
         self.timings = Timings()
         self._folder = Path()
@@ -77,12 +75,12 @@ class ExportSAE(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         where = provenance(trainer, pl_module, self._folder)
-        dictionaries = pl_module.each_sae()
+        saes = pl_module.each_sae()
         with self.timings.measure("saving"), replace_folder_atomically(folder) as staged:
-            if len(dictionaries) == 1:
-                write_sae(next(iter(dictionaries.values())), staged, where)
+            if len(saes) == 1:
+                write_sae(next(iter(saes.values())), staged, where)
                 return
-            for name, sae in dictionaries.items():
+            for name, sae in saes.items():
                 (staged / name).mkdir()
                 write_sae(sae, staged / name, where | {"dictionary": name})
 

@@ -1,23 +1,23 @@
-"""How much of the truth the dictionaries have found, where the data are synthetic and the truth is known.
+"""How much of the truth the SAEs have found, where the data are synthetic and the truth is known.
 
-Axes: T tokens, F dictionary size, N firings.
+Axes: T tokens, F latents, N firings.
 """
 
 from typing import Any
 
 from jaxtyping import Int
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.synthetic.world import SyntheticWorld
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback
 from lightsae.metrics.ground_truth import GroundTruthScores
 from lightsae.sae.sparse_ops import Latents
 from lightsae.training.module import SAEModule
 
 
-class GroundTruth(Callback):
+class GroundTruth(SAECallback):
     """Log scores against the true features of synthetic data. Observes only; does nothing on other data.
 
     In validation, decoder rows are matched one to one with the true features (Hungarian, on |cosine|), and over all
@@ -27,7 +27,7 @@ class GroundTruth(Callback):
     the features that fire on 0.1% to 1% of the tokens, and so on. With fewer latents than features, the share
     recovered among as many of the most frequent features is `val/truth/recovered_most_frequent`.
 
-    Where a run has several dictionaries, each figure's name begins with the dictionary's.
+    Where a run has several SAEs, each figure's name begins with the SAE's.
 
     Args:
         threshold: |cosine| above which a feature counts as recovered.
@@ -37,8 +37,7 @@ class GroundTruth(Callback):
     """
 
     def __init__(self, threshold: float = 0.9) -> None:
-        if not 0 <= threshold < 1:
-            raise ConfigError(f"GroundTruth.threshold is {threshold}; write a cosine from 0 up, below 1.")
+        self._refuse_if(not 0 <= threshold < 1, "threshold", threshold, "write a cosine from 0 up, below 1")
         self.threshold = threshold
         # Not submodules of the LightningModule: its precision and its checkpoints are not theirs.
         self._scores: dict[str, GroundTruthScores] = {}

@@ -1,4 +1,4 @@
-"""What a dictionary costs the language model that it describes: its reconstructions in place of the activations.
+"""What an SAE costs the language model that it describes: its reconstructions in place of the activations.
 
 Axes: B rows, S positions, D width of a site, V vocabulary.
 """
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback
 from lightsae.lm import LanguageModel
 from lightsae.lm.intervene import Intervention
 from lightsae.metrics import (
@@ -43,11 +43,11 @@ class Rows:
         return Rows(self.tokens[part], self.special[part], {site: mask[part] for site, mask in self.sinks.items()})
 
 
-class LanguageModelMetrics(Callback):
+class LanguageModelMetrics(SAECallback):
     """Log how much of the language model's prediction survives splicing, in validation. Observes only.
 
-    For each dictionary, in nats a token: `val/ce_clean`, `val/ce_spliced` (reconstructions in place of the activations
-    at the dictionary's site, at all positions), `val/ce_zero` and `val/ce_mean` (zeros, or the mean activation, there),
+    For each SAE, in nats a token: `val/ce_clean`, `val/ce_spliced` (reconstructions in place of the activations
+    at the SAE's site, at all positions), `val/ce_zero` and `val/ce_mean` (zeros, or the mean activation, there),
     `val/kl` (clean || spliced); `val/ce_recovered` = (zero - spliced) / (zero - clean), and `val/ce_recovered_mean`
     with the mean ablation. The `..._no_sinks` figures (ce_spliced, ce_zero, ce_recovered, kl) leave the activations of
     attention sinks as they are, in splicing and in ablation.
@@ -55,8 +55,8 @@ class LanguageModelMetrics(Callback):
     All are means over the same `val/ce_tokens` predictions: those whose target exists and is no special token. The mean
     activation is that of all tokens of the evaluated rows but the sinks, whose norms would be most of it.
 
-    A validation costs 1 + 2 * dictionaries forward passes of the whole model, and the first one 3 more a site: what
-    ablation does depends neither on the dictionary nor on its training. Without a next-token head (BERT), or with
+    A validation costs 1 + 2 * SAEs forward passes of the whole model, and the first one 3 more a site: what
+    ablation does depends neither on the SAE nor on its training. Without a next-token head (BERT), or with
     activations from files, it says so and logs nothing. Where several models are read, it is `data.model` that is
     spliced and measured, at those sites that lie in it.
 
@@ -71,10 +71,10 @@ class LanguageModelMetrics(Callback):
     needs_full_language_model = True
 
     def __init__(self, max_rows: int | None = None, batch_rows: int = 8) -> None:
-        if max_rows is not None and max_rows < 1:
-            raise ConfigError(f"LanguageModelMetrics.max_rows is {max_rows}; write 1 or more, or null for all rows.")
-        if batch_rows < 1:
-            raise ConfigError(f"LanguageModelMetrics.batch_rows is {batch_rows}; write 1 or more.")
+        self._refuse_if(
+            max_rows is not None and max_rows < 1, "max_rows", max_rows, "write 1 or more, or null for all rows"
+        )
+        self._refuse_if(batch_rows < 1, "batch_rows", batch_rows, "write 1 or more")
         self.max_rows, self.batch_rows = max_rows, batch_rows
         self._language_model: LanguageModel | None = None
         self._told = False
@@ -92,7 +92,7 @@ class LanguageModelMetrics(Callback):
         assert isinstance(pl_module, SAEModule)
         self._language_model = self._usable_model(trainer)
         self._rows = []
-        figures = [f"{name}/{f}{s}" for name in pl_module.dictionaries for f in ("ce", "kl") for s in ("", "_no_sinks")]
+        figures = [f"{name}/{f}{s}" for name in pl_module.saes for f in ("ce", "kl") for s in ("", "_no_sinks")]
         self._means = {figure: TokenMean().to(pl_module.device) for figure in ("ce_clean", *figures)}
         self._activation_means = {
             site: TokenMean(width).to(pl_module.device)
@@ -117,13 +117,13 @@ class LanguageModelMetrics(Callback):
         counted_tokens = rows.tokens.numel()
         for site, mean in self._activation_means.items():
             mean.update(batch.activations[site][:counted_tokens], ~rows.sinks[site].reshape(-1))
-        dictionaries = pl_module.each_sae()
-        x_hats = {name: outputs[name].x_hat.reshape(*batch_shape(batch), -1) for name in dictionaries}
+        saes = pl_module.each_sae()
+        x_hats = {name: outputs[name].x_hat.reshape(*batch_shape(batch), -1) for name in saes}
         for part, chunk in self._chunks(rows):
             counted = counted_targets(chunk.special).reshape(-1)
             clean = model.logits(chunk.tokens)
             self._means["ce_clean"].update(token_cross_entropy(clean, chunk.tokens).reshape(-1), counted)
-            for name, sae in dictionaries.items():
+            for name, sae in saes.items():
                 columns = x_hats[name][part].split(list(sae.widths.predicted.values()), dim=-1)
                 replacements = dict(zip(sae.widths.predicted, columns, strict=True))
                 replacements = {site: replacements[site] for site in spliced_sites(sae, model)}
@@ -218,7 +218,7 @@ class LanguageModelMetrics(Callback):
 
 
 def spliced_sites(sae: SparseAutoencoder, model: LanguageModel) -> Sites:
-    """Return those of a dictionary's predicted sites that lie in a model."""
+    """Return those of an SAE's predicted sites that lie in a model."""
     return tuple(site for site in sae.widths.predicted if site.model == model.name)
 
 

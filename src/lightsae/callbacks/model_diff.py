@@ -1,6 +1,6 @@
 """Which latents of a crosscoder belong to all its sites, and which to one: model diffing, from the decoder norms.
 
-Axes:    F dictionary size, S sites.
+Axes:    F latents, S sites.
 Sources: Relative norms and their histogram: Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer Features and Model
          Diffing". Classes of two sites: Minder et al. 2025, arXiv:2504.02922.
 """
@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from lightsae.callbacks.run_outputs import add_histogram, run_folder
+from lightsae.callbacks.base import add_histogram, run_folder
 from lightsae.formats.files import write_atomically
 from lightsae.plotting import write_picture
 from lightsae.sae import Crosscoder

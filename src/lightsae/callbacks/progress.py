@@ -145,7 +145,7 @@ class TrainingProgressBar(TQDMProgressBar):
         """Return what is shown, by its label. Waits for the device, hence not called in every step."""
         assert isinstance(pl_module, SAEModule)
         figures = {"tokens/s": Tqdm.format_sizeof(self._tokens_per_second(pl_module))}
-        names = list(pl_module.dictionaries)
+        names = list(pl_module.saes)
         if len(names) > 1:
             figures["of"] = names[0]
         logged = trainer.callback_metrics

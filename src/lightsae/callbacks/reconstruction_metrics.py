@@ -1,18 +1,17 @@
-"""How well the dictionaries reconstruct, while they train and on held-out text.
+"""How well the SAEs reconstruct, while they train and on held-out text.
 
-Axes: T tokens, F dictionary size.
+Axes: T tokens, F latents.
 """
 
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.callbacks.run_outputs import add_histogram, log_once
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback, add_histogram, log_once
 from lightsae.metrics import LatentFrequencies, ReconstructionStatistics, TokenMean
 from lightsae.sae import SAEOutput, SparseAutoencoder
 from lightsae.sae.sparse_ops import Latents
@@ -21,7 +20,7 @@ from lightsae.training.module import SAEModule
 HISTOGRAM_VALUES = 100_000
 
 
-class ReconstructionMetrics(Callback):
+class ReconstructionMetrics(SAECallback):
     """Log FVE, L0 and what goes with them. Observes only.
 
     In training, every `every_n_steps` steps, from the batch at hand, on the progress bar too: `train/fve`,
@@ -35,7 +34,7 @@ class ReconstructionMetrics(Callback):
     log10 of the firing frequencies, the first batch's positive latents without those of sinks (normalised units, at
     most 100,000), and the norms of decoder rows.
 
-    Where a run has several dictionaries, each figure's name begins with the dictionary's.
+    Where a run has several SAEs, each figure's name begins with the SAE's.
 
     Args:
         every_n_steps: Steps between the figures in training.
@@ -45,8 +44,7 @@ class ReconstructionMetrics(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ConfigError(f"ReconstructionMetrics.every_n_steps is {every_n_steps}; write 1 or more.")
+        self._refuse_if(every_n_steps < 1, "every_n_steps", every_n_steps, "write 1 or more")
         self.every_n_steps = every_n_steps
         self._last_step = 0
         # Not submodules of the LightningModule: its precision and its checkpoints are not theirs.

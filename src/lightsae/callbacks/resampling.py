@@ -1,6 +1,6 @@
-"""Bring dead latents back by giving them the directions that the dictionary explains worst.
+"""Bring dead latents back by giving them the directions that the SAE explains worst.
 
-Axes:    T tokens, D width, F dictionary size.
+Axes:    T tokens, D width, F latents.
 Source:  Bricken et al. 2023, "Towards Monosemanticity", app. "Neuron resampling".
 """
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback
 from lightsae.randomness import keyed_generator
 from lightsae.sae import LatentUsage, SparseAutoencoder
 from lightsae.training.module import SAEModule
@@ -21,7 +21,7 @@ from lightsae.training.module import SAEModule
 ENCODER_NORM_SHARE = 0.2
 
 
-class DeadLatentResampling(Callback):
+class DeadLatentResampling(SAECallback):
     """Resample dead latents at given optimiser steps. Acts on weights and on the optimiser.
 
     A dead latent gets an input of the present batch, drawn with probability proportional to its squared loss: at unit
@@ -41,10 +41,8 @@ class DeadLatentResampling(Callback):
     """
 
     def __init__(self, steps: Sequence[int], at_most: int | None = None) -> None:
-        if any(step < 1 for step in steps):
-            raise ConfigError(f"DeadLatentResampling.steps is {list(steps)}; steps count from 1.")
-        if at_most is not None and at_most < 1:
-            raise ConfigError(f"DeadLatentResampling.at_most is {at_most}; write 1 or more, or leave it out.")
+        self._refuse_if(any(step < 1 for step in steps), "steps", list(steps), "steps count from 1")
+        self._refuse_if(at_most is not None and at_most < 1, "at_most", at_most, "write 1 or more, or leave it out")
         self.steps, self.at_most = frozenset(steps), at_most
         self._step_before = 0
 
@@ -109,7 +107,7 @@ def resample(
     """Overwrite the dead latents' weights and Adam moments in place.
 
     Args:
-        sae: The dictionary in training.
+        sae: The SAE in training.
         optimizer: Its optimiser: the moments of these entries become 0.
         dead: Latents to overwrite, (n,).
         drawn: For each its input (n, D) and its target (n, O), as `draw_by_loss` gives them.

@@ -10,11 +10,10 @@ from typing import Any
 
 import psutil
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
 from lightsae.activations.timing import Timings
-from lightsae.callbacks.run_outputs import log_once, run_folder
-from lightsae.errors import ConfigError
+from lightsae.callbacks.base import SAECallback, log_once, run_folder
 from lightsae.formats.files import write_atomically
 from lightsae.training.module import SAEModule
 
@@ -22,7 +21,7 @@ PARTS = ("language_model", "sae_step", "text")
 MIB = 2**20
 
 
-class Throughput(Callback):
+class Throughput(SAECallback):
     """Log tokens per second, shares of the time, and memory; write the totals to RUN/throughput.json. Observes only.
 
     Time runs from the start of training, without validation and without the saving of checkpoints and exports. A share
@@ -38,8 +37,7 @@ class Throughput(Callback):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise ConfigError(f"Throughput's every_n_steps is {every_n_steps}; write 1 or more.")
+        self._refuse_if(every_n_steps < 1, "every_n_steps", every_n_steps, "write 1 or more")
         self.every_n_steps = every_n_steps
         self._folder = Path()
         self._excluded: dict[str, float] = {}

@@ -41,16 +41,16 @@ class TrainingCurves(Callback):
         tokens_per_step = pl_module.tokens_seen / trainer.global_step
         tags = {
             name: {f"{part}/{key}": pl_module.tag(name, f"{part}/{key}") for part in ("train", "val") for key in PANELS}
-            for name in pl_module.dictionaries
+            for name in pl_module.saes
         }
         wanted = {tag for by_key in tags.values() for tag in by_key.values()}
         curves = read_curves(folder, wanted, tokens_per_step)
-        by_dictionary = {
+        by_sae = {
             name: {key: curves[tag] for key, tag in by_key.items() if tag in curves} for name, by_key in tags.items()
         }
         if curves:
             with write_atomically(folder / "training_curves.png") as path:
-                draw(by_dictionary).savefig(path, dpi=150)
+                draw(by_sae).savefig(path, dpi=150)
 
 
 def read_curves(folder: Path, tags: Iterable[str], tokens_per_step: float) -> dict[str, Curve]:
@@ -87,17 +87,17 @@ def latest(events: Iterable[ScalarEvent]) -> list[ScalarEvent]:
     return kept
 
 
-def draw(dictionaries: Mapping[str, Mapping[str, Curve]]) -> Figure:
-    """Draw four panels; a colour for each dictionary, a line for training and points for validation.
+def draw(saes: Mapping[str, Mapping[str, Curve]]) -> Figure:
+    """Draw four panels; a colour for each SAE, a line for training and points for validation.
 
     Args:
-        dictionaries: By name, the curves "train/loss", "train/fve", "val/fve" ...; any may be missing.
+        saes: By name, the curves "train/loss", "train/fve", "val/fve" ...; any may be missing.
     """
     figure = Figure(figsize=(10, 6.4), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     panels = figure.subplots(2, 2, sharex=True)
     for axes, (key, title) in zip(panels.flat, PANELS.items(), strict=True):
-        for place, (name, curves) in enumerate(dictionaries.items()):
-            _draw_one(axes, curves, key, f"C{place % 10}", name if len(dictionaries) > 1 else "")
+        for place, (name, curves) in enumerate(saes.items()):
+            _draw_one(axes, curves, key, f"C{place % 10}", name if len(saes) > 1 else "")
         axes.set_title(title, loc="left", fontsize=11)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -145,7 +145,11 @@ def locate(folder: str | Path, holds: str) -> Path:
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file.
+
+    >>> hash_file(Path(os.devnull))[:12]  # nothing
+    'e3b0c44298fc'
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

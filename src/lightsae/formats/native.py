@@ -25,14 +25,14 @@ TENSORS, DESCRIPTION = "sae.safetensors", "sae.json"
 
 
 def save_sae(sae: SparseAutoencoder, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-    """Write a dictionary to a folder; the folder is made, or replaced where it holds an earlier export.
+    """Write an SAE to a folder; the folder is made, or replaced where it holds an earlier export.
 
     A kill at any moment leaves the earlier export or the new one.
 
     Args:
-        sae: A dictionary of one of the variants in `lightsae.sae.VARIANTS`.
-        folder: A folder of the dictionary's own.
-        provenance: Where the dictionary comes from; JSON values, or what has a readable `str`.
+        sae: An SAE of one of the variants in `lightsae.sae.VARIANTS`.
+        folder: A folder of the SAE's own.
+        provenance: Where the SAE comes from; JSON values, or what has a readable `str`.
 
     Raises:
         FormatError: The folder holds files of something else.
@@ -40,11 +40,11 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, provenance: dict[str, A
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise FormatError(f"{str(folder)!r} is a file; name a folder to save the dictionary in.")
+        raise FormatError(f"{str(folder)!r} is a file; name a folder to save the SAE in.")
     others = sorted(p.name for p in path.iterdir() if p.name not in (TENSORS, DESCRIPTION)) if path.exists() else []
     if others:
         raise FormatError(
-            f"{str(folder)!r} already holds other files ({others[0]!r}); name a folder for the dictionary alone."
+            f"{str(folder)!r} already holds other files ({others[0]!r}); name a folder for the SAE alone."
         )
     with replace_folder_atomically(folder) as staged:
         write_sae(sae, staged, provenance)
@@ -71,14 +71,14 @@ def write_sae(sae: SparseAutoencoder, folder: Path, provenance: dict[str, Any] |
 
 
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
-    """Read a dictionary that `save_sae` wrote. It takes raw activations and gives raw activations back.
+    """Read an SAE that `save_sae` wrote. It takes raw activations and gives raw activations back.
 
     Args:
         folder: As in `save_sae`.
         device: Where the tensors go.
 
     Returns:
-        The dictionary, every bit as it was saved.
+        The SAE, every bit as it was saved.
 
     Raises:
         FormatError: The folder is missing or damaged, or of a format or variant that this version does not know.
@@ -88,7 +88,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SparseAu
 
 
 def build_sae(description: Mapping[str, Any], folder: str | Path, device: str | torch.device) -> SparseAutoencoder:
-    """Make the dictionary that `describe_sae` described, with its tensors; see `load_sae`."""
+    """Make the SAE that `describe_sae` described, with its tensors; see `load_sae`."""
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", str(device), "no CUDA device is available, so write 'cpu'")
@@ -144,7 +144,7 @@ def describe_sae(folder: str | Path) -> dict[str, Any]:
 
 
 def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAutoencoder:
-    """Build a dictionary of the described shape on the meta device: no memory, and no random draw."""
+    """Build an SAE of the described shape on the meta device: no memory, and no random draw."""
     shown, variant = str(Path(folder, DESCRIPTION)), description["variant"]
     if variant not in VARIANTS:
         hint = did_you_mean(variant, VARIANTS) or " A newer lightsae may know it."
@@ -163,7 +163,7 @@ def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAuto
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a dictionary's settings as JSON values."""
+    """Return an SAE's settings as JSON values."""
     told = {}
     for name, value in settings.items():
         if isinstance(value, Mechanism):

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lightsae.errors import ModelError
+from lightsae.errors import ModelError, arg
 
 BUILTIN = Path(__file__).parent / "builtin"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,46 +38,50 @@ def source_of(name: str) -> str:
     return str(folder) if folder.exists() else name
 
 
-def load_config(name: str, revision: str | None, trust_remote_code: bool, key: str) -> Any:
+def _named(name: str) -> str:
+    return f"{arg('name_or_path')} is {name!r}"
+
+
+def load_config(name: str, revision: str | None, trust_remote_code: bool) -> Any:
     """Read config.json.
 
     Raises:
-        ModelError: There is no such model, or its config.json cannot be used; `key` names the setting.
+        ModelError: There is no such model, or its config.json cannot be used.
     """
-    source = source_of(name)
+    source, named = source_of(name), _named(name)
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
         found = "a folder without config.json" if folder.is_dir() else "a file, not a model's folder"
-        raise ModelError(f"{key} is {name!r}, {found}. `save_pretrained` writes such a folder. {_EXAMPLES}")
+        raise ModelError(f"{named}, {found}. `save_pretrained` writes such a folder. {_EXAMPLES}")
     if not folder.exists() and (name.startswith((".", "~")) or folder.is_absolute() or name.count("/") > 1):
-        raise ModelError(f"{key} is {name!r}, and there is no such folder. {_EXAMPLES}")
+        raise ModelError(f"{named}, and there is no such folder. {_EXAMPLES}")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # OSError, ValueError, KeyError, and those of the config's own validators
-        raise ModelError(_config_problem(name, revision, error, folder.exists(), key)) from None
+        raise ModelError(_config_problem(name, revision, error, folder.exists())) from None
     if config.is_encoder_decoder:
-        raise ModelError(f"{key} is {name!r}, an encoder-decoder. Causal language models and encoders are supported.")
+        raise ModelError(f"{named}, an encoder-decoder. Causal language models and encoders are supported.")
     # The chunks would hide the whole MLP from a hook; they save memory only.
     if getattr(config, "chunk_size_feed_forward", 0):
         config.chunk_size_feed_forward = 0
     return config
 
 
-def _config_problem(name: str, revision: str | None, error: Exception, is_local: bool, key: str) -> str:
-    text = str(error)
+def _config_problem(name: str, revision: str | None, error: Exception, is_local: bool) -> str:
+    text, named = str(error), _named(name)
     if "trust_remote_code" in text:
         return (
-            f"{key} is {name!r}, which runs Python code from its repository. "
-            "Read that code first, then allow it with data.trust_remote_code: true."
+            f"{named}, which runs Python code from its repository. "
+            f"Read that code first, then allow it with {arg('trust_remote_code')}: true."
         )
     if is_local or not isinstance(error, OSError):  # an OSError from the Hub: it was not found there
-        return f"{key} is {name!r}, but its config.json cannot be used: {short(error)}"
+        return f"{named}, but its config.json cannot be used: {short(error)}"
     if "gated" in text or "401" in text:
-        return f"{key} is {name!r}, gated or private on the Hub: accept its licence there and log in (hf auth login)."
+        return f"{named}, gated or private on the Hub: accept its licence there and log in (hf auth login)."
     if "git identifier" in text:
-        return f"data.model_revision is {revision!r}, which {name!r} does not have on the Hub."
+        return f"{arg('revision')} is {revision!r}, which {name!r} does not have on the Hub."
     return (
-        f"{key} is {name!r}: there is no such folder, and the Hugging Face Hub has no such model or cannot be reached. "
+        f"{named}: there is no such folder, and the Hugging Face Hub has no such model or cannot be reached. "
         f"{_EXAMPLES}"
     )
 
@@ -92,7 +96,7 @@ def has_next_token_head(config: Any) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder and not saved_without_head
 
 
-def skeleton(name: str, config: Any, trust_remote_code: bool, key: str = "data.model") -> tuple[Any, FakeTensorMode]:
+def skeleton(name: str, config: Any, trust_remote_code: bool) -> tuple[Any, FakeTensorMode]:
     """Build the model without memory for its weights. Forward passes run inside the mode, on shapes alone.
 
     Unlike the meta device, fake tensors also pass the checks on values that transformers makes.
@@ -106,7 +110,7 @@ def skeleton(name: str, config: Any, trust_remote_code: bool, key: str = "data.m
         with mode:  # bfloat16: the fused products of mixtures of experts take nothing else
             model = loader.from_config(copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a modelling file raises at numbers that do not fit together
-        raise ModelError(f"{key} is {name!r}, but its config.json cannot be used: {short(error)}") from None
+        raise ModelError(f"{_named(name)}, but its config.json cannot be used: {short(error)}") from None
     return model.eval(), mode
 
 
@@ -148,15 +152,15 @@ def load_weights(
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ModelError(f"data.model is {name!r}, but its weights cannot be read: {short(error)} {_MEND}") from None
+        raise ModelError(f"{_named(name)}, but its weights cannot be read: {short(error)} {_MEND}") from None
     # An encoder saved with another head lacks the pooler, which no site reads.
     missing = sorted(k for k in info["missing_keys"] if not k.startswith("pooler."))
     if missing:
-        raise ModelError(f"data.model is {name!r}, but its weights lack {_some(missing)}. {_MEND}")
+        raise ModelError(f"{_named(name)}, but its weights lack {_some(missing)}. {_MEND}")
     if info["mismatched_keys"]:
         wrong, found, expected = sorted(info["mismatched_keys"])[0]
         raise ModelError(
-            f"data.model is {name!r}, but its weights do not fit its config.json: {wrong} has shape {tuple(found)}, "
+            f"{_named(name)}, but its weights do not fit its config.json: {wrong} has shape {tuple(found)}, "
             f"expected {tuple(expected)}. {_MEND}"
         )
     if with_head and info["unexpected_keys"]:
@@ -175,7 +179,7 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
         ModelError: The model comes without one, or it cannot be read.
     """
     problem = ModelError(
-        f"data.model is {name!r}, but its tokenizer is missing or cannot be read. "
+        f"{_named(name)}, but its tokenizer is missing or cannot be read. "
         "Save one beside the weights (tokenizer.save_pretrained), or give data of token ids (input_ids)."
     )
     try:
@@ -201,7 +205,7 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=checked)
     except (RuntimeError, AssertionError):  # a build without CUDA asserts
         raise ModelError(
-            f"data.device is {str(device)!r}, which this machine or its PyTorch lacks. Write cpu."
+            f"{arg('device')} is {str(device)!r}, which this machine or its PyTorch lacks. Write cpu."
         ) from None
     return checked
 
@@ -215,7 +219,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if dtype not in DTYPES:
-        raise ModelError(f"data.dtype is {dtype!r}; write auto, {', '.join(DTYPES)}.")
+        raise ModelError("dtype", dtype, f"write auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
 

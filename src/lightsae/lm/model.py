@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightsae.errors import ModelError
+from lightsae.errors import ModelError, arg, under
 from lightsae.lm.capture import capture, no_cache
 from lightsae.lm.intervene import Intervention, intervene
 from lightsae.lm.load import (
@@ -54,28 +54,27 @@ class ModelDescription:
         self._sites: dict[str, Site] = {}
         self._widths: dict[str, int] = {}
 
-    def site(self, name: str, *, key: str = "data.site") -> Site:
+    def site(self, name: str) -> Site:
         """Find a site by name.
 
         Args:
             name: Portable name, or module path with `.input` / `.output`.
-            key: The setting that held the name, for messages.
 
         Raises:
             SiteError: There is no such site.
         """
         if name not in self._sites:
-            self._sites[name] = find_site(self.model, name, model_name=self.name, n_layers=self.n_layers, key=key)
+            self._sites[name] = find_site(self.model, name, model_name=self.name, n_layers=self.n_layers)
         return self._sites[name]
 
-    def width(self, site: str, *, key: str = "data.site") -> int:
+    def width(self, site: str) -> int:
         """Return the width of a site, measured on a few tokens.
 
         Raises:
             SiteError: There is no such site, or it does not hold one vector a token.
             ModelError: The architecture cannot be measured from its config.json; loaded models always can.
         """
-        self._measure([self.site(site, key=key)])
+        self._measure([self.site(site)])
         return self._widths[site]
 
     def sites(self) -> list[SiteInfo]:
@@ -98,7 +97,8 @@ class ModelDescription:
             if self._mode is None:
                 raise
             raise ModelError(
-                f"data.model is {self.name!r}, whose sites cannot be measured from its config.json: {short(error)}"
+                f"{arg('name_or_path')} is {self.name!r}, whose sites cannot be measured from its config.json: "
+                f"{short(error)}"
             ) from None
         self._widths |= {name: activations.shape[-1] for name, activations in found.items()}
 
@@ -146,7 +146,7 @@ class LanguageModel(ModelDescription):
         """
         target = check_device(device)
         torch_dtype = choose_dtype(dtype, target)
-        config = load_config(name_or_path, revision, trust_remote_code, "data.model")
+        config = load_config(name_or_path, revision, trust_remote_code)
         needed, with_head = config, has_next_token_head(config)
         if sites:
             outline = ModelDescription(
@@ -256,22 +256,19 @@ class LanguageModel(ModelDescription):
         return intervene(self.model, self.site(site), fn)
 
 
-def describe(
-    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, key: str = "data.model"
-) -> ModelDescription:
+def describe(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelDescription:
     """Describe a model from its config.json alone, in well under a second; no weights are read or made.
 
     Args:
         name_or_path: Hub name, local folder, or `builtin`.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Allow code from the model's repository to run.
-        key: The setting that held the name, for messages.
 
     Raises:
         ModelError: There is no such model, or its config.json cannot be used.
     """
-    config = load_config(name_or_path, revision, trust_remote_code, key)
-    return ModelDescription(name_or_path, revision, config, *skeleton(name_or_path, config, trust_remote_code, key))
+    config = load_config(name_or_path, revision, trust_remote_code)
+    return ModelDescription(name_or_path, revision, config, *skeleton(name_or_path, config, trust_remote_code))
 
 
 def name_of(model: Any) -> str:
@@ -290,11 +287,11 @@ def site_in(model: Any, name: str) -> Site:
     Raises:
         SiteError: There is no such site.
     """
-    if isinstance(model, LanguageModel):
-        return model.site(name, key="the dictionary's site")
-    layers = model.config.get_text_config().num_hidden_layers
-    shown = name_of(model) or type(model).__name__
-    return find_site(model, name, model_name=shown, n_layers=layers, key="the dictionary's site")
+    with under(site="the SAE's site"):
+        if isinstance(model, LanguageModel):
+            return model.site(name)
+        layers = model.config.get_text_config().num_hidden_layers
+        return find_site(model, name, model_name=name_of(model) or type(model).__name__, n_layers=layers)
 
 
 def vocabulary_of(model: LanguageModel) -> list[str]:

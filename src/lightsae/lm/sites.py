@@ -27,7 +27,7 @@ from typing import Any
 
 from torch import nn
 
-from lightsae.errors import SiteError, did_you_mean
+from lightsae.errors import SiteError, arg, did_you_mean
 
 PORTABLE = ("resid_pre", "attn_z", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid_post")
 
@@ -122,7 +122,7 @@ def portable_names(model: Any, n_layers: int) -> list[str]:
     return [f"{kind}.{layer}" for layer in range(n_layers) for kind in PORTABLE]
 
 
-def find_site(model: Any, name: str, *, model_name: str, n_layers: int, key: str = "data.site") -> Site:
+def find_site(model: Any, name: str, *, model_name: str, n_layers: int) -> Site:
     """Find the module and side that a site's name stands for.
 
     Args:
@@ -130,25 +130,25 @@ def find_site(model: Any, name: str, *, model_name: str, n_layers: int, key: str
         name: Portable name or module path with `.input` / `.output`.
         model_name: The model as the user wrote it, for messages.
         n_layers: Layers of the whole model; `model` may hold fewer.
-        key: The setting that held `name`, for messages.
 
     Raises:
         SiteError: There is no such site; the message suggests the nearest.
     """
     family = FAMILIES.get(model.config.model_type)
     listing = f"List them: lightsae sites {model_name}"
+    named = f"{arg('site')} is {name!r}"
     portable = re.fullmatch(rf"({'|'.join(PORTABLE)})\.(\d+)", name)
     if portable and family:
         kind, layer = portable[1], int(portable[2])
         if layer >= n_layers:
             raise SiteError(
-                f"{key} is {name!r}, but {model_name!r} has layers 0..{n_layers - 1}. "
+                f"{named}, but {model_name!r} has layers 0..{n_layers - 1}. "
                 f"Did you mean '{kind}.{n_layers - 1}'? {listing}"
             )
         path, _, side = f"{_blocks_path(model, family)}.{layer}.{getattr(family, kind)}".rpartition(".")
     elif portable:
         raise SiteError(
-            f"{key} is {name!r}, but portable names are not known for {model_name!r} "
+            f"{named}, but portable names are not known for {model_name!r} "
             f"(model_type {model.config.model_type!r}). Write a module path, such as 'model.layers.0.mlp.output'. "
             f"Known: {', '.join(FAMILIES)}."
         )
@@ -157,13 +157,13 @@ def find_site(model: Any, name: str, *, model_name: str, n_layers: int, key: str
 
     module = _find_module(model, path) if path and side in ("input", "output") else None
     if module is None and portable:
-        raise SiteError(f"{key} is {name!r}, above the part of {model_name!r} that was loaded. Load it with this site.")
+        raise SiteError(f"{named}, above the part of {model_name!r} that was loaded. Load it with this site.")
     if module is None:
         known = portable_names(model, n_layers)
         known += [f"{p}.{s}" for p, _ in model.named_modules() if p for s in ("output", "input")]
         has_no_side = name and _find_module(model, name) is not None
         hint = f" Did you mean '{name}.output'?" if has_no_side else did_you_mean(name, known)
-        raise SiteError(f"{key} is {name!r}, which {model_name!r} does not have.{hint} {listing}")
+        raise SiteError(f"{named}, which {model_name!r} does not have.{hint} {listing}")
     path = next(p for p, m in model.named_modules() if m is module)
     return Site(name, module, path, side, _layer_of(model, family, path))
 

@@ -1,6 +1,6 @@
 """How often each latent fires over a window of tokens: which are dead, which are dense.
 
-Axes: F dictionary size. The window is what was seen since the last reset, counted in tokens.
+Axes: F latents. The window is what was seen since the last reset, counted in tokens.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""A dictionary held against the true features of synthetic data: which it has found, and does it know when they fire.
+"""An SAE held against the true features of synthetic data: which it has found, and does it know when they fire.
 
-Axes:    F dictionary size, n true features, D width, M matched pairs (the smaller of F and n), N firings.
+Axes:    F latents, n true features, D width, M matched pairs (the smaller of F and n), N firings.
 Units:   all scores lie in 0..1; 1 is the truth itself.
 Sources: mean correlation coefficient after Hungarian matching, and latents as detectors: SynthSAEBench,
          arXiv:2602.14687. Share of features at |cosine| > 0.9: Sharkey, Braun & Millidge 2022, "Taking features out of
@@ -83,7 +83,7 @@ def decades(probabilities: Float[Tensor, " n"]) -> dict[str, Bool[Tensor, " n"]]
 
 
 class GroundTruthScores(PooledMetric):
-    """Everything that says how much of the truth a dictionary has, firing pooled over all tokens seen.
+    """Everything that says how much of the truth an SAE has, firing pooled over all tokens seen.
 
     `compute` returns `mcc`, `recovered`, `f1`, `precision` and `recall` (means over matched pairs), `recovered` and
     `f1` by decade of the true firing probability (`recovered_1e-3`), and, where there are fewer latents than features,

@@ -21,7 +21,13 @@ class Interval:
 
     @classmethod
     def over(cls, values: ArrayLike) -> "Interval":
-        """Return the mean and Student's t interval of values, one a prompt."""
+        """Return the mean and Student's t interval of values, one per prompt.
+
+        >>> print(Interval.over([0.1, 0.2, 0.3, 0.4]))
+        0.25 [0.0446, 0.455]
+        >>> print(Interval.over([0.1]))
+        0.1
+        """
         given = np.asarray(values, float)
         mean = float(given.mean())
         if len(given) < 2:
@@ -31,7 +37,11 @@ class Interval:
 
     @classmethod
     def share(cls, yes: int, of: int) -> "Interval":
-        """Return a share with Wilson's interval."""
+        """Return a share with Wilson's interval.
+
+        >>> print(Interval.share(8, 24))
+        0.333 [0.18, 0.533]
+        """
         found = stats.binomtest(yes, of).proportion_ci(0.95, method="wilson")
         return cls(yes / of, float(found.low), float(found.high))
 

@@ -16,6 +16,9 @@ def counted_targets(special: Bool[Tensor, "B S"]) -> Bool[Tensor, "B S-1"]:
 
     How well the end of a document, a separator or padding is predicted says nothing about the text. Figures that are
     compared are means over the same positions.
+
+    >>> counted_targets(torch.tensor([[True, False, False, True]]))
+    tensor([[ True,  True, False]])
     """
     return ~special[:, 1:]
 
@@ -43,5 +46,9 @@ def _kl_divergence(p: Float[Tensor, "S V"], q: Float[Tensor, "S V"]) -> Float[Te
 def cross_entropy_recovered(
     clean: Float[Tensor, ""], spliced: Float[Tensor, ""], ablated: Float[Tensor, ""]
 ) -> Float[Tensor, ""]:
-    """(ablated - spliced) / (ablated - clean): 1 as good as the untouched model, 0 as bad as the ablation."""
+    """(ablated - spliced) / (ablated - clean): 1 as good as the untouched model, 0 as bad as the ablation.
+
+    >>> cross_entropy_recovered(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(10.0))
+    tensor(0.8750)
+    """
     return (ablated - spliced) / (ablated - clean)

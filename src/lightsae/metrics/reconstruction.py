@@ -1,4 +1,4 @@
-"""How well a dictionary reconstructs: FVE, MSE, L0, relative reconstruction bias, cosine; one pass for all of them.
+"""How well an SAE reconstructs: FVE, MSE, L0, relative reconstruction bias, cosine; one pass for all of them.
 
 Axes:    T tokens, D width, G groups of tokens, P packed sums (7 + D).
 Units:   raw activations. Predictions are x_hat, the error is x - x_hat.

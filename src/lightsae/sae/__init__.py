@@ -1,4 +1,4 @@
-"""Dictionaries: pure modules, without Lightning and without a language model."""
+"""SAEs: pure modules, without Lightning and without a language model."""
 
 from lightsae.sae.base import NORMALISATIONS, SAEOutput, SparseAutoencoder
 from lightsae.sae.crosscoder import Crosscoder

@@ -1,6 +1,6 @@
-"""What every dictionary is: an encoder, a decoder, scales, and a mechanism that makes the latents sparse.
+"""What every SAE is: an encoder, a decoder, scales, and a mechanism that makes the latents sparse.
 
-Axes:    T tokens, D width read (d_in), O width predicted (d_out), F dictionary size (d_sae).
+Axes:    T tokens, D width read (d_in), O width predicted (d_out), F latents (d_sae).
 Units:   inputs and outputs of the public methods are raw activations. Inside, and in the losses, activations are
          normalised: multiplied by `input_scale` (what is read) or `output_scale` (what is predicted).
 """
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightsae.errors import ActivationError, ConfigError
+from lightsae.errors import ActivationError, ConfigError, arg, under
 from lightsae.sae.initialise import geometric_median
 from lightsae.sae.mechanisms.base import Encoding, Mechanism
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements, align
@@ -62,13 +62,13 @@ class SAEOutput:
 
 
 class SparseAutoencoder(nn.Module):
-    """A dictionary with the plain structure: it predicts the activations that it reads.
+    """An SAE with the plain structure: it predicts the activations that it reads.
 
     x_hat = b_dec + sum_i f_i d_i, where d_i are the rows of `W_dec` and f the latents that the mechanism makes of
     (x - b_dec) W_enc + b_enc (or of x W_enc + b_enc, where the mechanism says so).
 
     Every constructor argument but `widths` is kept as an attribute of the same name: `settings` reads them off, which
-    is what a saved dictionary is rebuilt from.
+    is what a saved SAE is rebuilt from.
 
     Args:
         widths: Sites that are read and predicted, with their widths.
@@ -87,18 +87,20 @@ class SparseAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         if d_sae < 1:
-            raise ConfigError(f"model.sae.d_sae is {d_sae}; a dictionary has at least 1 latent.")
+            raise ConfigError("d_sae", d_sae, "an SAE has at least 1 latent")
         if not self.predicts_another_site and widths.read != widths.predicted:
             predicted = ", ".join(map(str, widths.predicted))
             raise ConfigError(
-                f"A {type(self).__name__} predicts what it reads, not {predicted}; write --model.sae Transcoder, or "
-                "leave target_site out."
+                f"A {type(self).__name__} predicts what it reads, not {predicted}; choose Transcoder for "
+                f"{arg('sae', 'model')}, or leave target_site out."
             )
-        refinements.check(widths)
+        with under("refinements"):
+            refinements.check(widths)
         self.refinements = refinements
         # Its own: a mechanism holds what is measured in training.
         mechanism = copy.deepcopy(mechanism)
-        mechanism.check(widths, d_sae)
+        with under("mechanism" if "mechanism" in self._setting_names() else ""):
+            mechanism.check(widths, d_sae)
         mechanism.build(d_sae)
         self.widths, self.d_sae, self.mechanism = widths, d_sae, mechanism
         self.W_dec = nn.Parameter(torch.empty(d_sae, widths.d_out))
@@ -131,8 +133,11 @@ class SparseAutoencoder(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments but `widths`; `type(sae)(sae.widths, **sae.settings)` is of the same shape."""
-        names = list(inspect.signature(type(self).__init__).parameters)[2:]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._setting_names()}
+
+    @classmethod
+    def _setting_names(cls) -> list[str]:
+        return list(inspect.signature(cls.__init__).parameters)[2:]
 
     @property
     def progress(self) -> float:
@@ -161,7 +166,7 @@ class SparseAutoencoder(nn.Module):
             align(self.W_enc, self.W_dec)
 
     def _draw_directions(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Return random vectors for `set_directions`; the same ones, where a dictionary predicts what it reads."""
+        """Return random vectors for `set_directions`; the same ones, where an SAE predicts what it reads."""
         drawn = random_like(self.W_dec, generator)
         return drawn, drawn
 

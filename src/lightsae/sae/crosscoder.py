@@ -1,6 +1,6 @@
 """Crosscoder: one set of latents for several sites, of one model or of two.
 
-Axes:    T tokens, D sum of the widths, F dictionary size, S sites.
+Axes:    T tokens, D sum of the widths, F latents, S sites.
 Sources: Lindsey et al. 2024, "Sparse Crosscoders for Cross-Layer Features and Model Diffing". BatchTopK form and the
          artefacts of L1 in model diffing: Minder et al. 2025, arXiv:2504.02922.
 """
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.sae.base import SparseAutoencoder
 from lightsae.sae.mechanisms.base import Mechanism
 from lightsae.sae.mechanisms.relu import ReLU
@@ -35,12 +35,11 @@ class Crosscoder(SparseAutoencoder):
     ) -> None:
         if len(widths.predicted) < 2:
             raise ConfigError(
-                f"A Crosscoder reads several sites, and here is one, {next(iter(widths.predicted))}; write a list, for "
-                "example data.site: [resid_post.1, resid_post.2], or sites of two models."
+                f"A Crosscoder reads several sites, and this is one, {next(iter(widths.predicted))}; write a list, for "
+                f"example {arg('site', 'data')}: [resid_post.1, resid_post.2], or sites of two models."
             )
-        mechanism.key = "model.sae.mechanism"
         if isinstance(mechanism, ReLU) and mechanism.unit_norm_decoder:
-            raise ConfigError("model.sae.mechanism.decoder_norm is 'unit'; a Crosscoder with ReLU takes 'free'.")
+            raise ConfigError("mechanism.decoder_norm", "unit", "a Crosscoder with ReLU takes 'free'")
         super().__init__(widths, d_sae, mechanism, refinements)
 
     def site_norms(self) -> Float[Tensor, "F S"]:

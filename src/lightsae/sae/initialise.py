@@ -1,4 +1,4 @@
-"""Where a dictionary starts: the geometric median of the data.
+"""Where an SAE starts: the geometric median of the data.
 
 Axes: T tokens, D width.
 """

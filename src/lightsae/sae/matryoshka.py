@@ -1,6 +1,6 @@
-"""Matryoshka: nested prefixes of the dictionary each reconstruct the input, so that early latents stay general.
+"""Matryoshka: nested prefixes of the latents each reconstruct the input, so that early latents stay general.
 
-Axes:    T tokens, D width, O width predicted, F dictionary size, P prefixes, N kept latents.
+Axes:    T tokens, D width, O width predicted, F latents, P prefixes, N kept latents.
 Sources: Bussmann et al. 2025, arXiv:2503.17547. Prefixes by firing frequency, and inner prefixes that the outer losses
          leave alone: a public report of 2026 on SynthSAEBench.
 """
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.sae.base import SAEOutput, SparseAutoencoder
 from lightsae.sae.mechanisms.base import Mechanism
 from lightsae.sae.mechanisms.topk import TopK
@@ -34,7 +34,7 @@ class NestedOutput(SAEOutput):
 
 
 class Matryoshka(SparseAutoencoder):
-    """Nested dictionaries in one (Bussmann et al. 2025), over TopK or BatchTopK. Loss terms as the mechanism's.
+    """Nested SAEs in one (Bussmann et al. 2025), over TopK or BatchTopK. Loss terms as the mechanism's.
 
     The squared error is the mean over the prefixes (the paper takes the sum: with the mean, the learning rate and the
     weights of the other terms keep their meaning whatever the number of prefixes).
@@ -61,9 +61,8 @@ class Matryoshka(SparseAutoencoder):
         detach_inner: bool = False,
         refinements: Refinements = NO_REFINEMENTS,
     ) -> None:
-        mechanism.key = "model.sae.mechanism"
         if not isinstance(mechanism, TopK):
-            raise ConfigError(f"{mechanism.key} is {type(mechanism).__name__}; Matryoshka takes TopK or BatchTopK.")
+            raise ConfigError(f"{arg('mechanism')} is {type(mechanism).__name__}; Matryoshka takes TopK or BatchTopK.")
         self.groups, self.order, self.detach_inner = groups, order, detach_inner
         self._bounds = list(accumulate(_group_sizes(groups, d_sae)))
         super().__init__(widths, d_sae, mechanism, refinements)
@@ -153,9 +152,9 @@ def _group_sizes(groups: Sequence[int] | None, d_sae: int) -> list[int]:
         bounds = [max(1, d_sae >> shift) for shift in range(GROUPS - 1, -1, -1)]
         return [b - a for a, b in zip([0, *bounds], bounds, strict=False) if b > a]
     if not groups or min(groups) < 1:
-        raise ConfigError(f"model.sae.groups is {list(groups)}; write sizes of 1 or more.")
+        raise ConfigError("groups", list(groups), "write sizes of 1 or more")
     if sum(groups) != d_sae:
         raise ConfigError(
-            f"model.sae.groups is {list(groups)}, which adds up to {sum(groups)}; it has to be d_sae ({d_sae})."
+            f"{arg('groups')} is {list(groups)}, which adds up to {sum(groups)}; it has to be d_sae ({d_sae})."
         )
     return list(groups)

@@ -1,6 +1,6 @@
 """Ideas of 2026 that fit any variant, each off by default where it did not win; see docs/decisions.md.
 
-Axes:    T tokens, D width, F dictionary size, N non-zero latents.
+Axes:    T tokens, D width, F latents, N non-zero latents.
 Sources: aligned training: arXiv:2605.18629. Second step: Gregor & LeCun 2010, "Learning Fast Approximations of Sparse
          Coding". Tilted mean: tilted risk, arXiv:2411.00743.
 """
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import Latents, SparseLatents, row_products
 
@@ -36,14 +36,14 @@ class Refinements:
     def check(self, widths: Widths) -> None:
         """Raise a ConfigError where an option does not fit."""
         if self.second_step < 0:
-            raise ConfigError(f"model.sae.refinements.second_step is {self.second_step}; write 0 or more.")
+            raise ConfigError("second_step", self.second_step, "write 0 or more")
         if widths.read == widths.predicted:
             return
         for field in fields(self):
             if field.name != "tilt" and getattr(self, field.name) != field.default:
                 raise ConfigError(
-                    f"model.sae.refinements.{field.name} is {getattr(self, field.name)}, but it needs a dictionary "
-                    "that predicts what it reads; leave it out."
+                    f"{arg(field.name)} is {getattr(self, field.name)}, but it needs an SAE that predicts what it "
+                    "reads; leave it out."
                 )
 
     def mean(self, errors: Float[Tensor, " T"]) -> Float[Tensor, ""]:

@@ -1,4 +1,4 @@
-"""Where a dictionary reads and predicts: references to sites of language models, and their widths."""
+"""Where an SAE reads and predicts: references to sites of language models, and their widths."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class SiteRef(NamedTuple):
 
 @dataclass(frozen=True)
 class Widths:
-    """The sites that a dictionary reads and those that it predicts, each with its width.
+    """The sites that an SAE reads and those that it predicts, each with its width.
 
     An autoencoder predicts what it reads; a transcoder predicts another site; a crosscoder reads and predicts several.
     """
@@ -44,7 +44,13 @@ class Widths:
 
 
 def short_names(sites: Iterable[SiteRef]) -> dict[SiteRef, str]:
-    """Return the shortest words that tell sites apart: the site, the model, or both; of a model's path its end."""
+    """Return the shortest words that tell sites apart: the site, the model, or both; of a model's path its end.
+
+    >>> list(short_names([SiteRef("org/base", "resid_post.3"), SiteRef("org/base", "resid_post.5")]).values())
+    ['resid_post.3', 'resid_post.5']
+    >>> list(short_names([SiteRef("org/base", "resid_post.3"), SiteRef("org/chat", "resid_post.3")]).values())
+    ['base', 'chat']
+    """
     distinct = list(dict.fromkeys(sites))
     models = {site.model: site.model.rstrip("/").rpartition("/")[2] for site in distinct}
     if len(set(models.values())) < len(models):

@@ -1,6 +1,6 @@
 """Products with latents of which few are non-zero, and their gradients, without a dense (T, F) tensor.
 
-Axes:    T tokens, D width, F dictionary size, N non-zero latents in all T tokens.
+Axes:    T tokens, D width, F latents, N non-zero latents in all T tokens.
 Layout:  compressed rows. `indices[offsets[t]:offsets[t + 1]]` are the latents that fire on token t.
 
 Every gather-and-sum is one `embedding_bag`: of decoder rows by token in the forward pass, and of tokens by latent in
@@ -68,7 +68,12 @@ class SparseLatents:
 
     @classmethod
     def from_dense(cls, dense: Float[Tensor, "T F"]) -> "SparseLatents":
-        """Keep what is not zero. Waits for the device: the number of entries has to be known."""
+        """Keep what is not zero. Waits for the device: the number of entries has to be known.
+
+        >>> latents = SparseLatents.from_dense(torch.tensor([[0.0, 2.0, 3.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
+        >>> latents.values.tolist(), latents.indices.tolist(), latents.offsets.tolist()
+        ([2.0, 3.0, 1.0], [1, 2, 0], [0, 2, 2, 3])
+        """
         tokens, indices = dense.nonzero(as_tuple=True)
         counts = torch.bincount(tokens, minlength=len(dense))
         pattern = SparsePattern(indices, F.pad(counts.cumsum(0), (1, 0)), dense.shape[1])

@@ -1,6 +1,6 @@
 """Steps with a gradient: straight-through estimates for thresholds, through a rectangle kernel.
 
-Axes:    T tokens, F dictionary size.
+Axes:    T tokens, F latents.
 Source:  Rajamanoharan et al. 2024, arXiv:2407.14435, sec. 3. With the kernel K, 1 within half a unit of 0 and else 0:
          d JumpReLU(z) / d theta = -(theta / width) K((z - theta) / width),
          d H(z - theta) / d theta = -(1 / width) K((z - theta) / width).

@@ -1,6 +1,6 @@
 """Transcoder: reads one site and predicts another, such as a module's output from its input.
 
-Axes:    T tokens, D width read, O width predicted, F dictionary size.
+Axes:    T tokens, D width read, O width predicted, F latents.
 Sources: Dunefsky et al. 2024, arXiv:2406.11944. Skip connection: Paulo et al. 2025, arXiv:2501.18823.
 """
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.sae.base import SparseAutoencoder, random_like
 from lightsae.sae.initialise import geometric_median
 from lightsae.sae.mechanisms.base import Mechanism
@@ -43,10 +43,10 @@ class Transcoder(SparseAutoencoder):
     ) -> None:
         if widths.read == widths.predicted:
             raise ConfigError(
-                "A Transcoder predicts another site than it reads; write data.target_site, for example "
-                "data.site mlp_in.2 and data.target_site mlp_out.2 (in model.saes: site and target_site of the entry)."
+                f"A Transcoder predicts another site than it reads; write {arg('target_site', 'data')}, for example "
+                f"{arg('site', 'data')} mlp_in.2 and {arg('target_site', 'data')} mlp_out.2 (in "
+                f"{arg('saes', 'model')}: site and target_site of the entry)."
             )
-        mechanism.key = "model.sae.mechanism"
         self.skip = skip
         super().__init__(widths, d_sae, mechanism, refinements)
 

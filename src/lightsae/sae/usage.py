@@ -1,8 +1,8 @@
-"""How often each latent of a dictionary in training fires, and which are dead.
+"""How often each latent of an SAE in training fires, and which are dead.
 
-Axes: F dictionary size. Windows are counted in tokens, never in steps.
+Axes: F latents. Windows are counted in tokens, never in steps.
 
-Lives beside the dictionary, not in it: an export does not carry it, a checkpoint does.
+Lives beside the SAE, not in it: an export does not carry it, a checkpoint does.
 """
 
 import numpy as np

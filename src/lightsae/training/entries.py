@@ -1,10 +1,12 @@
-"""What a run trains: one dictionary, or several by name, each with its place, its loss and its learning rate."""
+"""What a run trains: one SAE, or several by name, each with its place, its loss and its learning rate."""
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from lightsae.errors import ConfigError, did_you_mean
+from torch.nn import ModuleDict
+
+from lightsae.errors import ConfigError, arg, did_you_mean
 from lightsae.sae import SparseAutoencoder, Widths
 from lightsae.training.schedules import Schedule
 
@@ -15,10 +17,10 @@ ONLY = "sae"
 
 @dataclass
 class Entry:
-    """One dictionary of a run. What is left out is taken from the settings of the whole run.
+    """One SAE of a run. What is left out is taken from the settings of the whole run.
 
     Args:
-        sae: A variant with its settings, or in Python a function from `Widths` to a dictionary.
+        sae: A variant with its settings, or in Python a function from `Widths` to an SAE.
         site: Where it reads; a list for a crosscoder. Null: data.site.
         target_site: What a transcoder predicts; null: data.target_site where `site` is left out too, or else `site`.
         coefficients: Weight of each loss term, a number or {value, warm_up, decay}.
@@ -35,42 +37,31 @@ class Entry:
 
 
 def check_entries(sae: MakeSAE | None, saes: Mapping[str, Entry] | None) -> dict[str, Entry]:
-    """Return the dictionaries of a run by name; a single one is called `sae`.
+    """Return the SAEs of a run by name; a single one is called `sae`.
 
     Raises:
         ConfigError: None is given, or both forms, or a name cannot be the name of a folder and of a module.
     """
     if sae is not None and saes:
         raise ConfigError(
-            f"model.sae and model.saes ({', '.join(saes)}) are both given; write one: --model.sae for one dictionary, "
-            "model.saes for several. (--model.sae null takes the first back.)"
+            f"{arg('sae')} and {arg('saes')} ({', '.join(saes)}) are both given; write {arg('sae')} for one SAE, "
+            f"{arg('saes')} for several. ({arg('sae')} null takes the first back.)"
         )
     if sae is not None:
         return {ONLY: Entry(sae)}
     if not saes:
-        raise ConfigError("model.sae is missing: choose a variant, or name several dictionaries under model.saes.")
+        raise ConfigError(f"{arg('sae')} is missing: choose a variant, or name several SAEs under {arg('saes')}.")
     for name, entry in saes.items():
         # The names that a container of modules has itself are taken: `keys`, `train` ...
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in ("train", "val", "perf") or _is_taken(name):
-            raise ConfigError(f"model.saes: {name!r} cannot be a dictionary's name; write letters, digits, _ and -.")
+        if (
+            not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)
+            or name in ("train", "val", "perf")
+            or hasattr(ModuleDict, name)
+        ):
+            raise ConfigError(f"{arg('saes')}: {name!r} cannot be an SAE's name; write letters, digits, _ and -.")
         if entry.lr is not None and entry.lr <= 0:
-            raise ConfigError(f"model.saes.{name}.lr is {entry.lr}; it must be above 0.")
+            raise ConfigError(f"saes.{name}.lr", entry.lr, "it must be above 0")
     return dict(saes)
-
-
-def make_sae(name: str | None, entry: Entry, widths: Widths) -> SparseAutoencoder:
-    """Build an entry's dictionary; what it has against its settings names them as the user wrote them."""
-    try:
-        return entry.sae(widths)
-    except ConfigError as error:
-        raise ConfigError(named(str(error), name)) from error
-
-
-def named(message: str, name: str | None) -> str:
-    """Return a message about model.sae as one about an entry of model.saes; None: the short form."""
-    if name is None:
-        return message
-    return re.sub(r"\bmodel\.(sae|coefficients|start)\b", rf"model.saes.{name}.\1", message)
 
 
 def merge_coefficients(sae: SparseAutoencoder, *given: Coefficients) -> dict[str, Schedule]:
@@ -87,19 +78,13 @@ def merge_coefficients(sae: SparseAutoencoder, *given: Coefficients) -> dict[str
     for place, coefficients in enumerate(given):
         for term, value in coefficients.items():
             if term not in merged and place < len(given) - 1:
-                continue  # what is set for a whole run concerns those dictionaries that have the term
+                continue  # what is set for a whole run concerns those SAEs that have the term
             if term not in merged:
                 raise ConfigError(
-                    f"model.coefficients.{term}: {type(sae).__name__} has the loss terms {', '.join(merged)}."
+                    f"{arg(f'coefficients.{term}')}: {type(sae).__name__} has the loss terms {', '.join(merged)}."
                     + did_you_mean(term, merged)
                 )
             if not isinstance(value, Schedule):
                 value = Schedule(float(value), mechanism.default_warm_up.get(term, 0.0))
             merged[term] = value
     return merged
-
-
-def _is_taken(name: str) -> bool:
-    from torch.nn import ModuleDict
-
-    return hasattr(ModuleDict, name)

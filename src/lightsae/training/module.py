@@ -1,4 +1,4 @@
-"""The LightningModule: holds the dictionaries, weighs and schedules their loss terms, steps the optimiser.
+"""The LightningModule: holds the SAEs, weighs and schedules their loss terms, steps the optimiser.
 
 What a checkpoint of step n has to hold (constrained weights, usage counts, tokens seen) is final when `optimizer_step`
 returns: callbacks, the one that saves checkpoints among them, run right after it.
@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
-from lightsae.errors import CheckpointError, ConfigError
+from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder
-from lightsae.training.entries import Entry, MakeSAE, check_entries, make_sae, merge_coefficients, named
+from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
 
@@ -31,13 +31,13 @@ DEAD_AFTER_SHARE = 0.05
 
 
 class SAEModule(LightningModule):
-    """Trains one dictionary, or several at once, on the activations that an `ActivationDataModule` serves.
+    """Trains one SAE, or several at once, on the activations that an `ActivationDataModule` serves.
 
-    Several dictionaries share one stream and one forward pass of the language model, and nothing else: each ends in the
+    Several SAEs share one stream and one forward pass of the language model, and nothing else: each ends in the
     weights that it would have if it were trained alone.
 
     Args:
-        sae: The dictionary: a variant's name with its settings, or in Python a function from `Widths` to a dictionary,
+        sae: The SAE: a variant's name with its settings, or in Python a function from `Widths` to an SAE,
             such as `lambda widths: TopK(widths, d_sae=4096, k=32)`.
         saes: Several by name, in place of `sae`: {small: {sae: ..., site: ..., coefficients: ..., lr: ...}, ...}. What
             an entry leaves out is taken from `data` and from the settings here.
@@ -47,11 +47,12 @@ class SAEModule(LightningModule):
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
         start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the
-            folder of a saved dictionary, to train it further. The decoder's bias starts at the data's geometric median.
+            folder of a saved SAE, to train it further. The decoder's bias starts at the data's geometric median.
         dead_after: A latent is dead after this many tokens without firing; null: 10 million, or 5% of the run if that
             is less.
     """
 
+    @section("model")
     def __init__(
         self,
         sae: MakeSAE | None = None,
@@ -65,17 +66,18 @@ class SAEModule(LightningModule):
     ) -> None:
         super().__init__()
         if lr is not None and lr <= 0:
-            raise ConfigError(f"model.lr is {lr}; it must be above 0.")
-        for key, length in (("lr_warm_up", lr_warm_up), ("lr_decay", lr_decay)):
+            raise ConfigError("lr", lr, "it must be above 0")
+        for name, length in (("lr_warm_up", lr_warm_up), ("lr_decay", lr_decay)):
             if length < 0:
-                raise ConfigError(f"model.{key} is {length}; write a share of the run (0.05) or steps (200).")
+                raise ConfigError(name, length, "write a share of the run (0.05) or steps (200)")
         if dead_after is not None and dead_after < 1:
-            raise ConfigError(f"model.dead_after is {dead_after}; it counts tokens, so write 1 or more.")
-        self.entries, self.given_coefficients = check_entries(sae, saes), dict(coefficients or {})
+            raise ConfigError("dead_after", dead_after, "it counts tokens, so write 1 or more")
+        self.entries = check_entries(sae, saes)
+        self.given_coefficients = dict(coefficients or {})
         self.short_form = sae is not None
         self.lr, self.lr_warm_up, self.lr_decay, self.dead_after = lr, lr_warm_up, lr_decay, dead_after
         self.start = start
-        self.dictionaries, self.usage = nn.ModuleDict(), nn.ModuleDict()
+        self.saes, self.usage = nn.ModuleDict(), nn.ModuleDict()
         self.coefficients: dict[str, dict[str, Schedule]] = {}
         self.timings = Timings()
         self.tokens_seen = 0
@@ -92,8 +94,8 @@ class SAEModule(LightningModule):
         return data
 
     def configure_model(self) -> None:
-        """Build the dictionaries, once their widths are known from the data."""
-        if self.dictionaries:
+        """Build the SAEs, once their widths are known from the data."""
+        if self.saes:
             return
         data = self.data
         dead_after = self.dead_after
@@ -102,58 +104,63 @@ class SAEModule(LightningModule):
             if data.run_tokens is not None:
                 dead_after = max(1, min(DEAD_AFTER, int(DEAD_AFTER_SHARE * data.run_tokens)))
         for name, sae in self.build(data).items():
-            self.dictionaries[name] = sae
+            self.saes[name] = sae
             self.usage[name] = LatentUsage(sae.d_sae, dead_after)
         # What is measured in training is reduced by `commit`; DDP would overwrite it with what rank 0 has.
         ignored = [f"usage.{name}" for name, _ in self.usage.named_buffers()]
-        ignored += [f"dictionaries.{name}" for name, _ in self.dictionaries.named_buffers()]
+        ignored += [f"saes.{name}" for name, _ in self.saes.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = ignored
 
+    @section("model")
     def build(self, data: "ActivationDataModule") -> dict[str, SparseAutoencoder]:
-        """Make every dictionary of the run, without weights that mean anything yet, and its coefficients.
+        """Make every SAE of the run, without weights that mean anything yet, and its coefficients.
 
         Raises:
             ConfigError: A setting does not fit.
         """
         built: dict[str, SparseAutoencoder] = {}
-        for (name, entry), place in zip(self.entries.items(), self.places(), strict=True):
-            shown = None if self.short_form else name
-            sae = make_sae(shown, entry, data.widths_at(*place))
-            given = [self.given_coefficients] if self.short_form else [self.given_coefficients, entry.coefficients]
+        for name, entry in self.entries.items():
+            if self.short_form:
+                with section("model.sae"):
+                    sae = entry.sae(data.widths_at())
+                self.coefficients[name] = merge_coefficients(sae, self.given_coefficients)
+            else:
+                with under(f"saes.{name}"):
+                    widths = data.widths_at(entry.site, entry.target_site)
+                    with under("sae"):
+                        sae = entry.sae(widths)
+                    self.coefficients[name] = merge_coefficients(sae, self.given_coefficients, entry.coefficients)
+                    if entry.start is not None:
+                        check_start(entry.start, sae)
             if entry.start is None:
                 check_start(self.start, sae)
-            try:
-                self.coefficients[name] = merge_coefficients(sae, *given)
-                if entry.start is not None:
-                    check_start(entry.start, sae)
-            except ConfigError as error:
-                raise ConfigError(named(str(error), shown)) from error
             built[name] = sae
         for term in self.given_coefficients:
             if not any(term in terms for terms in self.coefficients.values()):
-                raise ConfigError(f"model.coefficients.{term}: none of the dictionaries has this loss term.")
+                raise ConfigError(f"{arg(f'coefficients.{term}')}: none of the SAEs has this loss term.")
         return built
 
-    def places(self) -> list[tuple["SiteNames", "SiteNames", str]]:
-        """Return, for each dictionary, the sites that it reads and predicts, and where the user wrote them."""
-        key = {name: "data" if self.short_form else f"model.saes.{name}" for name in self.entries}
-        return [(entry.site, entry.target_site, key[name]) for name, entry in self.entries.items()]
+    def places(self) -> list[tuple["SiteNames", "SiteNames"]]:
+        """Return, for each SAE, the names of the sites that it reads and predicts; None: the data's own."""
+        return [(entry.site, entry.target_site) for entry in self.entries.values()]
 
+    @section("model")
     def on_fit_start(self) -> None:
-        if not self._started:
-            data = self.data
-            for name, sae in self.each_sae().items():
-                sample = data.sample_without_sinks({**sae.widths.read, **sae.widths.predicted})
-                start_weights(sae, self.entries[name].start or self.start, sample, data.normalisation, data.seed)
-                if torch.distributed.is_available() and torch.distributed.is_initialized():
-                    # Each rank measured its own fill, and DDP has shared the weights already: rank 0's start is all's.
-                    for tensor in sae.state_dict().values():
-                        torch.distributed.broadcast(tensor, src=0)
-            self._started = True
+        if self._started:
+            return
+        data = self.data
+        for name, sae in self.each_sae().items():
+            sample = data.sample_without_sinks({**sae.widths.read, **sae.widths.predicted})
+            start_weights(sae, self.entries[name].start or self.start, sample, data.normalisation, data.seed)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # Each rank measured its own fill, and DDP has shared the weights already: rank 0's start is all's.
+                for tensor in sae.state_dict().values():
+                    torch.distributed.broadcast(tensor, src=0)
+        self._started = True
 
     def each_sae(self) -> dict[str, SparseAutoencoder]:
-        """Return the dictionaries by name, typed."""
-        return {name: sae for name, sae in self.dictionaries.items() if isinstance(sae, SparseAutoencoder)}
+        """Return the SAEs by name, typed."""
+        return {name: sae for name, sae in self.saes.items() if isinstance(sae, SparseAutoencoder)}
 
     def latent_usage(self, name: str) -> LatentUsage:
         usage = self.usage[name]
@@ -161,17 +168,17 @@ class SAEModule(LightningModule):
         return usage
 
     def tag(self, name: str, tag: str) -> str:
-        """Return the name under which a figure of a dictionary is logged."""
-        return tag if len(self.dictionaries) == 1 else f"{name}/{tag}"
+        """Return the name under which a figure of an SAE is logged."""
+        return tag if len(self.saes) == 1 else f"{name}/{tag}"
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def inputs(self, name: str, batch: ActivationBatch) -> Tensor:
-        """Return what the dictionary reads, raw, (T, d_in)."""
+        """Return what the SAE reads, raw, (T, d_in)."""
         return _columns(batch, self.each_sae()[name].widths.read)
 
     def targets(self, name: str, batch: ActivationBatch) -> Tensor:
-        """Return what the dictionary predicts, raw, (T, d_out)."""
+        """Return what the SAE predicts, raw, (T, d_out)."""
         return _columns(batch, self.each_sae()[name].widths.predicted)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
@@ -211,7 +218,7 @@ class SAEModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each dictionary by itself: a global norm would couple the dictionaries of a sweep."""
+        """Clip each SAE by itself: a global norm would couple the SAEs of a sweep."""
         for sae in self.each_sae().values():
             sae.before_step()
             if gradient_clip_val:
@@ -274,17 +281,22 @@ class SAEModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.configure_model()
         check_checkpoint(checkpoint, self.each_sae())
+        # Before version 0.2 the container was called otherwise.
+        checkpoint["state_dict"] = {
+            f"saes.{key.removeprefix('dictionaries.')}" if key.startswith("dictionaries.") else key: value
+            for key, value in checkpoint["state_dict"].items()
+        }
         self.tokens_seen, self._started = checkpoint["lightsae"]["tokens_seen"], True
 
 
 def check_checkpoint(
-    checkpoint: Mapping[str, Any], dictionaries: Mapping[str, SparseAutoencoder], name: str = "the checkpoint"
+    checkpoint: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder], name: str = "the checkpoint"
 ) -> None:
-    """Raise a CheckpointError where a checkpoint is not lightsae's, or holds other dictionaries than these."""
+    """Raise a CheckpointError where a checkpoint is not lightsae's, or holds other SAEs than these."""
     stored = checkpoint.get("lightsae")
     if stored is None:
         raise CheckpointError(f"--ckpt_path: {name} was not written by lightsae fit.")
-    found = {key: describe(sae) for key, sae in dictionaries.items()}
+    found = {key: describe(sae) for key, sae in saes.items()}
     if difference := first_difference(stored["dictionaries"], found):
         raise CheckpointError(f"--ckpt_path: {name} does not fit the configuration: {difference}.")
 

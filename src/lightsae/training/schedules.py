@@ -24,7 +24,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("warm_up", "decay"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; write a share of the run (0.05) or steps (200).")
+                raise ConfigError(name, getattr(self, name), "write a share of the run (0.05) or steps (200)")
 
     def factor(self, step: int, total_steps: int) -> float:
         """Return the share of `value` that holds in optimiser step `step`, counted from 0."""
@@ -34,7 +34,11 @@ class Schedule:
         return max(0.0, min(up, down))
 
     def at(self, step: int, total_steps: int) -> float:
-        """Return the value in optimiser step `step`, counted from 0."""
+        """Return the value in optimiser step `step`, counted from 0.
+
+        >>> [Schedule(3.0, warm_up=2.0, decay=0.4).at(step, total_steps=10) for step in (0, 1, 5, 8, 9)]
+        [1.5, 3.0, 3.0, 1.5, 0.75]
+        """
         return self.value * self.factor(step, total_steps)
 
 

@@ -1,11 +1,11 @@
-"""Where the weights of a training start: random and tied, at data points, or at a saved dictionary."""
+"""Where the weights of a training start: random and tied, at data points, or at a saved SAE."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.formats.native import describe_sae, load_sae, plain
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -14,11 +14,11 @@ TIED, DATA = "tied", "data"
 
 
 def check_start(start: str, sae: SparseAutoencoder) -> None:
-    """Raise where a dictionary cannot start from what `model.start` names; reads no tensors.
+    """Raise where an SAE cannot start from what `start` names; reads no tensors.
 
     Raises:
-        ConfigError: A saved dictionary is of another variant, size or width.
-        FormatError: There is no saved dictionary, or it is damaged.
+        ConfigError: A saved SAE is of another variant, size or width.
+        FormatError: There is no saved SAE, or it is damaged.
     """
     if start in (TIED, DATA):
         return
@@ -34,7 +34,7 @@ def check_start(start: str, sae: SparseAutoencoder) -> None:
     for name, value in wanted.items():
         if found[name] != value:
             raise ConfigError(
-                f"model.start is {start!r}, a saved dictionary whose {name} is {found[name]}, and here it is {value}; "
+                f"{arg('start')} is {start!r}, a saved SAE whose {name} is {found[name]}, and here it is {value}; "
                 "fine-tuning needs the same."
             )
 
@@ -42,13 +42,13 @@ def check_start(start: str, sae: SparseAutoencoder) -> None:
 def start_weights(
     sae: SparseAutoencoder, start: str, sample: Mapping[SiteRef, Tensor], normalisation: str, seed: int
 ) -> None:
-    """Give a new dictionary its weights, scales and thresholds.
+    """Give a new SAE its weights, scales and thresholds.
 
     Args:
         sae: As it was built.
-        start: `tied`, `data`, or the folder of a saved dictionary.
-        sample: Raw activations at the dictionary's sites, of the same tokens, without attention sinks.
-        normalisation: See `SparseAutoencoder.start_from`. A saved dictionary keeps its scales.
+        start: `tied`, `data`, or the folder of a saved SAE.
+        sample: Raw activations at the SAE's sites, of the same tokens, without attention sinks.
+        normalisation: See `SparseAutoencoder.start_from`. A saved SAE keeps its scales.
         seed: Of the draws.
     """
     sae.reset_parameters(keyed_generator(seed, "weights"))

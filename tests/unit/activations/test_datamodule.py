@@ -10,9 +10,10 @@ import pytest
 import torch
 from lightning import Trainer
 
+from helpers.errors import refused
 from lightsae.activations.checks import check_numbers
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.errors import ConfigError, CorpusError, ModelError, SiteError
+from lightsae.errors import ConfigError, CorpusError, ModelError, SiteError, section, under
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef, TopK, Widths
 from lightsae.training.module import SAEModule
@@ -93,12 +94,12 @@ def test_as_many_steps_are_taken(activation_file: Files, quiet: dict[str, Any]) 
 
 def test_no_length_at_all(activation_file: Files, text: dict[str, Any], quiet: dict[str, Any]) -> None:
     for settings in ({"activations": activation_file()}, text):
-        with pytest.raises(ConfigError, match=r"trainer\.max_steps or data\.training_tokens"):
+        with refused(ConfigError, r"trainer\.max_steps or data\.training_tokens"):
             set_up(ActivationDataModule(**settings), quiet, max_epochs=-1)
 
 
 def test_a_run_on_text_needs_a_length_in_steps_or_tokens(text: dict[str, Any], quiet: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.max_steps or data\.training_tokens"):
+    with refused(ConfigError, r"trainer\.max_steps or data\.training_tokens"):
         set_up(ActivationDataModule(**text), quiet, max_epochs=2)
 
 
@@ -131,7 +132,7 @@ def test_widths_of_a_file(activation_file: Files) -> None:
     data = ActivationDataModule(activations=activation_file(name="mine.npy"))
     assert data.widths_at() == data.widths_at("mine") == Widths.autoencoder(SiteRef("", "mine"), 8)
     for place in ((None, "other"), ("other",)):
-        with pytest.raises(SiteError, match=r"site is 'other', but data\.activations .* has one site, 'mine'"):
+        with refused(SiteError, r"site is 'other', but data\.activations .* has one site, 'mine'"):
             data.widths_at(*place)
 
 
@@ -171,8 +172,8 @@ def test_an_entry_that_names_its_site_reads_and_predicts_there(text: dict[str, A
 def test_a_site_that_is_not_there_is_named_as_it_was_written(
     text: dict[str, Any], place: tuple[Any, Any], kind: type[Exception], said: str
 ) -> None:
-    with pytest.raises(kind, match=said) as error:
-        ActivationDataModule(**text).widths_at(*place, "model.saes.a")
+    with refused(kind, said) as error, section("model"), under("saes.a"):
+        ActivationDataModule(**text).widths_at(*place)
     assert "\n" not in str(error.value)
 
 
@@ -180,7 +181,7 @@ def test_sites_of_a_second_model(text: dict[str, Any]) -> None:
     data = ActivationDataModule(**text, more_models={"chat": text["model"] + "/"})
     chat = SiteRef(text["model"] + "/", "mlp_act.1")
     assert data.widths_at("chat:mlp_act.1") == Widths.autoencoder(chat, 16)
-    with pytest.raises(SiteError, match=r"Did you mean 'chat'\?"):
+    with refused(SiteError, r"Did you mean 'chat'\?"):
         data.widths_at("chta:mlp_act.1")
 
 
@@ -291,7 +292,7 @@ def test_models_of_other_vocabularies_cannot_read_the_same_tokens(
     other.add_tokens(["<turn>"])
     other.save_pretrained(tmp_path / "chat")
     data = ActivationDataModule(**(two_models | {"more_models": {"chat": str(tmp_path / "chat")}}))
-    with pytest.raises(ConfigError, match=r"data\.more_models: .*chat' has another vocabulary than data\.model"):
+    with refused(ConfigError, r"data\.more_models: .*chat' has another vocabulary than data\.model"):
         set_up(data, quiet, max_steps=1)
 
 
@@ -304,13 +305,21 @@ def test_models_of_other_vocabularies_cannot_read_the_same_tokens(
     ],
 )
 def test_several_models_and_sites_that_cannot_work(text: dict[str, Any], settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with refused(ConfigError, said):
         ActivationDataModule(**(text | settings)).widths_at()
 
 
 def test_a_context_that_the_second_model_cannot_read(two_models: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"data\.context_size is 65.*64 tokens at most"):
+    with refused(ConfigError, r"data\.context_size is 65.*64 tokens at most"):
         ActivationDataModule(**(two_models | {"context_size": 65, "buffer_tokens": 650})).preflight()
+
+
+def test_a_second_model_that_is_not_there_is_named_as_it_was_written(text: dict[str, Any]) -> None:
+    data = ActivationDataModule(**text, more_models={"chat": "./nowhere"})
+    with refused(ModelError, r"^data\.more_models\.chat is '\./nowhere', and there is no such folder"):
+        data.preflight()
+    with refused(ModelError, r"^data\.more_models\.chat is"), section("model"), under("saes.a"):
+        data.widths_at("chat:resid_post.0")
 
 
 def test_two_ranks_read_different_rows(text: dict[str, Any], quiet: dict[str, Any]) -> None:
@@ -339,7 +348,7 @@ def test_validation_alone_reads_no_training_text(text: dict[str, Any], quiet: di
 
 def test_too_few_held_out_tokens_are_told(text: dict[str, Any], quiet: dict[str, Any]) -> None:
     data = ActivationDataModule(**(text | {"val_tokens": 1_000_000}))
-    with pytest.warns(UserWarning, match=r"held-out tokens; data\.val_tokens asks for 1000000"):
+    with pytest.warns(UserWarning, match=r"held-out tokens; val_tokens asks for 1000000"):
         set_up(data, quiet, "validate")
 
 
@@ -365,7 +374,7 @@ def test_too_few_held_out_tokens_are_told(text: dict[str, Any], quiet: dict[str,
     ],
 )
 def test_numbers_that_cannot_work(text: dict[str, Any], settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as error:
+    with refused(ConfigError, said) as error:
         ActivationDataModule(**(text | settings))
     assert "\n" not in str(error.value)
 
@@ -390,7 +399,7 @@ def test_preflight_finds_it(text: dict[str, Any], settings: dict[str, Any], kind
         data.preflight()
         data.widths_at()
 
-    with pytest.raises(kind, match=said) as error:
+    with refused(kind, said) as error:
         look()
     assert "\n" not in str(error.value)
 
@@ -407,5 +416,5 @@ def test_a_name_that_is_none_of_the_known(text: dict[str, Any], setting: str) ->
     # Past the type checks of the tests, as in a notebook.
     data = ActivationDataModule(**text)
     setattr(data, setting, "sqrtd")
-    with pytest.raises(ConfigError, match=rf"data\.{setting} is 'sqrtd'"):
+    with refused(ConfigError, rf"{setting} is 'sqrtd'"):
         check_numbers(data, ("auto", "float32"))

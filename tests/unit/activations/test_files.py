@@ -127,7 +127,7 @@ def _wrong(tmp_path: Path, case: str) -> str:
 def test_files_that_cannot_be_used(tmp_path: Path, case: str, said: str) -> None:
     with pytest.raises(CorpusError, match=said) as error:
         ActivationFiles(_wrong(tmp_path, case))
-    assert "data.activations" in str(error.value)
+    assert "activations" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -358,7 +358,7 @@ def test_settings_go_on_top_of_a_preset() -> None:
     [
         ({"preset": "synthsaebench-2K"}, r"preset is 'synthsaebench-2K'; known are .*Did you mean 'synthsaebench-2k'"),
         ({"features": 1}, r"features is 1; write 2 or more"),
-        ({"features": 3}, r"features is 3; write 5 or more, or data.synthetic.active"),
+        ({"features": 3}, r"features is 3; write 5 or more, or active"),
         ({"width": 0}, r"width is 0; write 2 or more"),
         ({"active": 0.0}, r"active is 0.0; write more than 0 and at most features \(256\)"),
         ({"active": 300.0}, r"active is 300.0; write more than 0"),
@@ -390,5 +390,5 @@ def test_wrong_settings_are_named(settings: dict, message: str) -> None:
     config = SyntheticConfig()
     for key, value in settings.items():
         object.__setattr__(config, key, value)  # past the run-time checks of types, which users don't have
-    with pytest.raises(ConfigError, match=rf"^data\.synthetic\.{message}"):
+    with pytest.raises(ConfigError, match=rf"^{message}"):
         SyntheticWorld(config)

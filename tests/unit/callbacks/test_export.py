@@ -21,7 +21,7 @@ def exported_steps(run: Path) -> dict[str, int]:
 def test_the_end_of_a_run_exports_its_final_weights(small_run):
     run = small_run(ExportSAE(), steps=5)
     loaded = load_sae(run.folder / "sae")
-    for name, tensor in run.module.dictionaries["sae"].state_dict().items():
+    for name, tensor in run.module.saes["sae"].state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
@@ -72,20 +72,20 @@ def test_further_exports_count_optimiser_steps_under_accumulation(small_run):
 def test_several_dictionaries_have_a_folder_each(small_run):
     run = small_run(ExportSAE(), steps=2, names=("a", "b"))
     for name in ("a", "b"):
-        assert torch.equal(load_sae(run.folder / "sae" / name).W_dec, run.module.dictionaries[name].W_dec)
+        assert torch.equal(load_sae(run.folder / "sae" / name).W_dec, run.module.saes[name].W_dec)
         assert describe_sae(run.folder / "sae" / name)["provenance"]["dictionary"] == name
 
 
 def test_exporting_changes_no_weight(small_run):
     with_it, without = small_run(ExportSAE(checkpoints=2), steps=6), small_run(steps=6, folder="other")
-    assert torch.equal(with_it.module.dictionaries["sae"].W_enc, without.module.dictionaries["sae"].W_enc)
+    assert torch.equal(with_it.module.saes["sae"].W_enc, without.module.saes["sae"].W_enc)
 
 
 def test_a_resumed_run_that_has_nothing_left_to_do_still_exports(small_run):
     first = small_run(steps=4)
     first.trainer.save_checkpoint(first.folder / "end.ckpt")
     second = small_run(ExportSAE(), steps=4, ckpt_path=first.folder / "end.ckpt")
-    assert torch.equal(load_sae(second.folder / "sae").W_dec, first.module.dictionaries["sae"].W_dec)
+    assert torch.equal(load_sae(second.folder / "sae").W_dec, first.module.saes["sae"].W_dec)
 
 
 @pytest.mark.parametrize(

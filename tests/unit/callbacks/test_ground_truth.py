@@ -118,5 +118,5 @@ def test_firings_of_every_layout() -> None:
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
 def test_the_threshold_is_a_cosine(threshold: float) -> None:
-    with pytest.raises(ConfigError, match=r"GroundTruth.threshold is .*; write a cosine"):
+    with pytest.raises(ConfigError, match=r"threshold is .*; write a cosine"):
         GroundTruth(threshold)

@@ -138,7 +138,7 @@ def run(tiny_text: Any, quiet: dict[str, Any], tmp_path: Any) -> Any:
 
 def test_every_latent_is_listed_and_the_dead_are_left_out_of_shares(run: Any) -> None:
     done = run(ModelDiff(), steps=6)
-    sae, dead = done.module.dictionaries["c"], done.module.latent_usage("c").dead
+    sae, dead = done.module.saes["c"], done.module.latent_usage("c").dead
     assert 0 < dead.sum() < 20
     with (done.folder / "model_diff_c.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -193,5 +193,5 @@ def test_where_all_latents_are_dead_there_is_no_picture(run: Any, monkeypatch: p
 def test_it_changes_no_weight(run: Any) -> None:
     with_it, without = run(ModelDiff()), run(folder="other")
     for name in ("wide", "c", "t"):
-        for key, value in with_it.module.dictionaries[name].state_dict().items():
-            assert torch.equal(value, without.module.dictionaries[name].state_dict()[key]), (name, key)
+        for key, value in with_it.module.saes[name].state_dict().items():
+            assert torch.equal(value, without.module.saes[name].state_dict()[key]), (name, key)

@@ -23,7 +23,7 @@ class Figures(Callback):
     """Logs what other callbacks log in a real run."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        for name in pl_module.dictionaries:
+        for name in pl_module.saes:
             for tag, value in {"train/fve": 0.8612345, "train/l0": 19.5, "train/dead_fraction": 0.034}.items():
                 pl_module.log(pl_module.tag(name, tag), value)
 
@@ -173,4 +173,4 @@ def test_watching_changes_no_weight(small_run, monkeypatch, stream):
     monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.0)
     run, _ = watched(small_run, monkeypatch, stream(), steps=6)
     without = small_run(steps=6, folder="other")
-    assert torch.equal(run.module.dictionaries["sae"].W_enc, without.module.dictionaries["sae"].W_enc)
+    assert torch.equal(run.module.saes["sae"].W_enc, without.module.saes["sae"].W_enc)

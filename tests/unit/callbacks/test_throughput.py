@@ -119,7 +119,7 @@ def test_a_resumed_run_counts_its_own_tokens(small_run):
 
 def test_measuring_changes_no_weight(small_run):
     with_it, without = small_run(Throughput(every_n_steps=1), steps=6), small_run(steps=6, folder="other")
-    assert torch.equal(with_it.module.dictionaries["sae"].W_enc, without.module.dictionaries["sae"].W_enc)
+    assert torch.equal(with_it.module.saes["sae"].W_enc, without.module.saes["sae"].W_enc)
 
 
 def test_zero_steps_are_refused():

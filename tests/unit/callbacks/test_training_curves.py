@@ -14,12 +14,12 @@ class Figures(Callback):
     """Logs what other callbacks log in a real run."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        for name in pl_module.dictionaries:
+        for name in pl_module.saes:
             for tag in ("train/fve", "train/l0", "train/dead_fraction"):
                 pl_module.log(pl_module.tag(name, tag), float(batch_idx))
 
     def on_validation_epoch_end(self, trainer, pl_module):
-        for name in pl_module.dictionaries:
+        for name in pl_module.saes:
             for tag in ("val/fve", "val/l0", "val/dead_fraction"):
                 pl_module.log(pl_module.tag(name, tag), float(trainer.global_step))
 
@@ -80,4 +80,4 @@ def test_without_tensorboard_nothing_is_drawn(small_run, tmp_path):
 
 def test_drawing_changes_no_weight(small_run):
     with_it, without = small_run(TrainingCurves(), steps=4), small_run(steps=4, folder="other")
-    assert torch.equal(with_it.module.dictionaries["sae"].W_enc, without.module.dictionaries["sae"].W_enc)
+    assert torch.equal(with_it.module.saes["sae"].W_enc, without.module.saes["sae"].W_enc)

@@ -341,5 +341,5 @@ def test_a_tensor_of_another_shape(saved):
 
 
 def test_a_device_that_is_not_there(saved):
-    with pytest.raises(ConfigError, match="device is 'cuda', but no CUDA device is available; write 'cpu'"):
+    with pytest.raises(ConfigError, match="device is 'cuda'; no CUDA device is available, so write 'cpu'"):
         load_sae(saved, device="cuda")

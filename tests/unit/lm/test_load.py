@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from lightsae.errors import ModelError, SiteError
+from lightsae.errors import ModelError, SiteError, under
 from lightsae.lm import LanguageModel, describe
 
 
@@ -46,13 +46,13 @@ def test_unknown_name(name: str) -> None:
     for call in (describe, LanguageModel.from_pretrained):
         with pytest.raises(ModelError) as error:
             call(name)
-        assert message(error).startswith(f"data.model is {name!r}")
+        assert message(error).startswith(f"name_or_path is {name!r}")
         assert "Hub" in message(error)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "~/nowhere/model", "a/b/c"])
 def test_missing_folder(name: str) -> None:
-    with pytest.raises(ModelError, match=f"data.model is '{name}', and there is no such folder"):
+    with pytest.raises(ModelError, match=f"name_or_path is '{name}', and there is no such folder"):
         describe(name)
 
 
@@ -77,7 +77,7 @@ def test_spoiled_config(folder: Path, text: str) -> None:
 def test_remote_code_is_off_until_allowed(folder: Path) -> None:
     edit_config(folder, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
     (folder / "own.py").write_text("raise SystemExit('code from the repository ran')")
-    with pytest.raises(ModelError, match=r"data\.trust_remote_code: true"):
+    with pytest.raises(ModelError, match=r"trust_remote_code: true"):
         describe(str(folder))
 
 
@@ -123,14 +123,14 @@ def test_pickled_weights_are_never_unpickled_as_code(folder: Path, tmp_path: Pat
 
 def test_device_that_is_absent(folder: Path) -> None:
     for device in ("cuda", "nonsense"):
-        with pytest.raises(ModelError, match=f"data.device is '{device}'"):
+        with pytest.raises(ModelError, match=f"device is '{device}'"):
             LanguageModel.from_pretrained(str(folder), device=device)
 
 
 def test_dtype(folder: Path) -> None:
     assert LanguageModel.from_pretrained(str(folder)).dtype == torch.float32
     assert LanguageModel.from_pretrained(str(folder), dtype="float16").dtype == torch.float16
-    with pytest.raises(ModelError, match=r"data\.dtype is 'fp8'"):
+    with pytest.raises(ModelError, match=r"dtype is 'fp8'"):
         LanguageModel.from_pretrained(str(folder), dtype="fp8")
 
 
@@ -186,7 +186,7 @@ def test_layer_out_of_range(folder: Path) -> None:
     with pytest.raises(SiteError) as error:
         describe(str(folder)).width("resid_post.9")
     assert str(error.value) == (
-        f"data.site is 'resid_post.9', but {str(folder)!r} has layers 0..2. "
+        f"site is 'resid_post.9', but {str(folder)!r} has layers 0..2. "
         f"Did you mean 'resid_post.2'? List them: lightsae sites {folder}"
     )
 
@@ -211,8 +211,8 @@ def test_unknown_site_suggests_the_nearest(folder: Path, wrong: str, right: str)
 
 
 def test_the_key_of_the_message_is_the_callers(folder: Path) -> None:
-    with pytest.raises(SiteError, match=r"^--site is 'nonsense'"):
-        describe(str(folder)).width("nonsense", key="--site")
+    with pytest.raises(SiteError, match=r"^--site is 'nonsense'"), under(site="--site"):
+        describe(str(folder)).width("nonsense")
 
 
 @pytest.mark.parametrize("site", ["model.rotary_emb.output", "model.layers.0.self_attn.q_norm.output", "model.output"])

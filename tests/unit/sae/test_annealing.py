@@ -170,10 +170,10 @@ def test_inference_leaves_it_alone(arbitrary: Make, x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"p_end": 0.0}, r"model\.sae\.p_end is 0\.0; write a power above 0 and up to 1"),
-        ({"p_end": 1.1}, r"model\.sae\.p_end is 1\.1"),
-        ({"p_begin": 1.0}, r"model\.sae\.p_begin is 1\.0"),
-        ({"p_begin": -0.1}, r"model\.sae\.p_begin is -0\.1"),
+        ({"p_end": 0.0}, r"p_end is 0\.0; write a power above 0 and up to 1"),
+        ({"p_end": 1.1}, r"p_end is 1\.1"),
+        ({"p_begin": 1.0}, r"p_begin is 1\.0"),
+        ({"p_begin": -0.1}, r"p_begin is -0\.1"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, float], said: str) -> None:

@@ -293,13 +293,13 @@ def test_multi_has_a_default_weight_only_where_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"k": 0}, r"model\.sae\.k is 0; it must lie in 1\.\.d_sae \(13\)"),
-        ({"k": 2, "k_start": 14}, r"model\.sae\.k_start is 14"),
-        ({"k": 2, "k_start": 0}, r"model\.sae\.k_start is 0"),
-        ({"k": 2, "multi_k": 14}, r"model\.sae\.multi_k is 14"),
-        ({"k": 2, "k_aux": 0}, r"model\.sae\.k_aux is 0"),
-        ({"k": 2, "k_start": 4, "k_fall": 0.0}, r"model\.sae\.k_fall is 0\.0"),
-        ({"k": 2, "k_start": 4, "k_fall": 1.5}, r"model\.sae\.k_fall is 1\.5"),
+        ({"k": 0}, r"k is 0; it must lie in 1\.\.d_sae \(13\)"),
+        ({"k": 2, "k_start": 14}, r"k_start is 14"),
+        ({"k": 2, "k_start": 0}, r"k_start is 0"),
+        ({"k": 2, "multi_k": 14}, r"multi_k is 14"),
+        ({"k": 2, "k_aux": 0}, r"k_aux is 0"),
+        ({"k": 2, "k_start": 4, "k_fall": 0.0}, r"k_fall is 0\.0"),
+        ({"k": 2, "k_start": 4, "k_fall": 1.5}, r"k_fall is 1\.5"),
     ],
 )
 def test_settings_that_cannot_work(kind: type[TopK], settings: dict[str, Any], said: str) -> None:

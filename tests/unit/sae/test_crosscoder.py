@@ -166,17 +166,17 @@ def test_each_site_is_normalised_by_itself(normal: Make, kind: str) -> None:
 
 def test_one_site_is_too_few() -> None:
     with pytest.raises(
-        ConfigError, match=r"reads several sites, and here is one, m:resid_post\.1; write a list"
+        ConfigError, match=r"reads several sites, and this is one, m:resid_post\.1; write a list"
     ) as error:
         Crosscoder(Widths.autoencoder(SiteRef("m", "resid_post.1"), 4), F, mechanisms.ReLU())
     assert "\n" not in str(error.value)
 
 
 def test_a_penalty_by_norms_needs_norms() -> None:
-    with pytest.raises(ConfigError, match=r"model\.sae\.mechanism\.decoder_norm is 'unit'; a Crosscoder"):
+    with pytest.raises(ConfigError, match=r"mechanism\.decoder_norm is 'unit'; a Crosscoder"):
         Crosscoder(BOTH, F, mechanisms.ReLU("unit"))
 
 
 def test_settings_of_the_mechanism_are_named_under_it() -> None:
-    with pytest.raises(ConfigError, match=r"model\.sae\.mechanism\.k is 14"):
+    with pytest.raises(ConfigError, match=r"mechanism\.k is 14"):
         Crosscoder(BOTH, F, mechanisms.BatchTopK(14))

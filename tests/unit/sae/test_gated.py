@@ -97,5 +97,5 @@ def test_a_revived_latent_has_the_magnitude_of_its_gate(sae: SparseAutoencoder) 
 
 
 def test_a_start_without_latents_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.sae\.start_l0 is 0\.0"):
+    with pytest.raises(ConfigError, match=r"start_l0 is 0\.0"):
         Gated(Widths.of(D), F, start_l0=0.0)

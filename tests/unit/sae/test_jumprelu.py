@@ -166,11 +166,11 @@ def test_a_target_above_the_count_lowers_thresholds(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"target_l0": 0.0}, r"model\.sae\.target_l0 is 0\.0"),
-        ({"target_l0": F + 1.0}, r"model\.sae\.target_l0 is 14\.0; .*d_sae \(13\)"),
-        ({"target_l0": 3.0, "penalty": "tanh"}, r"model\.sae\.target_l0 goes with model\.sae\.penalty step"),
-        ({"bandwidth": 0.0}, r"model\.sae\.bandwidth is 0\.0"),
-        ({"start_l0": 0.0}, r"model\.sae\.start_l0 is 0\.0"),
+        ({"target_l0": 0.0}, r"target_l0 is 0\.0"),
+        ({"target_l0": F + 1.0}, r"target_l0 is 14\.0; .*d_sae \(13\)"),
+        ({"target_l0": 3.0, "penalty": "tanh"}, r"target_l0 goes with penalty step"),
+        ({"bandwidth": 0.0}, r"bandwidth is 0\.0"),
+        ({"start_l0": 0.0}, r"start_l0 is 0\.0"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict, said: str) -> None:

@@ -273,10 +273,10 @@ def test_nearest_power_of_two(value: float, expected: int) -> None:
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: TopK(Widths.of(4), d_sae=8, k=9), "model.sae.k is 9"),
-        (lambda: TopK(Widths.of(4), d_sae=8, k=0), "model.sae.k is 0"),
-        (lambda: TopK(Widths.of(4), d_sae=8, k=2, k_aux=0), "model.sae.k_aux is 0"),
-        (lambda: ReLU(Widths.of(4), d_sae=0), "model.sae.d_sae is 0"),
+        (lambda: TopK(Widths.of(4), d_sae=8, k=9), "k is 9"),
+        (lambda: TopK(Widths.of(4), d_sae=8, k=0), "k is 0"),
+        (lambda: TopK(Widths.of(4), d_sae=8, k=2, k_aux=0), "k_aux is 0"),
+        (lambda: ReLU(Widths.of(4), d_sae=0), "d_sae is 0"),
     ],
 )
 def test_settings_that_cannot_work(build: Callable[[], SparseAutoencoder], said: str) -> None:

@@ -232,11 +232,11 @@ def test_by_default_each_prefix_is_twice_the_one_before(d_sae: int, bounds: list
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"groups": [3, 4]}, r"model\.sae\.groups is \[3, 4\], which adds up to 7; it has to be d_sae \(16\)"),
+        ({"groups": [3, 4]}, r"groups is \[3, 4\], which adds up to 7; it has to be d_sae \(16\)"),
         ({"groups": [17]}, "adds up to 17"),
-        ({"groups": [8, 0, 8]}, r"model\.sae\.groups is \[8, 0, 8\]; write sizes of 1 or more"),
+        ({"groups": [8, 0, 8]}, r"groups is \[8, 0, 8\]; write sizes of 1 or more"),
         ({"groups": [20, -4]}, "write sizes of 1 or more"),
-        ({"groups": []}, r"model\.sae\.groups is \[\]"),
+        ({"groups": []}, r"groups is \[\]"),
     ],
 )
 def test_groups_that_cannot_work(settings: dict[str, Any], said: str) -> None:
@@ -247,12 +247,12 @@ def test_groups_that_cannot_work(settings: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("mechanism", [mechanisms.ReLU, mechanisms.JumpReLU, mechanisms.Gated])
 def test_mechanisms_that_select_alone(mechanism: type[Mechanism]) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.sae\.mechanism is {mechanism.__name__}; Matryoshka takes TopK or"):
+    with pytest.raises(ConfigError, match=rf"mechanism is {mechanism.__name__}; Matryoshka takes TopK or"):
         Matryoshka(Widths.of(D), F, mechanism())
 
 
 def test_settings_of_the_mechanism_are_named_under_it() -> None:
-    with pytest.raises(ConfigError, match=r"model\.sae\.mechanism\.k is 99"):
+    with pytest.raises(ConfigError, match=r"mechanism\.k is 99"):
         Matryoshka(Widths.of(D), F, mechanisms.BatchTopK(99))
 
 

@@ -247,5 +247,5 @@ def test_every_layout_is_pruned_alike(normal: Make, layout: str) -> None:
 
 
 def test_a_step_backwards_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.sae\.refinements\.second_step is -0\.3; write 0 or more"):
+    with pytest.raises(ConfigError, match=r"refinements\.second_step is -0\.3; write 0 or more"):
         BUILD["TopK"](Refinements(second_step=-0.3))

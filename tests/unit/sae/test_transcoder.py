@@ -208,7 +208,7 @@ def test_no_gradient_reaches_the_biases_through_the_centre(arbitrary: Make, norm
 
 
 def test_one_that_predicts_what_it_reads_is_no_transcoder() -> None:
-    with pytest.raises(ConfigError, match=r"predicts another site than it reads; write data\.target_site") as error:
+    with pytest.raises(ConfigError, match=r"predicts another site than it reads; write target_site") as error:
         Transcoder(Widths.of(D), F, mechanisms.TopK(2))
     assert "\n" not in str(error.value)
 
@@ -228,11 +228,11 @@ def test_a_plain_variant_predicts_what_it_reads(make: Callable[[Widths], Any]) -
     ],
 )
 def test_refinements_that_need_the_input_as_the_target(refinements: Refinements, name: str) -> None:
-    said = rf"model\.sae\.refinements\.{name}, but it needs a dictionary that predicts what it reads"
+    said = rf"refinements\.{name}, but it needs an SAE that predicts what it reads"
     with pytest.raises(ConfigError, match=said):
         Transcoder(ACROSS, F, mechanisms.TopK(2), refinements=refinements)
 
 
 def test_settings_of_the_mechanism_are_named_under_it() -> None:
-    with pytest.raises(ConfigError, match=r"model\.sae\.mechanism\.p_end is 2\.0"):
+    with pytest.raises(ConfigError, match=r"mechanism\.p_end is 2\.0"):
         Transcoder(ACROSS, F, mechanisms.ReLU(p_end=2.0))

@@ -1,4 +1,4 @@
-"""Where a training starts: random and tied, at data points, or at a saved dictionary."""
+"""Where a training starts: random and tied, at data points, or at a saved SAE."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from helpers.errors import refused
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.native import load_sae, save_sae
@@ -145,7 +146,7 @@ def test_thresholds_start_near_what_the_batch_keeps(variant: str) -> None:
     assert l0.item() == pytest.approx(3, rel=0.05)
 
 
-# -- a saved dictionary ----------------------------------------------------------------------------------------------
+# -- a saved SAE ----------------------------------------------------------------------------------------------
 
 
 def trained(variant: str) -> SparseAutoencoder:
@@ -241,7 +242,7 @@ def test_a_resumed_fine_tuning_does_not_start_again(
 )
 def test_a_saved_dictionary_that_does_not_fit(make: Callable[[], SparseAutoencoder], said: str, tmp_path: Path) -> None:
     save_sae(trained("TopK"), tmp_path / "sae")
-    with pytest.raises(ConfigError, match=rf"model\.start is '.*sae', a saved dictionary {said}; .* the same") as error:
+    with pytest.raises(ConfigError, match=rf"^start is '.*sae', a saved SAE {said}; .* the same") as error:
         check_start(str(tmp_path / "sae"), make())
     assert "\n" not in str(error.value)
 
@@ -294,10 +295,10 @@ def test_in_an_entry_the_key_is_the_entrys(tmp_path: Path, activation_file: Call
     save_sae(trained("TopK"), tmp_path / "sae")
     entry = Entry(lambda w: TopK(w, F, k=3), start=str(tmp_path / "sae"))
     data = ActivationDataModule(activations=activation_file(100), batch_tokens=16, buffer_tokens=64)
-    with pytest.raises(ConfigError, match=r"^model\.saes\.a\.start is '.*', a saved dictionary whose d_in is 6"):
+    with refused(ConfigError, r"^model\.saes\.a\.start is '.*', a saved SAE whose d_in is 6"):
         SAEModule(saes={"a": entry}).build(data)
     entry = Entry(lambda w: TopK(w, F, k=3))
-    with pytest.raises(ConfigError, match=r"^model\.start is '.*', a saved dictionary whose d_in is 6"):
+    with refused(ConfigError, r"^model\.start is '.*', a saved SAE whose d_in is 6"):
         SAEModule(saes={"a": entry}, start=str(tmp_path / "sae")).build(data)
 
 

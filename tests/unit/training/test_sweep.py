@@ -306,8 +306,8 @@ def test_two_processes_agree_on_all_that_is_measured(
         if isinstance(value, Tensor):
             assert torch.equal(value, second["state"][name]), name
     assert first["smallest"] != second["smallest"], "each rank has batches of its own"
-    assert (first["state"]["dictionaries.matryoshka.frequency"] > 0).any()
-    assert first["state"]["dictionaries.annealed.mechanism.rescale"] != 1
+    assert (first["state"]["saes.matryoshka.frequency"] > 0).any()
+    assert first["state"]["saes.annealed.mechanism.rescale"] != 1
     # The threshold moves towards the mean of what the ranks' batches kept.
     thresholds = first["thresholds"]
     means = [(a + b) / 2 for a, b in zip(first["smallest"], second["smallest"], strict=True)]

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.errors import ConfigError, CorpusError
+from lightsae.errors import ConfigError, CorpusError, arg
 
 Document = str | NDArray[np.int32]
 # Given an offset, yields each document together with the offset that comes after it.
@@ -58,11 +58,11 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
-            raise ConfigError(f"data.validation_fraction is {self.validation_fraction}; it must lie between 0 and 1.")
+            raise ConfigError("validation_fraction", self.validation_fraction, "it must lie between 0 and 1")
         if self.context_size < 2:
-            raise ConfigError(f"data.context_size is {self.context_size}; a row needs at least 2 tokens.")
+            raise ConfigError("context_size", self.context_size, "a row needs at least 2 tokens")
         if self.num_workers < 0:
-            raise ConfigError(f"data.num_workers is {self.num_workers}; it must be 0 or more.")
+            raise ConfigError("num_workers", self.num_workers, "it must be 0 or more")
 
 
 @runtime_checkable
@@ -97,7 +97,7 @@ class PartsSource:
                 self.seek({"part": self._part + 1, "offset": 0})
             except OSError as error:
                 raise CorpusError(
-                    f"data.dataset: {error.filename or 'a file'} cannot be read: {error.strerror or error}."
+                    f"{arg('dataset')}: {error.filename or 'a file'} cannot be read: {error.strerror or error}."
                 ) from None
         return None
 
@@ -127,8 +127,8 @@ class HeldOutShare:
         source.seek(start)
         if len(first) == 1:
             raise CorpusError(
-                f"data.dataset has only one document ({source.fingerprint}); it takes two to hold one out. "
-                "Give data.validation_split, or more documents."
+                f"{arg('dataset')} has only one document ({source.fingerprint}); it takes two to hold one out. "
+                f"Give {arg('validation_split')}, or more documents."
             )
         # So that a corpus of few documents has a validation split too.
         self._always = min(first, default=None)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightsae.activations.corpus.documents import CorpusConfig, Cursor, Document, DocumentSource, PartsSource
 from lightsae.activations.corpus.text_files import SUFFIXES, as_document, choose_column, table_part
-from lightsae.errors import CorpusError, did_you_mean
+from lightsae.errors import CorpusError, arg, did_you_mean
 
 SplitKey = Literal["dataset_split", "validation_split"]
 SPLIT_KEYS: tuple[SplitKey, SplitKey] = ("dataset_split", "validation_split")
@@ -22,7 +22,7 @@ class HubStream:
         first = next(examples := iter(dataset), None)
         examples.close()
         if first is None:
-            raise CorpusError(f"data.dataset: {fingerprint} is empty.")
+            raise CorpusError(f"{arg('dataset')}: {fingerprint} is empty.")
         self._column = choose_column(first, text_column, fingerprint)
         self._dataset = dataset.select_columns([self._column])
         self._examples: Any = iter(self._dataset)
@@ -47,7 +47,7 @@ class HubStream:
 
 
 def open_hub(config: CorpusConfig, key: SplitKey) -> DocumentSource:
-    """Return one whole split; the dataset is downloaded first unless `data.streaming` is on.
+    """Return one whole split; the dataset is downloaded first unless `streaming` is on.
 
     Raises:
         CorpusError: The dataset, its configuration, split or column does not exist, or the Hub cannot be reached.
@@ -89,7 +89,7 @@ def check_hub(config: CorpusConfig) -> None:
         # A slice such as train[:10%] names a split too.
         if name and info.splits and name.partition("[")[0] not in info.splits:
             raise CorpusError(
-                f"data.{key} is {name!r}, but {config.dataset} has {', '.join(map(repr, info.splits))}."
+                f"{arg(key)} is {name!r}, but {config.dataset} has {', '.join(map(repr, info.splits))}."
                 + did_you_mean(name, info.splits)
             )
     if info.features:
@@ -112,12 +112,12 @@ def _hub_errors(config: CorpusConfig, key: SplitKey) -> Iterator[None]:
             "the Hub has no such dataset" if isinstance(error, DatasetNotFoundError) else "the Hub cannot be reached"
         )
         raise CorpusError(
-            f"data.dataset is {config.dataset!r}: there is no such file or folder, and {found}."
+            f"{arg('dataset')} is {config.dataset!r}: there is no such file or folder, and {found}."
             f"{did_you_mean(config.dataset, near)} Offline, use a local file or `builtin`."
         ) from None
     except (ValueError, RuntimeError, OSError) as error:
         # `datasets` lists what exists in its message, on the first line or two.
         setting = "dataset_config" if "config" in str(error).lower() else key
         raise CorpusError(
-            f"data.{setting} is {getattr(config, setting)!r}: {' '.join(str(error).split())[:300]}"
+            f"{arg(setting)} is {getattr(config, setting)!r}: {' '.join(str(error).split())[:300]}"
         ) from None

@@ -12,7 +12,7 @@ from lightsae.activations.corpus.builtin import standard_library_documents
 from lightsae.activations.corpus.documents import CorpusConfig, DocumentSource, HeldOutShare, PartsSource, Split
 from lightsae.activations.corpus.hub import SplitKey, check_hub, open_hub
 from lightsae.activations.corpus.text_files import SUFFIXES, file_part, list_part, natural_order, table_part
-from lightsae.errors import CorpusError, did_you_mean
+from lightsae.errors import CorpusError, arg, did_you_mean
 
 BUILTIN = "builtin"
 
@@ -59,8 +59,8 @@ def check_source(config: CorpusConfig) -> None:
 def no_text(config: CorpusConfig, split: Split) -> str:
     """Return the message for a split without any document."""
     return (
-        f"data.dataset is {config.dataset!r}, and there is no text in its {split} split "
-        f"(data.text_column {config.text_column!r})."
+        f"{arg('dataset')} is {config.dataset!r}, and there is no text in its {split} split "
+        f"({arg('text_column')} {config.text_column!r})."
     )
 
 
@@ -73,9 +73,7 @@ def _open_named(config: CorpusConfig, key: SplitKey) -> DocumentSource:
         _only_for(config, "local files", "dataset_config", "dataset_revision", "dataset_split")
         name = config.validation_split if key == "validation_split" else config.dataset
         assert name
-        return _open_files(
-            name, config.text_column, "data.validation_split" if name != config.dataset else "data.dataset"
-        )
+        return _open_files(name, config.text_column, arg("validation_split" if name != config.dataset else "dataset"))
     return open_hub(config, key)
 
 
@@ -83,7 +81,7 @@ def _only_for(config: CorpusConfig, what: str, *keys: str) -> None:
     defaults = CorpusConfig(dataset="")
     for key in keys:
         if (value := getattr(config, key)) != getattr(defaults, key):
-            raise CorpusError(f"data.{key} is {value!r}, but data.dataset is {what}, which has none. Leave it out.")
+            raise CorpusError(f"{arg(key)} is {value!r}, but {arg('dataset')} is {what}, which has none. Leave it out.")
 
 
 def _is_saved(name: str) -> bool:
@@ -105,14 +103,14 @@ def _open_saved(config: CorpusConfig, key: SplitKey) -> DocumentSource:
         table: Any = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise CorpusError(
-            f"data.dataset is {config.dataset!r}, a saved dataset that cannot be read: {error}."
+            f"{arg('dataset')} is {config.dataset!r}, a saved dataset that cannot be read: {error}."
         ) from None
     fingerprint = folder.name
     if isinstance(table, datasets.DatasetDict):
         name = getattr(config, key)
         if name not in table:
             raise CorpusError(
-                f"data.{key} is {name!r}, but {folder.name} has {', '.join(map(repr, table))}."
+                f"{arg(key)} is {name!r}, but {folder.name} has {', '.join(map(repr, table))}."
                 + did_you_mean(name, table)
             )
         table = table[name]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lightsae.activations.corpus.documents import CorpusConfig, Cursor, Document, Split
 from lightsae.activations.corpus.open import BUILTIN, check_source, no_text, open_documents
 from lightsae.activations.corpus.tokenise import Ids, Tokeniser
-from lightsae.errors import ConfigError, CorpusError
+from lightsae.errors import ConfigError, CorpusError, arg
 
 __all__ = ["BUILTIN", "CorpusConfig", "RowSource", "TokenRows", "check_corpus"]
 
@@ -102,7 +102,7 @@ class RowSource:
             raise CorpusError(no_text(config, split))
         if isinstance(first, str) and tokenizer is None:
             raise CorpusError(
-                f"data.text_column is {config.text_column!r}, which holds text, but there is no tokenizer."
+                f"{arg('text_column')} is {config.text_column!r}, which holds text, but there is no tokenizer."
             )
         self._tokeniser = Tokeniser(tokenizer, config.num_workers) if isinstance(first, str) else None
         self._bos, self._eos = _separators(tokenizer, config.prepend_bos)
@@ -162,8 +162,8 @@ class RowSource:
         """
         if state["fingerprint"] != self.fingerprint:
             raise CorpusError(
-                f"data.dataset is now {self.fingerprint!r}, but the checkpoint stopped in {state['fingerprint']!r}. "
-                "Resume with the same corpus, or start a new run."
+                f"{arg('dataset')} is now {self.fingerprint!r}, but the checkpoint stopped in "
+                f"{state['fingerprint']!r}. Resume with the same corpus, or start a new run."
             )
         self._begin_at(state["cursor"], state["epoch"], state["document"], state["used"], state["rows"])
 
@@ -230,8 +230,8 @@ class RowSource:
         if self._packed:
             if len(ids) != self.config.context_size:
                 raise CorpusError(
-                    f"data.dataset: a row has {len(ids)} ids, but the first has data.context_size "
-                    f"({self.config.context_size}). Say data.prepend_bos true or false to have them packed anew."
+                    f"{arg('dataset')}: a row has {len(ids)} ids, but the first has {arg('context_size')} "
+                    f"({self.config.context_size}). Say {arg('prepend_bos')} true or false to have them packed anew."
                 )
             return ids
         first = int(len(ids) > 0 and ids[0] == self._bos)
@@ -269,16 +269,16 @@ class RowSource:
 
     def _go_round(self, epoch: int) -> None:
         if self.epoch == 0:
-            _log.warning("data.dataset has been read through once and is read again: %s", self.fingerprint)
+            _log.warning("The dataset has been read through once and is read again: %s", self.fingerprint)
         self.epoch = epoch
 
     def _too_short(self, tokens: int) -> str:
-        advice = "take a larger corpus or a smaller data.context_size"
+        advice = f"take a larger corpus or a smaller {arg('context_size')}"
         if self._split == "validation" and self.config.validation_split is None and self.config.dataset != BUILTIN:
-            advice = f"raise data.validation_fraction ({self.config.validation_fraction}), or " + advice
+            advice = f"raise {arg('validation_fraction')} ({self.config.validation_fraction}), or " + advice
         return (
-            f"data.dataset: the {self._split} split has {tokens} tokens, which is shorter than one row of "
-            f"data.context_size ({self.config.context_size}); {advice}."
+            f"{arg('dataset')}: the {self._split} split has {tokens} tokens, which is shorter than one row of "
+            f"{arg('context_size')} ({self.config.context_size}); {advice}."
         )
 
 
@@ -289,5 +289,7 @@ def _separators(tokenizer: Any | None, prepend_bos: bool | None) -> tuple[int | 
         next((value for name in pair if (value := getattr(tokenizer, name, None)) is not None), None) for pair in names
     )
     if prepend_bos and bos is None:
-        raise ConfigError("data.prepend_bos is true, but the tokenizer has no BOS token; leave it out or say false.")
+        raise ConfigError(
+            f"{arg('prepend_bos')} is true, but the tokenizer has no BOS token; leave it out or say false."
+        )
     return (None if prepend_bos is False else bos), eos

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lightsae.activations.corpus.documents import Document, Part
-from lightsae.errors import CorpusError, did_you_mean
+from lightsae.errors import CorpusError, arg, did_you_mean
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".txt")
 IDS_COLUMN = "input_ids"
@@ -27,7 +27,11 @@ _ROWS_AT_A_TIME = 256
 
 
 def natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a sort key that puts chunk_2 before chunk_10."""
+    """Return a sort key that puts chunk_2 before chunk_10.
+
+    >>> sorted(["chunk_10.txt", "chunk_2.txt"], key=lambda name: natural_order(Path(name)))
+    ['chunk_2.txt', 'chunk_10.txt']
+    """
     pieces = re.split(r"(\d+)", path.as_posix())
     return [(piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece) for piece in pieces]
 
@@ -43,9 +47,9 @@ def choose_column(columns: Iterable[str], text_column: str, where: str) -> str:
         return text_column
     if text_column == "text" and IDS_COLUMN in columns:
         return IDS_COLUMN
+    known = ", ".join(map(repr, sorted(columns))) or "no columns"
     raise CorpusError(
-        f"data.text_column is {text_column!r}, but {where} has {', '.join(map(repr, sorted(columns))) or 'no columns'}."
-        + did_you_mean(text_column, columns)
+        f"{arg('text_column')} is {text_column!r}, but {where} has {known}." + did_you_mean(text_column, columns)
     )
 
 
@@ -72,7 +76,7 @@ def as_document(value: Any, column: str, where: str) -> Document | None:
         if ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer):
             return ids.astype(np.int32)
     raise CorpusError(
-        f"data.text_column is {column!r}, which holds {type(value).__name__} values in {where}; "
+        f"{arg('text_column')} is {column!r}, which holds {type(value).__name__} values in {where}; "
         "name a column of text, or of lists of token ids."
     )
 
@@ -182,7 +186,7 @@ def _column_of(record: Any, text_column: str, where: str) -> str:
     """The first record of a file decides which column is read; later ones may lack it, and are skipped."""
     if not isinstance(record, dict):
         raise CorpusError(
-            f"data.dataset: {where} is {type(record).__name__}, not an object with a {text_column!r} in it."
+            f"{arg('dataset')}: {where} is {type(record).__name__}, not an object with a {text_column!r} in it."
         )
     return choose_column(record, text_column, where)
 
@@ -199,7 +203,7 @@ def _read_lines(path: Path, text_column: str, offset: int) -> Iterator[tuple[Doc
             try:
                 record = _parse(line)
             except ValueError as error:
-                raise CorpusError(f"data.dataset: {where} is not JSON ({error}).") from None
+                raise CorpusError(f"{arg('dataset')}: {where} is not JSON ({error}).") from None
             if column is None:
                 column = _column_of(record, text_column, where)
                 if place <= offset:
@@ -216,7 +220,7 @@ def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Docu
     try:
         records = _parse(path.read_bytes())
     except ValueError as error:
-        raise CorpusError(f"data.dataset: {path.name} is not JSON ({error}).") from None
+        raise CorpusError(f"{arg('dataset')}: {path.name} is not JSON ({error}).") from None
     records = records if isinstance(records, list) else [records]
     if not records:
         return
@@ -244,4 +248,4 @@ def _read_parquet(path: Path, text_column: str, offset: int) -> Iterator[tuple[D
                         start += len(batch)
                 first += rows
     except pa.ArrowException as error:
-        raise CorpusError(f"data.dataset: {path.name} is not a readable parquet file ({error}).") from None
+        raise CorpusError(f"{arg('dataset')}: {path.name} is not a readable parquet file ({error}).") from None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lightsae.activations.corpus import tokenise_worker
 from lightsae.activations.corpus.tokenise_worker import Encode, Encoded, encode_documents, load_encoder
-from lightsae.errors import CorpusError
+from lightsae.errors import CorpusError, arg
 
 # Chunks in flight for each worker: one that it works on and one that waits, so that it never idles.
 _CHUNKS_PER_WORKER = 2
@@ -95,11 +95,11 @@ class _Worker:
         except (OSError, EOFError, pickle.UnpicklingError, ValueError):
             raise CorpusError(
                 f"A tokeniser process died (exit code {self._exit_code()}; -9 is usually a lack of memory). "
-                "Set data.num_workers to fewer, or to 0 to tokenise in the main process."
+                f"Set {arg('num_workers')} to fewer, or to 0 to tokenise in the main process."
             ) from None
         if answer[0] == "error":
             raise CorpusError(
-                f"The tokenizer failed in a worker process: {answer[1]}. See it with data.num_workers: 0."
+                f"The tokenizer failed in a worker process: {answer[1]}. See it with {arg('num_workers')}: 0."
             )
         return answer[1], answer[2]
 

@@ -6,7 +6,7 @@ Source: SynthSAEBench, Chanin et al. 2026, arXiv:2602.14687, for the two presets
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from lightsae.errors import ConfigError, did_you_mean
+from lightsae.errors import ConfigError, arg, did_you_mean
 
 DEFAULT_ACTIVE = 5.0
 
@@ -115,7 +115,7 @@ def resolved(config: SyntheticConfig) -> SyntheticConfig:
     if config.preset is not None:
         if config.preset not in PRESETS:
             hint = did_you_mean(str(config.preset), PRESETS)
-            raise _error("preset", config.preset, f"known are {', '.join(PRESETS)}.{hint}")
+            raise ConfigError(f"{arg('preset')} is {config.preset!r}; known are {', '.join(PRESETS)}.{hint}")
         own = {f.name: value for f in fields(config) if (value := getattr(config, f.name)) != f.default}
         config = replace(config, **{**PRESETS[config.preset], **own})
     _check(config)
@@ -127,10 +127,6 @@ def tree_features(config: SyntheticConfig) -> int:
     return sum(config.roots * config.branching**level for level in range(config.depth + 1))
 
 
-def _error(key: str, found: object, wanted: str) -> ConfigError:
-    return ConfigError(f"data.synthetic.{key} is {found!r}; {wanted}")
-
-
 def _check(config: SyntheticConfig) -> None:
     at_least: dict[str, float] = {
         "features": 2, "width": 2, "roots": 0, "branching": 1, "depth": 1, "correlation_rank": 0,
@@ -140,43 +136,43 @@ def _check(config: SyntheticConfig) -> None:
     for key, least in at_least.items():
         # Written so that a NaN fails too.
         if not least <= (found := getattr(config, key)) < float("inf"):
-            raise _error(key, found, f"write {least} or more.")
+            raise ConfigError(key, found, f"write {least} or more")
     for key in ("zipf_exponent", "magnitude_mean", "magnitude_mean_last"):
         found = getattr(config, key)
         if found is not None and not 0 < found < float("inf"):
-            raise _error(key, found, "write a number above 0.")
+            raise ConfigError(key, found, "write a number above 0")
     if not 0 <= config.correlation_strength < 1:
-        raise _error("correlation_strength", config.correlation_strength, "write 0 or more, below 1.")
+        raise ConfigError("correlation_strength", config.correlation_strength, "write 0 or more, below 1")
     if not 0 < config.orthogonalise_target < 1:
-        raise _error("orthogonalise_target", config.orthogonalise_target, "write a cosine between 0 and 1.")
+        raise ConfigError("orthogonalise_target", config.orthogonalise_target, "write a cosine between 0 and 1")
     _check_frequencies(config)
     if config.roots and (needed := tree_features(config)) > config.features:
-        raise _error(
+        raise ConfigError(
             "roots", config.roots,
             f"with branching {config.branching} and depth {config.depth} these trees hold {needed} features, more than "
-            f"data.synthetic.features ({config.features}).",
+            f"{arg('features')} ({config.features})",
         )  # fmt: skip
 
 
 def _check_frequencies(config: SyntheticConfig) -> None:
     if config.frequencies not in (known := ("uniform", "zipf")):
         hint = did_you_mean(str(config.frequencies), known)
-        raise _error("frequencies", config.frequencies, f"known are {', '.join(known)}.{hint}")
+        raise ConfigError(f"{arg('frequencies')} is {config.frequencies!r}; known are {', '.join(known)}.{hint}")
     if config.frequencies == "uniform":
         if config.active is not None and not 0 < config.active <= config.features:
-            raise _error("active", config.active, f"write more than 0 and at most features ({config.features}).")
+            raise ConfigError("active", config.active, f"write more than 0 and at most features ({config.features})")
         if config.active is None and config.features < DEFAULT_ACTIVE:
-            raise _error(
-                "features", config.features, f"write {DEFAULT_ACTIVE:.0f} or more, or data.synthetic.active too."
+            raise ConfigError(
+                "features", config.features, f"write {DEFAULT_ACTIVE:.0f} or more, or {arg('active')} too"
             )
         return
     if config.active is not None:
-        raise _error("active", config.active, "zipf frequencies follow from max_probability; leave active out.")
+        raise ConfigError("active", config.active, "zipf frequencies follow from max_probability; leave active out")
     if not 0 < config.max_probability <= 1:
-        raise _error("max_probability", config.max_probability, "write a share of tokens above 0, at most 1.")
+        raise ConfigError("max_probability", config.max_probability, "write a share of tokens above 0, at most 1")
     if not 0 < config.min_probability <= config.max_probability:
-        raise _error(
+        raise ConfigError(
             "min_probability",
             config.min_probability,
-            f"write a share above 0, at most max_probability ({config.max_probability}).",
+            f"write a share above 0, at most max_probability ({config.max_probability})",
         )

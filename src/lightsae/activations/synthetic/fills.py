@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, Schedule
+from lightsae.activations.stream import Fill, Schedule, numbered
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timing import Timings
 from lightsae.randomness import keyed_generator
@@ -81,12 +81,13 @@ class SyntheticValidation:
         return self._batches
 
     def __iter__(self) -> Iterator[ActivationBatch]:
-        for index in range(len(self)):
-            number = index * self.world_size + self.rank
-            generator = _generator(self.seed, "synthetic, validation", number, self.device)
-            truth = self.world.sample(self.batch_tokens, generator)
-            values = self.world.activations(truth, generator).to(self.dtype)
-            yield replace(_batch(values, number * self.batch_tokens), index=index, truth=truth)
+        return numbered(self._draw(index * self.world_size + self.rank) for index in range(len(self)))
+
+    def _draw(self, number: int) -> ActivationBatch:
+        generator = _generator(self.seed, "synthetic, validation", number, self.device)
+        truth = self.world.sample(self.batch_tokens, generator)
+        values = self.world.activations(truth, generator).to(self.dtype)
+        return replace(_batch(values, number * self.batch_tokens), truth=truth)
 
 
 def _generator(seed: int, purpose: str, step: int, device: torch.device) -> torch.Generator:

@@ -46,7 +46,11 @@ def _shape(pattern: Pattern, texts: Sequence[str]) -> tuple[str, str]:
 
 
 def shown(text: str) -> str:
-    """Return a piece of text as it is quoted: in backticks, with newlines and indentation named."""
+    """Return a piece of text as it is quoted: in backticks, with newlines and indentation named.
+
+    >>> shown(" return"), shown("  "), shown(chr(10) + "    ")
+    ('`return`', '2 spaces', 'a newline and 4 spaces')
+    """
     if not text.strip():
         if "\n" not in text:
             return f"{len(text)} spaces" if len(text) > 1 else "a space"
@@ -57,7 +61,11 @@ def shown(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return a text of at most `most` letters, the last of which tells that there was more."""
+    """Return a text of at most `most` letters, the last of which tells that there was more.
+
+    >>> shortened("a newline", 5), shortened("a newline", 9)
+    ('a ne…', 'a newline')
+    """
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -6,6 +6,7 @@ Axes: D width of the site.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -15,39 +16,59 @@ from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.panels.concepts import Concept
 from lightsae.analysis.reading.compatibility import choose_site
 from lightsae.analysis.steering.interventions import Intervention
-from lightsae.analysis.steering.steer import steer
-from lightsae.errors import ConfigError
+from lightsae.analysis.steering.steer import check_feature, direction_at, steer
 from lightsae.lm import LanguageModel
 from lightsae.lm.passes import Positions
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseAutoencoder
 
-NONE, FEATURE, SHUFFLED, PROMPT = "none", "feature", "shuffled", "prompt"
-# The placebo is a third random direction, put to the test that the feature is put to.
-RANDOM, SECOND_RANDOM, PLACEBO = RANDOMS = ("random", "second random", "placebo")
-SAID = {
-    NONE: "no steering",
-    FEATURE: "feature",
-    RANDOM: "random direction",
-    SECOND_RANDOM: "another random direction",
-    PLACEBO: "a random direction as the feature",
-    SHUFFLED: "another feature",
-    PROMPT: "prompt",
-}
+
+class Arm(StrEnum):
+    """One of the things that are compared; its value is its name in reports.
+
+    Attributes:
+        words: Its name in figures and lists of texts.
+        column: Head of its column in a terminal.
+        colour: Its colour in figures.
+        line: Line style across a figure over doses, for an arm without doses.
+    """
+
+    words: str
+    column: str
+    colour: str
+    line: str
+
+    def __new__(cls, value: str, words: str, column: str, colour: str, line: str = "") -> "Arm":
+        arm = str.__new__(cls, value)
+        arm._value_, arm.words, arm.column, arm.colour, arm.line = value, words, column, colour, line
+        return arm
+
+    NONE = "none", "no steering", "none", "#666666", ":"
+    FEATURE = "feature", "feature", "feature", "#0b6e69"
+    RANDOM = "random", "random direction", "random", "#a8632a"
+    SECOND_RANDOM = "second random", "another random direction", "second", "#c89468"
+    # A third random direction, put to the test that the feature is put to.
+    PLACEBO = "placebo", "a random direction as the feature", "placebo", "#c9a227"
+    SHUFFLED = "shuffled", "another feature", "another", "#7d5aa6"
+    PROMPT = "prompt", "prompt", "prompt", "#2863c5", "--"
+
+
+NONE, FEATURE, RANDOM, SECOND_RANDOM, PLACEBO, SHUFFLED, PROMPT = Arm
+RANDOMS = (RANDOM, SECOND_RANDOM, PLACEBO)
 
 
 @dataclass(frozen=True)
 class Steered:
-    """A language model with the dictionaries that steer it.
+    """A language model with the SAE that steers it.
 
     Attributes:
         model: With its head.
-        sae: The dictionary of latents.
+        sae: Whose features are changed.
         dictionary: The feature dictionary made for it; without one, no label, no maximum and no text are known.
         positions: Which tokens are steered; see `steer`.
         skip_first: With `all`, how many first positions are left alone.
-        any_model: Whether another model than the dictionary's is meant.
-        mean_norm: The mean activation norm at the site, where the feature dictionary does not say it.
+        any_model: Whether another model than the SAE's is meant.
+        mean_norm: The mean activation norm at the site, if the feature dictionary does not say it.
     """
 
     model: LanguageModel
@@ -59,13 +80,13 @@ class Steered:
     mean_norm: float | None = None
 
     def by(self, interventions: Sequence[Intervention]) -> AbstractContextManager[Any]:
-        """Return a context in which the model is steered; none of them: in which nothing happens."""
+        """Return a context in which the model is steered; without interventions nothing happens in it."""
         if not interventions:
             return nullcontext()
         return steer(
             self.model,
             interventions,
-            sae=self.sae,
+            self.sae,
             dictionary=self.dictionary,
             positions=self.positions,
             skip_first=self.skip_first,
@@ -79,19 +100,14 @@ class Steered:
         Raises:
             ConfigError: There is no such feature.
         """
-        if feature < 0 or feature >= self.sae.d_sae:
-            raise ConfigError(f"feature {feature} does not exist: the dictionary has {self.sae.d_sae}, from 0.")
+        check_feature(self.sae, feature)
         if self.dictionary is not None:
             return Concept.of(self.dictionary, feature)
         return Concept.without_dictionary(self.model, feature, self.direction(feature))
 
     def direction(self, feature: int) -> Tensor:
         """Return what a feature writes at the site that is steered, (D,)."""
-        site = choose_site(self.sae, None)
-        predicted = list(self.sae.widths.predicted)
-        row: Tensor = self.sae.direction(feature).detach().float()
-        parts: Sequence[Tensor] = row.split(list(self.sae.widths.predicted.values()))
-        return parts[predicted.index(site)]
+        return direction_at(self.sae, choose_site(self.sae, None), feature)
 
     def random_direction(self, feature: int, seed: int, number: int) -> Tensor:
         """Return a direction drawn for a feature, (D,); `steer` gives it the feature's norm."""
@@ -99,9 +115,9 @@ class Steered:
         return torch.randn(len(own), generator=keyed_generator(seed, f"random direction {number}", feature))
 
     def other_feature(self, feature: int, seed: int) -> int:
-        """Return another feature, one that fires and has the same tier where that is known, drawn for it.
+        """Return another feature, drawn for it: one that fires and has the same tier if that is known.
 
-        Where there is no other, itself.
+        If there is no other, itself.
         """
         draw = keyed_generator(seed, "another feature", feature)
         if self.sae.d_sae == 1:
@@ -117,13 +133,13 @@ class Steered:
             pool = [other for other in range(self.sae.d_sae) if other != feature] or [feature]
         return int(pool[int(torch.randint(len(pool), (1,), generator=draw))])
 
-    def arm(self, name: str, interventions: Sequence[Intervention], seed: int) -> list[Intervention]:
+    def arm(self, arm: Arm, interventions: Sequence[Intervention], seed: int) -> list[Intervention]:
         """Return what an arm writes in place of the given interventions, each at the norm of its own feature."""
-        if name in (NONE, PROMPT):
+        if arm in (NONE, PROMPT):
             return []
-        if name == FEATURE:
+        if arm == FEATURE:
             return list(interventions)
-        if name == SHUFFLED:
+        if arm == SHUFFLED:
             return [replace(one, along=self.direction(self.other_feature(one.feature, seed))) for one in interventions]
-        number = RANDOMS.index(name)
+        number = RANDOMS.index(arm)
         return [replace(one, along=self.random_direction(one.feature, seed, number)) for one in interventions]

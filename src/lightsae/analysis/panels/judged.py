@@ -23,7 +23,7 @@ from lightsae.analysis.labels.llm.cache import AnswerCache
 from lightsae.analysis.labels.llm.endpoint import Budget, BudgetSpent, Judge, Message
 from lightsae.analysis.labels.llm.prompts import Prompt, parse_choice
 from lightsae.analysis.labels.llm.questions import Questions, Tally
-from lightsae.analysis.panels.arms import NONE
+from lightsae.analysis.panels.arms import NONE, Arm
 from lightsae.metrics.intervals import Interval
 from lightsae.progress import Progress, Silence
 
@@ -124,7 +124,7 @@ class Judged:
     """
 
     judge: str
-    arms: Mapping[str, Rated]
+    arms: Mapping[Arm, Rated]
     tally: Tally
     stopped: str | None
 
@@ -139,7 +139,7 @@ class Judged:
             "arms": [self._arm(arm, rated) for arm, rated in self.arms.items()],
         }
 
-    def _arm(self, arm: str, rated: Rated) -> dict[str, Any]:
+    def _arm(self, arm: Arm, rated: Rated) -> dict[str, Any]:
         told: dict[str, Any] = {
             "arm": arm,
             "texts": int(rated.grades[HARMONIC].size),
@@ -154,7 +154,7 @@ class Judged:
 def judge_texts(
     label: str,
     prompts: Sequence[str],
-    arms: Mapping[str, Sequence[Sequence[str]]],
+    arms: Mapping[Arm, Sequence[Sequence[str]]],
     judge: Judge,
     *,
     cache: str | Path | None = None,
@@ -224,8 +224,8 @@ class _InTurn(Budget):
 
 
 def _places(
-    label: str, prompts: Sequence[str], arms: Mapping[str, Sequence[Sequence[str]]]
-) -> Iterator[tuple[str, int, int, _Question]]:
+    label: str, prompts: Sequence[str], arms: Mapping[Arm, Sequence[Sequence[str]]]
+) -> Iterator[tuple[Arm, int, int, _Question]]:
     """Yield arm, prompt, sample and question of every grade, prompt by prompt."""
     for number, prompt in enumerate(prompts):
         for arm, texts in arms.items():

@@ -9,7 +9,7 @@ from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
 from lightsae.analysis.steering.steer import mean_norm_of
 from lightsae.errors import ConfigError
 from lightsae.formats.files import find_folder, shown
-from lightsae.formats.native import describe_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm.passes import Positions
 
 
@@ -49,7 +49,7 @@ def load_steered(
     norm = None
     if len(origin.sae.widths.predicted) == 1:
         # Where no feature dictionary says it, what the SAE was trained with does.
-        norm = mean_norm_of(found, origin.sae, choose_site(origin.sae, None), describe_sae(sae)["provenance"])
+        norm = mean_norm_of(found, origin.sae, choose_site(origin.sae, None), SavedSAE.open(sae).provenance)
     other = text.model is not None
     steered = Steered(origin.main_model, origin.sae, found, positions, skip_first, any_model=other, mean_norm=norm)
     return steered, origin

@@ -1,6 +1,8 @@
-"""What steering did to texts and predictions: effect and cost, one number a prompt.
+"""What steering did to texts and predictions: effect and cost, one number per prompt.
 
-Axes: n prompts.
+Axes:    n prompts; in `distinct` and `repetition`, n texts.
+Source:  distinct-n of Li et al. 2016, arXiv:1510.03055; the share of repeated n-grams of Welleck et al. 2020,
+         arXiv:1908.04319 (seq-rep-n).
 
     concept     share of generated tokens on which the label's rule holds (`concepts`)
     fires       share of generated tokens on which the feature fires when the untouched model reads the text: above a
@@ -8,12 +10,14 @@ Axes: n prompts.
     activation  mean activation there, in units of its maximum
     follows     probability of the tokens that come after it in held-out text, over the unsteered texts
     target      probability of the tokens that its direction promotes, over the unsteered texts
-    kl          KL(untouched || steered) over the unsteered texts, nats a token
+    kl          KL(untouched || steered) over the unsteered texts, nats per token
     ppl_steered, ppl_untouched   perplexity of the steered text under steering, and for the untouched model
-    repetition, distinct_1, distinct_2   of the steered text
+    repetition  share of the steered text's 4-grams that stood in it before
+    distinct_1, distinct_2   share of different tokens, and of different pairs of tokens, in the steered text
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 import numpy as np
 import torch
@@ -22,7 +26,6 @@ from torch import Tensor
 
 from lightsae.analysis.panels.arms import Steered
 from lightsae.analysis.panels.concepts import Concept
-from lightsae.analysis.panels.fluency import distinct, repetition
 from lightsae.analysis.panels.readings import Reading, in_parts, read, watched
 from lightsae.analysis.steering.interventions import Intervention
 from lightsae.lm.generate import Samples, Sampling, generate_samples
@@ -30,37 +33,86 @@ from lightsae.metrics.intervals import Interval
 from lightsae.sae.latent_reader import LatentReader
 
 Values = dict[str, NDArray[np.float64]]
-EFFECTS = ("concept", "fires", "activation", "follows", "target")
-COSTS = ("kl", "ppl_steered", "ppl_untouched", "repetition", "distinct_1", "distinct_2")
-# Perplexities are kept as nats until their interval is known.
-_IN_NATS = ("ppl_steered", "ppl_untouched")
 _FIRES_ABOVE = 0.1
 # Log-probabilities of the unsteered texts that stay in memory: 256 MB.
 _KEPT = 2**26
 
 
+class Measure(StrEnum):
+    """A measure; its value is its name in reports.
+
+    Attributes:
+        words: Its row in a terminal; empty if it is not shown there.
+        caption: Title of its pane in a figure over doses.
+        is_effect: Whether it is wanted; the others are costs.
+        in_nats: A perplexity: kept as nats until its interval is known.
+    """
+
+    words: str
+    caption: str
+    is_effect: bool
+    in_nats: bool
+
+    def __new__(cls, value: str, words: str = "", caption: str = "", is_effect: bool = True) -> "Measure":
+        measure = str.__new__(cls, value)
+        measure._value_, measure.words, measure.caption, measure.is_effect = value, words, caption, is_effect
+        measure.in_nats = value.startswith("ppl_")
+        return measure
+
+    CONCEPT = "concept", "label holds on the text", "label holds on the text: gain"
+    FIRES = "fires", "fires on it, untouched model", "it fires on the text, untouched model: gain"
+    ACTIVATION = "activation", "activation there, x maximum"
+    TARGET = "target", "P(what it promotes)", "probability of what it promotes: gain"
+    FOLLOWS = "follows", "P(what follows it)", "probability of what follows it: gain"
+    KL = "kl", "KL to untouched model, nats", "KL to the untouched model (nats)", False
+    PPL_STEERED = "ppl_steered", "perplexity, as steered", "", False
+    PPL_UNTOUCHED = "ppl_untouched", "perplexity, untouched model", "perplexity, untouched model: ratio", False
+    REPETITION = "repetition", "repeated 4-grams", "", False
+    DISTINCT_1 = "distinct_1", "", "", False
+    DISTINCT_2 = "distinct_2", "distinct 2-grams", "", False
+
+
+EFFECTS = tuple(measure for measure in Measure if measure.is_effect)
+
+
 def interval(name: str, values: NDArray[np.float64]) -> Interval:
-    """Return the mean of a measure over prompts with its interval; of perplexities, in the geometric sense."""
-    found = Interval.over(values)
-    return found.exponentiated() if name in _IN_NATS else found
+    """Return the mean of a measure over prompts with its interval; the geometric mean of perplexities."""
+    mean = Interval.over(values)
+    return mean.exponentiated() if Measure(name).in_nats else mean
 
 
 def shift(name: str, values: NDArray[np.float64], plain: NDArray[np.float64]) -> Interval:
-    """Return what a measure gained over no steering, prompt by prompt; of perplexities, their ratio."""
+    """Return what a measure gained over no steering, prompt by prompt; for perplexities, their ratio."""
     return interval(name, values - plain)
+
+
+def distinct(texts: Sequence[Sequence[int]], n: int) -> NDArray[np.float64]:
+    """Return the share of different n-grams among each text's n-grams; 1 if it has none.
+
+    Example:
+        >>> distinct([[5, 6, 5, 6], [7]], 2).round(3).tolist()
+        [0.667, 1.0]
+    """
+    grams = [[tuple(text[start : start + n]) for start in range(len(text) - n + 1)] for text in texts]
+    return np.array([len(set(each)) / len(each) if each else 1.0 for each in grams])
+
+
+def repetition(texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Return the share of each text's 4-grams that stood in it before."""
+    return 1 - distinct(texts, 4)
 
 
 class Meter:
     """Measures arms on the same prompts with the same draws.
 
     Args:
-        steered: The model and its dictionaries.
+        steered: The model and the SAE.
         vocabulary: (V,) what each token says.
         prompts: Token ids of each.
-        samples: Texts a prompt.
+        samples: Texts per prompt.
         sampling: How they are drawn.
-        seed: Of the draws.
-        rows_at_once: Texts in one pass.
+        seed: Seed of the draws.
+        rows_at_once: Texts per pass.
     """
 
     def __init__(
@@ -103,7 +155,7 @@ class Meter:
         """Return what an arm does to a concept, by measure, (n,) each; and its texts.
 
         Args:
-            interventions: Of the arm; empty: no steering.
+            interventions: What the arm writes; empty: no steering.
             concept: What is watched.
             prompts: What stands in place of each prompt, for the arm that prompts.
         """
@@ -115,41 +167,41 @@ class Meter:
 
     def _of_texts(self, made: Samples, concept: Concept) -> Values:
         before, texts = _flat(made)
-        found = {
+        rates = concept.rate(before, texts, self.vocabulary)
+        fluency = {
             "repetition": repetition(texts),
             "distinct_1": distinct(texts, 1),
             "distinct_2": distinct(texts, 2),
         }
-        rates = concept.rate(before, texts, self.vocabulary)
-        return found if rates is None else found | {"concept": rates}
+        return fluency if rates is None else fluency | {"concept": rates}
 
     def _of_predictions(
         self, interventions: Sequence[Intervention], concept: Concept, prompts: Sequence[Sequence[int]] | None
     ) -> Values:
         """Compare what the model expects along the unsteered texts, steered and not."""
         before, texts = _flat(self.plain)
-        asked = before if prompts is None else [list(p) for p in prompts for _ in range(self.samples)]
-        names = [name for name in ("follows", "target") if getattr(concept, name)]
-        found: dict[str, list[Tensor]] = {name: [] for name in (*names, "kl")}
+        read_after = before if prompts is None else [list(p) for p in prompts for _ in range(self.samples)]
+        token_sets = {name: ids for name in ("follows", "target") if (ids := getattr(concept, name))}
+        parts: dict[str, list[Tensor]] = {name: [] for name in (*token_sets, "kl")}
         for part in in_parts(len(texts), self.rows_at_once):
             clean = self._clean(part, before, texts)
             changed = clean
             if interventions or prompts is not None:
                 with self.steered.by(interventions):
-                    changed = read(self.steered.model, asked[part], texts[part])
-            for name in names:
-                found[name].append(changed.mass(getattr(concept, name)))
-            found["kl"].append(clean.divergence(changed))
-        return {name: _numpy(torch.cat(parts)) for name, parts in found.items()}
+                    changed = read(self.steered.model, read_after[part], texts[part])
+            for name, ids in token_sets.items():
+                parts[name].append(changed.mass(ids))
+            parts["kl"].append(clean.divergence(changed))
+        return {name: _numpy(tensors) for name, tensors in parts.items()}
 
     def _clean(self, part: slice, before: list[list[int]], texts: list[list[int]]) -> Reading:
-        """Read some of the unsteered texts; all arms of all features ask for it: kept where it is small."""
+        """Read some of the unsteered texts; all arms of all features ask for them: kept if they are small."""
         if part.start in self._kept:
             return self._kept[part.start]
-        found = read(self.steered.model, before[part], texts[part])
-        if found.log_probs.numel() * len(texts) <= _KEPT * len(found.tokens):
-            self._kept[part.start] = found
-        return found
+        reading = read(self.steered.model, before[part], texts[part])
+        if reading.log_probs.numel() * len(texts) <= _KEPT * len(reading.tokens):
+            self._kept[part.start] = reading
+        return reading
 
     def _of_steered_texts(self, interventions: Sequence[Intervention], made: Samples, concept: Concept) -> Values:
         """Read the arm's own texts, under steering and by the untouched model."""
@@ -173,10 +225,10 @@ class Meter:
             fires.append(((latent > _FIRES_ABOVE * scale) & there).sum(1) / counts)
             activations.append((latent * there).sum(1) / counts / scale)
         return {
-            "ppl_steered": _numpy(torch.cat(own)),
-            "ppl_untouched": _numpy(torch.cat(plain)),
-            "fires": _numpy(torch.cat(fires)),
-            "activation": _numpy(torch.cat(activations)),
+            "ppl_steered": _numpy(own),
+            "ppl_untouched": _numpy(plain),
+            "fires": _numpy(fires),
+            "activation": _numpy(activations),
         }
 
     def _latent(self, seen: dict[str, list[Tensor]], feature: int, length: int) -> Tensor:
@@ -200,5 +252,5 @@ def _flat(made: Samples) -> tuple[list[list[int]], list[list[int]]]:
     return before, [text for texts in made.tokens for text in texts]
 
 
-def _numpy(values: Tensor) -> NDArray[np.float64]:
-    return values.double().cpu().numpy()
+def _numpy(parts: Sequence[Tensor]) -> NDArray[np.float64]:
+    return torch.cat(list(parts)).double().cpu().numpy()

@@ -1,13 +1,13 @@
-"""A fixed panel: the same prompts, doses and limits for the features of a dictionary, and a verdict on each.
+"""A fixed panel: the same prompts, doses and limits for the features of an SAE, and a verdict on each.
 
     reliable  steering raises what the direction promotes and what the label says, each more than two random directions
               of the same norm do (95% intervals over prompts apart), at a cost within the limits
     harmful   it costs more than the limits allow: on unrelated text, or at every dose
     weak      the rest
 
-What the label says moves where its rule holds on more of the generated text, or where what follows the feature's
-firings in held-out text becomes more likely. The causal usefulness of a dictionary is the share of the panel's
-features for which it does; the floor is the same share with a third random direction in the feature's place. Two random
+What the label says moves if its rule holds on more of the generated text, or if what follows the feature's firings in
+held-out text becomes more likely. The causal usefulness of an SAE is the share of the panel's features for which it
+does; the floor is the same share with a third random direction in the feature's place. Two random
 directions differ by more than chance does, each has effects of its own: so one alone would be no floor.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.panels.arms import FEATURE, PLACEBO, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
+from lightsae.analysis.panels.arms import FEATURE, PLACEBO, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Arm, Steered
 from lightsae.analysis.panels.side_effects import SideEffects, UnrelatedText
 from lightsae.analysis.panels.sweep import Sweep, Sweeper, SweepSettings
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.metrics.intervals import Interval
 from lightsae.progress import Progress
 from lightsae.randomness import keyed_generator
@@ -52,11 +52,11 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.order not in ("sample", "s_out"):
-            raise ConfigError(f"order is {self.order!r}; write sample or s_out.")
+            raise ConfigError("order", self.order, "write sample or s_out")
         if self.count < 1:
-            raise ConfigError(f"count is {self.count}; write how many features, 1 or more.")
+            raise ConfigError("count", self.count, "write how many features, 1 or more")
         if self.features is not None and not self.features:
-            raise ConfigError("features is empty; write some numbers, or null to choose by the rules.")
+            raise ConfigError(f"{arg('features')} is empty; write some numbers, or null to choose by the rules.")
 
     def of(self, dictionary: FeatureDictionary, seed: int) -> list[int]:
         """Return the features.
@@ -71,17 +71,17 @@ class Choice:
             "ORDER BY s_out DESC NULLS LAST, feature",
             {"tiers": list(self.tiers), "least": self.min_s_out},
         )
-        found: list[int] = table["feature"].to_pylist()
-        if not found:
+        admitted: list[int] = table["feature"].to_pylist()
+        if not admitted:
             raise ConfigError(
                 f"no feature has a tier among {', '.join(self.tiers)} and an S_out of {self.min_s_out} or more; "
                 "widen the panel's choice."
             )
         if self.order == "sample":
-            found.sort()
-            drawn = torch.randperm(len(found), generator=keyed_generator(seed, "panel"))[: self.count]
-            return sorted(found[place] for place in drawn.tolist())
-        return found[: self.count]
+            admitted.sort()
+            drawn = torch.randperm(len(admitted), generator=keyed_generator(seed, "panel"))[: self.count]
+            return sorted(admitted[place] for place in drawn.tolist())
+        return admitted[: self.count]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Limits:
     """What steering may cost.
 
     Attributes:
-        max_ce_rise: Nats a token on unrelated held-out text.
+        max_ce_rise: Nats per token on unrelated held-out text.
         max_others_changed: Of the other features that fire there, the share that may change.
     """
 
@@ -117,9 +117,11 @@ class PanelSettings:
 
     def __post_init__(self) -> None:
         if len(self.prompts) < 4:
-            raise ConfigError(f"prompts holds {len(self.prompts)}; write four or more, for intervals on either half.")
+            raise ConfigError(
+                f"{arg('prompts')} holds {len(self.prompts)}; write four or more, for intervals on either half."
+            )
         if self.held_out_rows < 2:
-            raise ConfigError(f"held_out_rows is {self.held_out_rows}; write two or more.")
+            raise ConfigError("held_out_rows", self.held_out_rows, "write two or more")
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,11 @@ class Tested:
 
     def report(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        moved = {"target": moves_target(self.sweep, FEATURE), "label": moves_label(self.sweep, FEATURE)}
         return {
             **self.sweep.report(),
             "verdict": self.verdict,
             "reasons": self.reasons,
-            "moves": moved,
+            "moves": {"target": moves_target(self.sweep, FEATURE), "label": moves_label(self.sweep, FEATURE)},
             "side_effects": self.side_effects.report(),
         }
 
@@ -178,12 +179,12 @@ def test_features(
         for count, feature in enumerate(features, start=1):
             sweep = sweeper.sweep(feature, arms=ARMS)
             cost = unrelated.effects([settings.sweep.intervention(feature, sweep.taken)], feature)
-            tested.append(Tested(sweep, cost, *judge(sweep, cost, settings)))
+            tested.append(Tested(sweep, cost, *verdict_on(sweep, cost, settings)))
             done(count)
     return tested
 
 
-def judge(sweep: Sweep, cost: SideEffects, settings: PanelSettings) -> tuple[str, list[str]]:
+def verdict_on(sweep: Sweep, cost: SideEffects, settings: PanelSettings) -> tuple[str, list[str]]:
     """Return the verdict on a feature, with the reasons against it."""
     limits, harm, lacks = settings.limits, [], []
     if sweep.chosen is None:
@@ -200,34 +201,32 @@ def judge(sweep: Sweep, cost: SideEffects, settings: PanelSettings) -> tuple[str
     return (HARMFUL if harm else WEAK if lacks else RELIABLE), harm + lacks
 
 
-def moves_target(sweep: Sweep, arm: str) -> bool:
+def moves_target(sweep: Sweep, arm: Arm) -> bool:
     """Return whether an arm raises the probability of what the direction promotes, apart from random directions."""
     return _apart(sweep, arm, "target")
 
 
-def moves_label(sweep: Sweep, arm: str) -> bool:
+def moves_label(sweep: Sweep, arm: Arm) -> bool:
     """Return whether an arm raises what the label says, apart from random directions."""
-    said = "concept" if "concept" in sweep.plain.values else "fires"
-    return _apart(sweep, arm, said) or _apart(sweep, arm, "follows")
+    return any(_apart(sweep, arm, measure) for measure in sweep.label_measures)
 
 
 def summary(tested: Sequence[Tested]) -> dict[str, Any]:
-    """Return what a panel says of the dictionary, as JSON values."""
+    """Return what a panel says of the SAE, as JSON values."""
     counts = {verdict: sum(one.verdict == verdict for one in tested) for verdict in (RELIABLE, WEAK, HARMFUL)}
     labelled = [one for one in tested if one.sweep.concept.label is not None]
-    found: dict[str, Any] = {"features": len(tested), **counts, "reliable_share": counts[RELIABLE] / len(tested)}
-    arms = {"causal_usefulness": FEATURE, "random_floor": PLACEBO, "another_feature": SHUFFLED}
-    for name, arm in arms.items():
-        found[name] = _share([moves_label(one.sweep, arm) for one in labelled])
-        found[f"{name}_target"] = _share([moves_target(one.sweep, arm) for one in tested])
+    result: dict[str, Any] = {"features": len(tested), **counts, "reliable_share": counts[RELIABLE] / len(tested)}
+    for name, arm in (("causal_usefulness", FEATURE), ("random_floor", PLACEBO), ("another_feature", SHUFFLED)):
+        result[name] = _share([moves_label(one.sweep, arm) for one in labelled])
+        result[f"{name}_target"] = _share([moves_target(one.sweep, arm) for one in tested])
     for arm in (FEATURE, RANDOM, SHUFFLED, PROMPT):
         shifts = [gain.mean for one in tested if (gain := one.sweep.shift(arm, "target")) is not None]
         if shifts:
-            found.setdefault("target_shift", {})[arm] = Interval.over(shifts).report()
-    return found
+            result.setdefault("target_shift", {})[arm] = Interval.over(shifts).report()
+    return result
 
 
-def _apart(sweep: Sweep, arm: str, measure: str) -> bool:
+def _apart(sweep: Sweep, arm: Arm, measure: str) -> bool:
     mine, floors = sweep.shift(arm, measure), [sweep.shift(floor, measure) for floor in FLOORS]
     if mine is None or mine.low is None or mine.low <= 0:
         return False
@@ -237,5 +236,5 @@ def _apart(sweep: Sweep, arm: str, measure: str) -> bool:
 def _share(moved: Sequence[bool]) -> dict[str, float | int | None]:
     if not moved:
         return {"share": None, "low": None, "high": None, "of": 0}
-    found = Interval.share(sum(moved), len(moved))
-    return {"share": found.mean, "low": found.low, "high": found.high, "of": len(moved)}
+    share = Interval.share(sum(moved), len(moved))
+    return {"share": share.mean, "low": share.low, "high": share.high, "of": len(moved)}

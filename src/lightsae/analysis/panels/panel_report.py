@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.labels.wording import shortened
-from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SAID, SHUFFLED
-from lightsae.analysis.panels.curves import COLOURS
+from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Arm
 from lightsae.analysis.panels.panel import FLOORS, HARMFUL, RELIABLE, SCHEMA, WEAK, Tested, summary
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.plotting import STYLE, write_scalars
@@ -31,15 +30,15 @@ def panel_report(
         dictionary: The feature dictionary that named them.
         settings: Of the panel, as JSON values.
     """
-    told = dictionary.manifest
+    manifest = dictionary.manifest
     return {
         "kind": "lightsae panel report",
         "schema": SCHEMA,
         "code_version": version(),
         "dictionary": dictionary.id,
-        "sae": told["sae"]["sha256"],
-        "model": told["model"],
-        "site": told["sae"]["predicted"][-1]["site"],
+        "sae": manifest["sae"]["sha256"],
+        "model": manifest["model"],
+        "site": manifest["sae"]["predicted"][-1]["site"],
         "panel": settings,
         "summary": summary(tested),
         "features": [one.report() for one in tested],
@@ -58,70 +57,70 @@ def write_panel(folder: Path, tested: Sequence[Tested], report: Mapping[str, Any
 
 def draw_panel(tested: Sequence[Tested]) -> Figure:
     """Return the figure: what each feature moves, beside a random direction, and what it costs."""
-    ordered = sorted(tested, key=lambda one: _mean(one, FEATURE, "target"))
+    ordered = sorted(tested, key=_target_gain)
     names = [f"{one.sweep.concept.feature}  {_short(one.sweep.concept.label, 34)}" for one in ordered]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.4 + 0.26 * len(ordered)), layout="constrained")
         panes = figure.subplots(1, 3, sharey=True, width_ratios=(2, 2, 1.4))
-        told = (("target", "what it promotes"), (None, "what its label says"))
-        for axes, (measure, title) in zip(panes, told, strict=False):
+        titles = (("target", "what it promotes"), (None, "what its label says"))
+        for axes, (measure, title) in zip(panes, titles, strict=False):
             for arm in (*FLOORS, FEATURE):
                 for row, one in enumerate(ordered):
-                    found = one.sweep.shift(arm, measure or _label_measure(one))
-                    if found is None:
+                    gain = one.sweep.shift(arm, measure or _label_measure(one))
+                    if gain is None:
                         continue
-                    low = found.mean if found.low is None else found.low
-                    high = found.mean if found.high is None else found.high
+                    low = gain.mean if gain.low is None else gain.low
+                    high = gain.mean if gain.high is None else gain.high
                     # The random directions lie below the feature's line, so that all three can be told apart.
                     height = row - 0.22 * (FLOORS.index(arm) + 1 if arm in FLOORS else 0)
-                    axes.plot((low, high), (height, height), color=COLOURS[arm], lw=1.5, alpha=0.7)
+                    axes.plot((low, high), (height, height), color=arm.colour, lw=1.5, alpha=0.7)
                     mark = _MARKS[one.verdict] if arm == FEATURE else "|"
-                    axes.plot(found.mean, height, mark, color=COLOURS[arm], ms=5)
+                    axes.plot(gain.mean, height, mark, color=arm.colour, ms=5)
             axes.axvline(0, color="#999999", lw=0.6)
             axes.set_title(f"{title}, more than without steering")
         panes[0].set_yticks(range(len(ordered)), names, fontsize=7)
         panes[2].barh(range(len(ordered)), [one.side_effects.ce_rise.mean for one in ordered], color="#b9b9b9")
         panes[2].set_title("cost on unrelated text (nats)")
-        panes[0].plot([], [], color=COLOURS[FEATURE], label=SAID[FEATURE])
-        panes[0].plot([], [], color=COLOURS[RANDOM], label="two random directions")
+        panes[0].plot([], [], color=FEATURE.colour, label=FEATURE.words)
+        panes[0].plot([], [], color=RANDOM.colour, label="two random directions")
         panes[0].set_ylim(-0.8, len(ordered) - 0.2)
         for verdict, mark in _MARKS.items():
-            panes[0].plot([], [], mark, color=COLOURS[FEATURE], label=verdict)
+            panes[0].plot([], [], mark, color=FEATURE.colour, label=verdict)
         panes[0].legend(fontsize=7, loc="lower right")
     return figure
 
 
 def _label_measure(one: Tested) -> str:
-    """Return the reading of the label that the feature moves most clearly."""
-    said = "concept" if "concept" in one.sweep.plain.values else "fires"
-    found = {name: one.sweep.shift(FEATURE, name) for name in (said, "follows")}
-    known = {name: gain.low for name, gain in found.items() if gain is not None and gain.low is not None}
-    return max(known, key=lambda name: known[name], default=said)
+    """Return the measure of what the label says that the feature moves most clearly."""
+    gains = {measure: one.sweep.shift(FEATURE, measure) for measure in one.sweep.label_measures}
+    lows = {measure: gain.low for measure, gain in gains.items() if gain is not None and gain.low is not None}
+    return max(lows, key=lambda measure: lows[measure], default=one.sweep.label_measures[0])
 
 
-def _mean(one: Tested, arm: str, measure: str) -> float:
-    found = one.sweep.shift(arm, measure)
-    return 0.0 if found is None else found.mean
+def _target_gain(one: Tested) -> float:
+    gain = one.sweep.shift(FEATURE, "target")
+    return 0.0 if gain is None else gain.mean
 
 
-def _scalars(told: Mapping[str, Any]) -> dict[str, float]:
-    shares = {name: value["share"] for name, value in told.items() if isinstance(value, dict) and "share" in value}
-    plain = {name: value for name, value in told.items() if isinstance(value, int | float)}
+def _scalars(figures: Mapping[str, Any]) -> dict[str, float]:
+    shares = {name: value["share"] for name, value in figures.items() if isinstance(value, dict) and "share" in value}
+    plain = {name: value for name, value in figures.items() if isinstance(value, int | float)}
     return {f"panel/{name}": float(value) for name, value in {**plain, **shares}.items() if value is not None}
 
 
 def _markdown(tested: Sequence[Tested], report: Mapping[str, Any]) -> str:
-    told = report["summary"]
+    figures = report["summary"]
     lines = [
         f"# Panel: {report['model']['name']}, {report['site']}",
         "",
         f"Feature dictionary {report['dictionary'][:12]}, SAE {report['sae'][:12]}.",
         "",
-        f"- {told['features']} features: {told[RELIABLE]} reliable, {told[WEAK]} weak, {told[HARMFUL]} harmful",
-        f"- steering raises what the label says: {_said(told['causal_usefulness'])}; a random direction instead: "
-        f"{_said(told['random_floor'])}; another feature: {_said(told['another_feature'])}",
-        f"- steering raises what it promotes: {_said(told['causal_usefulness_target'])}; a random direction instead: "
-        f"{_said(told['random_floor_target'])}; another feature: {_said(told['another_feature_target'])}",
+        f"- {figures['features']} features: " + ", ".join(f"{figures[name]} {name}" for name in _MARKS),
+        *(
+            f"- steering raises {words}: {_percent(figures[f'causal_usefulness{of}'])}; a random direction instead: "
+            f"{_percent(figures[f'random_floor{of}'])}; another feature: {_percent(figures[f'another_feature{of}'])}"
+            for words, of in (("what the label says", ""), ("what it promotes", "_target"))
+        ),
         "",
         "![what each feature moves](panel.png)",
         "",
@@ -153,19 +152,19 @@ def _markdown(tested: Sequence[Tested], report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _example(one: Tested, arm: str) -> str:
-    found = one.sweep.at(arm)
-    assert found is not None
-    text = json.dumps(one.sweep.prompts[0] + found.samples.texts[0][0], ensure_ascii=False)
-    return f"- {SAID[arm]}: `{_short(text, _QUOTED).replace('`', chr(39))}`"
+def _example(one: Tested, arm: Arm) -> str:
+    measured = one.sweep.at(arm)
+    assert measured is not None
+    text = json.dumps(one.sweep.prompts[0] + measured.samples.texts[0][0], ensure_ascii=False)
+    return f"- {arm.words}: `{_short(text, _QUOTED).replace('`', chr(39))}`"
 
 
-def _gain(one: Tested, arm: str, measure: str) -> str:
-    found = one.sweep.shift(arm, measure)
-    return "" if found is None else str(found)
+def _gain(one: Tested, arm: Arm, measure: str) -> str:
+    gain = one.sweep.shift(arm, measure)
+    return "" if gain is None else str(gain)
 
 
-def _said(share: Mapping[str, Any]) -> str:
+def _percent(share: Mapping[str, Any]) -> str:
     if share["share"] is None:
         return "not measured"
     return f"{share['share']:.0%} [{share['low']:.0%}, {share['high']:.0%}] of {share['of']}"

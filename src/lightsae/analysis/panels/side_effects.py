@@ -2,9 +2,9 @@
 
 Axes: B rows, S positions, F features, D width read.
 
-    ce_rise         cross-entropy of the next token, steered minus untouched, in nats a token
+    ce_rise         cross-entropy of the next token, steered minus untouched, in nats per token
     others_changed  how far the set of other features that fire on a token changes: one minus the share that the two
-                    sets have in common (Jaccard distance), where the dictionary reads
+                    sets have in common (Jaccard distance), at the sites that the SAE reads
 """
 
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ class UnrelatedText:
     """Held-out rows, read once by the untouched model.
 
     Args:
-        steered: The model and its dictionaries.
+        steered: The model and the SAE.
         rows: (B, S) token ids.
-        rows_at_once: In one pass.
+        rows_at_once: Rows per pass.
     """
 
     def __init__(self, steered: Steered, rows: Int[Tensor, "B S"], rows_at_once: int = 8) -> None:
@@ -76,7 +76,7 @@ class UnrelatedText:
 
 
 def _flat(seen: dict[str, list[Tensor]], ref: SiteRef) -> Tensor:
-    # A copy outside the inference mode of `logits`: what a dictionary keeps in buffers has to stay usable.
+    # A copy outside the inference mode of `logits`: what an SAE keeps in buffers has to stay usable.
     return seen[ref.site][0].flatten(0, 1).float().clone()
 
 
@@ -87,6 +87,6 @@ def _jaccard_distance(one: Bool[Tensor, "B S F"], other: Bool[Tensor, "B S F"], 
 
 
 def _means(values: Tensor, where: Tensor) -> list[float]:
-    """Return each row's mean over what counts; rows where nothing does are left out."""
+    """Return each row's mean over what counts; rows in which nothing does are left out."""
     sums, counts = (values * where).sum(1).tolist(), where.sum(1).tolist()
     return [float(np.float64(total) / count) for total, count in zip(sums, counts, strict=True) if count]

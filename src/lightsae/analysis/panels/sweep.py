@@ -4,21 +4,21 @@ The dose is chosen on the prompts with even numbers and reported on the others. 
 measured; curves hold the arms that a sweep asks for, on the reporting prompts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
 
-from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Steered
+from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Arm, Steered
 from lightsae.analysis.panels.concepts import Concept
-from lightsae.analysis.panels.measures import EFFECTS, Meter, Values, interval, shift
+from lightsae.analysis.panels.measures import EFFECTS, Measure, Meter, Values, interval, shift
 from lightsae.analysis.steering.interventions import Add, Clamp, Intervention, MinClamp, Unit
-from lightsae.errors import ConfigError, did_you_mean
-from lightsae.lm.generate import Samples, Sampling, encode_prompts
+from lightsae.errors import ConfigError, arg, did_you_mean
+from lightsae.lm.generate import SILENCE, Samples, Sampling, encode_prompts
 from lightsae.metrics.intervals import Interval
-from lightsae.progress import Progress, Silence
+from lightsae.progress import Progress
 
-SILENCE = Silence()
 KINDS: dict[str, type[Add] | type[Clamp] | type[MinClamp]] = {"add": Add, "clamp": Clamp, "min-clamp": MinClamp}
 _CONTEXT, _LABEL, _PROMPT = "{context}", "{label}", "{prompt}"
 
@@ -32,14 +32,14 @@ class SweepSettings:
         unit: norm: mean activation norms of the site; max: the feature's largest activation; latent: latent units.
         kind: add, clamp or min-clamp.
         choose_by: The effect that the chosen dose is to make largest: concept, fires, activation, follows or target.
-        max_perplexity_ratio: Doses that make the steered text's perplexity for the untouched model larger than this
-            many times the unsteered one's are not chosen.
+        max_perplexity_ratio: Doses that multiply the perplexity of the text for the untouched model by more than this
+            are not chosen.
         prompt_template: What the arm that prompts says; {context} is a text on which the feature fires, {label} its
             label, {prompt} the prompt.
-        samples: Texts a prompt.
-        seed: Of draws and random directions.
+        samples: Texts per prompt.
+        seed: Seed for sampling and for the random directions.
         sampling: Temperature, top-p, lengths.
-        rows_at_once: Texts in one pass.
+        rows_at_once: Texts per pass.
     """
 
     doses: Sequence[float] = (0.125, 0.25, 0.5)
@@ -55,22 +55,16 @@ class SweepSettings:
 
     def __post_init__(self) -> None:
         if not self.doses or 0 in self.doses:
-            raise ConfigError(
-                f"doses is {list(self.doses)}; write some strengths other than 0, which is measured anyway."
-            )
-        if self.kind not in KINDS:
-            raise ConfigError(
-                f"kind is {self.kind!r}; write one of {', '.join(KINDS)}.{did_you_mean(self.kind, KINDS)}"
-            )
-        if self.choose_by not in EFFECTS:
-            raise ConfigError(
-                f"choose_by is {self.choose_by!r}; write one of {', '.join(EFFECTS)}."
-                f"{did_you_mean(self.choose_by, EFFECTS)}"
-            )
+            raise ConfigError("doses", list(self.doses), "write some strengths other than 0, which is measured anyway")
+        for name, known in (("kind", list(KINDS)), ("choose_by", list(EFFECTS))):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(
+                    f"{arg(name)} is {value!r}; write one of {', '.join(known)}.{did_you_mean(value, known)}"
+                )
         if not self.max_perplexity_ratio >= 1:
-            raise ConfigError(f"max_perplexity_ratio is {self.max_perplexity_ratio}; write 1 or more.")
+            raise ConfigError("max_perplexity_ratio", self.max_perplexity_ratio, "write 1 or more")
         if _PROMPT not in self.prompt_template:
-            raise ConfigError(f"prompt_template is {self.prompt_template!r}; it has to hold {_PROMPT}.")
+            raise ConfigError("prompt_template", self.prompt_template, f"it has to hold {_PROMPT}")
         for dose in self.doses:
             self.intervention(0, dose)
 
@@ -81,7 +75,7 @@ class SweepSettings:
 
 def chosen_by(settings: SweepSettings, plain: Values) -> str:
     """Return the effect that a dose is chosen by, among those that are measured."""
-    # Without a rule that passed, or without a token that follows, the dictionary's own latent is asked.
+    # Without a rule that passed, or without a token that follows, the SAE's own latent is taken.
     return settings.choose_by if settings.choose_by in plain else "fires"
 
 
@@ -92,18 +86,14 @@ class Measured:
     Attributes:
         arm: Which.
         dose: In the sweep's unit; 0 for no steering and for the prompt.
-        values: By measure, one a prompt.
+        values: By measure, one per prompt.
         samples: Its texts.
     """
 
-    arm: str
+    arm: Arm
     dose: float
     values: Values
     samples: Samples
-
-    def interval(self, measure: str) -> Interval | None:
-        """Return the mean over prompts with its interval; None where the measure is not known."""
-        return interval(measure, self.values[measure]) if measure in self.values else None
 
     def shift(self, measure: str, plain: "Measured") -> Interval | None:
         """Return what a measure gained over no steering, prompt by prompt; see `measures.shift`."""
@@ -126,8 +116,8 @@ class Sweep:
     Attributes:
         concept: What the feature stands for.
         settings: How.
-        chosen: The chosen dose; None where every dose cost more than allowed.
-        taken: The dose that was reported: the chosen one, or the smallest.
+        chosen: The chosen dose; None if every dose cost more than allowed.
+        taken: The dose that is reported: the chosen one, or the smallest.
         choosing: By dose, the effect and the perplexity ratio on the choosing prompts.
         measured: Arms and doses on the reporting prompts.
         prompts: The reporting prompts.
@@ -153,15 +143,20 @@ class Sweep:
         """The effect that the dose was chosen by."""
         return chosen_by(self.settings, self.plain.values)
 
-    def shift(self, arm: str, measure: str) -> Interval | None:
-        """Return what an arm gains over no steering at the dose that was taken; None where that is not known."""
-        found = self.at(arm)
-        return None if found is None else found.shift(measure, self.plain)
+    @property
+    def label_measures(self) -> tuple[Measure, Measure]:
+        """The two measures of what the label says: its rule on the text (or, without one, firing), what follows."""
+        return (Measure.CONCEPT if "concept" in self.plain.values else Measure.FIRES), Measure.FOLLOWS
 
-    def at(self, arm: str, dose: float | None = None) -> Measured | None:
-        """Return an arm's figures at a dose, the taken one unless said."""
-        wanted = 0.0 if arm in (NONE, PROMPT) else self.taken if dose is None else dose
-        return next((one for one in self.measured if one.arm == arm and one.dose == wanted), None)
+    def shift(self, arm: Arm, measure: str) -> Interval | None:
+        """Return what an arm gains over no steering at the dose that was taken; None if that is not known."""
+        measured = self.at(arm)
+        return None if measured is None else measured.shift(measure, self.plain)
+
+    def at(self, arm: Arm, dose: float | None = None) -> Measured | None:
+        """Return an arm's figures at a dose, by default the one that was taken."""
+        dose = 0.0 if arm in (NONE, PROMPT) else self.taken if dose is None else dose
+        return next((one for one in self.measured if one.arm == arm and one.dose == dose), None)
 
     def report(self) -> dict[str, Any]:
         """Return everything but the texts, as JSON values."""
@@ -182,10 +177,10 @@ class Sweep:
 
 
 class Sweeper:
-    """Sweeps features of one dictionary over the same prompts.
+    """Sweeps features of one SAE over the same prompts.
 
     Args:
-        steered: The model and its dictionaries.
+        steered: The model and the SAE.
         vocabulary: (V,) what each token says.
         prompts: Two or more, so that each half has one.
         settings: Doses and draws.
@@ -217,8 +212,8 @@ class Sweeper:
         self,
         feature: int,
         *,
-        curves: Sequence[str] = (),
-        arms: Sequence[str] = (RANDOM, SHUFFLED, PROMPT),
+        curves: Sequence[Arm] = (),
+        arms: Sequence[Arm] = (RANDOM, SHUFFLED, PROMPT),
         progress: Progress = SILENCE,
     ) -> Sweep:
         """Choose a feature's dose and measure it.
@@ -236,46 +231,42 @@ class Sweeper:
         if self.steered.dictionary is None:
             arms = [arm for arm in arms if arm != PROMPT]  # there is no text of it to prompt with
         doses = sorted(settings.doses)
-        at = {arm: list(dict.fromkeys(doses)) for arm in curves}
-        total = len(doses) + 1 + sum(map(len, at.values())) + len([arm for arm in (FEATURE, *arms) if arm not in at])
+        different = list(dict.fromkeys(doses))
+        ordered = list(dict.fromkeys((NONE, FEATURE, *arms, *curves)))
+        total = len(doses) + sum(len(different) if arm in curves else 1 for arm in ordered)
+        steps = count(1)
         with progress.stage(f"feature {feature}", total) as done:
-            count = 0
-
-            def step() -> None:
-                nonlocal count
-                count += 1
-                done(count)
-
-            choosing = self._try(concept, doses, step)
+            choosing = self._try(concept, doses, lambda: done(next(steps)))
             allowed = [dose for dose in doses if choosing[dose][1] <= settings.max_perplexity_ratio]
             chosen = max(allowed, key=lambda dose: choosing[dose][0], default=None)
             taken = min(doses, key=abs) if chosen is None else chosen
-            measured = [self._measure(NONE, 0.0, concept)]
-            step()
-            for arm in dict.fromkeys((FEATURE, *arms, *curves)):
-                for dose in at.get(arm, [0.0 if arm == PROMPT else taken]):
+            measured = []
+            for arm in ordered:
+                for dose in different if arm in curves else [0.0 if arm in (NONE, PROMPT) else taken]:
                     measured.append(self._measure(arm, dose, concept))
-                    step()
+                    done(next(steps))
         with self.steered.by([settings.intervention(feature, taken)]) as steering:
             written = steering.report()
         return Sweep(concept, settings, chosen, taken, choosing, measured, self.prompts, written)
 
-    def _try(self, concept: Concept, doses: Sequence[float], step: Any) -> dict[float, tuple[float, float]]:
+    def _try(
+        self, concept: Concept, doses: Sequence[float], step: Callable[[], None]
+    ) -> dict[float, tuple[float, float]]:
         """Return, by dose, the effect over no steering and the perplexity's ratio, on the choosing prompts."""
         plain, _ = self._choosing.measure((), concept)
         by = chosen_by(self.settings, plain)
-        found = {}
+        choosing = {}
         for dose in doses:
             values, _ = self._choosing.measure([self.settings.intervention(concept.feature, dose)], concept)
             effect = float((values[by] - plain[by]).mean())
-            found[dose] = (effect, shift("ppl_untouched", values["ppl_untouched"], plain["ppl_untouched"]).mean)
+            choosing[dose] = (effect, shift("ppl_untouched", values["ppl_untouched"], plain["ppl_untouched"]).mean)
             step()
-        return found
+        return choosing
 
-    def _measure(self, arm: str, dose: float, concept: Concept) -> Measured:
+    def _measure(self, arm: Arm, dose: float, concept: Concept) -> Measured:
         prompts = self._prompted(concept) if arm == PROMPT else None
-        given = [] if arm in (NONE, PROMPT) else [self.settings.intervention(concept.feature, dose)]
-        interventions = self.steered.arm(arm, given, self.settings.seed)
+        own = [] if arm in (NONE, PROMPT) else [self.settings.intervention(concept.feature, dose)]
+        interventions = self.steered.arm(arm, own, self.settings.seed)
         values, samples = self._reporting.measure(interventions, concept, prompts)
         return Measured(arm, dose, values, samples)
 
@@ -285,10 +276,5 @@ class Sweeper:
         windows = self.steered.dictionary.feature(concept.feature).contexts
         top = [one for one in windows if one["kind"] == "top"]
         context = "".join(top[0]["texts"]) if top else ""
-        made = [
-            self.settings.prompt_template.replace(_CONTEXT, context)
-            .replace(_LABEL, concept.label or "")
-            .replace(_PROMPT, prompt)
-            for prompt in self.prompts
-        ]
-        return encode_prompts(self.steered.model, made)
+        template = self.settings.prompt_template.replace(_CONTEXT, context).replace(_LABEL, concept.label or "")
+        return encode_prompts(self.steered.model, [template.replace(_PROMPT, prompt) for prompt in self.prompts])

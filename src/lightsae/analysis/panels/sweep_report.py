@@ -1,12 +1,12 @@
 """What a sweep leaves behind: steer.json, texts.md, the figure, the same in TensorBoard and in the feature's page."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.writer import add_extra
-from lightsae.analysis.panels.arms import SAID
 from lightsae.analysis.panels.curves import draw_sweep
 from lightsae.analysis.panels.judged import RATINGS, Judged
 from lightsae.analysis.panels.sweep import Measured, Sweep
@@ -53,7 +53,7 @@ def _texts(sweep: Sweep, judged: Judged | None) -> str:
             dose = f", dose {one.dose:g}" if one.dose else ""
             for sample, text in enumerate(one.samples.texts[number]):
                 grades = _grades(sweep, judged, one, number, sample)
-                lines.append(f"- {SAID[one.arm]}{dose}: {_quoted(text)}{grades}")
+                lines.append(f"- {one.arm.words}{dose}: {_quoted(text)}{grades}")
         lines.append("")
     return "\n".join(lines)
 
@@ -63,8 +63,8 @@ def _grades(sweep: Sweep, judged: Judged | None, one: Measured, number: int, sam
     if judged is None or one.arm not in judged.arms or sweep.at(one.arm) is not one:
         return ""
     grades = {name: judged.arms[one.arm].grades[name][number, sample] for name in RATINGS}
-    told = (f"{name} {'unrated' if grade != grade else format(grade, '.3g')}" for name, grade in grades.items())
-    return f" ({', '.join(told)})"
+    words = (f"{name} {'unrated' if math.isnan(grade) else format(grade, '.3g')}" for name, grade in grades.items())
+    return f" ({', '.join(words)})"
 
 
 def _quoted(text: str) -> str:
@@ -76,6 +76,6 @@ def side_by_side(prompt: str, sides: Sequence[tuple[str, Sequence[str]]]) -> lis
     lines = [f"prompt  {prompt!r}"]
     for number in range(max(len(texts) for _, texts in sides)):
         for name, texts in sides:
-            shown = (prompt + texts[number]).replace("\n", "\n    ")
-            lines += [f"  {name}, sample {number + 1}", f"    {shown}"]
+            indented = (prompt + texts[number]).replace("\n", "\n    ")
+            lines += [f"  {name}, sample {number + 1}", f"    {indented}"]
     return lines

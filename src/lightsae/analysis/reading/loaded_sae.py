@@ -195,7 +195,7 @@ def _check_fits(model: LanguageModel, sae: SparseAutoencoder, name: str, context
             f"context_size is {context_size}, but {model.name!r} reads {model.max_context} tokens at most."
         )
     for site, width in (sae.widths.read | sae.widths.predicted).items():
-        if site.model == name and (found := model.width(site.site, key="site")) != width:
+        if site.model == name and (found := model.width(site.site)) != width:
             raise ModelError(
                 f"model is {model.name!r}, where {site.site} has width {found}, but the dictionary was trained on "
                 f"width {width}, of {name!r}; give the model that it was trained on."

@@ -9,37 +9,50 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.reading.compatibility import check_model, check_reads, choose_site
 from lightsae.analysis.steering.interventions import Intervention, check_together
 from lightsae.analysis.steering.plan import Plan
-from lightsae.errors import ConfigError, SiteError
-from lightsae.formats.native import describe_sae, load_sae
+from lightsae.errors import ConfigError, SiteError, arg
+from lightsae.formats.saved_sae import Provenance, SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked
 from lightsae.lm.model import name_of, site_in
 from lightsae.lm.passes import Passes, Positions
-from lightsae.production.registry import promoted_or_given
 from lightsae.sae import SiteRef, SparseAutoencoder
 from lightsae.sae.latent_reader import LatentReader, rounding
 
-# Dictionaries that were compared with an SAE once; hashing all weights takes longer than a short generation.
+# Feature dictionaries that were compared with an SAE once; hashing all weights takes longer than a short generation.
 _belonging: weakref.WeakKeyDictionary[SparseAutoencoder, set[str]] = weakref.WeakKeyDictionary()
 
 
+@runtime_checkable
+class SAEWithDictionary(Protocol):
+    """An SAE and the feature dictionary made for it in one object, such as `lightsae.load_channel` returns."""
+
+    @property
+    def sae(self) -> SparseAutoencoder:
+        """The SAE."""
+
+    @property
+    def dictionary(self) -> FeatureDictionary:
+        """Its feature dictionary."""
+
+
 class Steering:
-    """What a steered model is steered with; given by `steer`.
+    """What a steered model is steered with; returned by `steer`.
 
     Attributes:
         interventions: As they were given.
         site: Where the model is written.
-        mean_norm: The mean activation norm there, None where nobody said; the unit of amounts in `norm`.
-        encodes: Tokens of which the whole dictionary was encoded so far; none where latents are computed alone.
+        mean_norm: The mean activation norm there, the unit of amounts in `norm`; None if it is not known.
+        encodes: Tokens of which all latents were computed so far; 0 if latents are computed alone.
     """
 
     def __init__(
@@ -54,7 +67,8 @@ class Steering:
     ) -> None:
         self.interventions, self.site, self.mean_norm, self.encodes = list(interventions), site, mean_norm, 0
         self._model, self._sae, self._passes, self._maxima = model, sae, passes, maxima
-        rows = _rows_of(sae, site, sorted({one.feature for one in interventions}))
+        features = sorted({one.feature for one in interventions})
+        rows = {feature: direction_at(sae, site, feature) for feature in features}
         self._norms = {feature: float(row.norm()) for feature, row in rows.items()}
         self._plan = Plan(interventions, rows, self._to_latent, {feature: rounding(sae, feature) for feature in rows})
         if self._plan.features:
@@ -66,30 +80,28 @@ class Steering:
     def report(self) -> dict[str, Any]:
         """Return everything that was done, with the units, as JSON values.
 
-        `raw_norm`, of an addition, is the length of what is written, in the site's own units; `latent` is the amount in
-        the dictionary's units.
+        `raw_norm` is the length of what an addition writes, in the site's own units; `latent` is the amount in the
+        SAE's normalised units.
         """
-        told = []
+        entries = []
         for one in self.interventions:
-            given = one.amount()
-            latent = None if given is None else self._to_latent(*given, one.feature, self._norms[one.feature])
-            entry = {"latent": latent, "raw_norm": None}
-            if latent is not None and not one.reads_own:
-                entry["raw_norm"] = abs(latent) * self._norms[one.feature]
-            told.append(one.report() | entry)
+            amount, norm = one.amount(), self._norms[one.feature]
+            latent = None if amount is None else self._to_latent(*amount, one.feature, norm)
+            raw_norm = None if latent is None or one.reads_own else abs(latent) * norm
+            entries.append(one.report() | {"latent": latent, "raw_norm": raw_norm})
         return {
             "model": name_of(self._model),
             "site": self.site.site,
             "mean_norm": self.mean_norm,
             "positions": self._passes.positions,
             "skip_first": self._passes.skip_first if self._passes.positions == "all" else 0,
-            "interventions": told,
+            "interventions": entries,
         }
 
     def __repr__(self) -> str:
-        said = "; ".join(map(str, self.interventions))
+        interventions = "; ".join(map(str, self.interventions))
         norm = "" if self.mean_norm is None else f" (mean norm {self.mean_norm:.4g})"
-        return f"Steering({self.site}{norm}: {said}; positions {self._passes.positions})"
+        return f"Steering({self.site}{norm}: {interventions}; positions {self._passes.positions})"
 
     @contextmanager
     def open(self) -> Iterator["Steering"]:
@@ -117,7 +129,7 @@ class Steering:
             return None
         if x.shape[2] != self._plan.width:
             raise SiteError(
-                f"{self.site.site!r} has width {x.shape[2]} in {name_of(self._model)!r}, and the dictionary writes "
+                f"{self.site.site!r} has width {x.shape[2]} in {name_of(self._model)!r}, and the SAE writes "
                 f"{self._plan.width} numbers: it belongs to another model."
             )
         if x.device != self._device:
@@ -160,11 +172,9 @@ class Steering:
 def steer(
     model: Any,
     interventions: Intervention | Sequence[Intervention],
+    sae: SAEWithDictionary | SavedSAE | SparseAutoencoder | str | Path,
     *,
-    sae: SparseAutoencoder | str | Path | None = None,
     dictionary: FeatureDictionary | str | Path | None = None,
-    channel: str | None = None,
-    registry: str | Path = "registry",
     positions: Positions = "all",
     skip_first: int = 1,
     site: str | None = None,
@@ -181,65 +191,66 @@ def steer(
     Args:
         model: A LanguageModel, or any transformers model.
         interventions: One or more; see `lightsae.analysis.steering.interventions` for what several do together.
-        sae: The dictionary of latents, or its folder, which also says the model's revision.
+        sae: The SAE; or its folder, which also says the model's revision; or what brings the feature dictionary with
+            it, such as `lightsae.load_channel(registry, "production")`.
         dictionary: The feature dictionary made for it, or its folder: it knows features' maxima, the mean norm, and the
             model's revision.
-        channel: In place of both: what is promoted to `staging` or `production` of a registry, after its hashes, the
-            model and the site were checked. For many short uses, call `load_channel` once and give what it returns.
-        registry: The registry: a folder, or `hub:org/name`.
         positions: `all`; `generated`: what comes after the prompt; or positions in the row, from 0, without padding.
         skip_first: With `all`: how many first positions of a row are left alone. Position 0 is an attention sink, whose
             norm is far from all others. Other special tokens are steered.
         site: Where to write, for a crosscoder; others have one site.
-        mean_norm: The unit of amounts in `norm`, where no feature dictionary says it.
+        mean_norm: The unit of amounts in `norm`, if no feature dictionary says it.
         any_model: Steer a model of another name or revision: a fine-tuned copy.
 
     Raises:
-        ModelError: The dictionary was made for another model or revision.
+        ModelError: The SAE was trained on another model or revision.
         SiteError: It belongs to another site; or (in the forward pass) its latents are not known there yet.
-        FormatError: The feature dictionary belongs to another SAE; or a promoted version was changed.
-        ConfigError: An intervention, a feature or a unit does not fit; or nothing is promoted to the channel.
+        FormatError: The feature dictionary belongs to another SAE.
+        ConfigError: An intervention, a feature or a unit does not fit.
 
     Example:
-        with lightsae.steer(model, [Clamp(1234, 2.0, unit="max")], sae=sae, dictionary="dictionaries/topk"):
+        with lightsae.steer(model, [Clamp(1234, 2.0, unit="max")], sae, dictionary="dictionaries/topk"):
             model.generate(**inputs)
     """
-    given = [interventions] if isinstance(interventions, Intervention) else list(interventions)
-    check_together(given)
-    sae, dictionary = promoted_or_given(model, sae, dictionary, channel, registry, site, any_model)
-    provenance: dict[str, Any] = {}
-    if not isinstance(sae, SparseAutoencoder):
-        provenance = describe_sae(sae)["provenance"]
-        sae = load_sae(sae)
-    if dictionary is not None and not isinstance(dictionary, FeatureDictionary):
+    several = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    check_together(several)
+    if isinstance(sae, SAEWithDictionary):
+        if dictionary is not None:
+            raise ConfigError(f"{arg('dictionary')} is given, but {arg('sae')} brings its own; leave one of them out.")
+        dictionary, saved = sae.dictionary, SavedSAE.of(sae.sae)
+    else:
+        saved = SavedSAE.of(sae)
+    sae = saved.sae
+    if isinstance(dictionary, str | Path):
         dictionary = FeatureDictionary.open(dictionary)
     if dictionary is not None:
         _check_dictionary(dictionary, sae)
-    conditions = [condition for one in given if (condition := one.condition()) is not None]
-    named = [one.feature for one in given] + [c.feature for c in conditions if c.feature is not None]
-    if max(named) >= sae.d_sae:
-        raise ConfigError(f"feature {max(named)} does not exist: the dictionary has {sae.d_sae}, from 0.")
+    conditions = [condition.feature for one in several if (condition := one.condition()) is not None]
+    check_feature(sae, max(one for one in (*(one.feature for one in several), *conditions) if one is not None))
     target = choose_site(sae, site)
     if not any_model:
-        told = dictionary.manifest["model"] if dictionary is not None else {}
+        trained_on = dictionary.manifest["model"] if dictionary is not None else {}
         # The revision is that of the first model that is read.
         first = next(iter(sae.widths.read)).model == target.model
-        revision = told.get("revision") or provenance.get("model_revision")
+        revision = trained_on.get("revision") or saved.provenance.revision
         check_model(model, target.model, revision if first else None)
     if mean_norm is None:
-        mean_norm = mean_norm_of(dictionary, sae, target, provenance)
-    units = _units(given)
-    if mean_norm is None and "norm" in units:
+        mean_norm = mean_norm_of(dictionary, sae, target, saved.provenance)
+    if mean_norm is None and (one := next((one for one in several if _in_norms(one)), None)):
         raise ConfigError(
-            f"{units['norm']}: the mean norm at {target.site} is not known; give a feature dictionary, the SAE's "
+            f"{one}: the mean norm at {target.site} is not known; give a feature dictionary, the SAE's "
             "folder or mean_norm=..., or write an amount in unit='latent'."
         )
-    wanted = sorted({f for one in given for f in _in_maxima(one)})
-    steering = Steering(
-        model, given, sae, target, Passes(positions, skip_first), mean_norm, _maxima(dictionary, wanted)
-    )
+    maxima = _maxima(dictionary, sorted({feature for one in several for feature in _in_maxima(one)}))
+    steering = Steering(model, several, sae, target, Passes(positions, skip_first), mean_norm, maxima)
     with steering.open():
         yield steering
+
+
+def check_feature(sae: SparseAutoencoder, feature: int) -> None:
+    """Raise a ConfigError if an SAE has no such feature."""
+    if not 0 <= feature < sae.d_sae:
+        raise ConfigError(f"feature {feature} does not exist: the SAE has {sae.d_sae}, from 0.")
 
 
 def _check_dictionary(dictionary: FeatureDictionary, sae: SparseAutoencoder) -> None:
@@ -249,22 +260,22 @@ def _check_dictionary(dictionary: FeatureDictionary, sae: SparseAutoencoder) -> 
         compared.add(dictionary.id)
 
 
-def _rows_of(sae: SparseAutoencoder, site: SiteRef, features: list[int]) -> dict[int, Tensor]:
-    """Return what one unit of some features adds at a site, (D,) each, in raw units."""
-    predicted = list(sae.widths.predicted)
-    sizes, place = list(sae.widths.predicted.values()), predicted.index(site)
-    return {f: sae.direction(f).detach().float().split(sizes)[place].clone() for f in features}
+def direction_at(sae: SparseAutoencoder, site: SiteRef, feature: int) -> Float[Tensor, " D"]:
+    """Return what one unit of a feature adds at one of the sites that an SAE predicts, in raw units."""
+    parts: Sequence[Tensor] = sae.direction(feature).detach().float().split(list(sae.widths.predicted.values()))
+    return parts[list(sae.widths.predicted).index(site)].clone()
 
 
-def _units(interventions: list[Intervention]) -> dict[str, Intervention]:
-    """Return the units in which there are amounts, each with an intervention that has it."""
-    return {given[1]: one for one in interventions if (given := one.amount()) and given[0] != 0}
+def _in_norms(one: Intervention) -> bool:
+    """Return whether an intervention needs the mean norm."""
+    amount = one.amount()
+    return amount is not None and amount[1] == "norm" and amount[0] != 0
 
 
 def _in_maxima(one: Intervention) -> list[int]:
     """Return the features whose maximum an intervention needs."""
-    given, condition = one.amount(), one.condition()
-    needed = [one.feature] if given is not None and given[1] == "max" and given[0] != 0 else []
+    amount, condition = one.amount(), one.condition()
+    needed = [one.feature] if amount is not None and amount[1] == "max" and amount[0] != 0 else []
     if condition is not None and condition.unit == "max" and condition.feature is not None:
         needed.append(condition.feature)
     return needed
@@ -280,26 +291,26 @@ def _maxima(dictionary: FeatureDictionary | None, features: list[int]) -> dict[i
             "write the amount in unit='norm' or unit='latent'."
         )
     table = dictionary.sql(
-        "SELECT feature, max FROM features WHERE list_contains($wanted, feature)", {"wanted": features}
+        "SELECT feature, max FROM features WHERE list_contains($features, feature)", {"features": features}
     )
-    found = {row["feature"]: row["max"] for row in table.to_pylist()}
-    if dead := [feature for feature in features if not found.get(feature)]:
+    maxima = {row["feature"]: row["max"] for row in table.to_pylist()}
+    if dead := [feature for feature in features if not maxima.get(feature)]:
         raise ConfigError(
             f"feature {dead[0]} never fires in the text of the feature dictionary, so it has no maximum; write the "
             "amount in unit='norm' or unit='latent'."
         )
-    return found
+    return maxima
 
 
 def mean_norm_of(
-    dictionary: FeatureDictionary | None, sae: SparseAutoencoder, site: SiteRef, provenance: dict[str, Any]
+    dictionary: FeatureDictionary | None, sae: SparseAutoencoder, site: SiteRef, provenance: Provenance
 ) -> float | None:
-    """Return the mean activation norm at a site, where something knows it."""
+    """Return the mean activation norm at a site; None if neither the feature dictionary nor the training says it."""
     predicted = list(sae.widths.predicted)
     effects = dictionary.manifest.get("effects") if dictionary is not None else None
     if effects and effects.get("mean_site_norm") and site == predicted[-1]:
         return float(effects["mean_site_norm"])
-    if provenance.get("normalisation") == "sqrt_d":
+    if provenance.normalisation == "sqrt_d":
         # What the scale was measured from: it makes the mean norm the root of the width.
         return math.sqrt(sae.widths.predicted[site]) / float(sae.output_scale[predicted.index(site)])
     return None

@@ -1,4 +1,4 @@
-"""What a sweep came to, dictionary by dictionary, and the words that tell its dictionaries and sites apart."""
+"""What a sweep came to, SAE by SAE, and the words that tell its SAEs and sites apart."""
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class SweepEntry:
-    """One dictionary of a sweep, in JSON values but for the sites: what sweep.json tells and the pictures are drawn of.
+    """One SAE of a sweep, in JSON values but for the sites: what sweep.json tells and the pictures are drawn of.
 
     Attributes:
         name: Its name in the run.
@@ -47,7 +47,7 @@ class SweepEntry:
 
     @property
     def details(self) -> dict[str, str]:
-        """What can tell dictionaries of one family and site apart: settings and weights by name, in words."""
+        """What can tell SAEs of one family and site apart: settings and weights by name, in words."""
         told = dict(_flatten(self.settings))
         for term, schedule in self.coefficients.items():
             told |= {term if key == "value" else f"{term}.{key}": _word(value) for key, value in schedule.items()}
@@ -60,7 +60,7 @@ def layer_of(site: str) -> int | None:
 
 
 def place_names(entries: Iterable[SweepEntry]) -> dict[str, str]:
-    """Return where each dictionary reads, and what it predicts if that is another place, in short words."""
+    """Return where each SAE reads, and what it predicts if that is another place, in short words."""
     entries = list(entries)
     short = short_names([site for entry in entries for site in (*entry.read, *entry.predicted)])
     places = {}

@@ -49,7 +49,7 @@ Colour = tuple[float, float, float, float]
 
 
 class Point(NamedTuple):
-    """A dictionary in a panel."""
+    """An SAE in a panel."""
 
     x: float
     y: float
@@ -62,7 +62,7 @@ class Point(NamedTuple):
 def draw_pareto(entries: Sequence[SweepEntry]) -> Figure | None:
     """Draw FVE and CE recovered against L0, or None where no entry has these figures.
 
-    A line joins a family's dictionaries of one site; the marker tells the site, a ring that no dictionary that predicts
+    A line joins a family's SAEs of one site; the marker tells the site, a ring that no SAE that predicts
     the same sites is as good with fewer latents, or better with as many.
     """
     keys = [key for key in QUALITY if _points(entries, "l0", key)]
@@ -74,7 +74,7 @@ def draw_pareto(entries: Sequence[SweepEntry]) -> Figure | None:
     labels = point_labels(entries, places)
     for axes, key in zip(panels, keys, strict=True):
         points = _points(entries, "l0", key)
-        # Alone at its site, a dictionary is the best of one.
+        # Alone at its site, an SAE is the best of one.
         rivals = [group for group in grouped(points, _predicts).values() if len(group) > 1]
         best = {p.entry.name for group in rivals for p in pareto_optimal(group)}
         for line in grouped(points, lambda p: (p.entry.family, places[p.entry.name])).values():
@@ -97,7 +97,7 @@ def draw_pareto(entries: Sequence[SweepEntry]) -> Figure | None:
     handles.append(Line2D([], [], marker="o", linestyle="", label="Pareto-optimal", **ring))
     notes = _below(entries, keys)
     if len({tuple(entry.predicted) for entry in entries}) > 1:
-        notes.insert(0, "Comparable, and Pareto-optimal, among dictionaries that predict the same site.")
+        notes.insert(0, "Comparable, and Pareto-optimal, among SAEs that predict the same site.")
     _legend(figure, handles, notes)
     # Labels are placed last, where everything else is already.
     figure.draw_without_rendering()
@@ -122,7 +122,7 @@ def draw_layers(entries: Sequence[SweepEntry]) -> Figure | None:
     """Draw FVE, L0 and the dead share by layer, or None where the entries do not differ in site.
 
     Where a site's name holds no layer, or all are of one layer, the sites stand side by side by name. Left out are
-    dictionaries that read several sites and, where others are followed through the layers, those of a single one.
+    SAEs that read several sites and, where others are followed through the layers, those of a single one.
     """
     entries = [entry for entry in entries if len(entry.read) == 1 and len(entry.predicted) == 1]
     places = place_names(entries)
@@ -174,7 +174,7 @@ def draw_layers(entries: Sequence[SweepEntry]) -> Figure | None:
 def _lines(
     entries: Sequence[SweepEntry], at: Mapping[str, float], kinds: Mapping[str, str]
 ) -> dict[str, list[SweepEntry]]:
-    """Return a line a family and kind of site, or several where a family has several dictionaries at one place."""
+    """Return a line a family and kind of site, or several where a family has several SAEs at one place."""
     lines: dict[str, list[SweepEntry]] = {}
     for (family, kind), group in grouped(entries, lambda e: (e.family, kinds[e.name])).items():
         label = family + (f", {kind}" if len(set(kinds.values())) > 1 else "")

@@ -1,4 +1,4 @@
-"""The end of a run with several dictionaries: all their settings and figures in one file, and in two pictures."""
+"""The end of a run with several SAEs: all their settings and figures in one file, and in two pictures."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 
-from lightsae.callbacks.run_outputs import run_folder
+from lightsae.callbacks.base import run_folder
 from lightsae.callbacks.sweep.entries import SweepEntry
 from lightsae.callbacks.sweep.pictures import draw_layers, draw_pareto
 from lightsae.formats.files import write_atomically
@@ -19,11 +19,11 @@ from lightsae.training.module import SAEModule
 
 
 class SweepSummary(Callback):
-    """Sum up a run with several dictionaries, at the end of training and of `validate`. Observes only.
+    """Sum up a run with several SAEs, at the end of training and of `validate`. Observes only.
 
-    RUN/sweep.json: per dictionary its variant, settings, sites, loss coefficients, learning rate, tokens, and the final
-    validation figures. RUN/sweep.png: FVE and CE recovered against L0. RUN/layers.png, where the dictionaries differ in
-    site: FVE, L0 and dead latents by layer. TensorBoard gets the pictures too. A run with one dictionary gets nothing.
+    RUN/sweep.json: per SAE its variant, settings, sites, loss coefficients, learning rate, tokens, and the final
+    validation figures. RUN/sweep.png: FVE and CE recovered against L0. RUN/layers.png, where the SAEs differ in
+    site: FVE, L0 and dead latents by layer. TensorBoard gets the pictures too. A run with one SAE gets nothing.
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -36,7 +36,7 @@ class SweepSummary(Callback):
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, SAEModule)
         folder = run_folder(trainer)
-        if len(pl_module.dictionaries) < 2 or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if len(pl_module.saes) < 2 or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         entries = summarise(pl_module, {key: float(value) for key, value in trainer.callback_metrics.items()})
         with write_atomically(folder / "sweep.json") as path:
@@ -52,7 +52,7 @@ def summarise(module: SAEModule, figures: dict[str, float]) -> list[SweepEntry]:
     """Return what a sweep came to.
 
     Args:
-        module: With its dictionaries built.
+        module: With its SAEs built.
         figures: Logged figures under their full names; those of validation are taken.
     """
     entries = []

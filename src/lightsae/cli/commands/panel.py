@@ -9,7 +9,7 @@ import torch
 from rich.markup import escape
 
 from lightsae.analysis.labels.wording import shortened
-from lightsae.analysis.panels.arms import FEATURE, RANDOM
+from lightsae.analysis.panels.arms import FEATURE, RANDOM, Arm
 from lightsae.analysis.panels.load import load_steered
 from lightsae.analysis.panels.panel import PanelSettings, Tested, test_features
 from lightsae.analysis.panels.panel_report import panel_report, write_panel
@@ -80,7 +80,7 @@ def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
     print_paths(("report", out / "panel.md"), ("figure", out / "panel.png"))
 
 
-def _shift(one: Tested, arm: str) -> str:
+def _shift(one: Tested, arm: Arm) -> str:
     found = one.sweep.shift(arm, "target")
     return "" if found is None else f"{found.mean:+.3f}"
 

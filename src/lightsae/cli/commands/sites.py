@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, under
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,9 +30,8 @@ def run_sites(args: Sequence[str]) -> int:
     from lightsae.cli.tables import console, table
     from lightsae.lm import describe
 
-    model = describe(
-        given.model, revision=given.revision, trust_remote_code=given.trust_remote_code, key="the model's name"
-    )
+    with under(name_or_path="the model's name"):
+        model = describe(given.model, revision=given.revision, trust_remote_code=given.trust_remote_code)
     rows = table("site", "width", "module", words=(0, 2))
     for site in model.sites():
         rows.add_row(site.name, str(site.width), f"{site.path}.{site.side}")

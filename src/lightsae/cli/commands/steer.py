@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from lightsae.analysis.labels.llm.endpoint import Budget, Judge, open_judge
-from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Steered
+from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Arm, Steered
 from lightsae.analysis.panels.judged import BEST, HARMONIC, Judged, judge_texts
 from lightsae.analysis.panels.load import load_steered
-from lightsae.analysis.panels.measures import Meter, Values, interval
+from lightsae.analysis.panels.measures import Measure, Meter, Values, interval
 from lightsae.analysis.panels.sweep import KINDS, Sweep, Sweeper, SweepSettings
 from lightsae.analysis.panels.sweep_report import show_on_page, side_by_side, write_sweep
 from lightsae.analysis.reading.loaded_sae import TextSettings
@@ -33,20 +33,8 @@ _EXAMPLES = (
 )
 _USAGE = "--sae DIR --feature N (--prompt TEXT ... | --prompts FILE) (--strength S | --doses LIST --out FOLDER)"
 _WITHOUT_STRENGTH: dict[str, type[Ablate] | type[ProjectOut]] = {"ablate": Ablate, "project-out": ProjectOut}
-# What is printed: arms are columns, measures and grades rows.
-_ARMS = {NONE: "none", FEATURE: "feature", RANDOM: "random", SHUFFLED: "another", PROMPT: "prompt"}
-_MEASURES = {
-    "concept": "label holds on the text",
-    "fires": "fires on it, untouched model",
-    "activation": "activation there, x maximum",
-    "target": "P(what it promotes)",
-    "follows": "P(what follows it)",
-    "kl": "KL to untouched model, nats",
-    "ppl_steered": "perplexity, as steered",
-    "ppl_untouched": "perplexity, untouched model",
-    "repetition": "repeated 4-grams",
-    "distinct_2": "distinct 2-grams",
-}
+# Columns of what is printed.
+_ARMS = (NONE, FEATURE, RANDOM, SHUFFLED, PROMPT)
 _GRADES = {
     "concept": "the label is expressed",
     "instruct": "the prompt is taken up",
@@ -246,7 +234,7 @@ class _Grader:
         self.judge, self.label, self.budget = judge, label, asked.budget_tokens
         self.cache = asked.cache or f"{steered.dictionary.folder}.answers.sqlite"
 
-    def grade(self, prompts: Sequence[str], arms: Mapping[str, Sequence[Sequence[str]]]) -> Judged:
+    def grade(self, prompts: Sequence[str], arms: Mapping[Arm, Sequence[Sequence[str]]]) -> Judged:
         return judge_texts(
             self.label, prompts, arms, self.judge, cache=self.cache, budget_tokens=self.budget, progress=Bars()
         )
@@ -296,16 +284,16 @@ def _print_sweep(sweep: Sweep, out: Path) -> None:
     print_paths(("report", out / "steer.json"), ("figure", out / "steer.png"), ("texts", out / "texts.md"))
 
 
-def _print_measures(arms: Mapping[str, Values]) -> None:
+def _print_measures(arms: Mapping[Arm, Values]) -> None:
     """Print the measures by arm; those that are not known of the feature are left out."""
 
-    def cell(values: Values, name: str) -> Interval:
-        known = interval(name, values[name])
+    def cell(values: Values, measure: Measure) -> Interval:
+        known = interval(measure, values[measure])
         # Of too few prompts, the interval is wider than the measure's range.
-        return known if len(values[name]) >= _FEWEST else Interval(known.mean, None, None)
+        return known if len(values[measure]) >= _FEWEST else Interval(known.mean, None, None)
 
-    known = [name for name in _MEASURES if name in arms[NONE]]
-    _print_arms(arms, {_MEASURES[name]: [cell(values, name) for values in arms.values()] for name in known})
+    known = [measure for measure in Measure if measure.words and measure in arms[NONE]]
+    _print_arms(arms, {measure.words: [cell(values, measure) for values in arms.values()] for measure in known})
 
 
 def _print_judged(judged: Judged) -> None:
@@ -319,8 +307,8 @@ def _print_judged(judged: Judged) -> None:
     print_tally(judged.tally, judged.stopped)
 
 
-def _print_arms(arms: Mapping[str, Any], rows: Mapping[str, Sequence[Interval | None]]) -> None:
-    figures = table("", *(_ARMS[arm] for arm in arms), words=range(1 + len(arms)))
+def _print_arms(arms: Mapping[Arm, Any], rows: Mapping[str, Sequence[Interval | None]]) -> None:
+    figures = table("", *(arm.column for arm in arms), words=range(1 + len(arms)))
     for column in figures.columns:
         column.no_wrap = True
     for words, intervals in rows.items():

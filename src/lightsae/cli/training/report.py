@@ -79,7 +79,7 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH
-    names = list(module.dictionaries)
+    names = list(module.saes)
     if figures and len(names) > 1:
         by_name = {name: _own(figures, module.tag(name, "val/")) for name in names}
         console.print(_table_of_several(by_name))

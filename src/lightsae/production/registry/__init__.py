@@ -1,9 +1,8 @@
 """The registry: versions of feature dictionaries that are published, promoted by a policy, and rolled back."""
 
 from lightsae.production.registry.actions import Outcome, promote, publish, rollback
-from lightsae.production.registry.loading import Promoted, load_channel, promoted_or_given
+from lightsae.production.registry.loading import Promoted, Verified, load_channel, promoted_or_given, verify
 from lightsae.production.registry.policy import Policy, PolicyRefusal, read_policy
-from lightsae.production.registry.verify import Verified, verify
 
 __all__ = [
     "Outcome",

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.formats.files import replace_folder_atomically
-from lightsae.formats.native import load_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.production.registry.evidence import check_evidence, figures_of
 from lightsae.production.registry.hub import changing
 from lightsae.production.registry.log import commit
@@ -58,33 +58,33 @@ def publish(
 ) -> Outcome:
     """Copy a feature dictionary, its SAE and what was measured of them into a registry, as a new version.
 
-    The same contents again change nothing; where the published files were damaged, they are put back.
+    The same contents again change nothing; if the published files were damaged, they are put back.
 
     Args:
-        registry: Folder of the registry, or `hub:org/name`; it is made where there is none.
+        registry: Folder of the registry, or `hub:org/name`; it is made if there is none.
         dictionary: Folder of the feature dictionary.
         sae: Folder of the SAE that it was made for.
         evidence: Files of reports, by `validation`, `panel` and `drift`.
-        why: For the log.
-        who: For the log; the user of the system, where it is not given.
+        why: Reason, for the log.
+        who: Author, for the log; None: the user of the system.
 
     Raises:
-        FormatError: Something is damaged, or is not of the same dictionary and SAE.
+        FormatError: Something is damaged, or is not of the same feature dictionary and SAE.
         SiteError: The SAE, or its figures, are of another site.
         ConfigError: The registry cannot be written to.
     """
-    opened = FeatureDictionary.open(dictionary)
+    opened, saved = FeatureDictionary.open(dictionary), SavedSAE.open(sae)
     opened.check_belongs_to(sae)
     # sae.json was compared; this reads the tensors.
-    load_sae(sae)
-    given = {kind: Path(path) for kind, path in (evidence or {}).items()}
-    assert given.keys() <= set(EVIDENCE), f"evidence is {list(given)}"
-    check_evidence(given, sae, opened.id)
-    sources = sources_of(opened, sae, given)
+    _ = saved.sae
+    files = {kind: Path(path) for kind, path in (evidence or {}).items()}
+    assert files.keys() <= set(EVIDENCE), f"evidence is {list(files)}"
+    check_evidence(files, saved, opened.id)
+    sources = sources_of(opened, sae, files)
     manifest = describe(opened, sources)
     version = version_id(manifest)
-    summary = f"publish {version[:SHORT]}"
-    with changing(registry, summary, begin=True) as here, writing(here, begin=True) as (where, state):
+    message = f"publish {version[:SHORT]}"
+    with changing(registry, message, begin=True) as folder, writing(folder, begin=True) as (where, state):
         known, intact = version in state.published, not problems_of(where, version)
         if known and intact:
             return Outcome(version, changed=False)
@@ -105,8 +105,8 @@ def promote(
         version: The first digits of its id, or all.
         channel: `staging` or `production`.
         policy: File of thresholds.
-        why: For the log.
-        who: For the log; the user of the system, where it is not given.
+        why: Reason, for the log.
+        who: Author, for the log; None: the user of the system.
 
     Raises:
         PolicyRefusal: It falls short; names every figure that does.
@@ -116,23 +116,23 @@ def promote(
     check_channel(channel)
     rules = read_policy(policy)
     _check_why(why, "promote")
-    with changing(registry, f"promote {version} to {channel}") as here, writing(here) as (where, state):
-        found = find_version(where, state, version)
-        check_intact(where, found, str(registry))
-        figures = figures_of(folder_of(where, found))
+    with changing(registry, f"promote {version} to {channel}") as folder, writing(folder) as (where, state):
+        whole = find_version(where, state, version)
+        check_intact(where, whole, str(registry))
+        figures = figures_of(folder_of(where, whole))
         lines = rules.shortfalls(figures)
-        if channel == "production" and rules.requires_staging and not state.was_in("staging", found):
+        if channel == "production" and rules.requires_staging and not state.was_in("staging", whole):
             lines.insert(0, "staging: the version was never there; promote it to staging first")
         if lines:
             raise PolicyRefusal(
-                f"Version {found[:SHORT]} falls short of {str(policy)!r} and was not promoted to {channel}:", lines
+                f"Version {whole[:SHORT]} falls short of {str(policy)!r} and was not promoted to {channel}:", lines
             )
         before = state.has(channel)
-        if before == found:
-            return Outcome(found, changed=False, before=before)
+        if before == whole:
+            return Outcome(whole, changed=False, before=before)
         more = {"channel": channel, "replaces": before, "policy": rules.entry(policy), "figures": figures}
-        commit(where, state, _entry("promote", found, why, who, **more))
-    return Outcome(found, changed=True, before=before)
+        commit(where, state, _entry("promote", whole, why, who, **more))
+    return Outcome(whole, changed=True, before=before)
 
 
 def rollback(registry: str | Path, channel: str, *, why: str, who: str | None = None) -> Outcome:
@@ -144,30 +144,30 @@ def rollback(registry: str | Path, channel: str, *, why: str, who: str | None = 
     """
     check_channel(channel)
     _check_why(why, "rollback")
-    with changing(registry, f"roll {channel} back") as here, writing(here) as (where, state):
-        had = state.channels[channel]
-        if len(had) < 2:
-            has = f"{channel} has had no version before {had[0][:SHORT]}" if had else f"{channel} is empty"
-            raise ConfigError(f"Nothing to roll back to: {has}. Promote another: lightsae registry promote VERSION")
-        before, target = had[-1], had[-2]
+    with changing(registry, f"roll {channel} back") as folder, writing(folder) as (where, state):
+        versions = state.channels[channel]
+        if len(versions) < 2:
+            why_not = f"has had no version before {versions[0][:SHORT]}" if versions else "is empty"
+            raise ConfigError(
+                f"Nothing to roll back to: {channel} {why_not}. Promote another: lightsae registry promote VERSION"
+            )
+        target, before = versions[-2:]
         check_intact(where, target, str(registry))
         commit(where, state, _entry("rollback", target, why, who, channel=channel, replaces=before))
     return Outcome(target, changed=True, before=before)
 
 
 def _entry(action: str, version: str, why: str, who: str | None, **more: Any) -> dict[str, Any]:
+    if who is None:
+        try:
+            who = getpass.getuser()
+        except (OSError, KeyError):
+            # A container's user without a name.
+            who = "unknown"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": now, "who": who or _user(), "action": action, "version": version, "why": why, **more}
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        # A container's user without a name.
-        return "unknown"
+    return {"time": now, "who": who, "action": action, "version": version, "why": why, **more}
 
 
 def _check_why(why: str, command: str) -> None:
     if not why.strip():
-        raise ConfigError(f"why is empty; say for the log why you {command}: --why TEXT")
+        raise ConfigError(f"{arg('why')} is empty; say for the log why you {command}: --why TEXT")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.formats.files import hash_file
 from lightsae.production.registry.log import LOG, POINTER, read_state
 from lightsae.production.registry.version import VERSIONS
@@ -18,9 +18,8 @@ from lightsae.production.registry.version import VERSIONS
 PREFIX = "hub:"
 
 
-@contextmanager
-def local_copy(registry: str | Path, *, channel: str | None = None) -> Iterator[Path]:
-    """Give a folder to read a registry from: itself, or what was downloaded, which stays in the Hub's cache.
+def local_copy(registry: str | Path, *, channel: str | None = None) -> Path:
+    """Return a folder to read a registry from: itself, or what was downloaded, which stays in the Hub's cache.
 
     Args:
         registry: Folder, or `hub:org/name`.
@@ -31,31 +30,30 @@ def local_copy(registry: str | Path, *, channel: str | None = None) -> Iterator[
     """
     repository = _repository(registry)
     if repository is None:
-        yield Path(registry)
-        return
+        return Path(registry)
     import huggingface_hub
 
+    files = None if channel is None else [LOG, POINTER]
     with _explained(registry):
-        wanted = None if channel is None else [LOG, POINTER]
-        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
-        if channel is not None and (version := read_state(folder, str(registry)).has(channel)) is not None:
-            # The commit that the log was read from: its folder in the cache is named by it.
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    repository, revision=folder.name, allow_patterns=[LOG, POINTER, f"{VERSIONS}/{version}/*"]
-                )
-            )
-    yield folder
+        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=files))
+        if files is None or channel is None:
+            return folder
+        version = read_state(folder, str(registry)).has(channel)
+        if version is None:
+            return folder
+        # The commit that the log was read from: its folder in the cache is named by it.
+        files = [*files, f"{VERSIONS}/{version}/*"]
+        return Path(huggingface_hub.snapshot_download(repository, revision=folder.name, allow_patterns=files))
 
 
 @contextmanager
 def changing(registry: str | Path, summary: str, *, begin: bool = False) -> Iterator[Path]:
-    """Give a folder to change a registry in; at the end of the block, what is new is on the Hub, if it is there.
+    """Give a folder to change a registry in; for one on the Hub, the end of the block uploads what is new.
 
     Args:
         registry: Folder, or `hub:org/name`.
-        summary: Of the commit.
-        begin: Make the repository, a private one, where there is none.
+        summary: Message of the commit.
+        begin: Make a private repository if there is none.
 
     Raises:
         ConfigError: The Hub cannot be reached, refuses, or somebody else wrote meanwhile.
@@ -91,20 +89,19 @@ def _repository(registry: str | Path) -> str | None:
         return None
     repository = text.removeprefix(PREFIX)
     if repository.count("/") != 1 or not all(repository.split("/")):
-        raise ConfigError(f"registry is {text!r}; write {PREFIX}ORGANISATION/NAME.")
+        raise ConfigError("registry", text, f"write {PREFIX}ORGANISATION/NAME")
     return repository
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """Return the registry's files; hidden ones are of the download, the lock, or of a write that was cut short."""
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    visible = (name for name in names if not any(part.startswith(".") for part in name.parts))
-    return {name.as_posix(): hash_file(folder / name) for name in visible}
+    """Hash the registry's files; hidden ones are of the download, the lock, or a write that was cut short."""
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {n.as_posix(): hash_file(folder / n) for n in names if not any(part.startswith(".") for part in n.parts)}
 
 
 @contextmanager
 def _explained(registry: str | Path) -> Iterator[None]:
-    """Turn what the Hub, or the way to it, had against something into a ConfigError."""
+    """Turn a failure of the Hub, or of the way to it, into a ConfigError."""
     try:
         yield
     except Exception as error:
@@ -112,7 +109,7 @@ def _explained(registry: str | Path) -> Iterator[None]:
         of_the_hub = type(error).__module__.startswith(("huggingface_hub", "httpx", "requests"))
         if not of_the_hub and not isinstance(error, OSError):
             raise
-        raise ConfigError(f"registry is {str(registry)!r}: {_reason(error)}") from error
+        raise ConfigError(f"{arg('registry')} is {str(registry)!r}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

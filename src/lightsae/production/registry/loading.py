@@ -1,4 +1,4 @@
-"""Loads what a channel has: only a promoted version, only if every hash holds, only for its own language model."""
+"""Reads a registry: what a channel has, for its own language model alone, and whether all is as it was published."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +8,13 @@ import torch
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.reading.compatibility import check_model, choose_site
-from lightsae.errors import ConfigError, FormatError
+from lightsae.errors import ConfigError, FormatError, arg
 from lightsae.formats.native import load_sae
 from lightsae.lm.model import site_in
 from lightsae.production.registry.hub import local_copy
-from lightsae.production.registry.store import check_channel, open_registry
-from lightsae.production.registry.version import SHORT, check_intact, folder_of
+from lightsae.production.registry.log import inspect_log
+from lightsae.production.registry.store import check_channel, locate_registry, open_registry, unpublished
+from lightsae.production.registry.version import SHORT, check_intact, folder_of, problems_of
 from lightsae.sae import SiteRef, SparseAutoencoder
 
 
@@ -52,14 +53,14 @@ def load_channel(
 ) -> Promoted:
     """Load the version that a channel has.
 
-    Compared are: the log with its hashes, the channel with the log, version.json with the version's id, every file with
-    version.json, the tensors with sae.json, the feature dictionary with its SAE, and both with the model.
+    Compared are: the channel with the log, version.json with the version's id, every file with version.json, the
+    tensors with sae.json, the feature dictionary with its SAE, and both with the model.
 
     Args:
         registry: Folder of a registry, or `hub:org/name`.
         channel: `staging` or `production`.
         model: The LanguageModel or transformers model that it is for; None: not compared.
-        site: Where it is to write; has to be named where the SAE predicts several.
+        site: Where it is to write; has to be named if the SAE predicts several.
         device: Where the SAE goes.
 
     Raises:
@@ -69,39 +70,29 @@ def load_channel(
         SiteError: The site is another one.
     """
     check_channel(channel)
-    with local_copy(registry, channel=channel) as here:
-        where, state = open_registry(here)
-        version = state.has(channel)
-        if version is None:
-            raise ConfigError(
-                f"channel is {channel!r}, and nothing in {str(registry)!r} was promoted to it: lightsae registry "
-                f"promote VERSION --channel {channel} --registry {registry}"
-            )
-        told = check_intact(where, version, str(registry))
-        folder = folder_of(where, version)
-        dictionary = FeatureDictionary.open(folder / "dictionary")
-        if dictionary.id != told["dictionary"]:
-            raise FormatError(
-                f"Version {version[:SHORT]} is of the feature dictionary {told['dictionary'][:SHORT]}, but holds "
-                f"{dictionary.id[:SHORT]}; publish it again."
-            )
-        sae = load_sae(folder / "sae", device)
-        dictionary.check_belongs_to(folder / "sae")
-    named: dict[str, Any] = dictionary.manifest["model"]
+    where, state = open_registry(registry, channel=channel)
+    version = state.has(channel)
+    if version is None:
+        raise ConfigError(
+            f"{arg('channel')} is {channel!r}, and nothing in {str(registry)!r} was promoted to it: lightsae registry "
+            f"promote VERSION --channel {channel} --registry {registry}"
+        )
+    manifest = check_intact(where, version, str(registry))
+    folder = folder_of(where, version)
+    dictionary = FeatureDictionary.open(folder / "dictionary")
+    if dictionary.id != manifest["dictionary"]:
+        raise FormatError(
+            f"Version {version[:SHORT]} is of the feature dictionary {manifest['dictionary'][:SHORT]}, but holds "
+            f"{dictionary.id[:SHORT]}; publish it again."
+        )
+    sae = load_sae(folder / "sae", device)
+    dictionary.check_belongs_to(folder / "sae")
+    name, revision = str(dictionary.manifest["model"].get("name") or ""), dictionary.manifest["model"].get("revision")
     written = choose_site(sae, site)
     if model is not None:
-        check_model(model, str(named.get("name") or ""), named.get("revision"))
+        check_model(model, name, revision)
         site_in(model, written.site)
-    return Promoted(
-        sae=sae,
-        dictionary=dictionary,
-        version=version,
-        channel=channel,
-        site=written,
-        model=str(named.get("name") or ""),
-        revision=named.get("revision"),
-        folder=folder,
-    )
+    return Promoted(sae, dictionary, version, channel, written, name, revision, folder)
 
 
 def promoted_or_given(
@@ -115,23 +106,57 @@ def promoted_or_given(
 ) -> tuple[SparseAutoencoder | str | Path, FeatureDictionary | str | Path | None]:
     """Return the SAE and the feature dictionary that a caller gave, or those that a channel has.
 
-    Args:
-        model: That they are for.
-        sae: As given; None with a channel.
-        dictionary: As given; None with a channel.
-        channel: `staging` or `production`; None: what was given.
-        registry: Where the channel is.
-        site: Where the SAE is to write; None where it predicts one site.
-        any_model: Whether another model than theirs is meant.
-
     Raises:
         ConfigError: Neither, or both, were given.
     """
     if channel is None:
         if sae is None:
-            raise ConfigError("sae is missing: give the SAE, its folder, or channel='production' with a registry.")
+            raise ConfigError(f"{arg('sae')} is missing: give the SAE, its folder, or what load_channel returns.")
         return sae, dictionary
     if sae is not None or dictionary is not None:
-        raise ConfigError(f"channel is {channel!r}, and sae or dictionary is given too; keep one of the two.")
+        raise ConfigError(f"{arg('channel')} is {channel!r}, and sae or dictionary is given too; keep one of the two.")
     promoted = load_channel(registry, channel, None if any_model else model, site=site)
     return promoted.sae, promoted.dictionary
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found.
+
+    Attributes:
+        versions: How many are published.
+        entries: How many actions the log holds.
+        problems: What is wrong, a line each.
+        notes: What an action that was cut short left; the next one clears it away.
+    """
+
+    versions: int
+    entries: int
+    problems: list[str]
+    notes: list[str]
+
+
+def verify(registry: str | Path) -> Verified:
+    """Rehash all files of all versions that the log names, and check that log and channels agree.
+
+    What is not found: an edited line of the log that still follows from those before it (see `registry.log`).
+
+    Args:
+        registry: Folder of the registry, or `hub:org/name`.
+
+    Raises:
+        FormatError: There is no registry.
+    """
+    where = locate_registry(local_copy(registry))
+    state, problems = inspect_log(where)
+    for version in dict.fromkeys([*state.published, *(entry["version"] for entry in state.entries)]):
+        channels = ", ".join(state.channels_of(version))
+        name = f"version {version[:SHORT]}" + (f" ({channels})" if channels else "")
+        problems += [f"{name}: {problem}" for problem in problems_of(where, version)]
+    notes = []
+    # Without a log that can be followed, nothing says what was published.
+    if not problems:
+        notes = [f"version {v[:SHORT]}: its publishing was cut short" for v in unpublished(where, state)]
+        if state.interrupted:
+            notes.append("the last line of the log: its action was cut short, and did not happen")
+    return Verified(len(state.published), len(state.entries), problems, notes)

@@ -1,15 +1,18 @@
-"""The registry's log: who did what, when and why, one JSON object a line, each holding the hash of the line before.
+"""The registry's log: who did what, when and why, one JSON object per line, in the order in which it happened.
 
-    log.jsonl       every action, in order; lines are only ever added
-    channels.json   how many lines of it count, the hash of the last of them, and what each channel has now
+    log.jsonl       every action; lines are only ever added
+    channels.json   how many lines of it count, and what each channel has now
 
 The log is the truth: what a channel has, and what it had before, is replayed from it. Replacing channels.json is what
-makes an action happen: a line beyond those that it counts is an action that was cut short, and the next action records
-its text and takes its place. The hashes show damage and careless changes; they are no signature against somebody who
-writes both files anew.
+makes an action happen: a line beyond those that it counts is an action that was cut short, and the next one takes its
+place.
+
+Found are deleted, moved and unreadable lines, lines that do not follow from those before them, and a channels.json that
+says something else than the log. An edited line that still follows, such as another `who` or `why`, is not found: keep
+the registry on the Hub, where each action is a commit, to know who changed what. (Format 1 chained the lines by hashes;
+its registries are read, without looking at the hashes.)
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +22,8 @@ from lightsae.errors import FormatError
 from lightsae.formats.files import write_atomically
 
 LOG, POINTER = "log.jsonl", "channels.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHANNELS = ("staging", "production")
-# What the first line says of the line before it.
-START = "0" * 64
 
 
 @dataclass
@@ -31,15 +32,13 @@ class State:
 
     Attributes:
         entries: The actions that count, oldest first.
-        lines: Their lines, as they are in the file.
-        interrupted: What stands after them: an action that was cut short.
+        interrupted: Whether a line stands after them: an action that was cut short.
         published: Ids of versions, oldest first.
         channels: Versions of each channel, the present one last; a rollback takes it away.
     """
 
     entries: list[dict[str, Any]] = field(default_factory=list)
-    lines: list[bytes] = field(default_factory=list)
-    interrupted: bytes = b""
+    interrupted: bool = False
     published: list[str] = field(default_factory=list)
     channels: dict[str, list[str]] = field(default_factory=lambda: {channel: [] for channel in CHANNELS})
 
@@ -47,11 +46,34 @@ class State:
         """Return the present version of a channel."""
         return self.channels[channel][-1] if self.channels[channel] else None
 
+    def channels_of(self, version: str) -> list[str]:
+        """Return the channels whose present version this is."""
+        return [channel for channel in CHANNELS if self.has(channel) == version]
+
     def was_in(self, channel: str, version: str) -> bool:
         """Return whether a version is in a channel, or was once."""
         return any(
             e["action"] == "promote" and (e["channel"], e["version"]) == (channel, version) for e in self.entries
         )
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Replay one action.
+
+        Raises:
+            KeyError, IndexError, TypeError, ValueError: It does not follow from those before it.
+        """
+        action, version = entry["action"], entry["version"]
+        if action == "publish":
+            self.published.append(version)
+        elif action == "promote":
+            self.channels[entry["channel"]].append(version)
+        elif action == "rollback":
+            self.channels[entry["channel"]].pop()
+            if self.has(entry["channel"]) != version:
+                raise ValueError(version)
+        elif action != "restore":
+            raise ValueError(action)
+        self.entries.append(entry)
 
 
 def read_state(where: Path, shown: str) -> State:
@@ -80,24 +102,29 @@ def inspect_log(where: Path) -> tuple[State, list[str]]:
         pointer = _read_pointer(where)
     except FormatError as error:
         return State(), [str(error)]
-    content = (where / LOG).read_bytes() if (where / LOG).is_file() else b""
-    *whole, torn = content.split(b"\n")
-    count = pointer["entries"]
-    state = State(lines=whole[:count], interrupted=b"\n".join([*whole[count:], torn]))
-    problems = []
-    if len(whole) < count:
-        problems.append(f"{LOG} has {len(whole)} lines, but {POINTER} counts {count}: lines were deleted")
-    if len(whole) > count + 1:
-        problems.append(f"{LOG} has {len(whole)} lines, but {POINTER} counts {count}: {POINTER} is an older one")
-    problems += _follow(state)
-    if len(whole) >= count and (last := _last_hash(state.lines)) != pointer["hash"]:
-        problems.append(
-            f"line {count} of {LOG} was changed: its hash is {last[:12]}, but {POINTER} says {pointer['hash'][:12]}"
-        )
-    if not problems:
-        for channel in CHANNELS:
-            if (says := pointer["channels"].get(channel)) != (has := state.has(channel)):
-                problems.append(f"{POINTER} was changed: {channel} is {_short(says)}, but by {LOG} it is {_short(has)}")
+    *lines, torn = _content(where).split(b"\n")
+    count, state, problems = pointer["entries"], State(), []
+    state.interrupted = len(lines) > count or bool(torn)
+    if len(lines) < count:
+        problems.append(f"{LOG} has {len(lines)} lines, but {POINTER} counts {count}: lines were deleted")
+    if len(lines) > count + 1:
+        problems.append(f"{LOG} has {len(lines)} lines, but {POINTER} counts {count}: {POINTER} is an older one")
+    for number, line in enumerate(lines[:count], 1):
+        try:
+            entry = json.loads(line)
+            stands = entry["number"]
+        except (ValueError, TypeError, KeyError):
+            problems.append(f"line {number} of {LOG} is not an entry")
+            continue
+        if stands != number:
+            return state, [*problems, f"line {number} of {LOG} is entry {stands}: lines were deleted or moved"]
+        try:
+            state.add(entry)
+        except (KeyError, IndexError, TypeError, ValueError):
+            problems.append(f"line {number} of {LOG} does not follow from the lines before it")
+    for channel in () if problems else CHANNELS:
+        if (says := pointer["channels"].get(channel)) != (has := state.has(channel)):
+            problems.append(f"{POINTER} was changed: {channel} is {_short(says)}, but by {LOG} it is {_short(has)}")
     return state, problems
 
 
@@ -107,33 +134,34 @@ def commit(where: Path, state: State, entry: dict[str, Any]) -> None:
     Raises:
         ConfigError: The disk is full, or there is no permission to write.
     """
-    full = {"number": len(state.lines) + 1, "previous": _last_hash(state.lines), **entry}
-    if state.interrupted:
-        full["interrupted"] = state.interrupted.decode("utf-8", "replace")
-    state.lines.append(json.dumps(full, ensure_ascii=False, allow_nan=False).encode())
-    state.entries.append(full)
-    _replay(state, full)
-    state.interrupted = b""
+    kept = _content(where).split(b"\n")[: len(state.entries)]
+    entry = {"number": len(kept) + 1, **entry}
+    state.add(entry)
+    line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode()
     with write_atomically(where / LOG) as partial:
-        partial.write_bytes(b"".join(line + b"\n" for line in state.lines))
+        partial.write_bytes(b"\n".join([*kept, line, b""]))
     pointer = {
         "format_version": FORMAT_VERSION,
-        "entries": len(state.lines),
-        "hash": _last_hash(state.lines),
+        "entries": len(state.entries),
         "channels": {channel: state.has(channel) for channel in CHANNELS},
     }
     with write_atomically(where / POINTER) as partial:
         partial.write_text(json.dumps(pointer, indent=2) + "\n", encoding="utf-8")
+    state.interrupted = False
+
+
+def _content(where: Path) -> bytes:
+    return (where / LOG).read_bytes() if (where / LOG).is_file() else b""
 
 
 def _read_pointer(where: Path) -> dict[str, Any]:
     try:
         pointer = json.loads((where / POINTER).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"entries": 0, "hash": START, "channels": {}}
+        return {"entries": 0, "channels": {}}
     except ValueError as error:
         raise FormatError(f"{POINTER} is not valid JSON ({error})") from error
-    kinds = {"format_version": int, "entries": int, "hash": str, "channels": dict}
+    kinds = {"format_version": int, "entries": int, "channels": dict}
     if not isinstance(pointer, dict) or any(not isinstance(pointer.get(k), kind) for k, kind in kinds.items()):
         raise FormatError(f"{POINTER} does not hold {', '.join(kinds)}")
     if pointer["format_version"] > FORMAT_VERSION:
@@ -142,49 +170,6 @@ def _read_pointer(where: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION} (pip install --upgrade lightsae)"
         )
     return pointer
-
-
-def _follow(state: State) -> list[str]:
-    """Parse and replay the lines; return what breaks the chain."""
-    problems, before = [], START
-    for number, line in enumerate(state.lines, 1):
-        wanted, before = before, hashlib.sha256(line).hexdigest()
-        try:
-            entry = json.loads(line)
-            told, previous = entry["number"], entry["previous"]
-        except (ValueError, TypeError, KeyError):
-            problems.append(f"line {number} of {LOG} is not an entry")
-            continue
-        if told != number:
-            problems.append(f"line {number} of {LOG} is entry {told}: lines were deleted or moved")
-            return problems
-        if previous != wanted:
-            problems.append(f"line {number - 1} of {LOG} was changed: line {number} holds another hash of it")
-        try:
-            _replay(state, entry)
-        except (KeyError, IndexError, TypeError):
-            problems.append(f"line {number} of {LOG} does not follow from the lines before it")
-            continue
-        state.entries.append(entry)
-    return problems
-
-
-def _replay(state: State, entry: dict[str, Any]) -> None:
-    match entry["action"]:
-        case "publish":
-            state.published.append(entry["version"])
-        case "promote":
-            state.channels[entry["channel"]].append(entry["version"])
-        case "rollback":
-            state.channels[entry["channel"]].pop()
-        case "restore":
-            pass
-        case other:
-            raise KeyError(other)
-
-
-def _last_hash(lines: list[bytes]) -> str:
-    return hashlib.sha256(lines[-1]).hexdigest() if lines else START
 
 
 def _short(version: str | None) -> str:

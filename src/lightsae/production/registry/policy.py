@@ -1,51 +1,27 @@
 """What a version has to reach before it is promoted: thresholds in a YAML file, and what falls short of them."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightsae.errors import ConfigError, did_you_mean
+from lightsae.errors import ConfigError, arg, did_you_mean
 from lightsae.production.registry.evidence import REPORTS, Figures
 
-_WORDS = {"min_": "at least", "max_": "at most"}
-
-
-@dataclass(frozen=True)
-class ValidationRules:
-    """Of the SAE, on held-out text: validation.json."""
-
-    min_fve_no_sinks: float | None = None
-    min_ce_recovered: float | None = None
-    max_dead: float | None = None
-
-
-@dataclass(frozen=True)
-class LabelRules:
-    """Of the labels: the feature dictionary. Precision and recall are medians; the floor: shuffled labels that pass."""
-
-    min_share_labelled: float | None = None
-    min_precision: float | None = None
-    min_recall: float | None = None
-    max_shuffled_floor: float | None = None
-
-
-@dataclass(frozen=True)
-class PanelRules:
-    """Of steering: the panel report. above_random_floor: the intervals of usefulness and random floor are apart."""
-
-    min_reliable_share: float | None = None
-    max_harmful_share: float | None = None
-    above_random_floor: bool = False
-
-
-@dataclass(frozen=True)
-class DriftRules:
-    """Of the comparison with another dictionary: the drift report."""
-
-    min_kept_share: float | None = None
+Rules = dict[str, dict[str, float | bool | None]]
+# By group, all that a policy may ask, with what stands for a rule that is not set. Thresholds are shares, 0 to 1.
+_NOTHING: Rules = {
+    # The SAE on held-out text: validation.json.
+    "validation": {"min_fve_no_sinks": None, "min_ce_recovered": None, "max_dead": None},
+    # The feature dictionary. Precision and recall are medians; the floor: shuffled labels that pass.
+    "labels": {"min_share_labelled": None, "min_precision": None, "min_recall": None, "max_shuffled_floor": None},
+    # The panel report. above_random_floor: the intervals of usefulness and random floor are apart.
+    "panel": {"min_reliable_share": None, "max_harmful_share": None, "above_random_floor": False},
+    # The comparison with another SAE.
+    "drift": {"min_kept_share": None},
+}
 
 
 @dataclass(frozen=True)
@@ -54,46 +30,36 @@ class Policy:
 
     Attributes:
         requires_staging: Production takes only versions that are in staging, or were.
+        rules: By group (`validation`, `labels`, `panel`, `drift`) and name; see configs/policies/default.yaml.
     """
 
     requires_staging: bool = False
-    validation: ValidationRules = field(default_factory=ValidationRules)
-    labels: LabelRules = field(default_factory=LabelRules)
-    panel: PanelRules = field(default_factory=PanelRules)
-    drift: DriftRules = field(default_factory=DriftRules)
+    rules: Rules = field(default_factory=lambda: _NOTHING)
 
     def shortfalls(self, figures: Figures) -> list[str]:
         """Return every figure that falls short, a line each: what was found, and what is needed."""
         lines = []
-        for group in _GROUPS:
-            for rule, needed in asdict(getattr(self, group)).items():
+        for group, rules in self.rules.items():
+            for rule, needed in rules.items():
                 if needed is None or needed is False:
                     continue
-                name = rule.removeprefix("min_").removeprefix("max_")
-                found = figures.get(group, {}).get(name)
-                asked = "intervals apart" if needed is True else f"{_WORDS[rule[:4]]} {needed:g}"
-                if found is None:
-                    lines.append(
-                        f"{group}.{name}: not measured: {REPORTS[group][0]} ({REPORTS[group][1]}); needed {asked}"
-                    )
-                elif needed is True:
-                    lines += [] if found else [f"{group}.{name}: found intervals that overlap; needed {asked}"]
-                elif found > needed if rule.startswith("max_") else found < needed:
-                    lines.append(f"{group}.{name}: found {found:.4g}; needed {asked}")
+                name, at_most = rule.removeprefix("min_").removeprefix("max_"), rule.startswith("max_")
+                figure = figures.get(group, {}).get(name)
+                asked = f"needed at {'most' if at_most else 'least'} {needed:g}"
+                asked = "needed intervals apart" if needed is True else asked
+                if figure is None:
+                    report, command, _ = REPORTS[group]
+                    lines.append(f"{group}.{name}: not measured: {report} ({command}); {asked}")
+                elif needed is True and not figure:
+                    lines.append(f"{group}.{name}: found intervals that overlap; {asked}")
+                elif needed is not True and (figure > needed if at_most else figure < needed):
+                    lines.append(f"{group}.{name}: found {figure:.4g}; {asked}")
         return lines
 
     def entry(self, path: str | Path) -> dict[str, Any]:
         """Return what the log says of the policy that a version was held against."""
-        content = Path(path).read_bytes()
-        return {"file": Path(path).name, "sha256": hashlib.sha256(content).hexdigest(), **asdict(self)}
-
-
-_GROUPS: dict[str, type[Any]] = {
-    "validation": ValidationRules,
-    "labels": LabelRules,
-    "panel": PanelRules,
-    "drift": DriftRules,
-}
+        sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return {"file": Path(path).name, "sha256": sha256, "requires_staging": self.requires_staging, **self.rules}
 
 
 class PolicyRefusal(ConfigError):
@@ -114,53 +80,44 @@ def read_policy(path: str | Path) -> Policy:
     Raises:
         ConfigError: It is missing, or says something that a policy does not have.
     """
-    file = Path(path)
+    file, problem = Path(path), f"policy {str(path)!r}"
     try:
-        told = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise ConfigError(f"policy is {str(path)!r}, which {what}.{did_you_mean(file.name, near)}") from error
+        raise ConfigError(f"{arg('policy')} is {str(path)!r}, which {what}.{did_you_mean(file.name, near)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"policy {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(told, dict) or not told:
-        raise ConfigError(f"policy {str(path)!r} sets nothing; write thresholds, e.g. labels: {{min_precision: 0.8}}.")
-    _check_keys(told, [f.name for f in fields(Policy)], "", path)
-    values: dict[str, Any] = {}
-    if "requires_staging" in told:
-        values["requires_staging"] = _switch(told["requires_staging"], "requires_staging", path)
-    for group, kind in _GROUPS.items():
-        if (rules := told.get(group)) is None:
-            continue
-        if not isinstance(rules, dict):
-            raise ConfigError(f"policy {str(path)!r}: {group} is {rules!r}; write thresholds under it, `name: number`.")
-        _check_keys(rules, [f.name for f in fields(kind)], f"{group}.", path)
-        checked = {rule: _threshold(kind, rule, value, f"{group}.{rule}", path) for rule, value in rules.items()}
-        values[group] = kind(**checked)
-    return Policy(**values)
+        raise ConfigError(f"{problem} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict) or not settings:
+        raise ConfigError(f"{problem} sets nothing; write thresholds, e.g. labels: {{min_precision: 0.8}}.")
+    _check_keys(settings, ["requires_staging", *_NOTHING], problem)
+    rules = {}
+    for group, unset in _NOTHING.items():
+        thresholds = {} if settings.get(group) is None else settings[group]
+        if not isinstance(thresholds, dict):
+            raise ConfigError(f"{problem}: {group} is {thresholds!r}; write thresholds under it, `name: number`.")
+        _check_keys(thresholds, list(unset), problem, f"{group}.")
+        for rule, value in thresholds.items():
+            if isinstance(unset[rule], bool):
+                _check_switch(value, f"{group}.{rule}", problem)
+            # An 80 that was meant as a percentage would refuse, or let pass, everything.
+            elif value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1
+            ):
+                raise ConfigError(f"{problem}: {group}.{rule} is {value!r}; write a number from 0 to 1.")
+        rules[group] = {**unset, **thresholds}
+    _check_switch(settings.get("requires_staging", False), "requires_staging", problem)
+    return Policy(settings.get("requires_staging", False), rules)
 
 
-def _check_keys(told: dict[Any, Any], known: list[str], section: str, path: str | Path) -> None:
-    for key in told:
+def _check_keys(settings: dict[Any, Any], known: list[str], problem: str, section: str = "") -> None:
+    for key in settings:
         if key not in known:
-            raise ConfigError(
-                f"policy {str(path)!r}: {section}{key} is not known; there are {', '.join(known)}."
-                f"{did_you_mean(str(key), known)}"
-            )
+            near = did_you_mean(str(key), known)
+            raise ConfigError(f"{problem}: {section}{key} is not known; there are {', '.join(known)}.{near}")
 
 
-def _threshold(kind: type[Any], rule: str, value: Any, key: str, path: str | Path) -> float | bool | None:
-    if rule == "above_random_floor":
-        return _switch(value, key, path)
-    if value is None:
-        return None
-    # All of them are shares, and an 80 that was meant as a percentage would refuse, or let pass, everything.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ConfigError(f"policy {str(path)!r}: {key} is {value!r}; write a number from 0 to 1.")
-    return float(value)
-
-
-def _switch(value: Any, key: str, path: str | Path) -> bool:
+def _check_switch(value: Any, key: str, problem: str) -> None:
     if not isinstance(value, bool):
-        raise ConfigError(f"policy {str(path)!r}: {key} is {value!r}; write true or false.")
-    return value
+        raise ConfigError(f"{problem}: {key} is {value!r}; write true or false.")

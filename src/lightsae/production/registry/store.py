@@ -6,23 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightsae.errors import ConfigError, FormatError, did_you_mean
+from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
 from lightsae.formats.files import explain_os_errors, locate
+from lightsae.production.registry.hub import local_copy
 from lightsae.production.registry.log import CHANNELS, LOG, POINTER, State, read_state
 from lightsae.production.registry.version import SHORT, VERSIONS
 
 LOCK = ".lock"
-# Digits that name a version at the least.
+# Fewest digits that name a version.
 _FEWEST = 4
 
 
-def open_registry(registry: str | Path) -> tuple[Path, State]:
-    """Return where a registry is, and its state. Nothing is written, and no lock is needed.
+def open_registry(registry: str | Path, *, channel: str | None = None) -> tuple[Path, State]:
+    """Return the folder of a registry, and its state. Nothing is written, and no lock is needed.
+
+    Args:
+        registry: Folder, or `hub:org/name`.
+        channel: From the Hub, download the version of this channel alone; None: all.
 
     Raises:
         FormatError: There is none, or its log was changed.
+        ConfigError: The Hub cannot be reached, or has no such repository.
     """
-    where = locate_registry(registry)
+    where = locate_registry(local_copy(registry, channel=channel))
     return where, read_state(where, str(registry))
 
 
@@ -43,11 +49,11 @@ def locate_registry(registry: str | Path) -> Path:
 
 @contextmanager
 def writing(registry: str | Path, begin: bool = False) -> Iterator[tuple[Path, State]]:
-    """Keep other writers away, and give the folder and the state.
+    """Keep other writers away while a registry is changed; gives its folder and its state.
 
     Args:
         registry: Folder of the registry.
-        begin: Make it where there is none.
+        begin: Make it if there is none.
 
     Raises:
         ConfigError: Another process writes, or there is no permission to.
@@ -70,8 +76,8 @@ def writing(registry: str | Path, begin: bool = False) -> Iterator[tuple[Path, S
             raise ConfigError(f"Another process is writing to the registry {str(registry)!r}; try again.") from error
         state = read_state(where, str(registry))
         # Nobody else writes: these are of a process that was killed.
-        for left in (where / VERSIONS).glob(".partial-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for staged in (where / VERSIONS).glob(".partial-*"):
+            shutil.rmtree(staged, ignore_errors=True)
         yield where, state
 
 
@@ -81,26 +87,23 @@ def find_version(where: Path, state: State, text: str) -> str:
     Raises:
         ConfigError: There is none, or there are several; or its publishing was cut short.
     """
-    wanted = text.strip().lower()
-    known = [v for v in state.published if v.startswith(wanted)] if len(wanted) >= _FEWEST else []
+    start = text.strip().lower()
+    known = [v for v in state.published if v.startswith(start)] if len(start) >= _FEWEST else []
     if len(known) == 1:
         return known[0]
     if known:
         listed = ", ".join(v[: SHORT + 8] for v in known)
-        raise ConfigError(f"version is {text!r}, with which {len(known)} begin: {listed}; write more digits.")
-    if len(wanted) >= _FEWEST and any(v.startswith(wanted) for v in unpublished(where, state)):
-        raise ConfigError(
-            f"version is {text!r}, whose publishing was cut short, so that it was never published; publish it again."
-        )
-    near = did_you_mean(wanted[:SHORT], [v[:SHORT] for v in state.published])
-    raise ConfigError(f"version is {text!r}, which is not published.{near} List them: lightsae registry list")
+        raise ConfigError("version", text, f"{len(known)} begin with it: {listed}; write more digits")
+    if len(start) >= _FEWEST and any(v.startswith(start) for v in unpublished(where, state)):
+        raise ConfigError("version", text, "its publishing was cut short; publish it again")
+    near = did_you_mean(start[:SHORT], [v[:SHORT] for v in state.published])
+    raise ConfigError(f"{arg('version')} is {text!r}, which is not published.{near} List them: lightsae registry list")
 
 
 def unpublished(where: Path, state: State) -> list[str]:
     """Return folders of versions that the log does not know: their publishing was cut short."""
-    folder = where / VERSIONS
-    found = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-    return [name for name in found if name not in state.published]
+    names = sorted(path.name for path in (where / VERSIONS).glob("[!.]*"))
+    return [name for name in names if name not in state.published]
 
 
 def check_channel(channel: str) -> str:
@@ -110,16 +113,17 @@ def check_channel(channel: str) -> str:
         ConfigError: There is none.
     """
     if channel not in CHANNELS:
-        raise ConfigError(f"channel is {channel!r}; write {' or '.join(CHANNELS)}.{did_you_mean(channel, CHANNELS)}")
+        advice = f"write {' or '.join(CHANNELS)}.{did_you_mean(channel, CHANNELS)}"
+        raise ConfigError(f"{arg('channel')} is {channel!r}; {advice}")
     return channel
 
 
 def _check_can_begin(where: Path) -> None:
     if where.exists() and not where.is_dir():
-        raise ConfigError(f"registry is {str(where)!r}, which is a file; name a folder.")
+        raise ConfigError("registry", str(where), "it is a file; name a folder")
     if not where.is_dir() or any((where / name).exists() for name in (POINTER, VERSIONS)):
         return
     if others := sorted(p.name for p in where.iterdir() if not p.name.startswith(".") and p.name != "README.md"):
         raise ConfigError(
-            f"registry is {str(where)!r}, which holds other files ({others[0]!r}); name a folder of its own."
+            f"{arg('registry')} is {str(where)!r}, which holds other files ({others[0]!r}); name a folder of its own."
         )

@@ -2,7 +2,7 @@
 
     versions/ID/dictionary/     the feature dictionary, with its dashboard
     versions/ID/sae/            sae.json and sae.safetensors
-    versions/ID/evidence/       validation.json, panel.json, drift.json: what was given
+    versions/ID/evidence/       validation.json, panel.json, drift.json, if they were given
     versions/ID/version.json    what it is of, and the SHA-256 of each file
 
 The id is the SHA-256 of what version.json says: the same contents have the same id, new evidence makes a new version.
@@ -26,7 +26,7 @@ from lightsae.formats.native import DESCRIPTION, TENSORS
 VERSIONS, MANIFEST = "versions", "version.json"
 KIND, FORMAT_VERSION = "lightsae registry version", 1
 EVIDENCE = ("validation", "panel", "drift")
-# Digits of an id in what is printed.
+# Digits of an id that are printed.
 SHORT = 12
 
 
@@ -47,16 +47,16 @@ def sources_of(dictionary: FeatureDictionary, sae: str | Path, evidence: Mapping
 
 def describe(dictionary: FeatureDictionary, sources: Mapping[str, Path]) -> dict[str, Any]:
     """Return what version.json says."""
-    told = dictionary.manifest
+    sae = dictionary.manifest["sae"]
     return {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
         "dictionary": dictionary.id,
-        "sae": told["sae"]["sha256"],
-        "variant": told["sae"].get("variant"),
-        "read": told["sae"].get("read", []),
-        "predicted": told["sae"].get("predicted", []),
-        "model": told["model"],
+        "sae": sae["sha256"],
+        "variant": sae.get("variant"),
+        "read": sae.get("read", []),
+        "predicted": sae.get("predicted", []),
+        "model": dictionary.manifest["model"],
         "files": {name: hash_file(path) for name, path in sorted(sources.items())},
     }
 
@@ -95,22 +95,21 @@ def problems_of(where: Path, version: str) -> list[str]:
         manifest = read_manifest(folder)
     except FormatError as error:
         return [str(error)]
-    if (found := version_id(manifest)) != version:
-        return [f"{MANIFEST} was changed: its contents give the id {found[:SHORT]}, not {version[:SHORT]}"]
-    problems, told = [], manifest["files"]
-    for name, sha256 in told.items():
-        path = folder / name
-        if not path.is_file():
+    if (contents := version_id(manifest)) != version:
+        return [f"{MANIFEST} was changed: its contents give the id {contents[:SHORT]}, not {version[:SHORT]}"]
+    present = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    problems, published = [], manifest["files"]
+    for name, sha256 in published.items():
+        if name not in present:
             problems.append(f"{name} is missing")
-        elif (found := hash_file(path)) != sha256:
+        elif (now := hash_file(present[name])) != sha256:
             problems.append(
-                f"{name} was changed: its SHA-256 starts with {found[:SHORT]}, but {MANIFEST} says {sha256[:SHORT]}"
+                f"{name} was changed: its SHA-256 starts with {now[:SHORT]}, but {MANIFEST} says {sha256[:SHORT]}"
             )
-    found_files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    return problems + [f"{name} was added" for name in sorted(found_files - {MANIFEST, *told})]
+    return problems + [f"{name} was added" for name in present if name not in (MANIFEST, *published)]
 
 
-def check_intact(where: Path, version: str, shown: str) -> dict[str, Any]:
+def check_intact(where: Path, version: str, registry: str) -> dict[str, Any]:
     """Return the manifest of a version that is as it was published.
 
     Raises:
@@ -119,8 +118,8 @@ def check_intact(where: Path, version: str, shown: str) -> dict[str, Any]:
     if problems := problems_of(where, version):
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise FormatError(
-            f"Version {version[:SHORT]} of {shown!r} is not what was published: {problems[0]}{more}. Publish it again "
-            "from its sources to restore it, or choose another version."
+            f"Version {version[:SHORT]} of {registry!r} is not what was published: {problems[0]}{more}. Publish it "
+            "again from its sources to restore it, or choose another version."
         )
     return read_manifest(folder_of(where, version))
 

@@ -1,6 +1,6 @@
 """What a sparsity mechanism gives: latents from pre-activations, loss terms, and its demands on the decoder.
 
-Axes: T tokens, D width, O width predicted, F dictionary size.
+Axes: T tokens, D width, O width predicted, F latents.
 """
 
 import inspect
@@ -45,7 +45,6 @@ class Mechanism(nn.Module, ABC):
         default_coefficients: What weighs each loss term where the user says nothing.
         default_warm_up: The share of the run over which a term's default coefficient rises from 0.
         progress: Share of the run that is done, for what changes over a run. The trainer sets it before each step.
-        key: Under which the user writes its settings, for error messages.
     """
 
     unit_norm_decoder: bool = True
@@ -58,7 +57,6 @@ class Mechanism(nn.Module, ABC):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = 1e-8
     progress: float = 1.0
-    key: str = "model.sae"
 
     @property
     def settings(self) -> dict[str, Any]:

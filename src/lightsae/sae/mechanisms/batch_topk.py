@@ -1,6 +1,6 @@
 """BatchTopK: the batch keeps its T * k largest latents, so that hard tokens get more of them than easy ones.
 
-Axes:    T tokens, D width, F dictionary size, N kept latents.
+Axes:    T tokens, D width, F latents, N kept latents.
 Source:  Bussmann et al. 2024, arXiv:2412.06410.
 """
 
@@ -20,7 +20,7 @@ class BatchTopK(TopK):
     """In training, the T * k largest latents of the batch; at inference, those above a threshold. Terms as TopK's.
 
     The threshold is the running mean, over optimiser steps, of the smallest positive latent that a batch kept (the
-    paper takes the plain mean; but the last hundred steps or so say more about the dictionary as it ends). It is stored
+    paper takes the plain mean; but the last hundred steps or so say more about the SAE as it ends). It is stored
     with the weights. At inference a token's latents do not depend on which other tokens are in the batch.
     """
 

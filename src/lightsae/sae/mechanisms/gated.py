@@ -1,6 +1,6 @@
 """Gated: one path decides which latents fire, another how strongly; they share their encoder directions.
 
-Axes:    T tokens, D width, O width predicted, F dictionary size.
+Axes:    T tokens, D width, O width predicted, F latents.
 Source:  Rajamanoharan et al. 2024, arXiv:2404.16014, sec. 3 and the pseudo-code of its appendix.
 """
 
@@ -41,7 +41,7 @@ class Gated(Mechanism):
 
     def check(self, widths: Widths, d_sae: int) -> None:
         if not self.start_l0 > 0:
-            raise ConfigError(f"{self.key}.start_l0 is {self.start_l0}; it counts latents a token, so write 1 or more.")
+            raise ConfigError("start_l0", self.start_l0, "it counts latents per token, so write 1 or more")
 
     def build(self, d_sae: int) -> None:
         self.r_mag = nn.Parameter(torch.empty(d_sae))

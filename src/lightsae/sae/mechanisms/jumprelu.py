@@ -1,6 +1,6 @@
 """JumpReLU: a latent fires where its pre-activation is above a threshold of its own, which is learned.
 
-Axes:    T tokens, D width, O width predicted, F dictionary size.
+Axes:    T tokens, D width, O width predicted, F latents.
 Sources: Rajamanoharan et al. 2024, arXiv:2407.14435: step penalty, and in its appendix the target L0. Anthropic,
          "Circuits Updates - January 2025": tanh penalty and pre-activation loss.
 """
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.sae.mechanisms.base import Encoding, Mechanism
 from lightsae.sae.mechanisms.relu import pre_activations
 from lightsae.sae.sites import Widths
@@ -44,7 +44,7 @@ class JumpReLU(Mechanism):
         target_l0: Latents a token to aim at, with the step penalty; null: as many as the coefficient leaves.
         start_l0: Latents a token at the start.
         bandwidth: Of the kernel through which thresholds learn, in units of the normalised activations. With the data's
-            default normalisation, pre-activations of a fresh dictionary have a spread of about 1; with `unit`, divide
+            default normalisation, pre-activations of a fresh SAE have a spread of about 1; with `unit`, divide
             by sqrt(width).
     """
 
@@ -76,15 +76,15 @@ class JumpReLU(Mechanism):
 
     def check(self, widths: Widths, d_sae: int) -> None:
         if self.penalty not in ("step", "tanh"):
-            raise ConfigError(f"{self.key}.penalty is {self.penalty!r}; write 'step' or 'tanh'.")
+            raise ConfigError("penalty", self.penalty, "write 'step' or 'tanh'")
         if self.target_l0 is not None and not 0 < self.target_l0 <= d_sae:
-            raise ConfigError(f"{self.key}.target_l0 is {self.target_l0}; it must lie above 0, up to d_sae ({d_sae}).")
+            raise ConfigError("target_l0", self.target_l0, f"it must lie above 0, up to d_sae ({d_sae})")
         if self.target_l0 is not None and self.penalty != "step":
-            raise ConfigError(f"{self.key}.target_l0 goes with {self.key}.penalty step, which is {self.penalty!r}.")
+            raise ConfigError(f"{arg('target_l0')} goes with {arg('penalty')} step, which is {self.penalty!r}.")
         if self.bandwidth <= 0:
-            raise ConfigError(f"{self.key}.bandwidth is {self.bandwidth}; it must be above 0.")
+            raise ConfigError("bandwidth", self.bandwidth, "it must be above 0")
         if not self.start_l0 > 0:
-            raise ConfigError(f"{self.key}.start_l0 is {self.start_l0}; it counts latents a token, so write 1 or more.")
+            raise ConfigError("start_l0", self.start_l0, "it counts latents per token, so write 1 or more")
 
     def build(self, d_sae: int) -> None:
         self.log_threshold = nn.Parameter(torch.empty(d_sae))

@@ -1,6 +1,6 @@
 """ReLU with an L1 penalty, in the two forms that were published, and with a penalty that is annealed towards L0.
 
-Axes:    T tokens, D width, F dictionary size.
+Axes:    T tokens, D width, F latents.
 Sources: free decoder norms: Anthropic, "Circuits Updates - April 2024" (training SAEs). Unit norms: Bricken et al.
          2023, "Towards Monosemanticity", app. "Sparse autoencoder training". p-annealing: Karvonen et al. 2024,
          arXiv:2408.00113.
@@ -61,11 +61,11 @@ class ReLU(Mechanism):
 
     def check(self, widths: Widths, d_sae: int) -> None:
         if self.decoder_norm not in ("free", "unit"):
-            raise ConfigError(f"{self.key}.decoder_norm is {self.decoder_norm!r}; write 'free' or 'unit'.")
+            raise ConfigError("decoder_norm", self.decoder_norm, "write 'free' or 'unit'")
         if not 0 < self.p_end <= 1:
-            raise ConfigError(f"{self.key}.p_end is {self.p_end}; write a power above 0 and up to 1.")
+            raise ConfigError("p_end", self.p_end, "write a power above 0 and up to 1")
         if not 0 <= self.p_begin < 1:
-            raise ConfigError(f"{self.key}.p_begin is {self.p_begin}; write a share of the run, from 0 up and below 1.")
+            raise ConfigError("p_begin", self.p_begin, "write a share of the run, from 0 up and below 1")
 
     def build(self, d_sae: int) -> None:
         if self.p_end < 1:

@@ -1,6 +1,6 @@
 """TopK: each token keeps its k largest latents. AuxK brings dead latents back.
 
-Axes:    T tokens, D width, F dictionary size, N kept latents.
+Axes:    T tokens, D width, F latents, N kept latents.
 Sources: Gao et al. 2024, arXiv:2406.04093: sec. 2.3 (TopK), app. A.2 (AuxK), app. A.4 (Multi-TopK). Falling k: He et
          al. 2024, "Llama Scope", arXiv:2410.20526.
 """
@@ -28,7 +28,7 @@ class TopK(Mechanism):
 
     mse = sum e^2 / sum (x - mean x)^2 over the batch. auxk = sum (e - e_hat)^2 / sum e^2, where the error e is a fixed
     target and e_hat is decoded from each token's `k_aux` largest dead latents; 0 while no latent is dead. multi is the
-    mse of a reconstruction from `multi_k` latents, which keeps the dictionary good where more latents are used.
+    mse of a reconstruction from `multi_k` latents, which keeps the SAE good where more latents are used.
 
     Args:
         k: Latents kept for each token.
@@ -61,14 +61,14 @@ class TopK(Mechanism):
         return 2e-4 * math.sqrt(2**14 / d_sae)
 
     def check(self, widths: Widths, d_sae: int) -> None:
-        for key in ("k", "k_start", "multi_k"):
-            value = getattr(self, key)
+        for name in ("k", "k_start", "multi_k"):
+            value = getattr(self, name)
             if value is not None and not 0 < value <= d_sae:
-                raise ConfigError(f"{self.key}.{key} is {value}; it must lie in 1..d_sae ({d_sae}).")
+                raise ConfigError(name, value, f"it must lie in 1..d_sae ({d_sae})")
         if self.k_aux is not None and self.k_aux < 1:
-            raise ConfigError(f"{self.key}.k_aux is {self.k_aux}; it must be 1 or more (leave it out for the default).")
+            raise ConfigError("k_aux", self.k_aux, "it must be 1 or more (leave it out for the default)")
         if not 0 < self.k_fall <= 1:
-            raise ConfigError(f"{self.key}.k_fall is {self.k_fall}; write a share of the run, above 0 and up to 1.")
+            raise ConfigError("k_fall", self.k_fall, "write a share of the run, above 0 and up to 1")
 
     @property
     def present_k(self) -> int:
@@ -129,6 +129,10 @@ def largest_of_each(pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " 
 
 
 def nearest_power_of_two(value: float) -> int:
-    """Return the power of two nearest to `value`, 1 at the least."""
+    """Return the power of two nearest to `value`, 1 at the least.
+
+    >>> [nearest_power_of_two(value) for value in (0.4, 5.0, 6.0, 96.0, 384.0)]
+    [1, 4, 4, 64, 256]
+    """
     lower = 1 << max(0, int(value).bit_length() - 1)
     return lower if value - lower <= 2 * lower - value else 2 * lower

@@ -266,9 +266,9 @@ def test_hub_datasets(streaming: bool, fake_hub: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_hub_split_and_column_errors(streaming: bool, fake_hub: list[dict[str, Any]]) -> None:
-    with pytest.raises(CorpusError, match=r"data\.text_column is 'txt', but .*'text'.*Did you mean 'text'"):
+    with pytest.raises(CorpusError, match=r"text_column is 'txt', but .*'text'.*Did you mean 'text'"):
         open_documents(CorpusConfig("owner/stories", text_column="txt", streaming=streaming), "train")
-    with pytest.raises(CorpusError, match=r"data\.dataset_split is 'trian': .*train"):
+    with pytest.raises(CorpusError, match=r"dataset_split is 'trian': .*train"):
         open_documents(CorpusConfig("owner/stories", dataset_split="trian", streaming=streaming), "train")
 
 
@@ -282,9 +282,9 @@ def test_check_of_a_hub_dataset_reads_no_data(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **options: Builder)
     check_corpus(CorpusConfig("owner/stories", text_column="body", dataset_split="train[:10%]"))
     for wrong, message in (
-        ({}, r"data\.text_column is 'text', but owner/stories has 'body'"),
-        ({"dataset_split": "trian"}, r"data\.dataset_split is 'trian', but .*Did you mean 'train'"),
-        ({"validation_split": "valid"}, r"data\.validation_split is 'valid', but owner/stories has 'train'"),
+        ({}, r"text_column is 'text', but owner/stories has 'body'"),
+        ({"dataset_split": "trian"}, r"dataset_split is 'trian', but .*Did you mean 'train'"),
+        ({"validation_split": "valid"}, r"validation_split is 'valid', but owner/stories has 'train'"),
     ):
         with pytest.raises(CorpusError, match=message):
             check_corpus(CorpusConfig("owner/stories", **wrong))
@@ -296,18 +296,16 @@ def test_unknown_or_unreachable_hub_dataset(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "stories.jsonl")
-    with pytest.raises(
-        CorpusError, match=r"data\.dataset is 'storys'.*cannot be reached.*Did you mean 'stories.jsonl'"
-    ):
+    with pytest.raises(CorpusError, match=r"dataset is 'storys'.*cannot be reached.*Did you mean 'stories.jsonl'"):
         check(CorpusConfig("storys"))
-    with pytest.raises(CorpusError, match=r"data\.dataset is 'builtn'.*Did you mean 'builtin'"):
+    with pytest.raises(CorpusError, match=r"dataset is 'builtn'.*Did you mean 'builtin'"):
         check(CorpusConfig("builtn"))
 
 
 def test_unknown_hub_configuration() -> None:
     config = CorpusConfig("owner/stories", dataset_config="smal")
     with (
-        pytest.raises(CorpusError, match=r"data\.dataset_config is 'smal': .*Available: \['small'\]"),
+        pytest.raises(CorpusError, match=r"dataset_config is 'smal': .*Available: \['small'\]"),
         hub._hub_errors(config, "dataset_split"),
     ):
         raise ValueError("BuilderConfig 'smal' not found. Available: ['small']")
@@ -325,21 +323,21 @@ def case(message: str, **settings: Any) -> Any:
     [
         case(r"'.*storys\.jsonl', which does not exist\. Did you mean 'stories\.jsonl'", dataset="storys.jsonl"),
         case(r"does not exist: there is no folder '.*nowhere'", dataset="nowhere/a.jsonl"),
-        case(r"data\.dataset is '.*empty\.jsonl', which is empty", dataset="empty.jsonl"),
-        case(r"data\.dataset is '.*blank\.txt', and there is no text in its train split", dataset="blank.txt"),
+        case(r"dataset is '.*empty\.jsonl', which is empty", dataset="empty.jsonl"),
+        case(r"dataset is '.*blank\.txt', and there is no text in its train split", dataset="blank.txt"),
         case(r"must end in \.parquet, \.jsonl, \.json, \.txt", dataset="notes.md"),
         case(r"a folder without .* files", dataset="folder"),
         case(r"a pattern that matches no .* file", dataset="folder/*.jsonl"),
-        case(r"data\.text_column is 'txet', but .* has 'n', 'text'\. Did you mean 'text'", text_column="txet"),
-        case(r"data\.text_column is 'n', which holds int values", text_column="n"),
+        case(r"text_column is 'txet', but .* has 'n', 'text'\. Did you mean 'text'", text_column="txet"),
+        case(r"text_column is 'n', which holds int values", text_column="n"),
         case(r"not JSON", dataset="broken.jsonl"),
         case(r"broken\.json is not JSON", dataset="broken.json"),
         case(r"the first entry of numbers\.json is int, not an object", dataset="numbers.json"),
         case(r"broken\.parquet is not a readable parquet file", dataset="broken.parquet"),
-        case(r"data\.validation_split is '.*valid', which does not exist", validation_split="valid"),
-        case(r"data\.dataset_config is 'small', but data\.dataset is local files", dataset_config="small"),
-        case(r"data\.dataset_split is 'test', but data\.dataset is local files", dataset_split="test"),
-        case(r"validation_split is 'test', but data\.dataset is builtin", dataset="builtin", validation_split="test"),
+        case(r"validation_split is '.*valid', which does not exist", validation_split="valid"),
+        case(r"dataset_config is 'small', but dataset is local files", dataset_config="small"),
+        case(r"dataset_split is 'test', but dataset is local files", dataset_split="test"),
+        case(r"validation_split is 'test', but dataset is builtin", dataset="builtin", validation_split="test"),
         case(r"'tset', but saved has 'train', 'test'\. Did you mean 'test'", dataset="saved", validation_split="tset"),
     ],
 )  # fmt: skip
@@ -361,14 +359,14 @@ def test_mistakes(settings: dict[str, Any], message: str, tmp_path: Path, monkey
 
 def test_a_single_document_cannot_be_shared(tmp_path: Path) -> None:
     config = CorpusConfig(str(write_lines(tmp_path / "a.jsonl", ROWS[:1])))
-    with pytest.raises(CorpusError, match=r"only one document.*data\.validation_split"):
+    with pytest.raises(CorpusError, match=r"only one document.*validation_split"):
         check_corpus(config)
 
 
 def test_a_damaged_saved_dataset(tmp_path: Path) -> None:
     config = CorpusConfig(saved(tmp_path))
     next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"no table")
-    with pytest.raises(CorpusError, match=r"data\.dataset is '.*saved', a saved dataset that cannot be read"):
+    with pytest.raises(CorpusError, match=r"dataset is '.*saved', a saved dataset that cannot be read"):
         check_corpus(config)
 
 
@@ -380,5 +378,5 @@ def test_a_file_that_may_not_be_read(kind: Any, tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied", "a.file")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(CorpusError, match=r"data\.dataset: a\.file cannot be read"):
+    with pytest.raises(CorpusError, match=r"dataset: a\.file cannot be read"):
         check_corpus(config)

@@ -11,7 +11,7 @@ import torch
 
 from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
 from lightsae.analysis.panels.concepts import Concept
-from lightsae.analysis.panels.measures import COSTS, EFFECTS, Meter, interval, shift
+from lightsae.analysis.panels.measures import Measure, Meter, interval, shift
 from lightsae.analysis.steering.interventions import Ablate, Add, Clamp
 from lightsae.errors import ConfigError, SiteError
 from lightsae.lm import LanguageModel
@@ -79,7 +79,7 @@ STRONG = [Add(FEATURE_NUMBER, 8.0, "latent")]
 
 def test_nothing_done_is_nothing_measured(meter: Meter) -> None:
     values, made = meter.measure((), CONCEPT)
-    assert set(values) == {*EFFECTS, *COSTS}
+    assert set(values) == set(Measure)
     assert made is meter.plain
     assert (values["kl"] == 0).all()
     assert (values["ppl_steered"] == values["ppl_untouched"]).all()
@@ -177,7 +177,7 @@ def test_concept_rate_of_drawn_texts(meter: Meter) -> None:
 
 def test_what_is_not_known_is_not_measured(meter: Meter) -> None:
     values, _ = meter.measure(STRONG, replace(CONCEPT, patterns=None, follows=()))
-    assert set(values) == {*EFFECTS, *COSTS} - {"concept", "follows"}
+    assert set(values) == set(Measure) - {"concept", "follows"}
 
 
 def test_texts_of_one_token(steered: Steered) -> None:
@@ -250,7 +250,7 @@ def test_a_dictionary_of_one_feature_has_no_other(model: LanguageModel) -> None:
 
 def test_an_unknown_feature_is_refused(steered: Steered) -> None:
     for feature in (-1, 20):
-        with pytest.raises(ConfigError, match=f"feature {feature} does not exist: the dictionary has 20"):
+        with pytest.raises(ConfigError, match=f"feature {feature} does not exist: the SAE has 20"):
             steered.concept(feature)
 
 

@@ -21,10 +21,10 @@ from lightsae.analysis.panels.panel import (
     Choice,
     Limits,
     PanelSettings,
-    judge,
     moves_label,
     moves_target,
     summary,
+    verdict_on,
 )
 from lightsae.analysis.panels.panel import Tested as OneTested
 from lightsae.analysis.panels.panel_report import draw_panel, panel_report, write_panel
@@ -58,7 +58,7 @@ def a_sweep(
 
 
 def verdict(sweep: Sweep, cost: SideEffects = CHEAP, **limits: float) -> tuple[str, list[str]]:
-    return judge(sweep, cost, replace(SETTINGS, limits=Limits(**limits)))
+    return verdict_on(sweep, cost, replace(SETTINGS, limits=Limits(**limits)))
 
 
 GOOD = {FEATURE: {"target": FAR, "follows": FAR}}

@@ -1,6 +1,7 @@
 """The context: what it accepts and refuses, what it leaves behind, and whose latents it needs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.analysis.steering import Ablate, Add, Clamp, Fires, MinClamp, ProjectOut, steer
 from lightsae.errors import ConfigError, FormatError, ModelError, SiteError
 from lightsae.formats.native import save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.sae import Crosscoder, Refinements, ReLU, SiteRef, SparseAutoencoder, TopK, Transcoder, Widths, mechanisms
 
@@ -221,6 +223,23 @@ def test_units_from_a_feature_dictionary(lm: LanguageModel, make_sae: Make, toke
             steer(lm, one, sae=sae, dictionary=known).__enter__()
 
 
+@dataclass
+class Promoted:
+    sae: SparseAutoencoder
+    dictionary: FeatureDictionary
+
+
+def test_an_sae_may_bring_its_feature_dictionary(lm: LanguageModel, make_sae: Make, tmp_path: Path) -> None:
+    sae = make_sae(lm)
+    known = dictionary(lm, sae, tmp_path, effects={"mean_site_norm": 7.0})
+    with steer(lm, Add(3, 2.0), Promoted(sae, known)) as steering:
+        assert steering.mean_norm == 7.0
+    with pytest.raises(ConfigError, match="dictionary is given, but sae brings its own"):
+        steer(lm, Add(3, 2.0), Promoted(sae, known), dictionary=known).__enter__()
+    with steer(lm, Add(3, 2.0), SavedSAE.open(tmp_path / "sae")) as steering:
+        assert steering.mean_norm == pytest.approx(24**0.5 / float(sae.output_scale))
+
+
 def test_another_model_revision_or_site_is_refused(
     lm: LanguageModel, make_sae: Make, tokens: Tensor, tmp_path: Path, tiny_folder
 ) -> None:
@@ -242,7 +261,7 @@ def test_another_model_revision_or_site_is_refused(
     elsewhere = TopK(Widths.autoencoder(SiteRef(lm.name, "resid_post.9"), 24), 40, k=4)
     refused(lm, SiteError, "the dictionary's site is 'resid_post.9', but .* has layers 0..2", using=elsewhere)
     narrow = TopK(Widths.autoencoder(SiteRef(lm.name, SITE), 12), 40, k=4)
-    with steer(lm, ADD, sae=narrow), pytest.raises(SiteError, match=r"has width 24 .* writes 12 numbers"):
+    with steer(lm, ADD, sae=narrow), pytest.raises(SiteError, match=r"has width 24 .* the SAE writes 12 numbers"):
         lm.logits(tokens)
     files = TopK(Widths.of(24), 40, k=4)
     refused(lm, ModelError, "without a language model", using=files)
@@ -265,7 +284,7 @@ def test_another_model_revision_or_site_is_refused(
     ("interventions", "kwargs", "message"),
     [
         ([], {}, "interventions is empty"),
-        ([Add(40, 1.0, unit="latent")], {}, "feature 40 does not exist: the dictionary has 40, from 0"),
+        ([Add(40, 1.0, unit="latent")], {}, "feature 40 does not exist: the SAE has 40, from 0"),
         ([Ablate(3, when=Fires(50))], {}, "feature 50 does not exist"),
         ([Clamp(3, 1.0), Ablate(3)], {}, "feature 3 gets clamp and ablate at once; keep one"),
         ([Add(3, 1.0)], {}, "add feature 3: .1 x mean norm: the mean norm at resid_post.1 is not known"),

@@ -41,7 +41,7 @@ class CrossEntropy(Callback):
     """Logs what a language model would be needed for."""
 
     def on_validation_epoch_end(self, trainer, pl_module):
-        for name in pl_module.dictionaries:
+        for name in pl_module.saes:
             pl_module.log(pl_module.tag(name, "val/ce_recovered"), 0.75)
             pl_module.log(pl_module.tag(name, "val/broken"), float("nan"))
 
@@ -116,7 +116,7 @@ def test_it_changes_no_weight(small_run):
     with_it = small_run(SweepSummary(), ReconstructionMetrics(), steps=4, names=("a", "b"), validate_every=2)
     without = small_run(steps=4, names=("a", "b"), folder="other")
     for name in ("a", "b"):
-        assert torch.equal(with_it.module.dictionaries[name].W_enc, without.module.dictionaries[name].W_enc)
+        assert torch.equal(with_it.module.saes[name].W_enc, without.module.saes[name].W_enc)
 
 
 # -- quality against sparsity ------------------------------------------------------------------------------------------

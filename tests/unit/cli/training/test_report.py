@@ -28,7 +28,7 @@ class Ended(Trainer):
 
     def __init__(self, folder: Path | None, figures: dict[str, dict[str, float]]) -> None:
         module = SAEModule(topk) if "" in figures else SAEModule(saes={name: Entry(topk) for name in figures})
-        module.dictionaries.update({name or "sae": topk(Widths.of(4)) for name in figures})
+        module.saes.update({name or "sae": topk(Widths.of(4)) for name in figures})
         self.lightning_module = module
         self.log_dir = None if folder is None else str(folder)
         self.is_global_zero = True

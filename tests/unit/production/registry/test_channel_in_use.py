@@ -35,7 +35,14 @@ def test_a_promoted_version_steers_as_its_sae_does(
 ) -> None:
     with lightsae.steer(model, PUSH, sae=load_sae(parts.sae)):
         wanted = model.logits(ROWS)
-    with lightsae.steer(model, PUSH, channel="production", registry=production[0]):
+    promoted = lightsae.load_channel(production[0], "production", model)
+    with lightsae.steer(model, PUSH, sae=promoted.sae, dictionary=promoted.dictionary):
+        assert torch.equal(model.logits(ROWS), wanted)
+    assert not torch.equal(model.logits(ROWS), wanted)
+    # As an earlier version had it.
+    with pytest.warns(DeprecationWarning, match=r"load_channel\(registry, channel, model\)"):
+        old = lightsae.steer(model, PUSH, channel="production", registry=production[0])
+    with old:
         assert torch.equal(model.logits(ROWS), wanted)
     assert not torch.equal(model.logits(ROWS), wanted)
 
@@ -47,6 +54,7 @@ def test_a_promoted_version_is_watched(model: LanguageModel, production: tuple[P
     assert watch.tokens == ROWS.numel() - len(ROWS)
 
 
+@pytest.mark.filterwarnings("ignore:steer.channel=:DeprecationWarning")
 def test_what_is_not_promoted_is_refused(model: LanguageModel, parts: Parts, production: tuple[Path, str]) -> None:
     registry, _ = production
     used = {"channel": "production", "registry": registry}
@@ -65,6 +73,7 @@ def test_what_is_not_promoted_is_refused(model: LanguageModel, parts: Parts, pro
             _open(use)
 
 
+@pytest.mark.filterwarnings("ignore:steer.channel=:DeprecationWarning")
 def test_a_version_that_was_changed_is_refused(model: LanguageModel, production: tuple[Path, str]) -> None:
     registry, version = production
     tensors = registry / "versions" / version / "sae" / "sae.safetensors"

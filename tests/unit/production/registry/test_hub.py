@@ -139,5 +139,5 @@ def test_what_the_hub_refuses_is_explained(hub: FakeHub) -> None:
 
 
 def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
-    with local_copy(tmp_path) as here, changing(str(tmp_path), "x") as there:
-        assert here == there == tmp_path
+    with changing(str(tmp_path), "x") as folder:
+        assert folder == local_copy(tmp_path) == tmp_path

@@ -60,6 +60,11 @@ def _rewrite_manifest(registry: Path, version: str) -> None:
     (folder / "version.json").write_text(json.dumps(told))
 
 
+def _rename_in_log(registry: Path, version: str) -> None:
+    for path in (registry / "log.jsonl", registry / "channels.json"):
+        path.write_text(path.read_text().replace(version, "ff" * 32))
+
+
 TAMPERED: dict[str, tuple[Callable[[Path, str], None], str]] = {
     "table": (
         lambda r, v: _append(r / "versions" / v / "dictionary/labels.parquet"),
@@ -77,8 +82,15 @@ TAMPERED: dict[str, tuple[Callable[[Path, str], None], str]] = {
     "manifest": (_rewrite_manifest, r"version\.json was changed: its contents give the id"),
     "channel": (_promote_by_hand, r"channels\.json was changed: production is ffffffffffff"),
     "log": (
-        lambda r, v: (r / "log.jsonl").write_text((r / "log.jsonl").read_text().replace("ann", "bob")),
-        "was changed",
+        lambda r, v: (r / "log.jsonl").write_text((r / "log.jsonl").read_text().replace('"promote"', '"rollback"')),
+        "does not follow from the lines before it",
+    ),
+    "version in the log": (
+        lambda r, v: [
+            (r / name).write_text((r / name).read_text().replace(v, "ff" * 32))
+            for name in ("log.jsonl", "channels.json")
+        ],
+        r"version\.json is missing",
     ),
 }
 

@@ -16,10 +16,17 @@ def test_all_that_is_wrong_is_listed(parts: Parts, production: Production) -> No
     (registry / "versions" / first / "dictionary" / "card.md").write_text("x")
     shutil.rmtree(registry / "versions" / second)
     log = (registry / "log.jsonl").read_text()
-    (registry / "log.jsonl").write_text(log.replace("ann", "bob", 1))
+    nowhere = log.replace(second, "cd" * 32).replace('"number": 3', '"number": 4')
+    (registry / "log.jsonl").write_text(nowhere)
     problems = verify(registry).problems
-    assert len(problems) == 4
-    assert problems[0].startswith("line 1 of log.jsonl was changed")
+    assert len(problems) == 3
+    assert problems[0].startswith("line 3 of log.jsonl is entry 4")
+    assert f"version {first[:12]} (production): sae/sae.json is missing" in problems
+    (registry / "log.jsonl").write_text(nowhere.replace('"number": 4', '"number": 3'))
+    assert f"version {'cd' * 6}: version.json is missing" in verify(registry).problems
+    (registry / "log.jsonl").write_text(log)
+    problems = verify(registry).problems
+    assert len(problems) == 3
     assert f"version {first[:12]} (production): sae/sae.json is missing" in problems
     assert f"version {second[:12]}: version.json is missing" in problems
 

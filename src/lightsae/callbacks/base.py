@@ -1,11 +1,24 @@
-"""Where a run's files go, and how a callback logs a figure that it does not have at every step."""
+"""What the callbacks of a run share: errors about their settings, the run's folder, figures and histograms."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+
+from lightsae.errors import ConfigError, section
+
+
+class SAECallback(Callback):
+    """A callback of a run that trains SAEs."""
+
+    def _refuse_if(self, wrong: bool, name: str, value: Any, advice: str) -> None:
+        """Raise a ConfigError about a setting; in a configuration, the class stands for the setting's section."""
+        if wrong:
+            with section(type(self).__name__):
+                raise ConfigError(name, value, advice)
 
 
 def run_folder(trainer: Trainer) -> Path:
