@@ -40,7 +40,12 @@ class LiveEncoder:
 
     @classmethod
     def load(
-        cls, sae: SparseAutoencoder, provenance: Mapping[str, Any], device: str | torch.device = "cpu"
+        cls,
+        sae: SparseAutoencoder,
+        provenance: Mapping[str, Any],
+        device: str | torch.device = "cpu",
+        model: str | None = None,
+        **options: Any,
     ) -> "LiveEncoder":
         """Load the language models that the SAE reads.
 
@@ -48,6 +53,8 @@ class LiveEncoder:
             sae: On `device`.
             provenance: Of its export: tells the model's revision, the rows' length and whether they begin with BOS.
             device: Where the models go.
+            model: What the SAE's first model is called here; None: as in training.
+            options: More of `LanguageModel.from_pretrained`: `revision`, `dtype`, `trust_remote_code`.
 
         Raises:
             SiteError: It was trained on activations of no known model.
@@ -60,13 +67,14 @@ class LiveEncoder:
                 "leave --sae out to see the dictionary alone."
             )
         names = list(dict.fromkeys(ref.model for ref in sites))
-        revision = provenance.get("model_revision")
+        revision = options.pop("revision", None) or provenance.get("model_revision")
         lms = {
             name: LanguageModel.from_pretrained(
-                name,
+                model or name if name == names[0] else name,
                 revision=revision if name == names[0] else None,
                 device=device,
                 sites=[ref.site for ref in sites if ref.model == name],
+                **options,
             )
             for name in names
         }

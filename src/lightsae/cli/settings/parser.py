@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -16,7 +17,7 @@ _NO_SETTINGS = ("help", "config", "print_config")
 _CHOICES = {"model.sae": list(VARIANTS), "model.sae.mechanism": list(MECHANISMS)}
 _CHOICES_WITHIN = {"sae": list(VARIANTS), "mechanism": list(MECHANISMS)}
 _YAML = get_loader("yaml")
-set_loader("lightsae", lambda text: expand_grid(_YAML(text)))
+set_loader("lightsae", lambda text: expand_grid(_YAML(text)), exceptions=(yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
