@@ -78,7 +78,8 @@ def test_each_example_works(folder: Path) -> None:
     runs = [folder / "lightning_logs" / f"version_{number}" for number in range(4)]
     assert 0 < json.loads((runs[1] / "validation.json").read_text())["figures"]["val/relative_error"] < 2
     of_mechanism, of_source = (json.loads((run / "sae" / "sae.json").read_text()) for run in runs[2:])
-    assert of_mechanism["settings"]["mechanism"] == {"name": "SoftThreshold", "theta": 0.2}
+    assert of_mechanism["variant"] == "SoftThreshold"
+    assert of_mechanism["settings"]["theta"] == 0.2
     assert of_source["provenance"]["dataset"] == "texts.sqlite"
     assert "thread" not in done.stderr
     norms = done.stdout.split()[-3:]
