@@ -58,8 +58,8 @@ def with_channel(steer: Callable[..., AbstractContextManager[Any]]) -> Callable[
         model = args[0] if args else settings["model"]
         checked = None if settings.get("any_model") else model
         found = load_channel(registry, channel, checked, site=settings.get("site"))
-        given = {**settings, "sae": found.sae, "dictionary": found.dictionary}
-        with steer(*args, **given) as steering:
+        settings = {name: value for name, value in settings.items() if name not in ("sae", "dictionary")}
+        with steer(*args, **settings, sae=found) as steering:
             yield steering
 
     @functools.wraps(steer)
@@ -69,8 +69,7 @@ def with_channel(steer: Callable[..., AbstractContextManager[Any]]) -> Callable[
         if channel is None:
             return steer(*args, **settings)
         warnings.warn(
-            "steer(channel=...) is deprecated; write steer(model, interventions, sae=promoted.sae, "
-            "dictionary=promoted.dictionary) with promoted = lightsae.load_channel(registry, channel, model).",
+            "steer(channel=...) is deprecated; write steer(model, interventions, load_channel(registry, channel)).",
             DeprecationWarning,
             stacklevel=2,
         )

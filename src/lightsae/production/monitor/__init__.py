@@ -3,8 +3,7 @@
 from lightsae.production.monitor.calibrate import calibrate
 from lightsae.production.monitor.events import Alarm, Event, Firing, as_json
 from lightsae.production.monitor.monitor import Monitor, monitor
-from lightsae.production.monitor.prometheus import Prometheus
-from lightsae.production.monitor.sinks import JsonLines, Sink
+from lightsae.production.monitor.sinks import JsonLines, Prometheus, Sink
 from lightsae.production.monitor.summary import FeatureSummary, Summary
 from lightsae.production.monitor.thresholds import Calibrated, Tested, Thresholds
 

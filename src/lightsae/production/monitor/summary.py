@@ -33,11 +33,11 @@ class FeatureSummary:
     firings: int
     frequency: float | None
     dictionary_frequency: float | None
-    window_frequency: float | None
-    low: float | None
-    high: float | None
-    drift: int | None
-    alarms: int
+    window_frequency: float | None = None
+    low: float | None = None
+    high: float | None = None
+    drift: int | None = None
+    alarms: int = 0
 
 
 # Letters of a label in the table: a longer one would leave the numbers no room. Rows: those that fired most.
