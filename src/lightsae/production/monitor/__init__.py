@@ -1,4 +1,4 @@
-"""Features of a dictionary watched while the language model runs."""
+"""Features of an SAE watched while the language model runs."""
 
 from lightsae.production.monitor.calibrate import calibrate
 from lightsae.production.monitor.events import Alarm, Event, Firing, as_json

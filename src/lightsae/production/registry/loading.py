@@ -11,7 +11,7 @@ from lightsae.analysis.reading.compatibility import check_model, choose_site
 from lightsae.errors import ConfigError, FormatError, arg
 from lightsae.formats.native import load_sae
 from lightsae.lm.model import site_in
-from lightsae.production.registry.hub import local_copy
+from lightsae.production.registry.hub_repository import local_copy
 from lightsae.production.registry.log import inspect_log
 from lightsae.production.registry.store import check_channel, locate_registry, open_registry, unpublished
 from lightsae.production.registry.version import SHORT, check_intact, folder_of, problems_of
