@@ -58,7 +58,7 @@ class DataSettings:
         dtype: Dtype of the language model and the buffer: `auto` (bfloat16 on accelerators, float32 on CPU), `float32`,
             `bfloat16`, `float16`.
         model_batch_tokens: Tokens in one forward pass of the language model.
-        num_workers: Processes that tokenise; 0: none but this one. The rows are the same.
+        num_workers: Above 0, text is tokenised in the background; 0: when it is needed. The rows are the same.
         seed: Seed for every draw of the stream; None: seed_everything's.
         trust_remote_code: Run code that a Hub model brings along.
 

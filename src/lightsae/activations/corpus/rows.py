@@ -4,7 +4,7 @@ Axes:    n rows, context tokens in a row.
 Rows:    A row is BOS (where one is prepended) and then the next tokens of the corpus. Nothing is left out, nothing is
          padded; only the end of the validation split, shorter than a row, is dropped.
 Resume:  The state names the chunk of documents that the next token comes from, and how many of its tokens are used up.
-         Loading it tokenises that one chunk again. What workers have prepared ahead does not matter.
+         Loading it tokenises that one chunk again. What is prepared ahead does not matter.
 """
 
 import logging
@@ -22,7 +22,7 @@ from lightsae.activations.corpus.tokenise import Ids, Tokeniser
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError, arg
 
-# A chunk goes to one worker. Its size bounds what a resume tokenises again; it decides nothing else.
+# The size of a chunk bounds what a resume tokenises again; it decides nothing else.
 _CHUNK_DOCUMENTS = 256
 _CHUNK_CHARACTERS = 1 << 17
 
@@ -58,7 +58,7 @@ class _Chunk:
 class RowSource:
     """Packs the documents of one split into rows.
 
-    Made for one caller at a time, on any thread. Worker processes start at the first `take`.
+    Made for one caller at a time, on any thread. A thread that tokenises starts at the first `take`.
 
     Args:
         settings: The corpus, and how rows are made of it.
@@ -109,7 +109,7 @@ class RowSource:
         """Return the next `n` rows; fewer at the end of the validation split, and none after it.
 
         Raises:
-            CorpusError: The whole split is shorter than one row; a document cannot be read; a worker died.
+            CorpusError: The whole split is shorter than one row; a document cannot be read; the tokenizer failed.
         """
         tokens, documents = [self._tokens], [self._documents]
         have, wanted = len(self._tokens), n * self._payload
@@ -159,7 +159,7 @@ class RowSource:
         self._begin_at(state["cursor"], state["epoch"], state["document"], state["used"], state["rows"])
 
     def close(self) -> None:
-        """End the worker processes and close files."""
+        """End the thread that tokenises, and close files."""
         self._in_flight.clear()
         if self._tokeniser:
             self._tokeniser.close()
@@ -177,7 +177,7 @@ class RowSource:
         self._documents = np.empty(0, np.int64)
 
     def _next_chunk(self) -> _Chunk | None:
-        """Return the next chunk in order, having sent enough of those after it to the workers."""
+        """Return the next chunk in order, having sent those after it to be tokenised."""
         depth = self._tokeniser.depth if self._tokeniser else 1
         while len(self._in_flight) < depth and not self._exhausted:
             self._read_chunk()
