@@ -32,7 +32,7 @@ STAND_INS = {
     "--feature 406": "--feature 6",
     "(406,": "(6,",
     # Four steps give few features with a good label, which are what is watched if none are named.
-    'registry="registry", sinks': 'registry="registry", features=[6], sinks',
+    "sae=promoted, sinks": "sae=promoted, features=[6], sinks",
     "sites openai-community/gpt2": "sites builtin",
     '"openai-community/gpt2"': '"builtin"',
     '"resid_post.6"': '"resid_post.2"',
