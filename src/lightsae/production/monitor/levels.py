@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightsae.analysis.reading.firing_lists import FIRES_ABOVE
 from lightsae.errors import ConfigError, FormatError, ModelError
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.production.monitor.subject import Subject
 from lightsae.production.monitor.thresholds import Thresholds
 
