@@ -25,6 +25,7 @@ from lightsae.activations.sources import (
 from lightsae.activations.stream import ActivationStream, StreamPlan
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timing import Timings
+from lightsae.compat import set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef, Widths
@@ -166,7 +167,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             batches = trainer.max_steps * accumulated
         elif self.training_tokens is not None:
             batches = max(1, self.training_tokens // (self.batch_tokens * trainer.world_size))
-            trainer.fit_loop.epoch_loop.max_steps = max(1, batches // accumulated)
+            set_max_steps(trainer, max(1, batches // accumulated))
         elif epoch_tokens is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             batches = max(1, epoch_tokens // (self.batch_tokens * trainer.world_size))
         else:

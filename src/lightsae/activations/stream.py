@@ -15,9 +15,9 @@ from torch import Tensor
 from lightsae.activations.batch import PER_TOKEN, ActivationBatch
 from lightsae.activations.timing import Timings
 from lightsae.errors import ActivationError, CheckpointError, arg, section
+from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
 
-SINK_NORM_RATIO = 10.0
 # Numbers of the schedule that say what a batch holds, and the settings that they come from.
 _SETTINGS = {
     "batch_tokens": arg("batch_tokens"),
@@ -167,7 +167,7 @@ def with_sinks(batch: ActivationBatch, *, position_zero: bool) -> ActivationBatc
     sinks = {}
     for site, values in batch.activations.items():
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
-        sinks[site] = everywhere | (norms > SINK_NORM_RATIO * norms.median())
+        sinks[site] = everywhere | (is_sink(norms))
     return replace(batch, sinks=sinks)
 
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
+from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
@@ -110,7 +111,7 @@ class SAEModule(LightningModule):
         # What is measured in training is reduced by `commit`; DDP would overwrite it with what rank 0 has.
         ignored = [f"usage.{name}" for name, _ in self.usage.named_buffers()]
         ignored += [f"saes.{name}" for name, _ in self.saes.named_buffers()]
-        self._ddp_params_and_buffers_to_ignore = ignored
+        keep_from_ddp(self, ignored)
 
     @section("model")
     def build(self, data: "ActivationDataModule") -> dict[str, SparseAutoencoder]:
@@ -185,7 +186,7 @@ class SAEModule(LightningModule):
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         losses, outputs = [], {}
         step, total = self.trainer.global_step, self.total_steps
-        logs = self._is_logging_step(step)
+        logs = logs_after(self.trainer, step)  # in other steps, logging costs time for nothing
         for name, sae in self.each_sae().items():
             sae.progress = step / total
             target = self.targets(name, batch).float()
@@ -204,11 +205,6 @@ class SAEModule(LightningModule):
             outputs[name] = output.detach()
         self._tokens_in_step += len(batch) * self.trainer.world_size
         return {"loss": torch.stack(losses).sum(), "outputs": outputs}
-
-    def _is_logging_step(self, step: int) -> bool:
-        """Whether Lightning writes figures after this step; in others, logging costs time for nothing."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and ((step + 1) % every == 0 or step == 0)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, SAEOutput]:
         return {name: sae(self.inputs(name, batch)) for name, sae in self.each_sae().items()}
@@ -266,7 +262,7 @@ class SAEModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: ActivationBatch, batch_idx: int) -> None:
-        if not self._is_logging_step(self.trainer.global_step):
+        if not logs_after(self.trainer, self.trainer.global_step):
             return
         for group in self.trainer.optimizers[0].param_groups:
             self.log(self.tag(group["name"], "train/lr"), group["lr"], batch_size=len(batch))

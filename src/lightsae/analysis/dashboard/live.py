@@ -14,9 +14,8 @@ from torch import Tensor
 
 from lightsae.errors import SiteError
 from lightsae.lm import LanguageModel
+from lightsae.metrics.conventions import is_sink
 from lightsae.sae import SiteRef, SparseAutoencoder
-
-_SINK_NORM = 10
 
 
 @dataclass
@@ -106,7 +105,7 @@ class LiveEncoder:
         with self._lock:
             x = self._activations(torch.tensor([ids]))
             latents = self.sae.encode_sparse(x)
-        counted = ~_sinks(x)
+        counted = ~is_sink(x.norm(dim=1))
         offsets = latents.pattern.offsets.tolist()
         special = set(lm.special_token_ids)
         tokens = []
@@ -132,10 +131,3 @@ class LiveEncoder:
             found = lm.capture(ids.to(lm.device), sites)
             parts |= {SiteRef(name, site): found[site][0].float() for site in sites}
         return torch.cat([parts[ref] for ref in self.sae.widths.read], dim=1)
-
-
-def _sinks(x: Float[Tensor, "S D"]) -> Tensor:
-    """Return which tokens have a norm far above the others'."""
-    norms = x.norm(dim=1)
-    found: Tensor = norms > _SINK_NORM * norms.median()
-    return found

@@ -22,12 +22,13 @@ from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.labels.llm.examples import ScorePool
 from lightsae.analysis.labels.llm.subjects import Labelled, Subject, subject_of
 from lightsae.analysis.reading.features import SAEFeatures
-from lightsae.analysis.reading.firing_lists import FIRES_ABOVE, FiringCollector, FiringLists
+from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists
 from lightsae.analysis.reading.loaded_sae import Origin
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import CorpusError
 from lightsae.lm.model import vocabulary_of
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
 
 Row = dict[str, Any]

@@ -36,6 +36,7 @@ from lightsae.analysis.reading.text import Texts
 from lightsae.errors import ConfigError, CorpusError
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import vocabulary_of
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseAutoencoder
@@ -307,7 +308,7 @@ def _manifest(
         "code_version": version(),
         "histogram_edges": HISTOGRAM_EDGES,
         "labels": {
-            "offline": {"gate": asdict(settings.gate), "fires_above": 0.1},
+            "offline": {"gate": asdict(settings.gate), "fires_above": FIRES_ABOVE},
             "llm": None,
         },
         "settings": asdict(settings),

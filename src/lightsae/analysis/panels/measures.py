@@ -29,11 +29,11 @@ from lightsae.analysis.panels.concepts import Concept
 from lightsae.analysis.panels.readings import Reading, in_parts, read, watched
 from lightsae.analysis.steering.interventions import Intervention
 from lightsae.lm.generate import Samples, Sampling, generate_samples
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.metrics.intervals import Interval
 from lightsae.sae.latent_reader import LatentReader
 
 Values = dict[str, NDArray[np.float64]]
-_FIRES_ABOVE = 0.1
 # Log-probabilities of the unsteered texts that stay in memory: 256 MB.
 _KEPT = 2**26
 
@@ -222,7 +222,7 @@ class Meter:
             there = clean.there[:, 1:]
             counts = there.sum(1).clamp(min=1)
             scale = concept.maximum or 1.0
-            fires.append(((latent > _FIRES_ABOVE * scale) & there).sum(1) / counts)
+            fires.append(((latent > FIRES_ABOVE * scale) & there).sum(1) / counts)
             activations.append((latent * there).sum(1) / counts / scale)
         return {
             "ppl_steered": _numpy(own),

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lightsae.analysis.reading.firing_lists import FIRES_ABOVE
 from lightsae.errors import ConfigError, FormatError, ModelError, arg
 from lightsae.formats.files import write_atomically
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.production.monitor.drift_watch import Frequencies
 from lightsae.production.monitor.watched_features import WatchedFeatures
 
