@@ -20,7 +20,6 @@ from lightsae.activations.sources import (
     Process,
     SyntheticSource,
     TextSource,
-    union,
 )
 from lightsae.activations.stream import ActivationStream, StreamPlan
 from lightsae.activations.synthetic.world import SyntheticWorld
@@ -158,7 +157,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         """Return every site that some dictionary of the run reads or predicts: one forward pass serves them all."""
         places = getattr(getattr(self.trainer, "lightning_module", None), "places", None)
         widths = [self.widths_at(*place) for place in places()] if places is not None else [self.widths_at()]
-        return union([(*each.read, *each.predicted) for each in widths])
+        return tuple(dict.fromkeys(site for each in widths for site in (*each.read, *each.predicted)))
 
     def _set_run_length(self, trainer: Trainer) -> int:
         """Return the batches of the run (of an epoch, where the run is measured in epochs) on one device."""

@@ -3,11 +3,12 @@
 Each source knows its sites, makes the fills of the stream, and holds out data for validation.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -51,44 +52,55 @@ class Process:
     whole_models: bool = False
 
 
-@runtime_checkable
-class ActivationSource(Protocol):
-    """One kind of source. `language_models` holds those that are loaded, by name; empty if none is run."""
+class ActivationSource(ABC):
+    """One kind of source.
 
-    language_models: dict[str, LanguageModel]
+    Attributes:
+        language_models: The models that are loaded, by name; empty if none is run.
+    """
 
-    def preflight(self) -> None:
+    def __init__(self, settings: DataSettings, timings: Timings) -> None:
+        self.settings, self.timings = settings, timings
+        self.language_models: dict[str, LanguageModel] = {}
+
+    def preflight(self) -> None:  # noqa: B027
         """Check that everything exists and fits, without loading weights or text."""
 
+    @abstractmethod
     def site(self, name: str | None) -> SiteRef:
         """Return the site that a user's name means; None: the only one."""
 
+    @abstractmethod
     def width(self, site: SiteRef) -> int:
         """Return the width of a site."""
 
+    @abstractmethod
     def fill_size(self, world: int) -> tuple[int, int]:
         """Return the rows of one rank's fill, and the tokens that it serves of them."""
 
     def epoch_tokens(self) -> int | None:
-        """Return the training tokens of an epoch; None where there are no epochs."""
+        """Return the training tokens of an epoch; None if there are no epochs."""
+        return None
 
+    @abstractmethod
     def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> FillSource:
         """Return what makes the numbered fills."""
 
+    @abstractmethod
     def held_out(self, process: Process) -> HeldOut:
         """Return the validation batches of a process."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return where the activations come from, in plain values."""
 
 
-class TextSource:
+class TextSource(ActivationSource):
     """Text, run through one language model or several."""
 
     def __init__(self, settings: DataSettings, timings: Timings) -> None:
-        self.settings, self.timings = settings, timings
+        super().__init__(settings, timings)
         self.more_models = settings.more_models or {}
-        self.language_models: dict[str, LanguageModel] = {}
 
     def preflight(self) -> None:
         settings, _ = self.settings, self.settings.text
@@ -118,8 +130,9 @@ class TextSource:
         return SiteRef(self.more_models[model], site)
 
     def width(self, site: SiteRef) -> int:
+        description = self._description(site.model)
         with self._argument_of(site.model):
-            return self._description(site.model).width(site.site)
+            return description.width(site.site)
 
     def _description(self, name: str) -> ModelDescription:
         with self._argument_of(name):
@@ -138,9 +151,6 @@ class TextSource:
         settings = self.settings
         rows = settings.buffer_tokens // settings.context_size
         return rows, rows * (settings.context_size - settings.skip_positions)
-
-    def epoch_tokens(self) -> int | None:
-        return None
 
     def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> LanguageModelFills:
         settings, models = self.settings, self._models(process)
@@ -213,19 +223,16 @@ class TextSource:
         return {name: value for name, value in values.items() if value or name not in ("more_models", "target_site")}
 
 
-class FileSource:
+class FileSource(ActivationSource):
     """Files of activations, with one site."""
 
     def __init__(self, settings: DataSettings, location: str, timings: Timings) -> None:
-        self.settings, self.location, self.timings = settings, location, timings
-        self.language_models: dict[str, LanguageModel] = {}
-        self._opened: ActivationFiles | None = None
+        super().__init__(settings, timings)
+        self.location = location
 
-    @property
+    @cached_property
     def files(self) -> ActivationFiles:
-        if self._opened is None:
-            self._opened = ActivationFiles(self.location)
-        return self._opened
+        return ActivationFiles(self.location)
 
     def preflight(self) -> None:
         _ = self.files
@@ -268,17 +275,13 @@ class FileSource:
         }
 
 
-class SyntheticSource:
+class SyntheticSource(ActivationSource):
     """Sums of known features, with one site."""
 
     def __init__(self, settings: DataSettings, timings: Timings) -> None:
-        self.settings, self.timings = settings, timings
-        self.language_models: dict[str, LanguageModel] = {}
+        super().__init__(settings, timings)
         with under("synthetic"):
             self.world = SyntheticWorld(settings.synthetic or SyntheticConfig())
-
-    def preflight(self) -> None:
-        pass
 
     def site(self, name: str | None) -> SiteRef:
         return only_site(SYNTHETIC, name, f"{arg('dataset')} synthetic")
@@ -289,9 +292,6 @@ class SyntheticSource:
     def fill_size(self, world: int) -> tuple[int, int]:
         tokens = self.settings.buffer_tokens // self.settings.batch_tokens * self.settings.batch_tokens
         return tokens, tokens
-
-    def epoch_tokens(self) -> int | None:
-        return None
 
     def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> SyntheticFills:
         dtype = choose_dtype(self.settings.dtype, process.device)
@@ -326,8 +326,3 @@ def only_site(there: SiteRef, name: str | None, where: str) -> SiteRef:
             f"{arg('site')} is {name!r}, but {where} has one site, {there.site!r}; leave {arg('site')} out."
         )
     return there
-
-
-def union(parts: Sequence[tuple[SiteRef, ...]]) -> tuple[SiteRef, ...]:
-    """Return every site of the parts once, in order."""
-    return tuple(dict.fromkeys(site for part in parts for site in part))

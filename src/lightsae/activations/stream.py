@@ -71,6 +71,19 @@ class FillSource(Protocol):
     def close(self) -> None: ...
 
 
+class NumberedFills:
+    """Fills whose number alone says what they hold: nothing has to be stored to go on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class ActivationStream:
     """Serves batches from fills. Iterating goes on from where the last iteration stopped.
 

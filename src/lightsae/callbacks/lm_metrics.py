@@ -17,7 +17,7 @@ from torch import Tensor
 from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.base import SAECallback
 from lightsae.lm import LanguageModel
-from lightsae.lm.intervene import Intervention
+from lightsae.lm.hooks import Intervention
 from lightsae.metrics import (
     TokenMean,
     counted_targets,

@@ -5,14 +5,13 @@ Axes: T tokens, D width.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, StreamPlan, numbered
+from lightsae.activations.stream import Fill, NumberedFills, StreamPlan, numbered
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timing import Timings
 from lightsae.randomness import keyed_generator
@@ -23,8 +22,8 @@ SITE = SiteRef("", "synthetic")
 _TOKENS_AT_ONCE = 1 << 14
 
 
-class SyntheticFills:
-    """Makes fills of activations. Has no state: the number of a fill says what is drawn."""
+class SyntheticFills(NumberedFills):
+    """Makes fills of activations, drawn by a generator that is keyed by the fill's number."""
 
     def __init__(
         self,
@@ -47,15 +46,6 @@ class SyntheticFills:
                 part.copy_(self.world.activations(self.world.sample(len(part), generator), generator))
         everything = _batch(self._buffer, (number * self.plan.world + self.plan.rank) * tokens)
         return Fill(everything, torch.arange(tokens, device=device))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class SyntheticValidation:
