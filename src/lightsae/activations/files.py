@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, Schedule, numbered, with_sinks
+from lightsae.activations.stream import Fill, StreamPlan, numbered, with_sinks
 from lightsae.activations.timing import Timings
 from lightsae.errors import CorpusError, arg, did_you_mean
 from lightsae.randomness import keyed_generator
@@ -145,19 +145,19 @@ class FileFills:
         self,
         files: ActivationFiles,
         chunks: Chunks,
-        schedule: Schedule,
+        plan: StreamPlan,
         chunks_in_fill: int,
         dtype: torch.dtype,
         device: torch.device,
         timings: Timings,
     ) -> None:
-        self.files, self.chunks, self.schedule, self.timings = files, chunks, schedule, timings
+        self.files, self.chunks, self.plan, self.timings = files, chunks, plan, timings
         self.chunks_in_fill = chunks_in_fill
         self._buffer = torch.empty(chunks_in_fill * chunks.size, files.width, dtype=dtype, device=device)
         self._epoch: tuple[int, Tensor] | None = None
 
     def fill(self, number: int) -> Fill:
-        first = (number * self.schedule.world + self.schedule.rank) * self.chunks_in_fill
+        first = (number * self.plan.world + self.plan.rank) * self.chunks_in_fill
         chosen = [self._chunk_at(place) for place in range(first, first + self.chunks_in_fill)]
         with self.timings.measure("text"):
             everything = read_chunks(self.files, self.chunks, chosen, self._buffer)
@@ -176,7 +176,7 @@ class FileFills:
         """Return the chunk at a place in the endless sequence of shuffled epochs."""
         epoch, within = divmod(place, len(self.chunks.train))
         if self._epoch is None or self._epoch[0] != epoch:
-            generator = keyed_generator(self.schedule.seed, "chunks of an epoch", epoch)
+            generator = keyed_generator(self.plan.seed, "chunks of an epoch", epoch)
             self._epoch = epoch, torch.randperm(len(self.chunks.train), generator=generator)
         return int(self.chunks.train[self._epoch[1][within]])
 

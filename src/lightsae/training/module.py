@@ -24,7 +24,8 @@ from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
 
 if TYPE_CHECKING:
-    from lightsae.activations.datamodule import ActivationDataModule, SiteNames
+    from lightsae.activations.datamodule import ActivationDataModule
+    from lightsae.activations.settings import SiteNames
 
 DEAD_AFTER = 10_000_000
 DEAD_AFTER_SHARE = 0.05

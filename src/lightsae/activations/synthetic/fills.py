@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, Schedule, numbered
+from lightsae.activations.stream import Fill, StreamPlan, numbered
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timing import Timings
 from lightsae.randomness import keyed_generator
@@ -29,23 +29,23 @@ class SyntheticFills:
     def __init__(
         self,
         world: SyntheticWorld,
-        schedule: Schedule,
+        plan: StreamPlan,
         tokens: int,
         dtype: torch.dtype,
         device: torch.device,
         timings: Timings,
     ) -> None:
-        self.world, self.schedule, self.timings = world, schedule, timings
+        self.world, self.plan, self.timings = world, plan, timings
         self._buffer = torch.empty(tokens, world.width, dtype=dtype, device=device)
 
     def fill(self, number: int) -> Fill:
         tokens, device = len(self._buffer), self._buffer.device
         with self.timings.measure("text", device):
-            generator = _generator(self.schedule.seed, f"synthetic, rank {self.schedule.rank}", number, device)
+            generator = _generator(self.plan.seed, f"synthetic, rank {self.plan.rank}", number, device)
             for start in range(0, tokens, _TOKENS_AT_ONCE):
                 part = self._buffer[start : start + _TOKENS_AT_ONCE]
                 part.copy_(self.world.activations(self.world.sample(len(part), generator), generator))
-        everything = _batch(self._buffer, (number * self.schedule.world + self.schedule.rank) * tokens)
+        everything = _batch(self._buffer, (number * self.plan.world + self.plan.rank) * tokens)
         return Fill(everything, torch.arange(tokens, device=device))
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import yaml
 
-from lightsae.activations.corpus.documents import CorpusConfig
 from lightsae.activations.corpus.rows import RowSource
-from lightsae.activations.fills import Reading
+from lightsae.activations.fills import ReadSettings
+from lightsae.activations.settings import DataSettings
 from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.analysis.reading.text import Rows
 from lightsae.errors import ConfigError, FormatError, ModelError
@@ -94,8 +94,8 @@ class Origin:
     sae: SparseAutoencoder
     entry: dict[str, Any]
     models: dict[str, LanguageModel]
-    corpus: CorpusConfig
-    reading: Reading
+    corpus: DataSettings
+    reading: ReadSettings
 
     @classmethod
     def load(cls, folder: str | Path, settings: TextSettings, *, whole_model: bool = True) -> "Origin":
@@ -138,7 +138,7 @@ class Origin:
             # The dictionary knows its model by the name it was trained under.
             model.name = name
             models[name] = model
-        reading = Reading(
+        reading = ReadSettings(
             sites=tuple(sae.widths.read),
             dtype=torch.float32,
             rows_at_once=max(1, settings.model_batch_tokens // corpus.context_size),
@@ -202,7 +202,7 @@ def _check_fits(model: LanguageModel, sae: SparseAutoencoder, name: str, context
             )
 
 
-def _corpus(told: dict[str, Any], settings: TextSettings, folder: str | Path) -> CorpusConfig:
+def _corpus(told: dict[str, Any], settings: TextSettings, folder: str | Path) -> DataSettings:
     given = {name: told[name] for name in _CORPUS if told.get(name) is not None}
     if settings.dataset is not None:
         # Another corpus: what was said of the old one does not hold.
@@ -210,4 +210,4 @@ def _corpus(told: dict[str, Any], settings: TextSettings, folder: str | Path) ->
     given |= {name: value for name in _CORPUS if (value := getattr(settings, name, None)) is not None}
     if not given.get("dataset") or given["dataset"] == "synthetic":
         raise ConfigError(f"dataset is missing: {str(folder)!r} does not say what text it was trained on; name one.")
-    return CorpusConfig(**given, num_workers=settings.num_workers)
+    return DataSettings(**given, num_workers=settings.num_workers)

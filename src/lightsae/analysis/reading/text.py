@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.activations.corpus.rows import CorpusConfig, RowSource, TokenRows
+from lightsae.activations.corpus.rows import RowSource, TokenRows
+from lightsae.activations.settings import DataSettings
 
 # Rows that are read from the corpus at once.
 _READ_ROWS = 64
@@ -88,7 +89,7 @@ class Texts:
 
     @classmethod
     def read(
-        cls, corpus: CorpusConfig, tokenizer: Any, *, tokens: int, score_tokens: int, mining_tokens: int
+        cls, corpus: DataSettings, tokenizer: Any, *, tokens: int, score_tokens: int, mining_tokens: int
     ) -> "Texts":
         """Read held-out rows until both uses have their tokens, or the split ends; and training rows.
 
@@ -117,7 +118,7 @@ class Texts:
         return cls(_gather(found[False], context), _gather(found[True], context), mining, fingerprint, left_out)
 
 
-def _training_rows(corpus: CorpusConfig, tokenizer: Any, rows: int) -> Rows:
+def _training_rows(corpus: DataSettings, tokenizer: Any, rows: int) -> Rows:
     if rows == 0:
         return _gather([], corpus.context_size)
     source = RowSource(corpus, tokenizer, "train")
