@@ -12,7 +12,7 @@ from lightsae.analysis.dashboard.live import LiveEncoder
 from lightsae.analysis.dashboard.server import DashboardServer
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
 from lightsae.cli.settings.command import command
-from lightsae.errors import ConfigError, FormatError, under
+from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.native import describe_sae, load_sae
 
 _EXAMPLES = (
@@ -68,16 +68,15 @@ def run_serve(
 
 def _encoder(dictionary: FeatureDictionary, folder: str, live: LiveSettings) -> LiveEncoder:
     dictionary.check_belongs_to(folder)
-    with under(name_or_path="model"):
-        return LiveEncoder.load(
-            load_sae(folder, live.device),
-            describe_sae(folder)["provenance"],
-            live.device,
-            live.model,
-            revision=live.model_revision,
-            dtype=live.dtype,
-            trust_remote_code=live.trust_remote_code,
-        )
+    return LiveEncoder.load(
+        load_sae(folder, live.device),
+        describe_sae(folder)["provenance"],
+        live.device,
+        live.model,
+        revision=live.model_revision,
+        dtype=live.dtype,
+        trust_remote_code=live.trust_remote_code,
+    )
 
 
 def _serve(folder: Path, host: str, port: int, live: LiveEncoder | None) -> None:

@@ -167,6 +167,10 @@ def run_steer(settings: SteerSettings, asked: JudgeSettings, sampling: Sampling,
     grader = _Grader(judge, asked, steered, settings) if judge else None
     vocabulary = vocabulary_of(origin.main_model)
     if plan is None:
+        # First, since these refuse features that cannot be steered.
+        steered.concept(feature)
+        with steered.by(interventions) as steering:
+            caption = str(steering)
         meter = Meter(
             steered,
             vocabulary,
@@ -175,7 +179,7 @@ def run_steer(settings: SteerSettings, asked: JudgeSettings, sampling: Sampling,
             sampling=sampling,
             seed=settings.seed,
         )
-        _compare(meter, prompts, interventions, settings, grader)
+        _compare(meter, caption, prompts, interventions, settings, grader)
         return
     assert settings.out is not None
     out = Path(settings.out)
@@ -242,6 +246,7 @@ class _Grader:
 
 def _compare(
     meter: Meter,
+    caption: str,
     prompts: list[str],
     interventions: list[Intervention],
     settings: SteerSettings,
@@ -249,8 +254,6 @@ def _compare(
 ) -> None:
     steered, feature = meter.steered, settings.features[0]
     concept = steered.concept(feature)
-    with steered.by(interventions) as steering:
-        caption = str(steering)
     arms = (NONE, FEATURE, RANDOM, SHUFFLED)
     measured = {arm: meter.measure(steered.arm(arm, interventions, settings.seed), concept) for arm in arms}
     print(caption)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.help import HelpFormatter
 from lightsae.cli.settings.wording import in_short
-from lightsae.errors import ConfigError, FormatError
+from lightsae.errors import ConfigError, FormatError, under
 from lightsae.formats.files import find_folder
 from lightsae.progress import LINE_SECONDS, Heartbeat
 
@@ -112,9 +112,10 @@ def command(
             for kind in flat.values():
                 parser.add_settings(kind)  # type: ignore[arg-type]
             given = parser.parse_args(list(args))
-            function(
-                **{name: settings_from(hint, given) if name in flat else given[name] for name, hint in hints.items()}
-            )
+            values = {name: settings_from(hint, given) if name in flat else given[name] for name, hint in hints.items()}
+            # These commands call the arguments of the language model so.
+            with under(name_or_path="model", revision="model_revision"):
+                function(**values)
             return 0
 
         return run
