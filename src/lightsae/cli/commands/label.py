@@ -9,7 +9,8 @@ from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.interpret.relabel import Subjects, rewrite, shown_by_judge, shown_by_people, with_labels
 from lightsae.analysis.labels.gate import DEAD, RARE, Gate
 from lightsae.analysis.labels.human import export_csv, import_csv
-from lightsae.analysis.labels.llm.endpoint import Judge, open_judge
+from lightsae.analysis.labels.llm.endpoint import open_judge
+from lightsae.analysis.labels.llm.judge import Judge
 from lightsae.analysis.labels.llm.label_features import LabelPass, PassSettings, label_features
 from lightsae.analysis.labels.llm.prompts import PROMPTS
 from lightsae.analysis.reading.loaded_sae import Origin, TextSettings

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from lightsae.analysis.labels.llm.endpoint import Budget, Judge, open_judge
+from lightsae.analysis.labels.llm.endpoint import open_judge
+from lightsae.analysis.labels.llm.judge import Budget, Judge
 from lightsae.analysis.panels.arms import FEATURE, NONE, RANDOM, SHUFFLED, Arm, Steered
 from lightsae.analysis.panels.judged import Judged, judge_texts
 from lightsae.analysis.panels.load import load_steered
