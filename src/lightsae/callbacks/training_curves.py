@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightsae.callbacks.base import SAECallback
 from lightsae.formats.files import write_atomically
+from lightsae.plotting import style_pane
 
 PANELS = {
     "loss": "Loss",
@@ -95,9 +96,7 @@ def draw(saes: Mapping[str, Mapping[str, Curve]]) -> Figure:
     for axes, (key, title) in zip(panels.flat, PANELS.items(), strict=True):
         for place, (name, curves) in enumerate(saes.items()):
             _draw_one(axes, curves, key, f"C{place % 10}", name if len(saes) > 1 else "")
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_pane(axes, title)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if key == "dead_fraction":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))

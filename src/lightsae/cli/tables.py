@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightsae.analysis.labels.llm.questions import Tally
+from lightsae.analysis.labels.llm.session import Tally
 from lightsae.formats.files import shown
 
 # Columns of the output if no terminal is attached.

@@ -20,7 +20,7 @@ from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.schema import FEATURES, LABELS
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.labels.llm.examples import ScorePool
-from lightsae.analysis.labels.llm.subjects import Labelled, Subject, subject_of
+from lightsae.analysis.labels.llm.material import FeatureMaterial, Labelled, material_of
 from lightsae.analysis.reading.features import SAEFeatures
 from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists
 from lightsae.analysis.reading.loaded_sae import Origin
@@ -83,9 +83,9 @@ class Subjects:
             lists.values,
         )
 
-    def __call__(self, feature: int) -> Subject:
+    def __call__(self, feature: int) -> FeatureMaterial:
         found = self.dictionary.feature(feature)
-        return subject_of(found.row, found.contexts, self.pool, least=float(self.least[feature]), seed=self.seed)
+        return material_of(found.row, found.contexts, self.pool, least=float(self.least[feature]), seed=self.seed)
 
 
 def with_labels(dictionary: FeatureDictionary, rows: Sequence[Row], shown: Mapping[int, Row]) -> dict[str, pa.Table]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from lightsae.analysis.labels.llm.endpoint import Budget, Judge, open_judge
+from lightsae.analysis.labels.llm.endpoint import open_judge
+from lightsae.analysis.labels.llm.judge import Budget, Judge
 from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Arm, Steered
 from lightsae.analysis.panels.judged import BEST, HARMONIC, Judged, judge_texts
 from lightsae.analysis.panels.load import load_steered
