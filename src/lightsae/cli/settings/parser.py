@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightsae.cli.settings.grid import expand_grid
 from lightsae.cli.settings.help import HelpFormatter, arranged, checkpoint_words, settings_of
-from lightsae.cli.settings.wording import in_short, in_short_of_class, names_of_classes
+from lightsae.cli.settings.wording import in_short, names_of_classes
 from lightsae.errors import ConfigError
 from lightsae.sae import MECHANISMS, VARIANTS
 
@@ -58,7 +58,7 @@ class Parser(LightningArgumentParser):
         keys = [action.dest for action in self._actions if action.dest.rpartition(".")[2] not in _NO_SETTINGS]
         if not self.exit_on_error:
             # The parser of a class: another one reports what it finds, or tries the next type of a union.
-            super().error(in_short_of_class(message, self._class_name, keys, _CHOICES_WITHIN), ex)
+            super().error(in_short(message, keys, _CHOICES_WITHIN, owner=self._class_name), ex)
         command = getattr(ex, "subcommand_parser", None)
         if command is not None:
             command.error(message)
