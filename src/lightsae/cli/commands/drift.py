@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.drift.compare import Thresholds, compare
-from lightsae.analysis.drift.matching import Dictionary
-from lightsae.analysis.drift.read import read_dictionary
+from lightsae.analysis.drift.compare import DriftThresholds, compare
+from lightsae.analysis.drift.read import SAEOnText, read_on_text
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.command import Bars, CommandParser, settings_from
 from lightsae.errors import ConfigError
@@ -35,7 +34,7 @@ def run_drift(args: Sequence[str]) -> int:
     parser.add_argument("--out", type=str | None, help="File for the whole report, ending in .json.")
     parser.add_argument("--tokens", type=int, default=200_000, help="Held-out tokens to compare activations on.")
     parser.add_argument("--rows", type=int, default=20, help="Features in the printed table.")
-    parser.add_class_arguments(Thresholds)
+    parser.add_class_arguments(DriftThresholds)
     parser.add_class_arguments(TextSettings)
     given = parser.parse_args(list(args))
     if given.out is not None and not given.out.endswith(".json"):
@@ -47,12 +46,12 @@ def run_drift(args: Sequence[str]) -> int:
     _check_sites(given.a, [given.b, *(given.reseeds or [])])
     labels = _labels(given.dictionary, given.a) if given.dictionary is not None else None
     settings = settings_from(TextSettings, given)
-    thresholds = settings_from(Thresholds, given)
+    thresholds = settings_from(DriftThresholds, given)
     bars = Bars()
-    a, rows = read_dictionary(given.a, settings, given.tokens, bars)
+    a, rows = read_on_text(given.a, settings, given.tokens, bars)
 
-    def other(folder: str) -> Dictionary:
-        return read_dictionary(folder, settings, given.tokens, bars, rows)[0]
+    def other(folder: str) -> SAEOnText:
+        return read_on_text(folder, settings, given.tokens, bars, rows)[0]
 
     b = other(given.b)
     reseeds = (other(given.reseeds[0]), other(given.reseeds[1])) if given.reseeds else None

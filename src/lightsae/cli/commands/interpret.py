@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lightsae.analysis.interpret.presentation import Presentation
 from lightsae.analysis.interpret.run import Interpretation, InterpretSettings, interpret, write_interpretation
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, CommandParser, check_folder, settings_from
 from lightsae.formats.files import shown
 
@@ -40,9 +40,9 @@ def run_interpret(args: Sequence[str]) -> int:
     out = Path(given.out)
     check_folder(out, "dictionary.json")
     bars = Bars()
-    origin = Origin.load(given.sae, settings_from(TextSettings, given))
-    found = interpret(origin, out, settings, bars)
-    presentation = Presentation(origin, found) if given.dashboard else None
+    loaded = LoadedSAE.load(given.sae, settings_from(TextSettings, given))
+    found = interpret(loaded, out, settings, bars)
+    presentation = Presentation(loaded, found) if given.dashboard else None
     with bars.stage("writing", 1):
         identity = write_interpretation(found, out, presentation)
     _report(out, identity, found)

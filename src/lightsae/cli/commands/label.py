@@ -12,7 +12,7 @@ from lightsae.analysis.labels.human import export_csv, import_csv
 from lightsae.analysis.labels.llm.endpoint import Judge, open_judge
 from lightsae.analysis.labels.llm.label_features import LabelPass, PassSettings, label_features
 from lightsae.analysis.labels.llm.prompts import PROMPTS
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, CommandParser, settings_from
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown
@@ -92,8 +92,8 @@ def _judge(dictionary: FeatureDictionary, given: Any) -> None:
     features = _chosen(dictionary, given.features)
     judge = open_judge(given.judge, base_url=given.base_url, concurrency=given.concurrency)
     bars = Bars()
-    origin = Origin.load(given.sae, settings_from(TextSettings, given), whole_model=False)
-    subjects = Subjects(dictionary, origin, bars)
+    loaded = LoadedSAE.load(given.sae, settings_from(TextSettings, given), whole_model=False)
+    subjects = Subjects(dictionary, loaded, bars)
     gate = Gate(**dictionary.manifest["labels"]["offline"]["gate"])
     cache = given.cache or f"{dictionary.folder}.answers.sqlite"
     with bars.stage("labels", 3 * len(features)) as done:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightsae.analysis.interpret.predict import predict
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, CommandParser, settings_from
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown
@@ -37,7 +37,7 @@ def run_predict(args: Sequence[str]) -> int:
     if given.tokens < 1:
         raise ConfigError(f"tokens is {given.tokens}; write 1 or more.")
     settings = settings_from(TextSettings, given)
-    origin = Origin.load(given.sae, settings, whole_model=False)
-    written = predict(origin, out, given.split, given.tokens, given.everything, Bars())
+    loaded = LoadedSAE.load(given.sae, settings, whole_model=False)
+    written = predict(loaded, out, given.split, given.tokens, given.everything, Bars())
     print(f"{written:,} firings  {shown(out)}")
     return 0

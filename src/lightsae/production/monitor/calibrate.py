@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import vocabulary_of
@@ -40,7 +40,7 @@ def calibrate(
     dictionary: FeatureDictionary | str | Path,
     *,
     sae: SparseAutoencoder | str | Path,
-    texts: Rows | Sequence[str] | Sequence[Sequence[int]],
+    texts: TextRows | Sequence[str] | Sequence[Sequence[int]],
     features: Sequence[int] | None = None,
     rates: Sequence[float] = (0.01,),
     held_out_share: float = 0.5,
