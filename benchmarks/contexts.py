@@ -17,13 +17,12 @@ from pathlib import Path
 
 import torch
 
-from lightsae.activations.timing import Timings
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
 from lightsae.analysis.reading.features import SAEFeatures
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.analysis.reading.reader import ActivationReader
-from lightsae.analysis.reading.text import Rows, Texts
+from lightsae.analysis.reading.text import TextRows, Texts
 from lightsae.formats.native import save_sae
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import vocabulary_of
@@ -32,7 +31,7 @@ from lightsae.sae import SiteRef, TopK, Widths
 from sweep import language_model
 
 
-def plain(source: SAEFeatures, reader: ActivationReader, rows: Rows) -> float:
+def plain(source: SAEFeatures, reader: ActivationReader, rows: TextRows) -> float:
     start = time.perf_counter()
     with torch.no_grad():
         for batch, _ in reader.batches(rows):
@@ -40,7 +39,7 @@ def plain(source: SAEFeatures, reader: ActivationReader, rows: Rows) -> float:
     return time.perf_counter() - start
 
 
-def counted(source: SAEFeatures, reader: ActivationReader, rows: Rows, vocabulary: int) -> float:
+def counted(source: SAEFeatures, reader: ActivationReader, rows: TextRows, vocabulary: int) -> float:
     gathered = ContextStatistics(source, vocabulary, rows.tokens.size, ContextSettings(), together=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,12 +66,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         if given.sae == "gpt2-shape":
             given.sae = random_sae(Path(temporary))
-        origin = Origin.load(given.sae, TextSettings(), whole_model=False)
+        loaded = LoadedSAE.load(given.sae, TextSettings(), whole_model=False)
         # Training text: there is more of it, and what is timed is the same.
-        tokenizer = origin.main_model.tokenizer
-        rows = Texts.read(origin.corpus, tokenizer, tokens=1, score_tokens=1, mining_tokens=given.tokens).mining
-        reader, source = ActivationReader(origin.models, origin.reading, Timings()), SAEFeatures(origin.sae)
-        vocabulary = len(vocabulary_of(origin.main_model))
+        tokenizer = loaded.main_model.tokenizer
+        rows = Texts.read(loaded.corpus, tokenizer, tokens=1, score_tokens=1, mining_tokens=given.tokens).mining
+        reader, source = loaded.reader(), SAEFeatures(loaded.sae)
+        vocabulary = len(vocabulary_of(loaded.main_model))
         ratios = []
         for _ in range(given.rounds):
             alone, whole = plain(source, reader, rows), counted(source, reader, rows, vocabulary)

@@ -24,9 +24,9 @@ import torch
 
 from lightsae.analysis.dictionary import FeatureDictionary, write_dictionary
 from lightsae.analysis.dictionary.schema import TABLES
-from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.analysis.steering import Sampling, generate_samples
 from lightsae.formats.native import save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.production.monitor import JsonLines, Monitor, monitor
 from lightsae.sae import JumpReLU, ReLU, SiteRef, SparseAutoencoder, TopK, Widths
@@ -60,7 +60,7 @@ def described(sae: SparseAutoencoder, folder: Path) -> FeatureDictionary:
     tables = {name: pa.Table.from_pylist([], schema=schema) for name, schema in TABLES.items()}
     tables["features"] = pa.Table.from_pylist(rows, schema=TABLES["features"])
     manifest: dict[str, Any] = {
-        "sae": sae_entry(folder / "sae"),
+        "sae": SavedSAE.open(folder / "sae").entry,
         "model": {"name": "builtin", "revision": None},
         "tokenizer": {"name": "builtin"},
         "corpus": {"name": "none", "fingerprint": "none"},

@@ -9,8 +9,8 @@ import torch
 
 from helpers.fake_dictionary import SITE, fake_manifest, fake_tables
 from lightsae.analysis.dictionary import write_dictionary
-from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.formats.native import save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import VARIANTS, SiteRef, Widths
 
 FEATURES = 16
@@ -67,7 +67,7 @@ def make_parts(folder: Path, seed: int, site: dict[str, Any] = SITE, name: str |
     width = Widths.autoencoder(SiteRef(site["model"], site["site"]), site["width"])
     sae = VARIANTS["TopK"](width, d_sae=FEATURES, k=2)
     save_sae(sae, folder / "sae", {"dictionary": name} if name else None)
-    entry = sae_entry(folder / "sae")
+    entry = SavedSAE.open(folder / "sae").entry
     manifest = fake_manifest(FEATURES) | {"sae": entry}
     manifest["summary"] = {
         "labelled_share": 0.5,

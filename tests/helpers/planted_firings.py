@@ -15,7 +15,7 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.fills import ReadSettings
 from lightsae.analysis.reading.firings import Firings
 from lightsae.analysis.reading.reader import ActivationReader
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.text import TextRows
 from lightsae.sae import SiteRef
 from lightsae.sae.sparse_ops import SparseLatents
 
@@ -51,22 +51,22 @@ class PlantedReader(ActivationReader):
 
     def __init__(
         self,
-        dense_of: Callable[[Rows], Dense],
-        counted_of: Callable[[Rows], NDArray[np.bool_]],
+        dense_of: Callable[[TextRows], Dense],
+        counted_of: Callable[[TextRows], NDArray[np.bool_]],
         rows_at_once: int,
         fails_at: int = -1,
     ) -> None:
         self.reading = ReadSettings((SITE,), torch.float32, rows_at_once)
         self.dense_of, self.counted_of, self.fails_at = dense_of, counted_of, fails_at
 
-    def batches(self, rows: Rows, start: int = 0) -> Iterator[tuple[ActivationBatch, NDArray[np.bool_]]]:
+    def batches(self, rows: TextRows, start: int = 0) -> Iterator[tuple[ActivationBatch, NDArray[np.bool_]]]:
         for number, part in enumerate(rows.batches(self.reading.rows_at_once, start)):
             if number == self.fails_at:
                 raise RuntimeError("killed")
             yield batch_of(part, self.dense_of(part)), self.counted_of(part)
 
 
-def batch_of(rows: Rows, dense: Dense) -> ActivationBatch:
+def batch_of(rows: TextRows, dense: Dense) -> ActivationBatch:
     n, context = rows.tokens.shape
     nothing = torch.zeros(n * context, dtype=torch.bool)
     return ActivationBatch(
@@ -85,7 +85,7 @@ def batch_of(rows: Rows, dense: Dense) -> ActivationBatch:
 class Planted:
     """A text with firings. Row numbers are indices, so that brute force finds its way."""
 
-    rows: Rows
+    rows: TextRows
     dense: Dense  # (T, F)
     counted: NDArray[np.bool_]  # (n, S)
     vocabulary: int
@@ -127,4 +127,4 @@ def planted(rows: int = 30, context: int = 28, features: int = 6, vocabulary: in
     dense[:, -1] = -np.abs(dense[:, -1])
     counted = draw.random((rows, context)) > 0.05
     counted[:, 0] = False
-    return Planted(Rows(tokens, documents, np.arange(rows)), dense, counted, vocabulary)
+    return Planted(TextRows(tokens, documents, np.arange(rows)), dense, counted, vocabulary)

@@ -44,7 +44,7 @@ from lightsae.activations.corpus.rows import RowSource
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.schema import TABLES
 from lightsae.analysis.labels.human import COLUMNS
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli import main
 
 TEXT = ("--num_workers", "0", "--model_batch_tokens", "1024")
@@ -241,13 +241,13 @@ def test_no_text_of_the_corpus_is_markup(made: Path) -> None:
 @pytest.fixture(scope="module")
 def encoded(planted: Planted) -> dict[str, np.ndarray]:
     """What the SAE gives on the first held-out rows, token by token: document, special, latents."""
-    origin = Origin.load(planted.sae, TextSettings(num_workers=0), whole_model=False)
-    source = RowSource(origin.corpus, origin.main_model.tokenizer, "validation")
-    rows = source.take(2000 // origin.corpus.context_size)
+    loaded = LoadedSAE.load(planted.sae, TextSettings(num_workers=0), whole_model=False)
+    source = RowSource(loaded.corpus, loaded.main_model.tokenizer, "validation")
+    rows = source.take(2000 // loaded.corpus.context_size)
     source.close()
-    captured = origin.main_model.capture(torch.from_numpy(rows.tokens.astype(np.int64)), ["resid_pre.0"])
+    captured = loaded.main_model.capture(torch.from_numpy(rows.tokens.astype(np.int64)), ["resid_pre.0"])
     latents = load_sae(planted.sae).encode(captured["resid_pre.0"])
-    special = np.isin(rows.tokens, origin.main_model.special_token_ids)
+    special = np.isin(rows.tokens, loaded.main_model.special_token_ids)
     return {
         "tokens": rows.tokens,
         "documents": rows.documents,

@@ -7,8 +7,8 @@ that was killed goes on there, and ends in what it would have ended in.
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from lightsae.analysis.contexts.statistics import ContextStatistics
 from lightsae.analysis.reading.reader import ActivationReader
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.text import TextRows
 from lightsae.formats.files import write_atomically
 from lightsae.progress import Progress
 
@@ -27,7 +27,7 @@ class SavedPass:
     """Where the state of an unfinished pass lies.
 
     Args:
-        target: The folder that the dictionary will be in.
+        target: The folder that the feature dictionary will be in.
         asked: Everything that the pass depends on, JSON values.
     """
 
@@ -57,39 +57,35 @@ class SavedPass:
 def gather_contexts(
     statistics: Mapping[str, ContextStatistics],
     reader: ActivationReader,
-    rows: Rows,
+    rows: TextRows,
     saved: SavedPass,
     progress: Progress,
 ) -> None:
     """Take in all rows, from where a saved pass stopped.
 
     Args:
-        statistics: Of each population, new.
+        statistics: By population, new.
         reader: Reads the rows.
         rows: The text of the contexts.
         saved: Where the state is kept until `clear`.
-        progress: Told of every batch, in tokens.
+        progress: Receives the tokens read.
     """
-    done = saved.load(statistics)
-    last_save, context = time.monotonic(), rows.tokens.shape[1]
-    start = done * reader.reading.rows_at_once
-    with (
-        ThreadPoolExecutor(1, "counting") as counter,
-        progress.stage("contexts, resumed" if done else "contexts", rows.tokens.size) as told,
-    ):
-        waiting: list[Any] = []
-        for batch, counted in reader.batches(rows, start):
+    batches_done, last_save = saved.load(statistics), time.monotonic()
+    stage = "contexts, resumed" if batches_done else "contexts"
+    with ThreadPoolExecutor(1, "counting") as counter:
+        waiting: list[Future[None]] = []
+        for batch, counted in reader.read(rows, stage, progress, batches_done * reader.reading.rows_at_once):
             work = [gathered.read(batch, counted) for gathered in statistics.values()]
             # One batch is counted while the next one is read; no more, so that memory stays bounded.
-            for future in waiting:
-                future.result()
+            _finish(waiting)
             waiting = [counter.submit(count) for count in work]
-            start += len(counted)
-            told(start * context)
             if time.monotonic() - last_save > SAVE_EVERY:
-                for future in waiting:
-                    future.result()
+                _finish(waiting)
                 saved.save(statistics)
                 last_save = time.monotonic()
-        for future in waiting:
-            future.result()
+        _finish(waiting)
+
+
+def _finish(waiting: Iterable[Future[None]]) -> None:
+    for future in waiting:
+        future.result()

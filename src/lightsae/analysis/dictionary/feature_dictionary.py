@@ -21,7 +21,7 @@ from lightsae.analysis.dictionary.schema import TABLES
 from lightsae.analysis.dictionary.writer import DESCRIPTION, file_of
 from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean
 from lightsae.formats.files import locate
-from lightsae.formats.native import describe_sae, tensor_hash
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, SparseAutoencoder
 
 _KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
@@ -230,7 +230,7 @@ class FeatureDictionary:
         """
         return self._query(query, dict(parameters or {}))
 
-    def check_belongs_to(self, sae: SparseAutoencoder | str | Path) -> None:
+    def check_belongs_to(self, sae: SavedSAE | SparseAutoencoder | str | Path) -> None:
         """Refuse any SAE but the one that this dictionary was made for.
 
         Args:
@@ -240,26 +240,21 @@ class FeatureDictionary:
             SiteError: It reads or predicts another site, or that of another model.
             FormatError: It is another SAE of the same site, or its export is damaged.
         """
-        told = self.manifest["sae"]
-        if isinstance(sae, SparseAutoencoder):
-            name, variant, shown = type(sae).__name__, type(sae).__name__, f"The {type(sae).__name__}"
-            widths = {"read": _sites(sae.widths.read), "predicted": _sites(sae.widths.predicted)}
-        else:
-            description, shown = describe_sae(sae), repr(str(sae))
-            name, variant, widths = str(sae), description["variant"], description["widths"]
+        saved, made_for = SavedSAE.of(sae), self.manifest["sae"]
+        name = f"The {saved}" if saved.folder is None else repr(str(saved))
+        build = f"build a dictionary for this one: lightsae interpret --sae {saved}"
         for part, verb in (("read", "reads"), ("predicted", "predicts")):
-            ours, theirs = _shown(told.get(part, [])), _shown(widths[part])
+            ours, theirs = _sites(made_for.get(part, [])), _sites(saved.widths[part])
             if ours != theirs:
                 raise SiteError(
-                    f"{shown} {verb} {theirs}, but the feature dictionary {self.id[:12]} was made for an SAE that "
-                    f"{verb} {ours}; give that SAE, or build a dictionary for this one: lightsae interpret --sae {name}"
+                    f"{name} {verb} {theirs}, but the feature dictionary {self.id[:12]} was made for an SAE that "
+                    f"{verb} {ours}; give that SAE, or {build}"
                 )
-        found = tensor_hash(sae) if isinstance(sae, SparseAutoencoder) else description["sha256"]
-        if found != told["sha256"]:
+        if saved.sha256 != made_for["sha256"]:
             raise FormatError(
-                f"{shown} ({variant}, SHA-256 {found[:12]}) is not the SAE that the feature dictionary {self.id[:12]} "
-                f"was made for ({told.get('variant')}, SHA-256 {told['sha256'][:12]}): its labels do not hold there. "
-                f"Give that SAE, or build a dictionary for this one: lightsae interpret --sae {name}"
+                f"{name} ({saved.variant}, SHA-256 {saved.sha256[:12]}) is not the SAE that the feature dictionary "
+                f"{self.id[:12]} was made for ({made_for.get('variant')}, SHA-256 {made_for['sha256'][:12]}): its "
+                f"labels do not hold there. Give that SAE, or {build}"
             )
 
     def _query(self, query: str, parameters: dict[str, Any]) -> pa.Table:
@@ -308,9 +303,5 @@ def _column(name: str, where: str) -> str:
     return f'"{name}"'
 
 
-def _sites(widths: Mapping[SiteRef, int]) -> list[dict[str, Any]]:
-    return [{"model": ref.model, "site": ref.site, "width": width} for ref, width in widths.items()]
-
-
-def _shown(sites: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{SiteRef(s['model'], s['site'])} (width {s['width']})" for s in sites)
+def _sites(widths: Iterable[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{SiteRef(entry['model'], entry['site'])} (width {entry['width']})" for entry in widths)

@@ -23,7 +23,6 @@ from lightsae.analysis.dictionary.card import write_card
 from lightsae.analysis.dictionary.schema import SCHEMA_VERSION, TABLES
 from lightsae.errors import FormatError
 from lightsae.formats.files import find_folder, hash_file, replace_folder_atomically, write_atomically
-from lightsae.formats.native import describe_sae
 
 DESCRIPTION, CARD = "dictionary.json", "card.md"
 KIND = "lightsae feature dictionary"
@@ -49,7 +48,7 @@ def write_dictionary(
         folder: A folder of the dictionary's own.
         tables: `features`, `contexts`, `edges` and `labels`, with the columns of `analysis.schema`; rows in any order
             (rows of one feature keep theirs).
-        manifest: What `dictionary.json` is to say, JSON values: sae (see `sae_entry`), model, tokenizer, corpus,
+        manifest: What `dictionary.json` is to say, JSON values: sae (`SavedSAE.entry`), model, tokenizer, corpus,
             tokens, seeds, code_version, histogram_edges, labels; summary and others as you like. No times, no paths:
             they would change the id of equal contents.
         extra: Called with the staged folder, in which the tables, dictionary.json and card.md are already complete;
@@ -89,21 +88,6 @@ def add_extra(folder: Path, name: str) -> None:
         told["extras"] = sorted([*told["extras"], name])
         with write_atomically(folder / DESCRIPTION) as staged:
             _write_json(staged, told)
-
-
-def sae_entry(folder: str | Path) -> dict[str, Any]:
-    """Return what the manifest says under `sae` of an exported SAE; nothing of it depends on where the folder lies.
-
-    Raises:
-        FormatError: The export is missing or damaged.
-    """
-    description = describe_sae(folder)
-    return {
-        "variant": description["variant"],
-        "sha256": description["sha256"],
-        "d_sae": description["settings"].get("d_sae"),
-        **description["widths"],
-    }
 
 
 def file_of(table: str) -> str:

@@ -1,8 +1,8 @@
-"""What became of the features of a dictionary A in another one, B: a reseed, a later checkpoint, a fine-tuned model.
+"""What became of the features of an SAE A in another one, B: a reseed, a later checkpoint, a fine-tuned model.
 
 Axes:    F features of A, G of B, T tokens of one text that both were run on.
 Verdicts, for each feature of A that fires on at least `min_fires` of the tokens, against its partner in B (one to one,
-`analysis/matching.py`):
+`drift/matching.py`):
     kept    cosine of the decoder rows and correlation of the activations are both at least `same`.
     split   not kept; but at least two features of B, each of which fires mostly (PART_INSIDE) where this one fires and
             adds PART_ADDS or more of its firings, together cover `coverage` of them, and the largest alone does not.
@@ -40,11 +40,11 @@ from lightsae.analysis.drift.matching import (
     CANDIDATES,
     DENSE,
     MEASURES,
-    Dictionary,
-    Matching,
+    FeatureMatching,
     match,
     unit_rows,
 )
+from lightsae.analysis.drift.read import SAEOnText
 from lightsae.errors import ConfigError
 from lightsae.formats.files import write_atomically
 from lightsae.metrics.conventions import NO_PARTNER
@@ -72,7 +72,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class DriftThresholds:
     """What counts as the same feature; see the head of the file.
 
     Attributes:
@@ -143,23 +143,23 @@ class DriftReport:
 
 
 def compare(
-    a: Dictionary,
-    b: Dictionary,
+    a: SAEOnText,
+    b: SAEOnText,
     *,
     labels: Mapping[int, str] | None = None,
-    reseeds: tuple[Dictionary, Dictionary] | None = None,
-    thresholds: Thresholds = Thresholds(),
+    reseeds: tuple[SAEOnText, SAEOnText] | None = None,
+    thresholds: DriftThresholds = DriftThresholds(),
     seed: int = 0,
 ) -> DriftReport:
     """Say for every feature of `a` what became of it in `b`.
 
     Args:
-        a: The dictionary whose features and labels are followed.
+        a: The SAE whose features and labels are followed.
         b: The other one, over the same tokens, at a site of the same width.
         labels: Labels of features of `a`.
-        reseeds: Two trainings that differ in nothing but their seed, as the null; chance, where none are given.
+        reseeds: Two trainings that differ in nothing but their seed, as the null; chance, if none are given.
         thresholds: What counts as the same.
-        seed: Of the draws of the null.
+        seed: Seed for the draws of the null.
 
     Raises:
         ConfigError: Widths or tokens do not fit.
@@ -210,7 +210,7 @@ def compare(
 
 
 def _verdicts(
-    a: Dictionary, b: Dictionary, matching: Matching, floor: float, thresholds: Thresholds
+    a: SAEOnText, b: SAEOnText, matching: FeatureMatching, floor: float, thresholds: DriftThresholds
 ) -> tuple[list[str], list[list[int] | None]]:
     same, both = _same(matching, thresholds), matching.matched["both"]
     tested = _fires(a) >= thresholds.min_fires
@@ -229,7 +229,7 @@ def _verdicts(
     return verdicts, [parts.get(i) for i in range(len(a))]
 
 
-def _parts(a: Dictionary, b: Dictionary, wanted: NDArray[np.int64], thresholds: Thresholds) -> dict[int, list[int]]:
+def _parts(a: SAEOnText, b: SAEOnText, wanted: NDArray[np.int64], thresholds: DriftThresholds) -> dict[int, list[int]]:
     """Return, for those features of `a` that were split, the features of `b` that share its firings out."""
     fires_a, fires_b = _indicators(a)[:, wanted], _indicators(b)
     counts_a, counts_b = (np.diff(fires.indptr) for fires in (fires_a, fires_b))
@@ -254,8 +254,8 @@ def _parts(a: Dictionary, b: Dictionary, wanted: NDArray[np.int64], thresholds: 
     return found
 
 
-def _stand_in(b: Dictionary, seed: int) -> Dictionary:
-    """Return a dictionary that shares nothing with any other, but has the geometry and the frequencies of `b`."""
+def _stand_in(b: SAEOnText, seed: int) -> SAEOnText:
+    """Return an SAE that shares nothing with any other, but has the geometry and the frequencies of `b`."""
     rows = torch.from_numpy(unit_rows(b.decoder)).double()
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     drawn = torch.randn(rows.shape, generator=keyed_generator(seed, "drift directions"), dtype=torch.float64)
@@ -265,28 +265,28 @@ def _stand_in(b: Dictionary, seed: int) -> Dictionary:
     tokens = matrix.shape[0]
     places = [draw.choice(tokens, size=count, replace=False) for count in np.diff(matrix.indptr)]
     shuffled = sparse.csc_array((matrix.data, np.concatenate(places), matrix.indptr), shape=matrix.shape)
-    return Dictionary(directions.float(), shuffled)
+    return SAEOnText(directions.float(), shuffled)
 
 
-def _same(matching: Matching, thresholds: Thresholds) -> NDArray[np.bool_]:
+def _same(matching: FeatureMatching, thresholds: DriftThresholds) -> NDArray[np.bool_]:
     same: NDArray[np.bool_] = matching.matched["cosine"] >= thresholds.same
     return same & (matching.matched["correlation"] >= thresholds.same)
 
 
-def _floor(null: Matching, a: Dictionary, thresholds: Thresholds, quantile: float) -> float:
+def _floor(null: FeatureMatching, a: SAEOnText, thresholds: DriftThresholds, quantile: float) -> float:
     """Return what a pair has to exceed to share something; never more than what a kept feature has at the least."""
     apart = (_fires(a) >= thresholds.min_fires) & ~_same(null, thresholds) & np.isfinite(null.matched["both"])
     both = null.matched["both"][apart]
     return min(float(np.quantile(both, quantile)), thresholds.same) if len(both) else thresholds.same
 
 
-def _indicators(one: Dictionary) -> Any:
+def _indicators(one: SAEOnText) -> Any:
     fires = sparse.csc_array(one.activations > 0, dtype=np.float32)
     fires.sort_indices()
     return fires
 
 
-def _fires(one: Dictionary) -> NDArray[np.int64]:
+def _fires(one: SAEOnText) -> NDArray[np.int64]:
     fires: NDArray[np.int64] = np.diff(_indicators(one).indptr).astype(np.int64)
     return fires
 
@@ -298,7 +298,7 @@ def _shares(verdicts: list[str]) -> dict[str, Any]:
     return {"tested": tested, "verdicts": counts, "shares": shares}
 
 
-def _means(a: Dictionary, b: Dictionary, matching: Matching, thresholds: Thresholds) -> dict[str, Any]:
+def _means(a: SAEOnText, b: SAEOnText, matching: FeatureMatching, thresholds: DriftThresholds) -> dict[str, Any]:
     """Return the mean of the largest value, both ways (of cosine: MMCS), and of the one-to-one pairs."""
     alive_a, alive_b = (_fires(one) >= thresholds.min_fires for one in (a, b))
     return {
@@ -311,7 +311,7 @@ def _means(a: Dictionary, b: Dictionary, matching: Matching, thresholds: Thresho
     }
 
 
-def _quantiles(matching: Matching) -> dict[str, dict[str, float | None]]:
+def _quantiles(matching: FeatureMatching) -> dict[str, dict[str, float | None]]:
     told = {}
     for measure in MEASURES:
         values = matching.matched[measure][np.isfinite(matching.matched[measure])]

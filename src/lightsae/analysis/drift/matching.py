@@ -1,6 +1,6 @@
-"""How alike the features of two dictionaries are, and who is whose partner.
+"""How alike the features of two SAEs are, and who is whose partner.
 
-Axes:    F features of the first dictionary, G of the second, D width, T tokens, k candidates.
+Axes:    F features of the first SAE, G of the second, D width, T tokens, k candidates.
 Measures: cosine of decoder rows; Pearson correlation of activations over the same tokens, 0 for pairs that never fire
          together; and the mean of both.
 Matching: one to one, so that the sum of the measure over the pairs is largest (Hungarian). Up to DENSE features all
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from lightsae.analysis.drift.read import SAEOnText
 from lightsae.errors import ConfigError
 from lightsae.metrics.conventions import NO_PARTNER, assign
 
@@ -30,23 +31,7 @@ _ROWS = 512
 
 
 @dataclass(frozen=True)
-class Dictionary:
-    """What is compared of a dictionary.
-
-    Attributes:
-        decoder: (F, D) directions in raw units, W_dec / output_scale.
-        activations: (T, F) scipy sparse, the activations over a text; both dictionaries over the same tokens.
-    """
-
-    decoder: Float[Tensor, "F D"]
-    activations: Any
-
-    def __len__(self) -> int:
-        return len(self.decoder)
-
-
-@dataclass(frozen=True)
-class Matching:
+class FeatureMatching:
     """How alike, and who with whom.
 
     Attributes:
@@ -64,8 +49,8 @@ class Matching:
     nearest_back: dict[str, NDArray[np.float32]]
 
 
-def match(a: Dictionary, b: Dictionary) -> Matching:
-    """Compare all features of two dictionaries, and give each of the first its partner in the second.
+def match(a: SAEOnText, b: SAEOnText) -> FeatureMatching:
+    """Compare all features of two SAEs, and give each of the first its partner in the second.
 
     Raises:
         ConfigError: Their widths, or the tokens of their activations, are not the same.
@@ -94,10 +79,10 @@ def match(a: Dictionary, b: Dictionary) -> Matching:
             partners[measure] = assign(graph.tocsr())
     matched = values_of(a, b, partners["both"])
     own = {measure: values_of(a, b, partners[measure])[measure] for measure in MEASURES}
-    return Matching(partners, matched, own, nearest, nearest_back)
+    return FeatureMatching(partners, matched, own, nearest, nearest_back)
 
 
-def values_of(a: Dictionary, b: Dictionary, partners: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+def values_of(a: SAEOnText, b: SAEOnText, partners: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Return all measures of given pairs; NaN where there is no partner."""
     there = np.flatnonzero(partners != NO_PARTNER)
     other = partners[there]
@@ -142,7 +127,7 @@ def unit_rows(decoder: Float[Tensor, "F D"]) -> NDArray[np.float32]:
     return rows
 
 
-def _blocks(a: Dictionary, b: Dictionary) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
+def _blocks(a: SAEOnText, b: SAEOnText) -> Iterator[tuple[int, dict[str, NDArray[np.float32]]]]:
     """Yield, for some features of the first at a time, all measures against all of the second, dense."""
     rows_a, rows_b = unit_rows(a.decoder), unit_rows(b.decoder)
     fires_a, fires_b = standardised(a.activations), standardised(b.activations)
@@ -164,17 +149,15 @@ def _candidates(values: NDArray[np.float32]) -> Any:
     return sparse.csr_array((np.maximum(values[rows, columns], 0), (rows, columns)), shape=values.shape)
 
 
-def _check(a: Dictionary, b: Dictionary) -> None:
+def _check(a: SAEOnText, b: SAEOnText) -> None:
     if a.decoder.shape[1] != b.decoder.shape[1]:
         raise ConfigError(
-            f"The first dictionary writes to {a.decoder.shape[1]} dimensions and the second to {b.decoder.shape[1]}; "
-            "compare dictionaries of the same site."
+            f"The first SAE writes to {a.decoder.shape[1]} dimensions and the second to {b.decoder.shape[1]}; "
+            "compare SAEs of the same site."
         )
     for name, one in (("first", a), ("second", b)):
         if one.activations.shape[1] != len(one):
-            raise ConfigError(
-                f"The {name} dictionary has {len(one)} features, but activations of {one.activations.shape[1]}."
-            )
+            raise ConfigError(f"The {name} SAE has {len(one)} features, but activations of {one.activations.shape[1]}.")
     tokens = [one.activations.shape[0] for one in (a, b)]
     if tokens[0] != tokens[1] or not tokens[0]:
         raise ConfigError(f"The activations are of {tokens[0]} and {tokens[1]} tokens; give those over the same text.")

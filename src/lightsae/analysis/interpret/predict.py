@@ -1,24 +1,19 @@
-"""The sparse activations themselves, written to Parquet as they stream by: one row a firing.
+"""The sparse activations themselves, written to Parquet as they stream by: one row per firing.
 
 Columns: document, row (running numbers), position (in its row), token (id), latent, value (normalised units).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from lightsae.activations.corpus.documents import Split
-from lightsae.activations.corpus.rows import RowSource
-from lightsae.activations.timing import Timings
 from lightsae.analysis.reading.features import SAEFeatures
 from lightsae.analysis.reading.firings import Firings
-from lightsae.analysis.reading.loaded_sae import Origin
-from lightsae.analysis.reading.reader import ActivationReader
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.loaded_sae import LoadedSAE
+from lightsae.analysis.reading.text import CorpusRows
 from lightsae.formats.files import write_atomically
 from lightsae.progress import Progress
 
@@ -34,53 +29,33 @@ FIRINGS = pa.schema(
 )
 
 
-def predict(origin: Origin, out: Path, split: Split, tokens: int, everything: bool, progress: Progress) -> int:
+def predict(loaded: LoadedSAE, out: Path, split: Split, tokens: int, everything: bool, progress: Progress) -> int:
     """Write the firings of a text to a Parquet file, batch by batch; return how many there were.
 
     Args:
-        origin: The dictionary, its language models, its corpus.
+        loaded: The SAE, its language models, its corpus.
         out: The file; an earlier one is replaced when the new one is complete.
-        split: Of the corpus.
-        tokens: How many to read; fewer where the held-out documents end.
+        split: Split of the corpus.
+        tokens: How many to read; fewer if the held-out documents end before.
         everything: Keep attention sinks, special tokens and skipped positions too.
-        progress: Told of every batch, in tokens.
+        progress: Receives the tokens read.
     """
-    reader, source = ActivationReader(origin.models, origin.reading, Timings()), SAEFeatures(origin.sae)
-    read = written = 0
-    with (
-        write_atomically(out) as staged,
-        pq.ParquetWriter(staged, FIRINGS, compression="zstd") as file,
-        progress.stage("predict", tokens) as done,
-        torch.no_grad(),
-    ):
-        for rows in _rows(origin, split, tokens):
-            for batch, counted in reader.batches(rows):
-                kept = np.ones_like(counted) if everything else counted
-                firings = Firings.of(source.encode(batch.activations), batch, kept)
-                file.write_table(_table(firings))
-                read += counted.size
-                written += len(firings.values)
-                done(read)
+    source, written = SAEFeatures(loaded.sae), 0
+    rows = CorpusRows(loaded.corpus, loaded.main_model.tokenizer, split, tokens)
+    with write_atomically(out) as staged, pq.ParquetWriter(staged, FIRINGS, compression="zstd") as file:
+        for batch, counted in loaded.reader().read(rows, "predict", progress):
+            kept = np.ones_like(counted) if everything else counted
+            firings = Firings.of(source.encode(batch.activations), batch, kept)
+            file.write_table(_table(firings))
+            written += len(firings.values)
     return written
 
 
-def _rows(origin: Origin, split: Split, tokens: int) -> Iterator[Rows]:
-    source = RowSource(origin.corpus, origin.main_model.tokenizer, split)
-    left, number, at_once = max(1, tokens // origin.corpus.context_size), 0, origin.reading.rows_at_once
-    while left > 0:
-        rows = source.take(min(at_once, left))
-        if not len(rows):
-            break
-        yield Rows(rows.tokens, rows.documents, number + np.arange(len(rows)))
-        number, left = number + len(rows), left - len(rows)
-    source.close()
-
-
 def _table(firings: Firings) -> pa.Table:
-    places, row = firings.token_of, firings.token_of // firings.context
+    places = firings.token_of
     columns = (
         firings.documents.ravel()[places],
-        firings.rows[row],
+        firings.rows[places // firings.context],
         places % firings.context,
         firings.flat_tokens[places],
         firings.feature_of,

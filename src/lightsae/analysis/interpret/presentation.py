@@ -18,7 +18,7 @@ from lightsae.analysis.effects.directions import directions
 from lightsae.analysis.interpret.run import NEURONS, SAE, Interpretation
 from lightsae.analysis.labels.patterns import CLASSES, class_of
 from lightsae.analysis.labels.wording import shown
-from lightsae.analysis.reading.loaded_sae import Origin
+from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.lm.model import vocabulary_of
 
 PICTURES, TENSORBOARD = "pictures", "tensorboard"
@@ -30,12 +30,12 @@ class Presentation:
     """Writes pictures into the folder of a feature dictionary, when that is staged.
 
     Args:
-        origin: The dictionary and its language models.
+        loaded: The dictionary and its language models.
         found: What was found.
     """
 
-    def __init__(self, origin: Origin, found: Interpretation) -> None:
-        self.origin, self.found = origin, found
+    def __init__(self, loaded: LoadedSAE, found: Interpretation) -> None:
+        self.loaded, self.found = loaded, found
 
     def __call__(self, staged: Path) -> None:
         tables, neurons = self.found.tables[SAE], self.found.tables.get(NEURONS)
@@ -48,13 +48,13 @@ class Presentation:
 
     def maps(self) -> list[Map]:
         """Return the map of the directions, and those of the activations before and after."""
-        sae, (sample, tokens) = self.origin.sae, self.found.activations
+        sae, (sample, tokens) = self.loaded.sae, self.found.activations
         alive = np.flatnonzero(self.found.tables[SAE]["features"]["fires"].to_numpy() > 0)
         every = max(1, len(sample) // _MAP_TOKENS)
         sample, tokens = sample[::every], tokens[::every]
         with torch.no_grad():
             latents = sae.encode(sample)
-        vocabulary = vocabulary_of(self.origin.main_model)
+        vocabulary = vocabulary_of(self.loaded.main_model)
         colours = [Colouring("token class", [CLASSES[class_of(vocabulary[token])] for token in tokens])]
         colours += [
             Colouring(f"feature {feature}: {label}", latents[:, feature].cpu().numpy())
@@ -69,7 +69,7 @@ class Presentation:
         ]
 
     def _decoder(self) -> torch.Tensor:
-        sae = self.origin.sae
+        sae = self.loaded.sae
         return torch.cat([directions(sae, site) for site in sae.widths.predicted], dim=1).cpu()
 
     def _telling_features(self, latents: torch.Tensor) -> list[tuple[int, str]]:

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
-from lightsae.activations.timing import Timings
 from lightsae.analysis.dashboard.rewrite import rewrite_features
 from lightsae.analysis.dictionary.card import figures
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
@@ -22,9 +20,8 @@ from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.labels.llm.examples import ScorePool
 from lightsae.analysis.labels.llm.material import FeatureMaterial, Labelled, material_of
 from lightsae.analysis.reading.features import SAEFeatures
-from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists
-from lightsae.analysis.reading.loaded_sae import Origin
-from lightsae.analysis.reading.reader import ActivationReader
+from lightsae.analysis.reading.firing_lists import FiringCollector, read_firing_lists
+from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import CorpusError
 from lightsae.lm.model import vocabulary_of
@@ -39,20 +36,20 @@ class Subjects:
 
     Args:
         dictionary: The features and their contexts.
-        origin: The SAE, its language models, its corpus: the scoring text is read again.
-        progress: Told of the reading.
+        loaded: The SAE, its language models, its corpus: the scoring text is read again.
+        progress: Receives the tokens read.
 
     Raises:
         CorpusError: The corpus is no longer the one that the dictionary was made from.
     """
 
-    def __init__(self, dictionary: FeatureDictionary, origin: Origin, progress: Progress) -> None:
-        asked = dictionary.manifest["settings"]
+    def __init__(self, dictionary: FeatureDictionary, loaded: LoadedSAE, progress: Progress) -> None:
+        settings = dictionary.manifest["settings"]
         texts = Texts.read(
-            origin.corpus,
-            origin.main_model.tokenizer,
-            tokens=asked["tokens"],
-            score_tokens=asked["score_tokens"],
+            loaded.corpus,
+            loaded.main_model.tokenizer,
+            tokens=settings["tokens"],
+            score_tokens=settings["score_tokens"],
             mining_tokens=0,
         )
         made_from = dictionary.manifest["corpus"]["fingerprint"]
@@ -61,22 +58,15 @@ class Subjects:
                 f"dataset is now {texts.fingerprint!r}, but the dictionary was made from {made_from!r}; give the same "
                 "corpus, or interpret again."
             )
-        self.dictionary, self.seed = dictionary, int(asked["seed"])
+        self.dictionary, self.seed = dictionary, int(settings["seed"])
         maximum = dictionary.features()["max"].to_numpy()
-        source = SAEFeatures(origin.sae)
-        collector = FiringCollector(source, maximum, keep_values=True)
-        reader, read = ActivationReader(origin.models, origin.reading, Timings()), 0
-        with progress.stage("reading the tests", texts.scores.tokens.size) as done, torch.no_grad():
-            for batch, counted in reader.batches(texts.scores):
-                collector.update(batch, counted)
-                read += counted.size
-                done(read)
-        lists: FiringLists = collector.lists()
+        collector = FiringCollector(SAEFeatures(loaded.sae), maximum, keep_values=True)
+        (lists,) = read_firing_lists([collector], loaded.reader(), texts.scores, "reading the tests", progress)
         self.least = FIRES_ABOVE * maximum
         self.pool = ScorePool(
             texts.scores.tokens,
             texts.scores.documents,
-            vocabulary_of(origin.main_model),
+            vocabulary_of(loaded.main_model),
             lists.tokens,
             lists.starts,
             lists.counted,
@@ -84,8 +74,8 @@ class Subjects:
         )
 
     def __call__(self, feature: int) -> FeatureMaterial:
-        found = self.dictionary.feature(feature)
-        return material_of(found.row, found.contexts, self.pool, least=float(self.least[feature]), seed=self.seed)
+        known = self.dictionary.feature(feature)
+        return material_of(known.row, known.contexts, self.pool, least=float(self.least[feature]), seed=self.seed)
 
 
 def with_labels(dictionary: FeatureDictionary, rows: Sequence[Row], shown: Mapping[int, Row]) -> dict[str, pa.Table]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightsae.activations.timing import Timings
 from lightsae.analysis.contexts.moments import HISTOGRAM_EDGES
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
@@ -30,7 +29,7 @@ from lightsae.analysis.interpret.tables import Effects, Tables, make_tables
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.stage import OfflineLabels, label_offline
 from lightsae.analysis.reading.features import FeatureSource, NeuronFeatures, RandomFeatures, SAEFeatures, read_sites
-from lightsae.analysis.reading.loaded_sae import Origin
+from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import ConfigError, CorpusError
@@ -114,11 +113,11 @@ class Interpretation:
     saved: SavedPass
 
 
-def interpret(origin: Origin, out: Path, settings: InterpretSettings, progress: Progress) -> Interpretation:
+def interpret(loaded: LoadedSAE, out: Path, settings: InterpretSettings, progress: Progress) -> Interpretation:
     """Run all stages on a dictionary.
 
     Args:
-        origin: The dictionary, its language models, its corpus.
+        loaded: The dictionary, its language models, its corpus.
         out: Where the result will lie; an unfinished pass is kept beside it.
         settings: What to find out.
         progress: Told of every stage.
@@ -127,11 +126,11 @@ def interpret(origin: Origin, out: Path, settings: InterpretSettings, progress: 
         ConfigError: Less text is asked for than one row.
         CorpusError: The corpus has no text for one of its uses.
     """
-    sae, models = origin.sae, origin.models
-    main = origin.main_model
+    sae = loaded.sae
+    main = loaded.main_model
     with progress.stage("text", 1):
-        texts = _texts(origin, settings)
-    reader = ActivationReader(models, origin.reading, Timings())
+        texts = _texts(loaded, settings)
+    reader = loaded.reader()
     sample, sample_tokens = _sample(reader, texts, sae)
     vocabulary = vocabulary_of(main)
     sources = _sources(sae, sample, settings)
@@ -140,14 +139,14 @@ def interpret(origin: Origin, out: Path, settings: InterpretSettings, progress: 
         name: ContextStatistics(source, len(vocabulary), texts.contexts.tokens.size, kept, together=name == SAE)
         for name, source in sources.items()
     }
-    asked = {
-        "sae": origin.entry["sha256"],
+    inputs = {
+        "sae": loaded.saved.entry["sha256"],
         "corpus": texts.fingerprint,
         "rows": len(texts.contexts),
         "settings": asdict(settings),
-        "reading": str(origin.reading),
+        "reading": str(loaded.reading),
     }
-    saved = SavedPass(out, asked)
+    saved = SavedPass(out, inputs)
     gather_contexts(statistics, reader, texts.contexts, saved, progress)
     effects = {name: _coherence(found, len(vocabulary), settings.seed) for name, found in statistics.items()}
     _effects_of(sae, effects[SAE], statistics[SAE], main, texts, settings, progress)
@@ -164,7 +163,7 @@ def interpret(origin: Origin, out: Path, settings: InterpretSettings, progress: 
     )
     shown = [name for name in sources if name != RANDOM]
     tables = {name: make_tables(statistics[name], effects[name], labels[name], vocabulary) for name in shown}
-    manifest = _manifest(origin, texts, settings, labels, statistics, effects, tables)
+    manifest = _manifest(loaded, texts, settings, labels, statistics, effects, tables)
     return Interpretation(tables, manifest, labels, (sample, sample_tokens), saved)
 
 
@@ -183,17 +182,17 @@ def write_interpretation(found: Interpretation, out: Path, extra: Callable[[Path
     return identity
 
 
-def _texts(origin: Origin, settings: InterpretSettings) -> Texts:
+def _texts(loaded: LoadedSAE, settings: InterpretSettings) -> Texts:
     """Read the text, all uses of which have at least a row (but `mining`, which may be asked to have none)."""
     wanted = {name: getattr(settings, name) for name in ("tokens", "score_tokens", "mining_tokens")}
-    row = origin.corpus.context_size
+    row = loaded.corpus.context_size
     for name, tokens in wanted.items():
         if tokens < row and (tokens or name != "mining_tokens"):
             raise ConfigError(f"{name} is {tokens}, less than one row of context_size ({row}); write {row} or more.")
-    texts = Texts.read(origin.corpus, origin.main_model.tokenizer, **wanted)
+    texts = Texts.read(loaded.corpus, loaded.main_model.tokenizer, **wanted)
     if not len(texts.contexts) or not len(texts.scores):
         raise CorpusError(
-            f"dataset is {origin.corpus.dataset!r}, whose held-out documents are too few to show contexts from some "
+            f"dataset is {loaded.corpus.dataset!r}, whose held-out documents are too few to show contexts from some "
             "and test labels on others; give more text, or a larger validation split."
         )
     return texts
@@ -274,7 +273,7 @@ def _effects_of(
 
 
 def _manifest(
-    origin: Origin,
+    loaded: LoadedSAE,
     texts: Texts,
     settings: InterpretSettings,
     labels: Mapping[str, OfflineLabels],
@@ -294,10 +293,10 @@ def _manifest(
         if (floor := labels[NEURONS].floor) is not None:
             floors["shuffled labels of neurons"] = floor
     return {
-        "sae": origin.entry,
-        "model": {"name": origin.main_model.name, "revision": origin.main_model.revision},
-        "tokenizer": origin.tokenizer_entry(),
-        "corpus": {**origin.corpus_entry(), "fingerprint": texts.fingerprint},
+        "sae": loaded.saved.entry,
+        "model": {"name": loaded.main_model.name, "revision": loaded.main_model.revision},
+        "tokenizer": loaded.tokenizer_entry(),
+        "corpus": {**loaded.corpus_entry(), "fingerprint": texts.fingerprint},
         "tokens": {
             "contexts": int(statistics[SAE].moments.tokens),
             "scores": int(labels[SAE].scored.counted.sum()),

@@ -204,7 +204,7 @@ def _best_length(
     best, length = 0.0, 0
     for taken, (kind, key) in enumerate(rule.patterns, start=1):
         here = places.of(kind, key)
-        new = here[~hit[here] & (here < choosing.heard)]
+        new = here[~hit[here] & (here < choosing.tokens_read)]
         hit[new] = True
         touched.append(new)
         yes += len(new)

@@ -16,9 +16,9 @@ from lightsae.analysis.labels.scoring import Scores
 from lightsae.analysis.labels.token_scores import shuffled_scores, token_scores
 from lightsae.analysis.labels.wording import in_words
 from lightsae.analysis.reading.features import FeatureSource
-from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists
+from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists, read_firing_lists
 from lightsae.analysis.reading.reader import ActivationReader
-from lightsae.analysis.reading.text import Rows, Texts
+from lightsae.analysis.reading.text import TextRows, Texts
 from lightsae.progress import Progress
 
 
@@ -105,16 +105,9 @@ def _read_lists(
     sources: Mapping[str, FeatureSource],
     maxima: Mapping[str, NDArray[np.float32]],
     reader: ActivationReader,
-    rows: Rows,
+    rows: TextRows,
     what: str,
     progress: Progress,
 ) -> dict[str, FiringLists]:
-    collectors = {name: FiringCollector(source, maxima[name]) for name, source in sources.items()}
-    read = 0
-    with progress.stage(what, rows.tokens.size) as done:
-        for batch, counted in reader.batches(rows):
-            for collector in collectors.values():
-                collector.update(batch, counted)
-            read += counted.size
-            done(read)
-    return {name: collector.lists() for name, collector in collectors.items()}
+    collectors = [FiringCollector(source, maxima[name]) for name, source in sources.items()]
+    return dict(zip(sources, read_firing_lists(collectors, reader, rows, what, progress), strict=True))

@@ -46,7 +46,7 @@ def shuffled_scores(
 
 
 def _scores(yes: NDArray[np.int64], fires: FiringLists, feature: int) -> Scores:
-    true, yes = fires[feature], yes[yes < fires.heard]
+    true, yes = fires[feature], yes[yes < fires.tokens_read]
     right = len(np.intersect1d(yes, true, assume_unique=True))
-    negatives = int(fires.counted[: fires.heard].sum()) - len(true)
+    negatives = int(fires.counted[: fires.tokens_read].sum()) - len(true)
     return Scores(right, len(yes) - right, len(true) - right, negatives - (len(yes) - right))

@@ -5,11 +5,10 @@ from pathlib import Path
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.panels.arms import Steered
 from lightsae.analysis.reading.compatibility import choose_site
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.analysis.steering.steer import mean_norm_of
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.files import find_folder, shown
-from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm.passes import Positions
 
 
@@ -21,7 +20,7 @@ def load_steered(
     positions: Positions = "all",
     skip_first: int = 1,
     required: bool = False,
-) -> tuple[Steered, Origin]:
+) -> tuple[Steered, LoadedSAE]:
     """Load a model to be steered.
 
     Args:
@@ -45,14 +44,14 @@ def load_steered(
     opened = None if folder is None else FeatureDictionary.open(folder)
     if opened is not None:
         opened.check_belongs_to(sae)
-    origin = Origin.load(sae, text)
+    loaded = LoadedSAE.load(sae, text)
     norm = None
-    if len(origin.sae.widths.predicted) == 1:
+    if len(loaded.sae.widths.predicted) == 1:
         # If no feature dictionary says it, what the SAE was trained with does.
-        norm = mean_norm_of(opened, origin.sae, choose_site(origin.sae, None), SavedSAE.open(sae).provenance)
+        norm = mean_norm_of(opened, loaded.sae, choose_site(loaded.sae, None), loaded.saved.provenance)
     other = text.model is not None
-    steered = Steered(origin.main_model, origin.sae, opened, positions, skip_first, any_model=other, mean_norm=norm)
-    return steered, origin
+    steered = Steered(loaded.main_model, loaded.sae, opened, positions, skip_first, any_model=other, mean_norm=norm)
+    return steered, loaded
 
 
 def _beside(sae: str) -> str | None:

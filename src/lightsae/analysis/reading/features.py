@@ -1,4 +1,4 @@
-"""What is interpreted: the latents of a dictionary, or the raw neurons of the site that it reads.
+"""What is interpreted: the latents of an SAE, or the raw neurons of the site that it reads.
 
 Axes: T tokens, D width of what is read, F features.
 """
@@ -30,16 +30,17 @@ class FeatureSource(Protocol):
         """Return the tokens, ascending, the features and the values of the firings that exceed `least`."""
 
     def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
-        """Return a score of how near each feature is to firing; None where there is no such thing."""
+        """Return a score of how near each feature is to firing; None if there is no such thing."""
 
 
 class SAEFeatures:
-    """The latents of a dictionary, in its normalised units."""
+    """The latents of an SAE, in its normalised units; they are read, never trained."""
 
     def __init__(self, sae: SparseAutoencoder) -> None:
         self.sae = sae.eval()
         self.n_features = sae.d_sae
 
+    @torch.no_grad()
     def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
         return self.sae.encode_sparse(self._read(activations))
 
@@ -50,6 +51,7 @@ class SAEFeatures:
         fires = (latents.values > 0) & (latents.values > least[latents.indices])
         return latents.pattern.token_of[fires], latents.indices[fires], latents.values[fires]
 
+    @torch.no_grad()
     def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
         return self.sae.pre_activations(self._read(activations))
 
@@ -79,13 +81,13 @@ class _DenseFeatures(ABC):
 
 
 class NeuronFeatures(_DenseFeatures):
-    """The coordinates of the sites that a dictionary reads: how far each lies above its mean, in raw units.
+    """The coordinates of the sites that an SAE reads: how far each lies above its mean, in raw units.
 
     A coordinate has no zero of its own (the residual stream has none at all): it is measured from its mean over a
     sample of the text, and fires where it lies a standard deviation or more above.
 
     Args:
-        sites: As the dictionary reads them.
+        sites: As the SAE reads them.
         sample: Activations, (T, D), in the order of `sites`.
     """
 
@@ -104,16 +106,16 @@ def read_sites(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Mappi
 
 
 class RandomFeatures(_DenseFeatures):
-    """Random directions at the sites that a dictionary reads, each firing about as often as its latents do.
+    """Random directions at the sites that an SAE reads, each firing about as often as its latents do.
 
     The floor for labels: what a rule finds in directions that were never learned. Feature i fires by how far the
-    projection of the activation on its direction exceeds a threshold; `calibrate` puts it where it fires on its share
+    projection of the activation on its direction exceeds a threshold; `calibrate` puts it so that it fires on its share
     of a sample.
 
     Args:
-        sites: As the dictionary reads them.
+        sites: As the SAE reads them.
         n_features: How many.
-        generator: Of the directions.
+        generator: Draws the directions.
     """
 
     def __init__(self, sites: Mapping[SiteRef, int], n_features: int, generator: torch.Generator) -> None:

@@ -3,7 +3,7 @@
 Axes: F features, T tokens of the text (rows * S), N firings.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.reading.features import FeatureSource
+from lightsae.analysis.reading.reader import ActivationReader
+from lightsae.analysis.reading.text import TextRows
 from lightsae.metrics.conventions import FIRES_ABOVE
+from lightsae.progress import Progress
 
 # Firings that are kept of a population. Raw neurons fire so often that a part of the text tells all.
 _MOST_FIRINGS = 40_000_000
@@ -26,14 +29,14 @@ class FiringLists:
         tokens: (N,) flat token indices, by feature, ascending within each.
         starts: (F + 1,) where each feature's begin.
         counted: (T,) which tokens count; the others fire for no feature.
-        heard: Tokens, from the first on, whose firings are here: all, unless there were too many to keep.
+        tokens_read: Tokens, from the first on, whose firings are here: all, unless there were too many to keep.
         values: (N,) activations; None where they were not asked for.
     """
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]
     counted: NDArray[np.bool_]
-    heard: int
+    tokens_read: int
     values: NDArray[np.float32] | None = None
 
     def __getitem__(self, feature: int) -> NDArray[np.int32]:
@@ -45,7 +48,7 @@ class FiringLists:
     @property
     def read(self) -> float:
         """Share of the text whose firings are here."""
-        return self.heard / len(self.counted) if len(self.counted) else 1.0
+        return self.tokens_read / len(self.counted) if len(self.counted) else 1.0
 
     @property
     def fires(self) -> NDArray[np.int64]:
@@ -55,7 +58,7 @@ class FiringLists:
 
 
 class FiringCollector:
-    """Gathers the firing lists of a text, batch by batch: 8 bytes a firing, 12 with values.
+    """Gathers the firing lists of a text, batch by batch: 8 bytes per firing, 12 with values.
 
     Args:
         source: The features.
@@ -70,24 +73,24 @@ class FiringCollector:
         self._features: list[NDArray[np.int32]] = []
         self._values: list[NDArray[np.float32]] = []
         self._counted: list[NDArray[np.bool_]] = []
-        self._read = self._kept = self._listened = 0
+        self._tokens_met = self._kept = self._tokens_read = 0
 
     @torch.no_grad()
     def update(self, batch: ActivationBatch, counted: NDArray[np.bool_]) -> None:
         self._counted.append(counted.ravel())
-        start, self._read = self._read, self._read + counted.size
+        start, self._tokens_met = self._tokens_met, self._tokens_met + counted.size
         if self._kept > _MOST_FIRINGS:
             return
         self.least = self.least.to(next(iter(batch.activations.values())).device)
-        found = self.source.above(batch.activations, self.least)
-        tokens, features, values = (part.cpu().numpy() for part in found)
-        here = counted.ravel()[tokens]
-        self._tokens.append((tokens[here] + start).astype(np.int32))
-        self._features.append(features[here].astype(np.int32))
+        firings = self.source.above(batch.activations, self.least)
+        tokens, features, values = (part.cpu().numpy() for part in firings)
+        kept = counted.ravel()[tokens]
+        self._tokens.append((tokens[kept] + start).astype(np.int32))
+        self._features.append(features[kept].astype(np.int32))
         if self.keep_values:
-            self._values.append(values[here].astype(np.float32))
-        self._kept += int(here.sum())
-        self._listened = self._read
+            self._values.append(values[kept].astype(np.float32))
+        self._kept += int(kept.sum())
+        self._tokens_read = self._tokens_met
 
     def lists(self) -> FiringLists:
         """Return what was gathered, by feature."""
@@ -96,7 +99,17 @@ class FiringCollector:
         starts = np.searchsorted(features[order], np.arange(self.source.n_features + 1))
         counted = _joined(self._counted, np.bool_)
         values = _joined(self._values, np.float32)[order] if self.keep_values else None
-        return FiringLists(_joined(self._tokens, np.int32)[order], starts, counted, self._listened, values)
+        return FiringLists(_joined(self._tokens, np.int32)[order], starts, counted, self._tokens_read, values)
+
+
+def read_firing_lists(
+    collectors: Sequence[FiringCollector], reader: ActivationReader, rows: TextRows, stage: str, progress: Progress
+) -> list[FiringLists]:
+    """Return the firing lists of several sources over a text; one pass of the language model serves all."""
+    for batch, counted in reader.read(rows, stage, progress):
+        for collector in collectors:
+            collector.update(batch, counted)
+    return [collector.lists() for collector in collectors]
 
 
 def _joined(parts: Iterable[NDArray], dtype: type) -> NDArray:  # type: ignore[type-arg]

@@ -1,24 +1,22 @@
-"""Where a dictionary comes from, as its export tells: the language models that it reads, and its corpus."""
+"""An SAE with what it needs to be read: the language models of its sites and its corpus, as its export tells."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 
-from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.fills import ReadSettings
 from lightsae.activations.settings import DataSettings
-from lightsae.analysis.dictionary.writer import sae_entry
-from lightsae.analysis.reading.text import Rows
-from lightsae.errors import ConfigError, FormatError, ModelError
-from lightsae.formats.native import describe_sae, load_sae
+from lightsae.analysis.reading.reader import ActivationReader
+from lightsae.analysis.reading.text import CorpusRows, TextRows
+from lightsae.errors import ConfigError, ModelError, arg, under
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
-from lightsae.sae import SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder
 
 # Settings of `data:` that say what the text is.
 _CORPUS = (
@@ -37,10 +35,10 @@ _CORPUS = (
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Settings that take the place of those the dictionary was trained with.
+    """Settings that take the place of those the SAE was trained with.
 
     Attributes:
-        model: Language model, where the one of the training is called otherwise here: Hub name, folder, or `builtin`.
+        model: Language model, if the one of the training has another name here: Hub name, folder, or `builtin`.
         model_revision: Revision of a Hub model.
         dataset: Another corpus; as in `lightsae fit`.
         dataset_config: Configuration of a Hub dataset.
@@ -76,30 +74,28 @@ class TextSettings:
 
     def __post_init__(self) -> None:
         if self.model_batch_tokens < 1:
-            raise ConfigError(f"model_batch_tokens is {self.model_batch_tokens}; it must be at least 1.")
+            raise ConfigError("model_batch_tokens", self.model_batch_tokens, "it must be at least 1")
 
 
-@dataclass
-class Origin:
-    """A dictionary, with what it needs to be read.
+@dataclass(frozen=True)
+class LoadedSAE:
+    """An SAE with what it needs to be read.
 
     Attributes:
-        sae: In eval mode.
-        entry: What a manifest says of it.
-        models: Language models by the names that the dictionary's sites have, the main one first.
+        saved: The SAE and what its export says of it.
+        models: Language models by the names that the SAE's sites have, the main one first.
         corpus: Its text.
         reading: How rows become activations.
     """
 
-    sae: SparseAutoencoder
-    entry: dict[str, Any]
+    saved: SavedSAE
     models: dict[str, LanguageModel]
     corpus: DataSettings
     reading: ReadSettings
 
     @classmethod
-    def load(cls, folder: str | Path, settings: TextSettings, *, whole_model: bool = True) -> "Origin":
-        """Load a dictionary from its folder, and the language models that it reads.
+    def load(cls, folder: str | Path, settings: TextSettings, *, whole_model: bool = True) -> "LoadedSAE":
+        """Load an SAE from its folder, and the language models that it reads.
 
         Args:
             folder: What `save_sae` or a run wrote.
@@ -107,57 +103,65 @@ class Origin:
             whole_model: Load all layers and the head, not only what lies before the sites.
 
         Raises:
-            FormatError: The folder holds no dictionary.
-            ConfigError: The dictionary was trained on files or synthetic data, and nothing says what text to read; or
-                rows are longer than a language model reads.
-            ModelError: A language model cannot be had, or is not the one that the dictionary reads.
+            FormatError: The folder holds no SAE.
+            ConfigError: The SAE was trained on files or synthetic data, and nothing says what text to read; or rows are
+                longer than a language model reads.
+            ModelError: A language model cannot be had, or is not the one that the SAE reads.
             SiteError: It has no such site.
         """
-        told = trained_with(folder)
-        sae = load_sae(folder, settings.device)
-        names = list(dict.fromkeys(site.model for site in (*sae.widths.read, *sae.widths.predicted)))
+        saved = SavedSAE.open(folder, settings.device)
+        trained, widths = saved.provenance, saved.sae.widths.read | saved.sae.widths.predicted
+        names = list(dict.fromkeys(site.model for site in widths))
         if not all(names):
             raise ConfigError(
-                f"sae is {str(folder)!r}, which was trained on activations without a language model: there is no text "
-                "to show its features in."
+                f"{arg('sae')} is {str(folder)!r}, which was trained on activations without a language model: there is "
+                "no text to show its features in."
             )
-        corpus = _corpus(told, settings, folder)
+        corpus = _corpus(trained.data, settings, folder)
         models = {}
         for name in names:
-            sites = [s.site for s in (*sae.widths.read, *sae.widths.predicted) if s.model == name]
-            replaced = settings.model is not None and name == names[0]
-            model = LanguageModel.from_pretrained(
-                settings.model if replaced and settings.model is not None else name,
-                revision=settings.model_revision or (told.get("model_revision") if name == names[0] else None),
-                dtype=settings.dtype or told.get("dtype") or "auto",
-                device=settings.device,
-                sites=None if whole_model else sites,
-                trust_remote_code=settings.trust_remote_code,
-            )
-            _check_fits(model, sae, name, corpus.context_size)
-            # The dictionary knows its model by the name it was trained under.
+            is_main = name == names[0]
+            with under(name_or_path="model", revision="model_revision"):
+                model = LanguageModel.from_pretrained(
+                    settings.model if settings.model is not None and is_main else name,
+                    revision=settings.model_revision or (trained.revision if is_main else None),
+                    dtype=settings.dtype or trained.dtype or "auto",
+                    device=settings.device,
+                    sites=None if whole_model else [site.site for site in widths if site.model == name],
+                    trust_remote_code=settings.trust_remote_code,
+                )
+            _check_fits(model, widths, name, corpus.context_size)
+            # The SAE knows its model by the name that it was trained under.
             model.name = name
             models[name] = model
         reading = ReadSettings(
-            sites=tuple(sae.widths.read),
+            sites=tuple(saved.sae.widths.read),
             dtype=torch.float32,
             rows_at_once=max(1, settings.model_batch_tokens // corpus.context_size),
-            skip_special=bool(told.get("skip_special_tokens", False)),
-            skip_positions=int(told.get("skip_positions", 0)),
+            skip_special=trained.skip_special_tokens,
+            skip_positions=trained.skip_positions,
         )
-        return cls(sae, sae_entry(folder), models, corpus, reading)
+        return cls(saved, models, corpus, reading)
+
+    @property
+    def sae(self) -> SparseAutoencoder:
+        """The SAE in eval mode."""
+        return self.saved.sae
 
     @property
     def main_model(self) -> LanguageModel:
         """The model whose tokenizer makes the rows."""
         return next(iter(self.models.values()))
 
-    def held_out_rows(self, tokens: int) -> Rows:
+    def reader(self) -> ActivationReader:
+        """Return what turns rows into the activations that the SAE reads."""
+        return ActivationReader(self.models, self.reading)
+
+    def held_out_rows(self, tokens: int) -> TextRows:
         """Return rows of held-out text, about `tokens` in all, at least one row."""
-        source = RowSource(self.corpus, self.main_model.tokenizer, "validation")
-        rows = source.take(max(1, tokens // self.corpus.context_size))
-        source.close()
-        return Rows(rows.tokens, rows.documents, np.arange(len(rows)))
+        rows = CorpusRows(self.corpus, self.main_model.tokenizer, "validation", tokens)
+        context = self.corpus.context_size
+        return next(rows.batches(max(1, tokens // context)), TextRows.gather([], context))
 
     def tokenizer_entry(self) -> dict[str, Any]:
         """Return what a manifest says of the tokenizer: a hash of its vocabulary."""
@@ -172,42 +176,27 @@ class Origin:
         return {name: getattr(self.corpus, name) for name in _CORPUS if name != "streaming"}
 
 
-def trained_with(folder: str | Path) -> dict[str, Any]:
-    """Return the settings of `data:` that a dictionary was trained with, as far as its export tells."""
-    provenance = describe_sae(folder)["provenance"]
-    config = provenance.get("config")
-    data: dict[str, Any] = {}
-    if isinstance(config, str):
-        try:
-            loaded = yaml.safe_load(config)
-        except yaml.YAMLError as error:
-            raise FormatError(
-                f"{str(folder)!r}: the configuration in sae.json is not YAML; export it again."
-            ) from error
-        data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
-    return {**data, **{key: value for key, value in provenance.items() if key != "config" and value is not None}}
-
-
-def _check_fits(model: LanguageModel, sae: SparseAutoencoder, name: str, context_size: int) -> None:
-    """Refuse another model than the dictionary's, as far as widths tell, and rows that it cannot read."""
+def _check_fits(model: LanguageModel, widths: Mapping[SiteRef, int], name: str, context_size: int) -> None:
+    """Refuse another model than the SAE's, as far as widths tell, and rows that it cannot read."""
     if model.max_context is not None and context_size > model.max_context:
         raise ConfigError(
-            f"context_size is {context_size}, but {model.name!r} reads {model.max_context} tokens at most."
+            f"{arg('context_size')} is {context_size}, but {model.name!r} reads {model.max_context} tokens at most."
         )
-    for site, width in (sae.widths.read | sae.widths.predicted).items():
-        if site.model == name and (found := model.width(site.site)) != width:
+    for site, width in widths.items():
+        if site.model == name and (width_there := model.width(site.site)) != width:
             raise ModelError(
-                f"model is {model.name!r}, where {site.site} has width {found}, but the dictionary was trained on "
-                f"width {width}, of {name!r}; give the model that it was trained on."
+                f"{arg('model')} is {model.name!r}, where {site.site} has width {width_there}, but the SAE was trained "
+                f"on width {width}, of {name!r}; give the model that it was trained on."
             )
 
 
-def _corpus(told: dict[str, Any], settings: TextSettings, folder: str | Path) -> DataSettings:
-    given = {name: told[name] for name in _CORPUS if told.get(name) is not None}
-    if settings.dataset is not None:
-        # Another corpus: what was said of the old one does not hold.
-        given = {name: value for name, value in given.items() if name in ("context_size", "prepend_bos")}
-    given |= {name: value for name in _CORPUS if (value := getattr(settings, name, None)) is not None}
-    if not given.get("dataset") or given["dataset"] == "synthetic":
-        raise ConfigError(f"dataset is missing: {str(folder)!r} does not say what text it was trained on; name one.")
-    return DataSettings(**given, num_workers=settings.num_workers)
+def _corpus(trained: Mapping[str, Any], settings: TextSettings, folder: str | Path) -> DataSettings:
+    # Of another corpus what was said of the old one does not hold.
+    kept = _CORPUS if settings.dataset is None else ("context_size", "prepend_bos")
+    chosen = {name: trained[name] for name in kept if trained.get(name) is not None}
+    chosen |= {name: value for name in _CORPUS if (value := getattr(settings, name, None)) is not None}
+    if not chosen.get("dataset") or chosen["dataset"] == "synthetic":
+        raise ConfigError(
+            f"{arg('dataset')} is missing: {str(folder)!r} does not say what text it was trained on; name one."
+        )
+    return DataSettings(**chosen, num_workers=settings.num_workers)

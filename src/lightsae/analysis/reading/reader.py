@@ -1,10 +1,10 @@
 """Token rows to activations, with the tokens that count: the reading that training did, on other text.
 
-Axes: rows, S tokens in a row, D width of a site.
+Axes: rows, S tokens per row, D width of a site.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,29 +14,42 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.fills import ReadSettings, read_rows
 from lightsae.activations.stream import check_finite
 from lightsae.activations.timing import Timings
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.lm import LanguageModel
+from lightsae.progress import Progress
 from lightsae.sae import SiteRef
+
+Batches = Iterator[tuple[ActivationBatch, NDArray[np.bool_]]]
 
 
 @dataclass
 class ActivationReader:
-    """Runs rows through the language models that a dictionary reads.
+    """Runs rows through the language models that an SAE reads.
 
     Attributes:
         models: By name; the first one brings the tokenizer.
-        reading: Sites, dtype, rows of a forward pass.
+        reading: Sites, dtype, rows per forward pass.
         timings: Where the forward passes are counted.
     """
 
     models: Mapping[str, LanguageModel]
     reading: ReadSettings
-    timings: Timings
+    timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         self._buffers: dict[SiteRef, Tensor] = {}
 
-    def batches(self, rows: Rows, start: int = 0) -> Iterator[tuple[ActivationBatch, NDArray[np.bool_]]]:
+    def read(self, rows: TextRows | CorpusRows, stage: str, progress: Progress, start: int = 0) -> Batches:
+        """Yield the same as `batches`; every batch is reported, in tokens, once the caller is done with it."""
+        with progress.stage(stage, rows.n_tokens) as report:
+            read = 0
+            for batch, counted in self.batches(rows, start):
+                yield batch, counted
+                # TextRows before `start` are as long as these.
+                read += counted.size
+                report(start * counted.shape[1] + read)
+
+    def batches(self, rows: TextRows | CorpusRows, start: int = 0) -> Batches:
         """Yield activations of whole rows, from row `start` on, and which of their tokens count.
 
         Left out are attention sinks at the sites read, special tokens, and the positions that training skipped.

@@ -1,4 +1,4 @@
-"""The text that a dictionary is interpreted on: token rows, in which every document has one use.
+"""The text that an SAE is interpreted on: token rows, in which every document has one use.
 
 Axes:  n rows, S tokens in a row.
 Uses:  `contexts`: held-out documents whose firings are shown, and that labels are chosen on; `scores`: other held-out
@@ -6,14 +6,15 @@ Uses:  `contexts`: held-out documents whose firings are shown, and that labels a
        the offline labels are learned. A row in which documents of both held-out uses meet is left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.activations.corpus.rows import RowSource, TokenRows
+from lightsae.activations.corpus.documents import Split
+from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.settings import DataSettings
 
 # Rows that are read from the corpus at once.
@@ -31,7 +32,7 @@ class DocumentUses:
     short documents most rows still have one use.
 
     Attributes:
-        share: Of the tokens that the scores are to get.
+        share: Share of the tokens that the scores are to get.
     """
 
     share: float
@@ -53,27 +54,76 @@ class DocumentUses:
         return np.isin(documents, list(self.scores))
 
 
+# Tokens of a row, documents of its tokens, running number of the row.
+Row = tuple[NDArray[np.int32], NDArray[np.int64], int]
+
+
 @dataclass(frozen=True)
-class Rows:
-    """Token rows of one use, with the running numbers of their documents and of the rows."""
+class TextRows:
+    """Token rows of one use.
+
+    Attributes:
+        tokens: (n, S) token ids.
+        documents: (n, S) running numbers of the documents.
+        numbers: (n,) running numbers of the rows.
+    """
 
     tokens: NDArray[np.int32]
     documents: NDArray[np.int64]
     numbers: NDArray[np.int64]
 
+    @classmethod
+    def gather(cls, rows: Sequence[Row], context: int) -> "TextRows":
+        """Stack single rows of `context` tokens; there may be none."""
+        if not rows:
+            return cls(np.empty((0, context), np.int32), np.empty((0, context), np.int64), np.empty(0, np.int64))
+        tokens, documents, numbers = zip(*rows, strict=True)
+        return cls(np.stack(tokens), np.stack(documents), np.array(numbers))
+
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batches(self, rows: int, start: int = 0) -> Iterator["Rows"]:
-        """Yield the rows from `start` on, some at a time."""
+    @property
+    def n_tokens(self) -> int:
+        return self.tokens.size
+
+    def batches(self, rows: int, start: int = 0) -> Iterator["TextRows"]:
+        """Yield the rows from `start` on, `rows` at a time."""
         for begin in range(start, len(self), rows):
             part = slice(begin, begin + rows)
-            yield Rows(self.tokens[part], self.documents[part], self.numbers[part])
+            yield TextRows(self.tokens[part], self.documents[part], self.numbers[part])
+
+
+@dataclass(frozen=True)
+class CorpusRows:
+    """The first rows of a split, read from the corpus as they are asked for: memory does not grow with their number.
+
+    Attributes:
+        corpus: Where they come from.
+        tokenizer: Makes their tokens.
+        split: `train` or `validation`.
+        n_tokens: About how many tokens, at least a row; fewer where the held-out documents end.
+    """
+
+    corpus: DataSettings
+    tokenizer: Any
+    split: Split
+    n_tokens: int
+
+    def batches(self, rows: int, start: int = 0) -> Iterator[TextRows]:
+        """Yield the rows, `rows` at a time."""
+        assert start == 0, "a corpus is read from its start"
+        source = RowSource(self.corpus, self.tokenizer, self.split)
+        number, count = 0, max(1, self.n_tokens // self.corpus.context_size)
+        while number < count and len(part := source.take(min(rows, count - number))):
+            yield TextRows(part.tokens, part.documents, number + np.arange(len(part)))
+            number += len(part)
+        source.close()
 
 
 @dataclass(frozen=True)
 class Texts:
-    """All text of an interpretation, as token ids: 4 bytes a token, 8 for its document.
+    """All text of an interpretation, as token ids: 4 bytes per token, 8 for its document.
 
     Attributes:
         contexts, scores, mining: See the head of this file.
@@ -81,9 +131,9 @@ class Texts:
         left_out: Rows in which both held-out uses met.
     """
 
-    contexts: Rows
-    scores: Rows
-    mining: Rows
+    contexts: TextRows
+    scores: TextRows
+    mining: TextRows
     fingerprint: str
     left_out: int
 
@@ -97,45 +147,40 @@ class Texts:
             CorpusError: There is no such corpus, or no text in it.
         """
         context = corpus.context_size
-        wanted = {False: tokens // context, True: score_tokens // context}
+        # By whether it is a text for the scores.
+        counts = {False: tokens // context, True: score_tokens // context}
+        rows: dict[bool, list[Row]] = {False: [], True: []}
         uses = DocumentUses(score_tokens / (tokens + score_tokens))
-        found: dict[bool, list[tuple[NDArray[np.int32], NDArray[np.int64], int]]] = {False: [], True: []}
         source, number, left_out = RowSource(corpus, tokenizer, "validation"), 0, 0
-        while len(found[False]) < wanted[False] or len(found[True]) < wanted[True]:
-            rows = source.take(_READ_ROWS)
-            for ids, documents in zip(rows.tokens, rows.documents, strict=True):
-                use = uses.is_for_scores(documents)
-                if use.any() and not use.all():
+        while any(len(rows[use]) < counts[use] for use in counts):
+            part = source.take(_READ_ROWS)
+            for ids, documents in zip(part.tokens, part.documents, strict=True):
+                for_scores = uses.is_for_scores(documents)
+                use = bool(for_scores[0])
+                if for_scores.any() != for_scores.all():
                     left_out += 1
-                elif len(found[bool(use[0])]) < wanted[bool(use[0])]:
-                    found[bool(use[0])].append((ids, documents, number))
+                elif len(rows[use]) < counts[use]:
+                    rows[use].append((ids, documents, number))
                 number += 1
-            if len(rows) < _READ_ROWS:
+            if len(part) < _READ_ROWS:
                 break
         fingerprint = source.fingerprint
         source.close()
+        contexts, scores = (TextRows.gather(rows[use], context) for use in (False, True))
         mining = _training_rows(corpus, tokenizer, mining_tokens // context)
-        return cls(_gather(found[False], context), _gather(found[True], context), mining, fingerprint, left_out)
+        return cls(contexts, scores, mining, fingerprint, left_out)
 
 
-def _training_rows(corpus: DataSettings, tokenizer: Any, rows: int) -> Rows:
-    if rows == 0:
-        return _gather([], corpus.context_size)
-    source = RowSource(corpus, tokenizer, "train")
-    read: list[TokenRows] = []
-    # A small corpus is not read twice: the same text again would teach a label nothing. A row at a time, for the one
-    # in which it begins again has to be known.
-    while len(read) < rows:
-        row = source.take(1)
-        if source.epoch > 0:
-            break
-        read.append(row)
-    source.close()
-    tokens, documents = np.concatenate([r.tokens for r in read]), np.concatenate([r.documents for r in read])
-    return Rows(tokens, documents, np.arange(len(tokens)))
-
-
-def _gather(found: list[tuple[NDArray[np.int32], NDArray[np.int64], int]], context: int) -> Rows:
-    if not found:
-        return Rows(np.empty((0, context), np.int32), np.empty((0, context), np.int64), np.empty(0, np.int64))
-    return Rows(np.stack([f[0] for f in found]), np.stack([f[1] for f in found]), np.array([f[2] for f in found]))
+def _training_rows(corpus: DataSettings, tokenizer: Any, count: int) -> TextRows:
+    rows: list[Row] = []
+    if count:
+        source = RowSource(corpus, tokenizer, "train")
+        # A small corpus is not read twice: the same text again would teach a label nothing. A row at a time, for the
+        # one in which it begins again has to be known.
+        while len(rows) < count:
+            row = source.take(1)
+            if source.epoch > 0:
+                break
+            rows.append((row.tokens[0], row.documents[0], len(rows)))
+        source.close()
+    return TextRows.gather(rows, corpus.context_size)

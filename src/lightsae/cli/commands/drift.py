@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.drift.compare import Thresholds, compare
-from lightsae.analysis.drift.matching import Dictionary
-from lightsae.analysis.drift.read import read_dictionary
+from lightsae.analysis.drift.compare import DriftThresholds, compare
+from lightsae.analysis.drift.read import SAEOnText, read_on_text
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.command import Bars, command
 from lightsae.errors import ConfigError
@@ -23,7 +22,7 @@ _EXAMPLES = (
 def run_drift(
     a: str,
     b: str,
-    thresholds: Thresholds,
+    thresholds: DriftThresholds,
     text: TextSettings,
     dictionary: str | None = None,
     reseeds: list[str] | None = None,
@@ -58,10 +57,10 @@ def run_drift(
     _check_sites(a, [b, *(reseeds or [])])
     labels = _labels(dictionary, a) if dictionary is not None else None
     bars = Bars()
-    first, held_out = read_dictionary(a, text, tokens, bars)
+    first, held_out = read_on_text(a, text, tokens, bars)
 
-    def other(folder: str) -> Dictionary:
-        return read_dictionary(folder, text, tokens, bars, held_out)[0]
+    def other(folder: str) -> SAEOnText:
+        return read_on_text(folder, text, tokens, bars, held_out)[0]
 
     second = other(b)
     null = (other(reseeds[0]), other(reseeds[1])) if reseeds else None

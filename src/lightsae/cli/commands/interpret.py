@@ -6,7 +6,7 @@ from typing import Any
 
 from lightsae.analysis.interpret.presentation import Presentation
 from lightsae.analysis.interpret.run import Interpretation, InterpretSettings, interpret, write_interpretation
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, check_folder, command
 from lightsae.cli.tables import console, print_paths, table
 from lightsae.formats.files import shown
@@ -37,9 +37,9 @@ def run_interpret(sae: str, out: str, settings: InterpretSettings, text: TextSet
     """
     folder, bars = Path(out), Bars()
     check_folder(folder, "dictionary.json")
-    origin = Origin.load(sae, text)
-    result = interpret(origin, folder, settings, bars)
-    presentation = Presentation(origin, result) if dashboard else None
+    loaded = LoadedSAE.load(sae, text)
+    result = interpret(loaded, folder, settings, bars)
+    presentation = Presentation(loaded, result) if dashboard else None
     with bars.stage("writing", 1):
         identity = write_interpretation(result, folder, presentation)
     _report(folder, identity, result)

@@ -13,7 +13,7 @@ from lightsae.analysis.labels.human import import_csv as import_csv_file
 from lightsae.analysis.labels.llm.endpoint import open_judge
 from lightsae.analysis.labels.llm.label_features import LabelPass, PassSettings, label_features
 from lightsae.analysis.labels.llm.prompts import PROMPTS
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, command
 from lightsae.cli.tables import print_tally
 from lightsae.errors import ConfigError
@@ -114,7 +114,7 @@ def _judge(
 ) -> None:
     judge = open_judge(asked.judge, base_url=asked.base_url, concurrency=concurrency)
     bars = Bars()
-    subjects = Subjects(dictionary, Origin.load(*read, whole_model=False), bars)
+    subjects = Subjects(dictionary, LoadedSAE.load(*read, whole_model=False), bars)
     gate = Gate(**dictionary.manifest["labels"]["offline"]["gate"])
     with bars.stage("labels", 3 * len(features)) as done:
         stages = ("explain", "score", "floor")

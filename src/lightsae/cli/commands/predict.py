@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightsae.analysis.interpret.predict import predict
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, command
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown
@@ -40,5 +40,5 @@ def run_predict(
         raise ConfigError("out", out, "name a file that ends in .parquet")
     if tokens < 1:
         raise ConfigError("tokens", tokens, "write 1 or more")
-    written = predict(Origin.load(sae, text, whole_model=False), Path(out), split, tokens, everything, Bars())
+    written = predict(LoadedSAE.load(sae, text, whole_model=False), Path(out), split, tokens, everything, Bars())
     print(f"{written:,} firings  {shown(Path(out))}")

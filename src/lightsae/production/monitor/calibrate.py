@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
@@ -53,19 +53,19 @@ class CalibrationText:
 
     @classmethod
     def of(
-        cls, texts: Rows | Sequence[str] | Sequence[Sequence[int]], tokenizer: Any, longest: int
+        cls, texts: TextRows | Sequence[str] | Sequence[Sequence[int]], tokenizer: Any, longest: int
     ) -> "CalibrationText":
         """Take rows of a corpus, or documents as strings or token ids.
 
         Args:
-            texts: Rows, or one entry a document.
+            texts: TextRows, or one entry a document.
             tokenizer: For strings; it adds what it adds at the start of a text.
             longest: Columns that the model takes; longer documents lose their end.
 
         Raises:
             ConfigError: There is no text, or strings without a tokenizer.
         """
-        if isinstance(texts, Rows):
+        if isinstance(texts, TextRows):
             if not len(texts):
                 raise ConfigError(f"{arg('texts')} is empty; give held-out documents to calibrate on.")
             return cls(texts.tokens.astype(np.int64), texts.documents, np.ones(texts.tokens.shape, bool))
@@ -101,7 +101,7 @@ def calibrate(
     dictionary: FeatureDictionary | str | Path,
     *,
     sae: SavedSAE | SparseAutoencoder | str | Path,
-    texts: Rows | Sequence[str] | Sequence[Sequence[int]],
+    texts: TextRows | Sequence[str] | Sequence[Sequence[int]],
     features: Sequence[int] | None = None,
     rates: Sequence[float] = (0.01,),
     held_out_share: float = 0.5,

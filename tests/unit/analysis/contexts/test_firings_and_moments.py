@@ -3,7 +3,7 @@ import pytest
 
 from helpers.planted_firings import Planted, planted
 from lightsae.analysis.contexts.moments import BINS, HISTOGRAM_EDGES, Moments
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.text import TextRows
 from lightsae.analysis.reading.windows import AFTER, BEFORE, NO_TOKEN
 
 
@@ -86,7 +86,7 @@ def test_moments_equal_brute_force(rows_at_once: int) -> None:
 def test_a_value_on_an_edge_begins_its_bin() -> None:
     values = [2.0**-20, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[24], np.nextafter(np.float32(1), np.float32(0)), 2.0**30]
     n = len(values)
-    rows = Rows(np.zeros((1, n), np.int32), np.zeros((1, n), np.int64), np.zeros(1, np.int64))
+    rows = TextRows(np.zeros((1, n), np.int32), np.zeros((1, n), np.int64), np.zeros(1, np.int64))
     moments = Moments(1)
     dense = np.array(values, np.float32)[:, None]
     moments.update(next(Planted(rows, dense, np.ones((1, n), bool), 1).firings()))
@@ -97,7 +97,7 @@ def test_a_value_on_an_edge_begins_its_bin() -> None:
 
 def test_a_document_that_goes_on_in_the_next_batch_counts_once() -> None:
     documents = np.array([[0, 0], [0, 0], [0, 1], [1, 1]])
-    rows = Rows(np.zeros((4, 2), np.int32), documents, np.arange(4))
+    rows = TextRows(np.zeros((4, 2), np.int32), documents, np.arange(4))
     # Feature 0 fires everywhere, 1 in the first and the third row of document 0, 2 only in document 1.
     fires = np.array([[1, 1, -1], [1, -1, -1], [1, -1, -1], [1, -1, -1]] + [[1, 1, -1], [1, -1, 1]] + [[1, -1, 1]] * 2)
     text = Planted(rows, fires.astype(np.float32), np.ones((4, 2), bool), 1)
@@ -112,7 +112,7 @@ def test_document_spread_tells_random_firings_from_those_of_one_document() -> No
     dense[draw.choice(300 * 40, 150, replace=False), 0] = 1
     dense[np.flatnonzero(documents.ravel() == 100)[:30], 1] = 1
     dense[draw.choice(300 * 40, 5000, replace=False), 2] = 1
-    rows = Rows(np.zeros((300, 40), np.int32), documents, np.arange(300))
+    rows = TextRows(np.zeros((300, 40), np.int32), documents, np.arange(300))
     spread = moments_of(Planted(rows, dense, np.ones((300, 40), bool), 1), 50).document_spread
     assert spread[0] == pytest.approx(1, abs=0.1)
     assert spread[2] == pytest.approx(1, abs=0.01)

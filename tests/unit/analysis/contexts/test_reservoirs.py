@@ -3,7 +3,7 @@ import pytest
 
 from helpers.planted_firings import Planted, planted
 from lightsae.analysis.contexts.reservoirs import Reservoir, weighted_scores
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.text import TextRows
 from lightsae.analysis.reading.windows import AFTER, BEFORE, NO_TOKEN, Windows
 
 
@@ -64,7 +64,7 @@ def test_a_sampled_row_is_there_in_proportion_to_its_activation() -> None:
     # One firing a row, k = 1: the chance of a row is its activation's share of the sum.
     weights = np.array([1.0, 2.0, 3.0, 6.0], np.float32)
     features = 4000
-    rows = Rows(np.zeros((4, 2), np.int32), np.arange(8).reshape(4, 2), np.arange(4))
+    rows = TextRows(np.zeros((4, 2), np.int32), np.arange(8).reshape(4, 2), np.arange(4))
     dense = np.full((8, features), -1, np.float32)
     dense[1::2] = weights[:, None]
     windows = kept(Planted(rows, dense, np.ones((4, 2), bool), 1), 1, 2, seed=0)

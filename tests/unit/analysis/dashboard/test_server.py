@@ -12,10 +12,11 @@ from helpers.fake_dictionary import fake_manifest, fake_tables
 from lightsae.analysis.dashboard import write_dashboard
 from lightsae.analysis.dashboard.live import LiveEncoder
 from lightsae.analysis.dashboard.server import MAX_CHARACTERS, DashboardServer
-from lightsae.analysis.dictionary.writer import sae_entry, write_dictionary
+from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.cli.commands.serve import run_serve
 from lightsae.errors import ConfigError, FormatError, SiteError
 from lightsae.formats.native import load_sae, save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, TopK, Widths
 
 JSON = {"Content-Type": "application/json"}
@@ -164,7 +165,7 @@ def test_an_sae_of_activation_files_is_refused() -> None:
 
 @pytest.fixture
 def dictionary(sae_folder: Path, tmp_path: Path) -> Path:
-    tables, manifest = fake_tables(24), fake_manifest(24) | {"sae": sae_entry(sae_folder)}
+    tables, manifest = fake_tables(24), fake_manifest(24) | {"sae": SavedSAE.open(sae_folder).entry}
     write_dictionary(tmp_path / "d", tables, manifest, extra=lambda staged: write_dashboard(staged, tables, manifest))
     return tmp_path / "d"
 
@@ -211,6 +212,6 @@ def test_mistakes_are_told_in_one_line(dictionary: Path, tmp_path: Path, server:
 
 
 def test_a_dictionary_without_a_dashboard_is_refused(sae_folder: Path, tmp_path: Path) -> None:
-    write_dictionary(tmp_path / "bare", fake_tables(24), fake_manifest(24) | {"sae": sae_entry(sae_folder)})
+    write_dictionary(tmp_path / "bare", fake_tables(24), fake_manifest(24) | {"sae": SavedSAE.open(sae_folder).entry})
     with pytest.raises(FormatError, match="no dashboard"):
         run_serve([str(tmp_path / "bare")])

@@ -11,9 +11,10 @@ import torch
 from helpers.fake_dictionary import fake_manifest, fake_tables
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.schema import TABLES
-from lightsae.analysis.dictionary.writer import manifest_id, sae_entry, write_dictionary
+from lightsae.analysis.dictionary.writer import manifest_id, write_dictionary
 from lightsae.errors import ConfigError, FormatError, SiteError
 from lightsae.formats.native import load_sae, save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, TopK, Widths
 
 
@@ -189,7 +190,7 @@ def test_it_belongs_to_one_sae_alone(tmp_path: Path) -> None:
     own, reseed, elsewhere = make("resid_post.2", 0), make("resid_post.2", 1), make("resid_post.3", 0)
     for name, sae in (("own", own), ("reseed", reseed), ("elsewhere", elsewhere)):
         save_sae(sae, tmp_path / name)
-    manifest = fake_manifest(16) | {"sae": sae_entry(tmp_path / "own")}
+    manifest = fake_manifest(16) | {"sae": SavedSAE.open(tmp_path / "own").entry}
     assert manifest["sae"]["d_sae"] == 16
     write_dictionary(tmp_path / "d", fake_tables(16), manifest)
     dictionary = FeatureDictionary.open(tmp_path / "d")

@@ -7,14 +7,15 @@ import torch
 from scipy import sparse
 
 from lightsae.analysis.drift import matching
-from lightsae.analysis.drift.compare import Thresholds, compare
-from lightsae.analysis.drift.matching import Dictionary, match
+from lightsae.analysis.drift.compare import DriftThresholds, compare
+from lightsae.analysis.drift.matching import match
+from lightsae.analysis.drift.read import SAEOnText
 from lightsae.errors import ConfigError
 
 FEATURES, WIDTH, TOKENS = 80, 64, 4000
 
 
-def planted(seed: int = 0, features: int = FEATURES) -> Dictionary:
+def planted(seed: int = 0, features: int = FEATURES) -> SAEOnText:
     """Random directions; each feature fires on 1% to 5% of the tokens, with its own strengths."""
     draw = np.random.default_rng(seed)
     columns = []
@@ -24,12 +25,12 @@ def planted(seed: int = 0, features: int = FEATURES) -> Dictionary:
         column[where] = 0.5 + draw.exponential(size=len(where))
         columns.append(column)
     decoder = torch.from_numpy(draw.normal(size=(features, WIDTH)).astype(np.float32))
-    return Dictionary(decoder, sparse.csc_array(np.array(columns).T))
+    return SAEOnText(decoder, sparse.csc_array(np.array(columns).T))
 
 
-def permuted(a: Dictionary, seed: int = 5) -> tuple[Dictionary, np.ndarray]:
+def permuted(a: SAEOnText, seed: int = 5) -> tuple[SAEOnText, np.ndarray]:
     order = np.random.default_rng(seed).permutation(len(a))
-    return Dictionary(3.0 * a.decoder[order], a.activations[:, order]), np.argsort(order)
+    return SAEOnText(3.0 * a.decoder[order], a.activations[:, order]), np.argsort(order)
 
 
 def test_a_permuted_copy_is_kept_whole_with_the_right_matches() -> None:
@@ -54,7 +55,7 @@ def test_planted_changes_are_told_apart() -> None:
     draw = np.random.default_rng(1)
     decoder, columns = a.decoder.clone(), a.activations.toarray()
     columns[:, 30] = 0
-    a = Dictionary(a.decoder, sparse.csc_array(columns))
+    a = SAEOnText(a.decoder, sparse.csc_array(columns))
     for i in range(10):
         other = torch.from_numpy(draw.normal(size=WIDTH).astype(np.float32))
         # 60 degrees: cosine 0.5.
@@ -73,7 +74,7 @@ def test_planted_changes_are_told_apart() -> None:
         decoder[i] = fresh.decoder[i + 20]
     decoder[20:30] = fresh.decoder[50:60]
     columns[:, 20:30] = fresh.activations.toarray()[:, 50:60]
-    b = Dictionary(torch.cat([decoder, torch.stack(new_rows)]), sparse.csc_array(np.column_stack([columns, *halves])))
+    b = SAEOnText(torch.cat([decoder, torch.stack(new_rows)]), sparse.csc_array(np.column_stack([columns, *halves])))
     report = compare(a, b, labels={i: f"label {i}" for i in range(40)})
     rows = report.features.to_pydict()
     assert rows["verdict"][:10] == ["moved"] * 10
@@ -105,11 +106,11 @@ def test_reseeds_raise_the_floor_but_for_the_features_that_come_back() -> None:
     a = planted()
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(a.decoder.shape, generator=draw)
-    half_alike = Dictionary(a.decoder + 1.2 * noise, planted(3).activations)
+    half_alike = SAEOnText(a.decoder + 1.2 * noise, planted(3).activations)
     decoder, columns = half_alike.decoder.clone(), half_alike.activations.toarray()
     decoder[:20], columns[:, :20] = a.decoder[:20], a.activations.toarray()[:, :20]
-    reseed = Dictionary(decoder, sparse.csc_array(columns))
-    changed = Dictionary(a.decoder + 1.2 * torch.randn(a.decoder.shape, generator=draw), planted(4).activations)
+    reseed = SAEOnText(decoder, sparse.csc_array(columns))
+    changed = SAEOnText(a.decoder + 1.2 * torch.randn(a.decoder.shape, generator=draw), planted(4).activations)
     against_chance = compare(a, changed).summary
     against_reseed = compare(a, changed, reseeds=(a, reseed)).summary
     assert against_reseed["null"]["kind"] == "reseed"
@@ -124,7 +125,7 @@ def test_reseeds_raise_the_floor_but_for_the_features_that_come_back() -> None:
 def test_matching_over_candidates_is_that_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
     a = planted(features=50)
     order = np.random.default_rng(2).permutation(50)
-    b = Dictionary(a.decoder[order] + 0.5 * planted(9, 50).decoder, a.activations[:, order])
+    b = SAEOnText(a.decoder[order] + 0.5 * planted(9, 50).decoder, a.activations[:, order])
     exact = match(a, b)
     monkeypatch.setattr(matching, "DENSE", 10)
     monkeypatch.setattr(matching, "CANDIDATES", 12)
@@ -138,13 +139,13 @@ def test_matching_over_candidates_is_that_over_all(monkeypatch: pytest.MonkeyPat
 def test_few_partners_among_many_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "DENSE", 10)
     a = planted()
-    few = Dictionary(a.decoder[5:10], a.activations[:, 5:10])
+    few = SAEOnText(a.decoder[5:10], a.activations[:, 5:10])
     assert match(a, few).partners["both"].tolist() == [-1] * 5 + [0, 1, 2, 3, 4] + [-1] * (FEATURES - 10)
 
 
 def test_correlations_are_pearsons() -> None:
     a, b = planted(0, 6), planted(0, 6)
-    b = Dictionary(b.decoder, (b.activations + planted(1, 6).activations).tocsc())
+    b = SAEOnText(b.decoder, (b.activations + planted(1, 6).activations).tocsc())
     found = matching.values_of(a, b, np.arange(6))["correlation"]
     expected = [np.corrcoef(a.activations.toarray()[:, i], b.activations.toarray()[:, i])[0, 1] for i in range(6)]
     assert found == pytest.approx(expected, abs=1e-9)
@@ -152,7 +153,7 @@ def test_correlations_are_pearsons() -> None:
 
 def test_more_features_than_partners() -> None:
     a = planted()
-    b = Dictionary(a.decoder[:50], a.activations[:, :50])
+    b = SAEOnText(a.decoder[:50], a.activations[:, :50])
     report = compare(a, b)
     rows = report.features.to_pydict()
     assert rows["match"][50:] == [None] * 30
@@ -174,10 +175,10 @@ def test_the_report_is_json_and_text(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     a = planted()
     with pytest.raises(ConfigError, match="64 dimensions and the second to 8"):
-        compare(a, Dictionary(a.decoder[:, :8], a.activations))
+        compare(a, SAEOnText(a.decoder[:, :8], a.activations))
     with pytest.raises(ConfigError, match="same text"):
-        compare(a, Dictionary(a.decoder, a.activations[:100]))
-    with pytest.raises(ConfigError, match="first dictionary has 79 features"):
-        compare(Dictionary(a.decoder[1:], a.activations), a)
+        compare(a, SAEOnText(a.decoder, a.activations[:100]))
+    with pytest.raises(ConfigError, match="first SAE has 79 features"):
+        compare(SAEOnText(a.decoder[1:], a.activations), a)
     with pytest.raises(ConfigError, match="same is 7"):
-        compare(a, a, thresholds=Thresholds(same=7.0))
+        compare(a, a, thresholds=DriftThresholds(same=7.0))

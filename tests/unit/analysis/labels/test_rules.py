@@ -26,12 +26,12 @@ def all_counted(tokens: np.ndarray) -> np.ndarray:
     return np.ones(tokens.size, bool)
 
 
-def firing_lists(fires: list[np.ndarray], counted: np.ndarray, heard: int | None = None) -> FiringLists:
+def firing_lists(fires: list[np.ndarray], counted: np.ndarray, tokens_read: int | None = None) -> FiringLists:
     """Lists of the tokens where each feature's boolean array is set, as a collector would make them."""
-    heard = len(counted) if heard is None else heard
-    places = [np.flatnonzero(f.ravel() & counted & (np.arange(len(counted)) < heard)) for f in fires]
+    tokens_read = len(counted) if tokens_read is None else tokens_read
+    places = [np.flatnonzero(f.ravel() & counted & (np.arange(len(counted)) < tokens_read)) for f in fires]
     starts = np.cumsum([0, *map(len, places)])
-    return FiringLists(np.concatenate(places).astype(np.int32), starts, counted, heard)
+    return FiringLists(np.concatenate(places).astype(np.int32), starts, counted, tokens_read)
 
 
 def learn(concepts: list[Fires], choosing: list[Fires] | None = None) -> tuple[list[Rule], PatternKeys]:
@@ -121,7 +121,7 @@ def test_a_part_of_the_firings_teaches_the_same() -> None:
     table = PatternTable(PatternKeys(first, TEXTS), all_counted(first))
     places = PatternPlaces(table, PatternKeys(second, TEXTS), all_counted(second))
     for fires, _ in CONCEPTS.values():
-        parts = [firing_lists([fires(t)], all_counted(t), heard=t.size // 4) for t in (first, second)]
+        parts = [firing_lists([fires(t)], all_counted(t), tokens_read=t.size // 4) for t in (first, second)]
         wholes = [firing_lists([fires(t)], all_counted(t)) for t in (first, second)]
         (part,) = learn_rules(table, parts[0], places, parts[1])
         (whole,) = learn_rules(table, wholes[0], places, wholes[1])

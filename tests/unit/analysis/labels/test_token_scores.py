@@ -21,39 +21,39 @@ def rule(*tokens: int) -> Rule:
 class Small:
     """A random text with random firings and rules of tokens."""
 
-    def __init__(self, seed: int, heard_rows: int = 8) -> None:
+    def __init__(self, seed: int, rows_read: int = 8) -> None:
         draw = np.random.default_rng(seed)
         self.tokens = draw.integers(0, len(TEXTS), (8, 11)).astype(np.int32)
         self.counted = draw.random(88) < 0.8
-        self.heard = heard_rows * 11
+        self.tokens_read = rows_read * 11
         self.fires = draw.random((88, FEATURES)) < 0.3
         self.fires[:, -1] = False
-        self.fires &= (self.counted & (np.arange(88) < self.heard))[:, None]
+        self.fires &= (self.counted & (np.arange(88) < self.tokens_read))[:, None]
         self.rules = [rule(*draw.choice(9, n, replace=False).tolist()) for n in (1, 2, 3, 0, 9, 4, 2)]
         keys = PatternKeys(self.tokens, TEXTS)
         self.places = PatternPlaces(PatternTable(keys, self.counted), keys, self.counted)
         places = [np.flatnonzero(column) for column in self.fires.T]
         starts = np.cumsum([0, *map(len, places)])
-        self.lists = FiringLists(np.concatenate(places).astype(np.int32), starts, self.counted, self.heard)
+        self.lists = FiringLists(np.concatenate(places).astype(np.int32), starts, self.counted, self.tokens_read)
 
     def expected(self, rule: Rule, feature: int) -> Scores:
         found = [0, 0, 0, 0]
         named = {key for _, key in rule.patterns}
         for place, token in enumerate(self.tokens.ravel().tolist()):
-            if self.counted[place] and place < self.heard:
+            if self.counted[place] and place < self.tokens_read:
                 said, true = token in named, bool(self.fires[place, feature])
                 found[{(True, True): 0, (True, False): 1, (False, True): 2, (False, False): 3}[said, true]] += 1
         return Scores(*found)
 
 
-@pytest.mark.parametrize("heard_rows", [8, 5])
+@pytest.mark.parametrize("rows_read", [8, 5])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_counted_token_is_a_verdict(seed: int, heard_rows: int) -> None:
-    small = Small(seed, heard_rows)
+def test_every_counted_token_is_a_verdict(seed: int, rows_read: int) -> None:
+    small = Small(seed, rows_read)
     found = token_scores(small.rules, small.places, small.lists)
     assert found == [small.expected(rule, feature) for feature, rule in enumerate(small.rules)]
     for score in found:
-        assert score.positives + score.negatives == small.counted[: small.heard].sum()
+        assert score.positives + score.negatives == small.counted[: small.tokens_read].sum()
 
 
 def test_precision_and_recall_of_one_that_can_be_counted_by_hand() -> None:

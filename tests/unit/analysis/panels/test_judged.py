@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from lightsae.cli.commands.steer_tables import print_judged
 
 from helpers.fake_dictionary import fake_manifest, fake_tables
 from lightsae.analysis.dictionary import FeatureDictionary, write_dictionary
-from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.analysis.labels.llm.endpoint import EndpointJudge
 from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Steered
 from lightsae.analysis.panels.concepts import Concept
@@ -19,9 +19,9 @@ from lightsae.analysis.panels.judged import PROMPTS, RATINGS, Judged, harmonic_m
 from lightsae.analysis.panels.sweep import Measured, Sweep, SweepSettings
 from lightsae.analysis.panels.sweep_report import write_sweep
 from lightsae.cli.commands.steer import run_steer
-from lightsae.cli.commands.steer_tables import print_judged
 from lightsae.errors import ConfigError, ModelError
 from lightsae.formats.native import save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.lm.generate import Samples
 from lightsae.metrics.intervals import Interval
@@ -277,7 +277,7 @@ def steered(make_model: Callable[..., Path], make_sae: Callable[..., SparseAutoe
     lm = LanguageModel.from_pretrained(str(make_model()))
     sae = make_sae(lm)
     save_sae(sae, tmp_path / "sae", {"model": lm.name, "normalisation": "sqrt_d"})
-    told = fake_manifest(sae.d_sae) | {"sae": sae_entry(tmp_path / "sae"), "effects": {"mean_site_norm": 3.0}}
+    told = fake_manifest(sae.d_sae) | {"sae": SavedSAE.open(tmp_path / "sae").entry, "effects": {"mean_site_norm": 3.0}}
     told["model"] = {"name": lm.name, "revision": None}
     tables = fake_tables(sae.d_sae)
     # Its rules are made up: they say nothing of tokens.

@@ -56,11 +56,11 @@ def test_too_many_firings_end_the_listening_and_the_share_says_where(monkeypatch
     per_batch = (text.fired.reshape(10, -1) > 0).sum(1)
     batches = int(np.argmax(np.cumsum(per_batch) > 100)) + 1
     assert 1 <= batches < 10
-    heard = batches * 3 * text.context
+    tokens_read = batches * 3 * text.context
     assert lists.read == pytest.approx(batches / 10)
-    assert lists.heard == heard
+    assert lists.tokens_read == tokens_read
     for feature in range(6):
-        np.testing.assert_array_equal(lists[feature], np.flatnonzero(text.fired[:heard, feature] > 0))
+        np.testing.assert_array_equal(lists[feature], np.flatnonzero(text.fired[:tokens_read, feature] > 0))
     # All tokens are told, whether they were listened to or not.
     np.testing.assert_array_equal(lists.counted, text.counted.ravel())
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from lightsae.analysis.reading.loaded_sae import Origin, TextSettings, trained_with
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.errors import ConfigError, FormatError, ModelError, SiteError
 from lightsae.formats.native import save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import ReLU, SiteRef, Transcoder, Widths
 from lightsae.sae.mechanisms import TopK
 
@@ -33,32 +34,32 @@ def export(make_model: Callable[..., Path], tiny_corpus: Path, tmp_path: Path) -
     return save
 
 
-def load(folder: str, **settings: Any) -> Origin:
-    return Origin.load(folder, TextSettings(**settings), whole_model=False)
+def load(folder: str, **settings: Any) -> LoadedSAE:
+    return LoadedSAE.load(folder, TextSettings(**settings), whole_model=False)
 
 
 def test_everything_follows_from_the_export(export: Export, make_model: Callable[..., Path], tiny_corpus: Path) -> None:
     folder = export(skip_positions=3, skip_special_tokens=True, prepend_bos=False)
-    origin = load(folder)
+    loaded = load(folder)
     model = str(make_model())
-    assert list(origin.models) == [model]
-    assert origin.main_model is origin.models[model]
-    assert origin.reading.sites == (SiteRef(model, "resid_post.0"),)
-    assert (origin.reading.skip_positions, origin.reading.skip_special) == (3, True)
-    assert origin.reading.rows_at_once == 8192 // 16
-    corpus = origin.corpus
+    assert list(loaded.models) == [model]
+    assert loaded.main_model is loaded.models[model]
+    assert loaded.reading.sites == (SiteRef(model, "resid_post.0"),)
+    assert (loaded.reading.skip_positions, loaded.reading.skip_special) == (3, True)
+    assert loaded.reading.rows_at_once == 8192 // 16
+    corpus = loaded.corpus
     assert (corpus.dataset, corpus.context_size, corpus.validation_fraction) == (str(tiny_corpus), 16, 0.2)
     assert corpus.prepend_bos is False
-    assert not origin.sae.training
+    assert not loaded.sae.training
     described = json.loads((Path(folder) / "sae.json").read_text())
-    assert origin.entry["sha256"] == described["sha256"]
-    assert origin.entry["variant"] == "ReLU"
+    assert loaded.saved.entry["sha256"] == described["sha256"]
+    assert loaded.saved.entry["variant"] == "ReLU"
 
 
 def test_settings_win_over_the_export(export: Export) -> None:
-    origin = load(export(), context_size=8, model_batch_tokens=80, num_workers=0, text_column="body")
-    assert (origin.corpus.context_size, origin.corpus.text_column, origin.corpus.num_workers) == (8, "body", 0)
-    assert origin.reading.rows_at_once == 10
+    loaded = load(export(), context_size=8, model_batch_tokens=80, num_workers=0, text_column="body")
+    assert (loaded.corpus.context_size, loaded.corpus.text_column, loaded.corpus.num_workers) == (8, "body", 0)
+    assert loaded.reading.rows_at_once == 10
     assert load(export(), model_batch_tokens=1).reading.rows_at_once == 1
 
 
@@ -79,11 +80,11 @@ def test_a_model_elsewhere_keeps_the_name_that_it_was_trained_under(
     folder = export(Widths.autoencoder(trained, 12), model="gone/model")
     with pytest.raises(ModelError, match="gone/model"):
         load(folder)
-    origin = load(folder, model=str(make_model()))
-    assert list(origin.models) == ["gone/model"]
-    assert origin.main_model.name == "gone/model"
+    loaded = load(folder, model=str(make_model()))
+    assert list(loaded.models) == ["gone/model"]
+    assert loaded.main_model.name == "gone/model"
     rows = torch.zeros(1, 4, dtype=torch.long)
-    assert origin.main_model.capture(rows, ["resid_post.0"])["resid_post.0"].shape == (1, 4, 12)
+    assert loaded.main_model.capture(rows, ["resid_post.0"])["resid_post.0"].shape == (1, 4, 12)
 
 
 def test_sites_that_are_predicted_are_in_memory_too(make_model: Callable[..., Path], export: Export) -> None:
@@ -92,11 +93,11 @@ def test_sites_that_are_predicted_are_in_memory_too(make_model: Callable[..., Pa
     told = json.loads((folder / "sae.json").read_text())["provenance"]
     widths = Widths({SiteRef(model, "mlp_in.0"): 12}, {SiteRef(model, "mlp_out.1"): 12})
     save_sae(Transcoder(widths, d_sae=6, mechanism=TopK(2)), folder, told)
-    origin = load(str(folder))
-    assert origin.reading.sites == (SiteRef(model, "mlp_in.0"),)
-    assert origin.main_model.capture(torch.zeros(1, 4, dtype=torch.long), ["mlp_out.1"])
-    assert not hasattr(origin.main_model.model, "lm_head")
-    whole = Origin.load(str(folder), TextSettings())
+    loaded = load(str(folder))
+    assert loaded.reading.sites == (SiteRef(model, "mlp_in.0"),)
+    assert loaded.main_model.capture(torch.zeros(1, 4, dtype=torch.long), ["mlp_out.1"])
+    assert not hasattr(loaded.main_model.model, "lm_head")
+    whole = LoadedSAE.load(str(folder), TextSettings())
     assert whole.main_model.logits(torch.zeros(1, 4, dtype=torch.long)).shape[:2] == (1, 4)
 
 
@@ -135,22 +136,22 @@ def test_a_site_that_the_model_does_not_have_is_refused(export: Export, make_mod
 
 
 def test_what_an_export_says_itself_wins_over_its_configuration(export: Export) -> None:
-    told = trained_with(
+    told = SavedSAE.open(
         export(provenance={"model_revision": "abc", "context_size": 32, "dtype": None}, dtype="float32")
-    )
+    ).provenance.data
     assert (told["model_revision"], told["context_size"], told["dtype"]) == ("abc", 32, "float32")
 
 
 @pytest.mark.parametrize("config", ["", "just words", "[1, 2]", "data: null", None])
 def test_an_export_that_says_nothing(config: str | None, tmp_path: Path) -> None:
     save_sae(ReLU(Widths.of(12), d_sae=6), tmp_path / "sae", {"config": config})
-    assert trained_with(tmp_path / "sae") == {}
+    assert SavedSAE.open(tmp_path / "sae").provenance.data == {}
 
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
     save_sae(ReLU(Widths.of(12), d_sae=6), tmp_path / "sae", {"config": "data: {unclosed"})
     with pytest.raises(FormatError, match="not YAML"):
-        trained_with(tmp_path / "sae")
+        SavedSAE.open(tmp_path / "sae")
 
 
 def test_what_the_manifest_says_does_not_depend_on_folders_of_the_sae(export: Export) -> None:

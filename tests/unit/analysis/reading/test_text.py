@@ -9,7 +9,7 @@ import pytest
 
 from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.settings import DataSettings
-from lightsae.analysis.reading.text import DocumentUses, Rows, Texts
+from lightsae.analysis.reading.text import DocumentUses, TextRows, Texts
 from lightsae.lm.load import load_tokenizer
 
 S = 32
@@ -169,7 +169,7 @@ def test_uses_of_documents_do_not_change_when_they_go_on() -> None:
 
 
 def test_rows_come_in_batches_from_any_row_on() -> None:
-    rows = Rows(np.arange(14, dtype=np.int32).reshape(7, 2), np.zeros((7, 2), np.int64), np.arange(10, 17))
+    rows = TextRows(np.arange(14, dtype=np.int32).reshape(7, 2), np.zeros((7, 2), np.int64), np.arange(10, 17))
     assert [part.numbers.tolist() for part in rows.batches(3)] == [[10, 11, 12], [13, 14, 15], [16]]
     assert [part.numbers.tolist() for part in rows.batches(3, start=6)] == [[16]]
     assert not list(rows.batches(3, start=7))

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from helpers.fake_dictionary import fake_manifest, fake_tables
 from lightsae.analysis.dictionary import FeatureDictionary, write_dictionary
-from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.analysis.steering import Ablate, Add, Clamp, Fires, MinClamp, ProjectOut, steer
 from lightsae.errors import ConfigError, FormatError, ModelError, SiteError
 from lightsae.formats.native import save_sae
@@ -197,7 +196,10 @@ def test_crosscoders(lm: LanguageModel, tokens: Tensor) -> None:
 
 def dictionary(lm: LanguageModel, sae: SparseAutoencoder, folder: Path, **manifest: object) -> FeatureDictionary:
     save_sae(sae, folder / "sae", {"model": lm.name, "normalisation": "sqrt_d"})
-    told = fake_manifest(sae.d_sae) | {"sae": sae_entry(folder / "sae"), "model": {"name": lm.name, "revision": None}}
+    told = fake_manifest(sae.d_sae) | {
+        "sae": SavedSAE.open(folder / "sae").entry,
+        "model": {"name": lm.name, "revision": None},
+    }
     write_dictionary(folder / "dictionary", fake_tables(sae.d_sae), told | manifest)
     return FeatureDictionary.open(folder / "dictionary")
 

@@ -11,8 +11,8 @@ from helpers.fake_dictionary import fake_manifest, fake_tables
 from helpers.steered_models import F, lm, make_sae, tokens
 from helpers.tiny_models import tiny, tiny_folder
 from lightsae.analysis.dictionary import FeatureDictionary, write_dictionary
-from lightsae.analysis.dictionary.writer import sae_entry
 from lightsae.formats.native import save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.sae import SparseAutoencoder
 
@@ -30,7 +30,7 @@ def make_dictionary(lm: LanguageModel, tmp_path: Path) -> Callable[..., FeatureD
 
     def make(sae: SparseAutoencoder, name: str = "dictionary", change: Callable[..., Any] | None = None) -> Any:
         save_sae(sae, tmp_path / f"{name}_sae")
-        manifest = fake_manifest(F) | {"sae": sae_entry(tmp_path / f"{name}_sae")}
+        manifest = fake_manifest(F) | {"sae": SavedSAE.open(tmp_path / f"{name}_sae").entry}
         manifest["model"] = {"name": lm.name, "revision": None}
         tables = fake_tables(F)
         if change is not None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.reading.text import Rows
+from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, FormatError, ModelError
 from lightsae.lm import LanguageModel
 from lightsae.production.monitor import Alarm, Event, Thresholds, calibrate, monitor
@@ -142,7 +142,7 @@ def test_rows_of_a_corpus_give_the_same(
 ) -> None:
     ids = np.random.default_rng(0).integers(3, 61, (40, 20)).astype(np.int32)
     each = np.repeat(np.arange(40)[:, None], 20, 1)
-    rows = Rows(ids, each, np.arange(40))
+    rows = TextRows(ids, each, np.arange(40))
     made = [
         calibrate(lm, with_rule, sae=sae, texts=texts, features=[3, 4], rates=[0.1])
         for texts in (rows, [row.tolist() for row in ids])
