@@ -16,10 +16,10 @@ from transformers import GenerationConfig
 from lightsae.errors import ConfigError, ModelError, arg
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import name_of
-from lightsae.progress import Progress, Silence
+from lightsae.progress import NullProgress, Progress
 from lightsae.randomness import keyed_generator
 
-SILENCE = Silence()
+SILENCE = NullProgress()
 
 
 @dataclass(frozen=True)

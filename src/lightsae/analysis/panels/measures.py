@@ -31,6 +31,7 @@ from lightsae.analysis.steering.interventions import Intervention
 from lightsae.lm.generate import Samples, Sampling, generate_samples
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.metrics.intervals import Interval
+from lightsae.sae import Widths
 from lightsae.sae.latent_reader import LatentReader
 
 Values = dict[str, NDArray[np.float64]]
@@ -237,8 +238,8 @@ class Meter:
         # Two passes were made, the prompt's and the text's; a text of one token has no second.
         if length == 1:
             return first.new_zeros(len(first), 0, dtype=torch.float32)
-        parts = [seen[ref.site][1].flatten(0, 1).float() for ref in sae.widths.read]
-        return self._reader(feature)(torch.cat(parts, 1)).reshape(len(first), length - 1)
+        read = Widths.join({ref: seen[ref.site][1].flatten(0, 1).float() for ref in sae.widths.read}, sae.widths.read)
+        return self._reader(feature)(read).reshape(len(first), length - 1)
 
     def _reader(self, feature: int) -> LatentReader:
         if feature not in self._readers:

@@ -144,7 +144,7 @@ class Steering:
     def _latents(self, x: Tensor) -> Tensor | None:
         if self._reader is None:
             return None
-        parts = []
+        parts = {}
         for ref in self._sae.widths.read:
             part = x if ref == self.site else self._read.get(ref)
             if part is None:
@@ -152,10 +152,9 @@ class Steering:
                     f"{self.site.site!r} is written before {ref.site!r} is read, which the latents need; of a "
                     "crosscoder's sites only the last can be clamped. Add and ProjectOut without a condition work."
                 )
-            parts.append(part.reshape(len(x), -1))
-        read = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            parts[ref] = part.reshape(len(x), -1)
         self.encodes += 0 if self._reader.alone else len(x)
-        return self._reader(read.detach())
+        return self._reader(Widths.join(parts, parts).detach())
 
     def _to_latent(self, amount: float, unit: str, feature: int, norm: float) -> float:
         if unit == "latent" or amount == 0:
