@@ -11,7 +11,7 @@ import pytest
 
 from lightsae import ActivationDataModule, SAEModule, load_sae
 from lightsae.activations.synthetic.config import SyntheticConfig
-from lightsae.analysis.drift.compare import Thresholds
+from lightsae.analysis.drift.compare import DriftThresholds
 from lightsae.analysis.interpret.run import InterpretSettings
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.callbacks import DeadLatentResampling, ExportSAE, Throughput
@@ -281,7 +281,7 @@ MISTAKES = {
         "predict --sae x --out y.parquet --data.model_batch_tokens 0",
     ),
     "a cosine above one": Mistake(
-        "same is 2.0; write a number above 0, up to 1.", lambda _: Thresholds(same=2.0), "drift x y --same 2"
+        "same is 2.0; write a number above 0, up to 1.", lambda _: DriftThresholds(same=2.0), "drift x y --same 2"
     ),
     "a share of nothing": Mistake(
         "top_p is 0.0; write a share above 0, up to 1.",
