@@ -5,7 +5,6 @@ Axes: F features, k windows, W tokens in a window.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,31 +14,13 @@ from numpy.typing import NDArray
 from lightsae.analysis.contexts.statistics import ContextStatistics
 from lightsae.analysis.contexts.token_counts import PairCounts
 from lightsae.analysis.dictionary.schema import CONTEXTS, EDGES, FEATURES, LABELS
-from lightsae.analysis.effects.ablation import AblationEffects
-from lightsae.analysis.effects.coherence import Coherence
-from lightsae.analysis.effects.logits import LogitEffects
-from lightsae.analysis.effects.neighbours import Neighbours
+from lightsae.analysis.effects.stage import Effects
 from lightsae.analysis.labels.stage import OfflineLabels
 from lightsae.analysis.reading.windows import BEFORE, NO_TOKEN, Windows
 
 STRATA, IN_STRATUM, TOKENS_TOLD, COFIRE_TOLD = 4, 4, 10, 8
 Tables = dict[str, pa.Table]
 Rows = list[list[dict[str, Any]]]
-
-
-@dataclass
-class Effects:
-    """What the later stages found of each feature; None where a stage does not apply or was not asked for."""
-
-    window_coherence: Coherence
-    document_coherence: Coherence
-    logits: LogitEffects | None = None
-    s_in: NDArray[np.float32] | None = None
-    s_out: NDArray[np.float32] | None = None
-    ablation: AblationEffects | None = None
-    nearest: Neighbours | None = None
-    neurons: Neighbours | None = None
-    manifest: dict[str, Any] = field(default_factory=dict)
 
 
 def make_tables(found: ContextStatistics, effects: Effects, labels: OfflineLabels, vocabulary: Sequence[str]) -> Tables:
