@@ -17,8 +17,8 @@ from lightsae.analysis.effects.directions import Neighbours, aligned_neurons, di
 from lightsae.analysis.effects.final_norm import final_norm_scale, mean_site_norm
 from lightsae.analysis.effects.logits import LogitEffects, direct_logits
 from lightsae.analysis.effects.roles import TOKENS, input_scores, output_scores
+from lightsae.analysis.reading.firings import Windows
 from lightsae.analysis.reading.text import TextRows
-from lightsae.analysis.reading.windows import Windows
 from lightsae.lm import LanguageModel
 from lightsae.progress import Progress
 from lightsae.sae import SparseAutoencoder

@@ -16,6 +16,7 @@ import torch
 from lightsae.analysis.contexts.moments import HISTOGRAM_EDGES
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
+from lightsae.analysis.dictionary.card import median
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.effects.stage import Effects
 from lightsae.analysis.interpret.population import NEURONS, RANDOM, SAE, Population
@@ -220,8 +221,8 @@ def _manifest(
     }
     summary: dict[str, Any] = latents.figures | {
         "floors": floors,
-        "window_coherence_by_chance": _median(latents.effects.window_coherence.null),
-        "document_coherence_by_chance": _median(latents.effects.document_coherence.null),
+        "window_coherence_by_chance": median(latents.effects.window_coherence.null),
+        "document_coherence_by_chance": median(latents.effects.document_coherence.null),
     }
     if neurons is not None:
         summary["neurons"] = neurons.figures
@@ -246,8 +247,3 @@ def _manifest(
         "effects": latents.effects.manifest,
         "summary": summary,
     }
-
-
-def _median(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return round(float(np.median(known)), 4) if len(known) else None

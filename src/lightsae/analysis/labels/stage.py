@@ -10,11 +10,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.labels.gate import Gate
+from lightsae.analysis.labels.gate import DEAD, SHOWN, Gate
 from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule, learn_rules
-from lightsae.analysis.labels.scoring import Scores
-from lightsae.analysis.labels.token_scores import shuffled_scores, token_scores
+from lightsae.analysis.labels.scoring import Scores, shuffled_scores, token_scores
 from lightsae.analysis.labels.wording import in_words
 from lightsae.analysis.reading.features import FeatureSource
 from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists, read_firing_lists
@@ -46,8 +45,8 @@ class OfflineLabels:
     @property
     def labelled_share(self) -> float:
         """Share of the living features with a label that passed."""
-        alive = sum(tier != "dead" for tier in self.tiers)
-        return sum(tier in ("high", "medium") for tier in self.tiers) / max(1, alive)
+        alive = sum(tier != DEAD for tier in self.tiers)
+        return sum(tier in SHOWN for tier in self.tiers) / max(1, alive)
 
 
 @runtime_checkable

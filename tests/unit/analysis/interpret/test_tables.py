@@ -23,7 +23,7 @@ from lightsae.analysis.labels.rules import Rule
 from lightsae.analysis.labels.scoring import Scores
 from lightsae.analysis.labels.stage import OfflineLabels
 from lightsae.analysis.reading.firing_lists import FiringLists
-from lightsae.analysis.reading.windows import AFTER, BEFORE
+from lightsae.analysis.reading.firings import AFTER, BEFORE
 from lightsae.progress import Silence
 
 F = 6  # the last one is dead
