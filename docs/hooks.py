@@ -12,4 +12,5 @@ def on_page_read_source(page: Any, config: Any) -> str | None:
     source = PAGES.get(page.file.src_uri)
     if source is None:
         return None
-    return (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
+    text = (ROOT / source).read_text(encoding="utf-8")
+    return text.replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)")

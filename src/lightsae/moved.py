@@ -23,7 +23,7 @@ MOVED = {
 class MovedModules:
     """Makes the old name of a module another name of the new one: the same object, so that classes are the same too.
 
-    It has to be asked first: a submodule of an old name would otherwise be found in the new folder, and read twice.
+    It has to be asked first: Python would otherwise read a submodule of an old name a second time, from the new folder.
     """
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
@@ -57,9 +57,9 @@ def with_channel(steer: Callable[..., AbstractContextManager[Any]]) -> Callable[
             raise ConfigError(f"channel is {channel!r}, and sae or dictionary is given too; keep one of the two.")
         model = args[0] if args else settings["model"]
         checked = None if settings.get("any_model") else model
-        found = load_channel(registry, channel, checked, site=settings.get("site"))
-        given = {**settings, "sae": found.sae, "dictionary": found.dictionary}
-        with steer(*args, **given) as steering:
+        version = load_channel(registry, channel, checked, site=settings.get("site"))
+        settings = {name: value for name, value in settings.items() if name not in ("sae", "dictionary")}
+        with steer(*args, **settings, sae=version) as steering:
             yield steering
 
     @functools.wraps(steer)
@@ -69,8 +69,7 @@ def with_channel(steer: Callable[..., AbstractContextManager[Any]]) -> Callable[
         if channel is None:
             return steer(*args, **settings)
         warnings.warn(
-            "steer(channel=...) is deprecated; write steer(model, interventions, sae=promoted.sae, "
-            "dictionary=promoted.dictionary) with promoted = lightsae.load_channel(registry, channel, model).",
+            "steer(channel=...) is deprecated; write steer(model, interventions, load_channel(registry, channel)).",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""How the figures look: for papers, and for TensorBoard."""
+"""How the figures look, and where they go: files for papers, TensorBoard."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightsae.formats.files import write_atomically
@@ -23,6 +24,14 @@ STYLE: Any = {
 }
 
 
+def style_pane(axes: Axes, title: str, x_label: str = "") -> None:
+    """Give a pane of a training run's pictures its title, its grid and two spines."""
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(x_label)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def write_picture(trainer: Trainer, path: Path, tag: str, figure: Figure) -> None:
     """Write a picture to a .png file and to every TensorBoard logger of the run. Call it on rank 0."""
     with write_atomically(path) as partial:
@@ -34,7 +43,7 @@ def write_picture(trainer: Trainer, path: Path, tag: str, figure: Figure) -> Non
 
 def write_scalars(folder: Path, scalars: Mapping[str, float], figures: Mapping[str, Figure]) -> None:
     """Write figures and numbers as TensorBoard events."""
-    # Here and not above: it takes a second, and a library user may never need it.
+    # Imported here because it takes a second.
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:

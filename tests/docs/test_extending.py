@@ -78,11 +78,20 @@ def test_each_example_works(folder: Path) -> None:
     runs = [folder / "lightning_logs" / f"version_{number}" for number in range(4)]
     assert 0 < json.loads((runs[1] / "validation.json").read_text())["figures"]["val/relative_error"] < 2
     of_mechanism, of_source = (json.loads((run / "sae" / "sae.json").read_text()) for run in runs[2:])
-    assert of_mechanism["settings"]["mechanism"] == {"name": "SoftThreshold", "theta": 0.2}
+    assert of_mechanism["variant"] == "SoftThreshold"
+    assert of_mechanism["settings"]["theta"] == 0.2
     assert of_source["provenance"]["dataset"] == "texts.sqlite"
     assert "thread" not in done.stderr
     norms = done.stdout.split()[-3:]
     assert all(float(norm) >= 0 and len(norm.partition(".")[2]) == 2 for norm in norms)
+
+
+def test_the_examples_are_in_the_style_of_the_house(folder: Path) -> None:
+    written = [folder / block.title for block in blocks_of(PAGE) if block.language == "python"]
+    for command in (["check"], ["format", "--check"]):
+        words = ["ruff", *command, "--no-cache", "--config", str(ROOT / "pyproject.toml"), *map(str, written)]
+        done = subprocess.run([sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
 
 
 def test_the_page_has_nothing_beside_its_four_examples() -> None:

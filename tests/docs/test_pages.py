@@ -32,8 +32,10 @@ STAND_INS = {
     "--feature 406": "--feature 6",
     "(406,": "(6,",
     # Four steps give few features with a good label, which are what is watched if none are named.
-    'registry="registry", sinks': 'registry="registry", features=[6], sinks',
-    "openai-community/gpt2 ": "builtin ",
+    "sae=promoted, sinks": "sae=promoted, features=[6], sinks",
+    "sites openai-community/gpt2": "sites builtin",
+    '"openai-community/gpt2"': '"builtin"',
+    '"resid_post.6"': '"resid_post.2"',
 }
 # Commands that are cheap enough to be run, with options that make them so.
 RUN = {

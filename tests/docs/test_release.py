@@ -22,6 +22,17 @@ ROOMS = [
 ]
 # Tables and names that a page of the reference does not describe one by one.
 WITHOUT_PAGE = {
+    "lightsae.BatchTopK",  # the plain SAEs: see their mechanisms
+    "lightsae.Gated",
+    "lightsae.JumpReLU",
+    "lightsae.ReLU",
+    "lightsae.TopK",
+    "lightsae.sae.BatchTopK",
+    "lightsae.sae.Gated",
+    "lightsae.sae.JumpReLU",
+    "lightsae.sae.Mechanism",
+    "lightsae.sae.ReLU",
+    "lightsae.sae.TopK",
     "lightsae.analysis.steering.steer",
     "lightsae.lm.FAMILIES",
     "lightsae.lm.LanguageModel",

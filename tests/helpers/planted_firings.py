@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.fills import Reading
+from lightsae.activations.fills import ReadSettings
 from lightsae.analysis.reading.firings import Firings
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
@@ -56,7 +56,7 @@ class PlantedReader(ActivationReader):
         rows_at_once: int,
         fails_at: int = -1,
     ) -> None:
-        self.reading = Reading((SITE,), torch.float32, rows_at_once)
+        self.reading = ReadSettings((SITE,), torch.float32, rows_at_once)
         self.dense_of, self.counted_of, self.fails_at = dense_of, counted_of, fails_at
 
     def batches(self, rows: TextRows, start: int = 0) -> Iterator[tuple[ActivationBatch, NDArray[np.bool_]]]:

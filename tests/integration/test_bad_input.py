@@ -168,7 +168,7 @@ model:
     "a grid that is a list": says("model.grid", "entries by name", yaml="model: {grid: [3]}", without=SAE),
     "one and several": says(
         "model.sae and model.saes (a)",
-        "write one",
+        "write model.sae for one SAE",
         yaml="model: {saes: {a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",
     ),
     "an entry's site that does not exist": says(

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 import lightsae.lm
-from lightsae.activations.corpus.builtin import Document, split_of, standard_library_documents
+from lightsae.activations.corpus.builtin import LibraryText, split_of, standard_library_documents
 from lightsae.lm import LanguageModel
 
 FOLDER = Path(lightsae.lm.__file__).parent / "builtin"
 
 
 @pytest.fixture(scope="module")
-def held_out() -> list[Document]:
+def held_out() -> list[LibraryText]:
     return list(standard_library_documents("validation"))
 
 
@@ -27,7 +27,7 @@ def test_is_small_and_says_what_it_is() -> None:
     assert f"**{facts['bits_per_byte']:.3f}**" in (FOLDER / "README.md").read_text()
 
 
-def test_splits_share_no_document_and_do_not_move(held_out: list[Document]) -> None:
+def test_splits_share_no_document_and_do_not_move(held_out: list[LibraryText]) -> None:
     train = {document.name for document in standard_library_documents("train")}
     validation = {document.name for document in held_out}
     assert not train & validation
@@ -37,7 +37,7 @@ def test_splits_share_no_document_and_do_not_move(held_out: list[Document]) -> N
     assert [split_of(name) for name in ("json.decoder", "ast", "pickle")] == ["train", "train", "train"]
 
 
-def test_predicts_held_out_text_as_its_card_says(held_out: list[Document]) -> None:
+def test_predicts_held_out_text_as_its_card_says(held_out: list[LibraryText]) -> None:
     model = LanguageModel.from_pretrained("builtin")
     context = model.max_context
     assert context is not None
@@ -53,7 +53,7 @@ def test_predicts_held_out_text_as_its_card_says(held_out: list[Document]) -> No
     assert nats / math.log(2) / count == pytest.approx(stated, rel=0.25)
 
 
-def test_tokenizer_gives_any_text_back(held_out: list[Document]) -> None:
+def test_tokenizer_gives_any_text_back(held_out: list[LibraryText]) -> None:
     tokenizer = LanguageModel.from_pretrained("builtin", sites=["resid_post.0"]).tokenizer
     text = held_out[0].text[:2000] + "\t\r\n  é 漢字 \N{PILE OF POO}"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text

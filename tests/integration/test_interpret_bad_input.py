@@ -62,6 +62,9 @@ INTERPRETING = {
     "gate without positives": says(f"{INTERPRET} --gate.min_positives 0", "gate.min_positives is 0"),
     "config file missing": says(f"{INTERPRET} --config none.yaml", "--config is 'none.yaml'", "does not exist"),
     "unknown model": says(f"{INTERPRET} --model ./none", "model is './none'", "no such folder"),
+    "unknown model, in fit's words": says(f"{INTERPRET} --data.model ./none", "model is './none'", "no such folder"),
+    "rows too long, in fit's words": says(f"{INTERPRET} --data.context_size 100", "context_size is 100"),
+    "misspelt option, in fit's words": says(f"{INTERPRET} --data.datset x", "Did you mean '--data.dataset'?"),
     "model of another width": says(f"{INTERPRET} --model builtin", "model is 'builtin'", "width", f"{WIDTH}"),
     "dataset missing": says(f"{INTERPRET} --dataset none.jsonl", "dataset is 'none.jsonl'", "does not exist"),
     "one document held out": says(f"{INTERPRET} --dataset short.jsonl", "dataset is 'short.jsonl'", "too few"),
@@ -223,7 +226,7 @@ def test_message(case: Case, mistaken: Callable[[str], list[str]]) -> None:
     assert all(stage.startswith(STAGES) for stage in stages), stages
     assert message.startswith("lightsae: error: ")
     assert len(message) < 420
-    assert "data." not in message, "these commands have their settings under no `data`"
+    assert "data." not in message.replace("--data.", ""), "these commands have their settings under no `data`"
     for fragment in case.says:
         assert fragment in message, f"{fragment!r} is not in {message!r}"
 

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,14 @@ def test_submodules_are_read_once() -> None:
 def test_what_is_nowhere_is_not_found(name: str) -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(name)
+
+
+def test_other_imports_are_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace package has a path of its own kind."""
+    (tmp_path / "space_for_a_test").mkdir()
+    (tmp_path / "space_for_a_test" / "inner.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert importlib.import_module("space_for_a_test.inner").x == 1
 
 
 def test_steer_keeps_its_signature_and_is_made_once() -> None:

@@ -6,9 +6,9 @@ Every fixed share of the chunks is held out for validation.
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, Schedule, numbered, with_sinks
+from lightsae.activations.stream import Fill, NumberedFills, StreamPlan, numbered, with_sinks
 from lightsae.activations.timing import Timings
 from lightsae.errors import CorpusError, arg, did_you_mean
 from lightsae.randomness import keyed_generator
@@ -26,66 +26,55 @@ from lightsae.sae.sites import SiteRef
 CHUNK_ROWS = 256
 
 
-@runtime_checkable
-class _Matrix(Protocol):
-    """Rows of one file, read on demand."""
+@dataclass(frozen=True)
+class _Part:
+    """The matrix of one file; `read` returns rows start..stop."""
 
-    shape: tuple[int, int]
-
-    def read(self, start: int, stop: int) -> Tensor: ...
-
-
-class _Npy:
-    def __init__(self, path: Path) -> None:
-        try:
-            self.array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise CorpusError(f"{arg('activations')}: {path} is not a readable .npy file ({error}).") from None
-        self.shape = _checked_shape(path, self.array.shape)
-
-    def read(self, start: int, stop: int) -> Tensor:
-        return torch.from_numpy(np.array(self.array[start:stop]))
+    rows: int
+    width: int
+    read: Callable[[int, int], Tensor]
 
 
-class _Safetensors:
-    def __init__(self, path: Path) -> None:
-        try:
-            self.file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CorpusError(f"{arg('activations')}: {path} is not a readable .safetensors file ({error}).") from None
-        names = list(self.file.keys())
-        self.name = "activations" if "activations" in names else names[0] if len(names) == 1 else ""
-        if not self.name:
-            raise CorpusError(
-                f"{arg('activations')}: {path} holds the tensors {names}; name the one to train on 'activations'."
-            )
-        self.shape = _checked_shape(path, tuple(self.file.get_slice(self.name).get_shape()))
-
-    def read(self, start: int, stop: int) -> Tensor:
-        part: Tensor = self.file.get_slice(self.name)[start:stop]
-        return part
-
-
-def _checked_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+def _open_part(path: Path) -> _Part:
+    read: Callable[[int, int], Tensor]
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            shape, read = array.shape, lambda start, stop: torch.from_numpy(np.array(array[start:stop]))
+        else:
+            file = safe_open(path, framework="pt")
+            name = _tensor_name(path, list(file.keys()))
+            shape, read = file.get_slice(name).get_shape(), lambda start, stop: file.get_slice(name)[start:stop]
+    except (SafetensorError, ValueError, EOFError, OSError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{arg('activations')}: {path} is not a readable {path.suffix} file ({error}).") from None
     if len(shape) != 2 or 0 in shape:
         raise CorpusError(
-            f"{arg('activations')}: {path} has shape {shape}; it must be (rows, width) with at least one row."
+            f"{arg('activations')}: {path} has shape {tuple(shape)}; it must be (rows, width) with at least one row."
         )
-    return shape[0], shape[1]
+    rows, width = shape
+    return _Part(rows, width, read)
+
+
+def _tensor_name(path: Path, names: list[str]) -> str:
+    if "activations" not in names and len(names) != 1:
+        raise CorpusError(
+            f"{arg('activations')}: {path} holds the tensors {names}; name the one to train on 'activations'."
+        )
+    return "activations" if "activations" in names else names[0]
 
 
 class ActivationFiles:
     """The rows of one file, or of all files of a folder in natural order, as one matrix."""
 
     def __init__(self, location: str) -> None:
-        self.parts: list[_Matrix] = [
-            _Npy(path) if path.suffix == ".npy" else _Safetensors(path) for path in _files(location)
-        ]
-        widths = sorted({part.shape[1] for part in self.parts})
+        self.parts = [_open_part(path) for path in _files(location)]
+        widths = sorted({part.width for part in self.parts})
         if len(widths) > 1:
             raise CorpusError(f"{arg('activations')}: the files in {location} have different widths, {widths}.")
         self.width = widths[0]
-        self.starts = np.cumsum([0] + [part.shape[0] for part in self.parts]).tolist()
+        self.starts = np.cumsum([0] + [part.rows for part in self.parts]).tolist()
         self.site = SiteRef("", Path(location).stem)
 
     def __len__(self) -> int:
@@ -138,45 +127,36 @@ class Chunks:
         return chunk * self.size, min(self.rows, (chunk + 1) * self.size)
 
 
-class FileFills:
-    """Makes fills from activation files. Has no state: the number of a fill says which chunks it holds."""
+class FileFills(NumberedFills):
+    """Makes fills from activation files: runs of the shuffled chunks."""
 
     def __init__(
         self,
         files: ActivationFiles,
         chunks: Chunks,
-        schedule: Schedule,
+        plan: StreamPlan,
         chunks_in_fill: int,
         dtype: torch.dtype,
         device: torch.device,
         timings: Timings,
     ) -> None:
-        self.files, self.chunks, self.schedule, self.timings = files, chunks, schedule, timings
+        self.files, self.chunks, self.plan, self.timings = files, chunks, plan, timings
         self.chunks_in_fill = chunks_in_fill
         self._buffer = torch.empty(chunks_in_fill * chunks.size, files.width, dtype=dtype, device=device)
         self._epoch: tuple[int, Tensor] | None = None
 
     def fill(self, number: int) -> Fill:
-        first = (number * self.schedule.world + self.schedule.rank) * self.chunks_in_fill
+        first = (number * self.plan.world + self.plan.rank) * self.chunks_in_fill
         chosen = [self._chunk_at(place) for place in range(first, first + self.chunks_in_fill)]
         with self.timings.measure("text"):
             everything = read_chunks(self.files, self.chunks, chosen, self._buffer)
         return Fill(everything, torch.arange(len(everything), device=self._buffer.device))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
     def _chunk_at(self, place: int) -> int:
         """Return the chunk at a place in the endless sequence of shuffled epochs."""
         epoch, within = divmod(place, len(self.chunks.train))
         if self._epoch is None or self._epoch[0] != epoch:
-            generator = keyed_generator(self.schedule.seed, "chunks of an epoch", epoch)
+            generator = keyed_generator(self.plan.seed, "chunks of an epoch", epoch)
             self._epoch = epoch, torch.randperm(len(self.chunks.train), generator=generator)
         return int(self.chunks.train[self._epoch[1][within]])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus.rows import RowSource, TokenRows
-from lightsae.activations.stream import Fill, Schedule, numbered, with_sinks
+from lightsae.activations.stream import Fill, StreamPlan, numbered, with_sinks
 from lightsae.activations.timing import Timings
 from lightsae.errors import ConfigError, arg
 from lightsae.lm import LanguageModel
@@ -25,7 +25,7 @@ from lightsae.sae.sites import SiteRef
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadSettings:
     """How token rows become activations.
 
     Attributes:
@@ -50,13 +50,13 @@ class LanguageModelFills:
         self,
         rows: RowSource,
         models: Mapping[str, LanguageModel],
-        reading: Reading,
-        schedule: Schedule,
+        reading: ReadSettings,
+        plan: StreamPlan,
         fill_rows: int,
         fills_per_block: int,
         timings: Timings,
     ) -> None:
-        self.rows, self.models, self.reading, self.schedule = rows, models, reading, schedule
+        self.rows, self.models, self.reading, self.plan = rows, models, reading, plan
         self.fill_rows, self.fills_per_block, self.timings = fill_rows, fills_per_block, timings
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="lightsae-rows")
         self._block: tuple[int, TokenRows] | None = None
@@ -67,7 +67,7 @@ class LanguageModelFills:
 
     @property
     def block_rows(self) -> int:
-        return self.fill_rows * self.fills_per_block * self.schedule.world
+        return self.fill_rows * self.fills_per_block * self.plan.world
 
     def state_dict(self) -> dict[str, Any]:
         number = self._block[0] if self._block is not None else self._next_number
@@ -89,7 +89,7 @@ class LanguageModelFills:
     def fill(self, number: int) -> Fill:
         block_number, place = divmod(number, self.fills_per_block)
         block = self._block_rows(block_number)
-        mine = self._shuffled(block_number)[self.schedule.rank :: self.schedule.world]
+        mine = self._shuffled(block_number)[self.plan.rank :: self.plan.world]
         chosen = mine[place * self.fill_rows : (place + 1) * self.fill_rows]
         first_row = block_number * self.block_rows
         everything = read_rows(
@@ -116,7 +116,7 @@ class LanguageModelFills:
         return torch.from_numpy(np.flatnonzero(keep))
 
     def _shuffled(self, block: int) -> np.ndarray:
-        generator = keyed_generator(self.schedule.seed, "rows of a block", block)
+        generator = keyed_generator(self.plan.seed, "rows of a block", block)
         return torch.randperm(self.block_rows, generator=generator).numpy()
 
     def _block_rows(self, number: int) -> TokenRows:
@@ -133,8 +133,8 @@ class LanguageModelFills:
             rows, self._block_state = reading.result()
         self._block = (self._next_number, rows)
         self._next_number += 1
-        batches_before = self._next_number * self.fills_per_block * self.schedule.batches_per_fill
-        needed = batches_before < self.schedule.total_batches
+        batches_before = self._next_number * self.fills_per_block * self.plan.batches_per_fill
+        needed = batches_before < self.plan.total_batches
         self._next = self._reader.submit(self._read_block) if needed else None
 
     def _read_block(self) -> tuple[TokenRows, dict[str, Any]]:
@@ -148,7 +148,7 @@ def read_rows(
     tokens: np.ndarray,
     documents: np.ndarray,
     row_numbers: np.ndarray,
-    reading: Reading,
+    reading: ReadSettings,
     buffers: dict[SiteRef, Tensor],
     timings: Timings,
 ) -> ActivationBatch:
@@ -213,7 +213,7 @@ class ValidationRows:
         self,
         rows: TokenRows,
         models: Mapping[str, LanguageModel],
-        reading: Reading,
+        reading: ReadSettings,
         rows_in_batch: int,
         rank: int,
         world: int,

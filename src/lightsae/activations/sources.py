@@ -1,219 +1,238 @@
 """Where activations come from: language models with text, activation files, or a synthetic world.
 
-Each origin knows its sites, makes the fills of the stream, and holds out data for validation. What the user set lives
-on the data module.
+Each source knows its sites, makes the fills of the stream, and holds out data for validation.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightsae.activations.corpus.rows import RowSource, check_corpus
+from lightsae.activations.corpus.documents import Split
+from lightsae.activations.corpus.open import check_corpus
+from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.files import ActivationFiles, Chunks, FileFills, ValidationFileRows
-from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows
-from lightsae.activations.stream import FillSource, Schedule
+from lightsae.activations.fills import LanguageModelFills, ReadSettings, ValidationRows
+from lightsae.activations.settings import DataSettings
+from lightsae.activations.stream import FillSource, StreamPlan
 from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
 from lightsae.activations.synthetic.fills import SyntheticFills, SyntheticValidation
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timing import Timings
 from lightsae.errors import ConfigError, SiteError, arg, did_you_mean, under
 from lightsae.lm import LanguageModel, ModelDescription, describe
+from lightsae.lm.load import choose_dtype
 from lightsae.sae import SiteRef
 
-if TYPE_CHECKING:
-    from lightsae.activations.datamodule import ActivationDataModule
-
-Sites = tuple[SiteRef, ...]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HeldOut = ValidationRows | ValidationFileRows | SyntheticValidation
 
 
-@runtime_checkable
-class Origin(Protocol):
-    """One kind of source."""
+@dataclass(frozen=True)
+class Process:
+    """What one process of a run reads, and where.
 
-    def preflight(self) -> None:
+    Attributes:
+        sites: Every site that some SAE of the run reads or predicts.
+        device: Where the activations go.
+        rank: Number of the process.
+        world: Number of processes.
+        whole_models: Load language models with all layers and the head, not only up to the last site.
+    """
+
+    sites: tuple[SiteRef, ...]
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    whole_models: bool = False
+
+
+class ActivationSource(ABC):
+    """One kind of source.
+
+    Attributes:
+        language_models: The models that are loaded, by name; empty if none is run.
+    """
+
+    def __init__(self, settings: DataSettings, timings: Timings) -> None:
+        self.settings, self.timings = settings, timings
+        self.language_models: dict[str, LanguageModel] = {}
+
+    def preflight(self) -> None:  # noqa: B027
         """Check that everything exists and fits, without loading weights or text."""
 
+    @abstractmethod
     def site(self, name: str | None) -> SiteRef:
         """Return the site that a user's name means; None: the only one."""
 
+    @abstractmethod
     def width(self, site: SiteRef) -> int:
         """Return the width of a site."""
 
+    @abstractmethod
     def fill_size(self, world: int) -> tuple[int, int]:
         """Return the rows of one rank's fill, and the tokens that it serves of them."""
 
     def epoch_tokens(self) -> int | None:
-        """Return the training tokens of an epoch; None where there are no epochs."""
+        """Return the training tokens of an epoch; None if there are no epochs."""
+        return None
 
-    def fills(self, schedule: Schedule, sites: Sites, fill_rows: int, device: torch.device) -> FillSource:
+    @abstractmethod
+    def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> FillSource:
         """Return what makes the numbered fills."""
 
-    def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> HeldOut:
-        """Return the validation batches of a rank."""
+    @abstractmethod
+    def held_out(self, process: Process) -> HeldOut:
+        """Return the validation batches of a process."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return where the activations come from, in plain values."""
 
 
-class TextOrigin:
+class TextSource(ActivationSource):
     """Text, run through one language model or several."""
 
-    def __init__(self, data: "ActivationDataModule") -> None:
-        self.data = data
+    def __init__(self, settings: DataSettings, timings: Timings) -> None:
+        super().__init__(settings, timings)
+        self.more_models = settings.more_models or {}
 
     def preflight(self) -> None:
-        data = self.data
-        if data.dataset is None:
-            raise ConfigError(f"{arg('dataset')} is missing: name a text dataset, a file, or `builtin`.")
-        for name in (data.model, *data.more_models.values()):
+        settings, _ = self.settings, self.settings.text
+        for name in (settings.model, *self.more_models.values()):
             longest = self._description(name).max_context
-            if longest is not None and data.context_size > longest:
+            if longest is not None and settings.context_size > longest:
                 raise ConfigError(
-                    f"{arg('context_size')} is {data.context_size}, but {name!r} reads {longest} tokens at most."
+                    f"{arg('context_size')} is {settings.context_size}, but {name!r} reads {longest} tokens at most."
                 )
-        check_corpus(data.corpus)
+        check_corpus(settings)
 
     def site(self, name: str | None) -> SiteRef:
-        data = self.data
         if name is None:
             raise ConfigError(
                 f"{arg('site')} is missing: say where to read, for example resid_post.2. "
-                f"List them: lightsae sites {data.model}"
+                f"List them: lightsae sites {self.settings.model}"
             )
         model, colon, site = name.rpartition(":")
         if not colon:
-            return SiteRef(data.model, name)
-        if model not in data.more_models:
-            known = ", ".join(data.more_models) or "none"
+            return SiteRef(self.settings.model, name)
+        if model not in self.more_models:
+            known = ", ".join(self.more_models) or "none"
             raise SiteError(
                 f"{arg('site')} is {name!r}, but {model!r} is no name in {arg('more_models')} (there: {known})."
-                + did_you_mean(model, data.more_models)
+                + did_you_mean(model, self.more_models)
             )
-        return SiteRef(data.more_models[model], site)
+        return SiteRef(self.more_models[model], site)
 
     def width(self, site: SiteRef) -> int:
+        description = self._description(site.model)
         with self._argument_of(site.model):
-            return self._description(site.model).width(site.site)
+            return description.width(site.site)
 
     def _description(self, name: str) -> ModelDescription:
-        data = self.data
-        revision = data.model_revision if name == data.model else None
         with self._argument_of(name):
-            return describe(name, revision=revision, trust_remote_code=data.trust_remote_code)
+            return describe(name, revision=self._revision(name), trust_remote_code=self.settings.trust_remote_code)
+
+    def _revision(self, name: str) -> str | None:
+        return self.settings.model_revision if name == self.settings.model else None
 
     def _argument_of(self, name: str) -> AbstractContextManager[None]:
-        """Say of errors about a model which setting names it."""
-        more = next((short for short, model in self.data.more_models.items() if model == name), None)
-        called = "model" if name == self.data.model or more is None else f"more_models.{more}"
+        """Say in errors about a model which setting names it."""
+        more = next((short for short, model in self.more_models.items() if model == name), None)
+        called = "model" if name == self.settings.model or more is None else f"more_models.{more}"
         return under(name_or_path=called, revision="model_revision")
 
     def fill_size(self, world: int) -> tuple[int, int]:
-        data = self.data
-        rows = data.buffer_tokens // data.context_size
-        return rows, rows * (data.context_size - data.skip_positions)
+        settings = self.settings
+        rows = settings.buffer_tokens // settings.context_size
+        return rows, rows * (settings.context_size - settings.skip_positions)
 
-    def epoch_tokens(self) -> int | None:
-        return None
+    def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> LanguageModelFills:
+        settings, models = self.settings, self._models(process)
+        fills = -(-plan.total_batches // plan.batches_per_fill)
+        per_block = max(1, min(fills, settings.shuffle_tokens // (fill_rows * settings.context_size * plan.world)))
+        rows, read = self._rows("train"), self._read_settings(process)
+        return LanguageModelFills(rows, models, read, plan, fill_rows, per_block, self.timings)
 
-    def fills(self, schedule: Schedule, sites: Sites, fill_rows: int, device: torch.device) -> LanguageModelFills:
-        data, models = self.data, self._models(sites, device)
-        fills = -(-schedule.total_batches // schedule.batches_per_fill)
-        per_block = max(1, min(fills, data.shuffle_tokens // (fill_rows * data.context_size * schedule.world)))
-        rows = RowSource(data.corpus, self._tokenizer(models), "train")
-        reading = self._reading(sites, device)
-        return LanguageModelFills(rows, models, reading, schedule, fill_rows, per_block, data.timings)
-
-    def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> ValidationRows:
-        data, models = self.data, self._models(sites, device)
-        source = RowSource(data.corpus, self._tokenizer(models), "validation")
-        rows = source.take(max(1, data.val_tokens // data.context_size))
+    def held_out(self, process: Process) -> ValidationRows:
+        settings, models = self.settings, self._models(process)
+        source = self._rows("validation")
+        rows = source.take(max(1, settings.val_tokens // settings.context_size))
         source.close()
-        if (found := rows.tokens.size) < data.val_tokens // 2:
-            rank_zero_warn(f"Only {found} held-out tokens; val_tokens asks for {data.val_tokens}.")
-        in_batch = max(1, data.batch_tokens // data.context_size)
-        return ValidationRows(rows, models, self._reading(sites, device), in_batch, rank, world, data.timings)
+        if rows.tokens.size < settings.val_tokens // 2:
+            rank_zero_warn(f"Only {rows.tokens.size} held-out tokens; val_tokens asks for {settings.val_tokens}.")
+        in_batch = max(1, settings.batch_tokens // settings.context_size)
+        read = self._read_settings(process)
+        return ValidationRows(rows, models, read, in_batch, process.rank, process.world, self.timings)
 
-    def _tokenizer(self, models: dict[str, LanguageModel]) -> Any:
-        with self._argument_of(self.data.model):
-            return models[self.data.model].tokenizer
+    def _rows(self, split: Split) -> RowSource:
+        with self._argument_of(self.settings.model):
+            tokenizer = self.language_models[self.settings.model].tokenizer
+        return RowSource(self.settings, tokenizer, split)
 
-    def _reading(self, sites: Sites, device: torch.device) -> Reading:
-        data = self.data
-        return Reading(
-            sites=sites,
-            dtype=buffer_dtype(data.dtype, device),
-            rows_at_once=max(1, data.model_batch_tokens // data.context_size),
-            skip_special=data.skip_special_tokens,
-            skip_positions=data.skip_positions,
+    def _read_settings(self, process: Process) -> ReadSettings:
+        settings = self.settings
+        return ReadSettings(
+            sites=process.sites,
+            dtype=choose_dtype(settings.dtype, process.device),
+            rows_at_once=max(1, settings.model_batch_tokens // settings.context_size),
+            skip_special=settings.skip_special_tokens,
+            skip_positions=settings.skip_positions,
         )
 
-    def _models(self, sites: Sites, device: torch.device) -> dict[str, LanguageModel]:
+    def _models(self, process: Process) -> dict[str, LanguageModel]:
         """Load the models that are read, the main one first: it brings the tokenizer."""
-        data = self.data
-        callbacks = getattr(data.trainer, "callbacks", [])
-        whole = any(getattr(callback, "needs_full_language_model", False) for callback in callbacks)
-        for name in dict.fromkeys([data.model, *(site.model for site in sites)]):
-            if name in data.language_models:
+        settings, models = self.settings, self.language_models
+        for name in dict.fromkeys([settings.model, *(site.model for site in process.sites)]):
+            if name in models:
                 continue
-            main = data.language_models.get(data.model)
             with self._argument_of(name):
                 model = LanguageModel.from_pretrained(
                     name,
-                    revision=data.model_revision if name == data.model else None,
-                    dtype=data.dtype,
-                    device=device,
-                    sites=None if whole else [site.site for site in sites if site.model == name],
-                    trust_remote_code=data.trust_remote_code,
+                    revision=self._revision(name),
+                    dtype=settings.dtype,
+                    device=process.device,
+                    sites=None if process.whole_models else [s.site for s in process.sites if s.model == name],
+                    trust_remote_code=settings.trust_remote_code,
                 )
-                same = main is None or model.tokenizer.get_vocab() == main.tokenizer.get_vocab()
+                main = models.get(settings.model, model)
+                same = model is main or model.tokenizer.get_vocab() == main.tokenizer.get_vocab()
             if not same:
                 raise ConfigError(
-                    f"{arg('more_models')}: {name!r} has another vocabulary than {arg('model')} {data.model!r}; "
+                    f"{arg('more_models')}: {name!r} has another vocabulary than {arg('model')} {settings.model!r}; "
                     "models that read the same tokens need the same one."
                 )
-            data.language_models[name] = model
-        return data.language_models
+            models[name] = model
+        return models
 
     def describe(self) -> dict[str, Any]:
-        data = self.data
-        main = data.language_models.get(data.model)
-        return {
-            "model": data.model,
-            "model_revision": main.revision if main is not None else data.model_revision,
-            **({"more_models": data.more_models} if data.more_models else {}),
-            "site": data.site,
-            **({"target_site": data.target_site} if data.target_site is not None else {}),
-            "dataset": data.dataset,
-            "dataset_config": data.corpus.dataset_config,
-            "dataset_split": data.corpus.dataset_split,
-            "dataset_revision": data.corpus.dataset_revision,
-            "context_size": data.context_size,
-            "prepend_bos": data.corpus.prepend_bos,
-            "normalisation": data.normalisation,
-            "skip_special_tokens": data.skip_special_tokens,
-            "skip_positions": data.skip_positions,
-            "seed": data.seed,
-        }
+        settings, main = self.settings, self.language_models.get(self.settings.model)
+        names = (
+            *("model", "model_revision", "more_models", "site", "target_site"),
+            *("dataset", "dataset_config", "dataset_split", "dataset_revision", "context_size", "prepend_bos"),
+            *("normalisation", "skip_special_tokens", "skip_positions", "seed"),
+        )
+        values = {name: getattr(settings, name) for name in names}
+        if main is not None:
+            values["model_revision"] = main.revision
+        return {name: value for name, value in values.items() if value or name not in ("more_models", "target_site")}
 
 
-class FileOrigin:
+class FileSource(ActivationSource):
     """Files of activations, with one site."""
 
-    def __init__(self, data: "ActivationDataModule", location: str) -> None:
-        self.data, self.location = data, location
-        self._opened: ActivationFiles | None = None
+    def __init__(self, settings: DataSettings, location: str, timings: Timings) -> None:
+        super().__init__(settings, timings)
+        self.location = location
 
-    @property
+    @cached_property
     def files(self) -> ActivationFiles:
-        if self._opened is None:
-            self._opened = ActivationFiles(self.location)
-        return self._opened
+        return ActivationFiles(self.location)
 
     def preflight(self) -> None:
         _ = self.files
@@ -226,40 +245,43 @@ class FileOrigin:
 
     def fill_size(self, world: int) -> tuple[int, int]:
         chunks = self._chunks()
-        rows = chunks.in_fill(self.data.buffer_tokens, self.data.batch_tokens, world) * chunks.size
+        rows = chunks.in_fill(self.settings.buffer_tokens, self.settings.batch_tokens, world) * chunks.size
         return rows, rows
 
     def epoch_tokens(self) -> int | None:
-        return int(len(self.files) * (1 - self.data.validation_fraction))
+        return int(len(self.files) * (1 - self.settings.validation_fraction))
 
-    def fills(self, schedule: Schedule, sites: Sites, fill_rows: int, device: torch.device) -> FileFills:
-        chunks, dtype = self._chunks(), buffer_dtype(self.data.dtype, device)
+    def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> FileFills:
+        chunks, dtype = self._chunks(), choose_dtype(self.settings.dtype, process.device)
         in_fill = fill_rows // chunks.size
-        return FileFills(self.files, chunks, schedule, in_fill, dtype, device, self.data.timings)
+        return FileFills(self.files, chunks, plan, in_fill, dtype, process.device, self.timings)
 
-    def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> ValidationFileRows:
-        data, dtype = self.data, buffer_dtype(self.data.dtype, device)
+    def held_out(self, process: Process) -> ValidationFileRows:
+        settings, dtype = self.settings, choose_dtype(self.settings.dtype, process.device)
+        tokens = settings.val_tokens, settings.batch_tokens
         return ValidationFileRows(
-            self.files, self._chunks(), data.val_tokens, data.batch_tokens, dtype, device, rank, world
+            self.files, self._chunks(), *tokens, dtype, process.device, process.rank, process.world
         )
 
     def _chunks(self) -> Chunks:
-        return Chunks(len(self.files), self.data.validation_fraction, self.data.buffer_tokens)
+        return Chunks(len(self.files), self.settings.validation_fraction, self.settings.buffer_tokens)
 
     def describe(self) -> dict[str, Any]:
-        data = self.data
-        return {"activations": Path(self.location).name, "normalisation": data.normalisation, "seed": data.seed}
+        settings = self.settings
+        return {
+            "activations": Path(self.location).name,
+            "normalisation": settings.normalisation,
+            "seed": settings.seed,
+        }
 
 
-class SyntheticOrigin:
+class SyntheticSource(ActivationSource):
     """Sums of known features, with one site."""
 
-    def __init__(self, data: "ActivationDataModule", config: SyntheticConfig) -> None:
+    def __init__(self, settings: DataSettings, timings: Timings) -> None:
+        super().__init__(settings, timings)
         with under("synthetic"):
-            self.data, self.world = data, SyntheticWorld(config)
-
-    def preflight(self) -> None:
-        pass
+            self.world = SyntheticWorld(settings.synthetic or SyntheticConfig())
 
     def site(self, name: str | None) -> SiteRef:
         return only_site(SYNTHETIC, name, f"{arg('dataset')} synthetic")
@@ -268,34 +290,33 @@ class SyntheticOrigin:
         return self.world.width
 
     def fill_size(self, world: int) -> tuple[int, int]:
-        tokens = self.data.buffer_tokens // self.data.batch_tokens * self.data.batch_tokens
+        tokens = self.settings.buffer_tokens // self.settings.batch_tokens * self.settings.batch_tokens
         return tokens, tokens
 
-    def epoch_tokens(self) -> int | None:
-        return None
+    def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> SyntheticFills:
+        dtype = choose_dtype(self.settings.dtype, process.device)
+        return SyntheticFills(self.world, plan, fill_rows, dtype, process.device, self.timings)
 
-    def fills(self, schedule: Schedule, sites: Sites, fill_rows: int, device: torch.device) -> SyntheticFills:
-        dtype = buffer_dtype(self.data.dtype, device)
-        return SyntheticFills(self.world, schedule, fill_rows, dtype, device, self.data.timings)
-
-    def held_out(self, sites: Sites, device: torch.device, rank: int, world: int) -> SyntheticValidation:
-        data, dtype = self.data, buffer_dtype(self.data.dtype, device)
+    def held_out(self, process: Process) -> SyntheticValidation:
+        settings, dtype = self.settings, choose_dtype(self.settings.dtype, process.device)
+        tokens = settings.val_tokens, settings.batch_tokens
+        assert settings.seed is not None
         return SyntheticValidation(
-            self.world, data.val_tokens, data.batch_tokens, dtype, device, data.seed, rank, world
+            self.world, *tokens, dtype, process.device, settings.seed, process.rank, process.world
         )
 
     def describe(self) -> dict[str, Any]:
-        data = self.data
+        settings = self.settings
         return {
             "dataset": "synthetic",
             "synthetic": self.world.config.__dict__,
-            "normalisation": data.normalisation,
-            "seed": data.seed,
+            "normalisation": settings.normalisation,
+            "seed": settings.seed,
         }
 
 
 def only_site(there: SiteRef, name: str | None, where: str) -> SiteRef:
-    """Return the one site of an origin, which needs no name.
+    """Return the one site of a source, which needs no name.
 
     Raises:
         SiteError: Another one is asked for.
@@ -305,15 +326,3 @@ def only_site(there: SiteRef, name: str | None, where: str) -> SiteRef:
             f"{arg('site')} is {name!r}, but {where} has one site, {there.site!r}; leave {arg('site')} out."
         )
     return there
-
-
-def buffer_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of the buffer: bfloat16 on accelerators, where the user says `auto`."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return DTYPES[name]
-
-
-def union(parts: Sequence[Sites]) -> Sites:
-    """Return every site of the parts once, in order."""
-    return tuple(dict.fromkeys(site for part in parts for site in part))

@@ -15,9 +15,9 @@ from torch import Tensor
 from lightsae.activations.batch import PER_TOKEN, ActivationBatch
 from lightsae.activations.timing import Timings
 from lightsae.errors import ActivationError, CheckpointError, arg, section
+from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
 
-SINK_NORM_RATIO = 10.0
 # Numbers of the schedule that say what a batch holds, and the settings that they come from.
 _SETTINGS = {
     "batch_tokens": arg("batch_tokens"),
@@ -28,7 +28,7 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StreamPlan:
     """The numbers that all ranks share.
 
     Attributes:
@@ -71,6 +71,19 @@ class FillSource(Protocol):
     def close(self) -> None: ...
 
 
+class NumberedFills:
+    """Fills whose number alone says what they hold: nothing has to be stored to go on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class ActivationStream:
     """Serves batches from fills. Iterating goes on from where the last iteration stopped.
 
@@ -78,30 +91,30 @@ class ActivationStream:
     one batch too many.
     """
 
-    def __init__(self, source: FillSource, schedule: Schedule, timings: Timings) -> None:
-        self.source, self.schedule, self.timings = source, schedule, timings
+    def __init__(self, source: FillSource, plan: StreamPlan, timings: Timings) -> None:
+        self.source, self.plan, self.timings = source, plan, timings
         self.served_batches = 0
         self._current: tuple[int, Fill, Tensor] | None = None
 
     def __len__(self) -> int:
-        return self.schedule.total_batches
+        return self.plan.total_batches
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         while True:
             batch = self._batch(self.served_batches)
             self.served_batches += 1
             yield batch
-            if self.served_batches % self.schedule.total_batches == 0:
+            if self.served_batches % self.plan.total_batches == 0:
                 return
 
     def sample(self) -> ActivationBatch:
         """Return the present fill whole, in source order."""
-        return self._fill(self.served_batches // self.schedule.batches_per_fill)[0].everything
+        return self._fill(self.served_batches // self.plan.batches_per_fill)[0].everything
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "served_batches": self.served_batches,
-            "schedule": {key: getattr(self.schedule, key) for key in _SETTINGS},
+            "schedule": {key: getattr(self.plan, key) for key in _SETTINGS},
             "source": self.source.state_dict(),
         }
 
@@ -112,7 +125,7 @@ class ActivationStream:
             CheckpointError: It was written with other numbers, by which the place would mean another one.
         """
         for key, setting in _SETTINGS.items():
-            stored, found = state["schedule"][key], getattr(self.schedule, key)
+            stored, found = state["schedule"][key], getattr(self.plan, key)
             if stored != found:
                 raise CheckpointError(
                     f"{setting} differs from the checkpoint's: {key} was {stored} and is {found}. "
@@ -126,10 +139,10 @@ class ActivationStream:
         self.source.close()
 
     def _batch(self, index: int) -> ActivationBatch:
-        number, place = divmod(index, self.schedule.batches_per_fill)
+        number, place = divmod(index, self.plan.batches_per_fill)
         fill, order = self._fill(number)
-        start = place * self.schedule.batch_tokens
-        chosen = order[start : start + self.schedule.batch_tokens]
+        start = place * self.plan.batch_tokens
+        chosen = order[start : start + self.plan.batch_tokens]
         return take_tokens(fill.everything, chosen, index)
 
     def _fill(self, number: int) -> tuple[Fill, Tensor]:
@@ -137,15 +150,15 @@ class ActivationStream:
             self._current = None  # frees nothing yet, but a failure below must not leave a stale fill
             with section("data"):  # Lightning calls the loader, not the data module that would say so
                 fill = self.source.fill(number)
-                check_finite(fill.everything, f"of training, from batch {number * self.schedule.batches_per_fill} on")
+                check_finite(fill.everything, f"of training, from batch {number * self.plan.batches_per_fill} on")
             self._current = (number, fill, self._order(number, fill.served))
         return self._current[1], self._current[2]
 
     def _order(self, number: int, served: Tensor) -> Tensor:
         """Return the order in which the fill's tokens are served; a fill that is short of tokens begins again."""
-        generator = keyed_generator(self.schedule.seed, f"fill order, rank {self.schedule.rank}", number)
+        generator = keyed_generator(self.plan.seed, f"fill order, rank {self.plan.rank}", number)
         order = served[torch.randperm(len(served), generator=generator).to(served.device)]
-        wanted = self.schedule.batches_per_fill * self.schedule.batch_tokens
+        wanted = self.plan.batches_per_fill * self.plan.batch_tokens
         return order.repeat(-(-wanted // len(order)))[:wanted]
 
 
@@ -167,7 +180,7 @@ def with_sinks(batch: ActivationBatch, *, position_zero: bool) -> ActivationBatc
     sinks = {}
     for site, values in batch.activations.items():
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
-        sinks[site] = everywhere | (norms > SINK_NORM_RATIO * norms.median())
+        sinks[site] = everywhere | (is_sink(norms))
     return replace(batch, sinks=sinks)
 
 

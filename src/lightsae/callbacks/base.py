@@ -4,15 +4,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightsae.errors import ConfigError, section
+from lightsae.training.module import SAEModule
 
 
 class SAECallback(Callback):
-    """A callback of a run that trains SAEs."""
+    """A callback of a run that trains SAEs.
+
+    Attributes:
+        module: What is trained; known from `setup` on, like the others.
+        data: What serves it.
+        folder: The run's folder.
+    """
+
+    module: SAEModule
+    data: Any
+    folder: Path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, SAEModule), f"{type(self).__name__} watches an SAEModule"
+        self.module, self.data, self.folder = pl_module, getattr(trainer, "datamodule", None), run_folder(trainer)
+
+    def log_pooled(self, name: str, figures: Mapping[str, Tensor | float]) -> None:
+        """Log validation figures of an SAE that are the same on all ranks already."""
+        for key, value in figures.items():
+            # `sync_dist` keeps Lightning from warning that they might not be the same.
+            number = value.float() if isinstance(value, Tensor) else value
+            self.module.log(self.module.tag(name, f"val/{key}"), number, sync_dist=True)
 
     def _refuse_if(self, wrong: bool, name: str, value: Any, advice: str) -> None:
         """Raise a ConfigError about a setting; in a configuration, the class stands for the setting's section."""

@@ -7,7 +7,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 
 from lightsae.activations.timing import Timings
-from lightsae.callbacks.base import SAECallback, run_folder
+from lightsae.callbacks.base import SAECallback
+from lightsae.compat import writes_files
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.formats.native import write_sae
 from lightsae.training.module import SAEModule
@@ -36,16 +37,14 @@ class ExportSAE(SAECallback):
         self._refuse_if(checkpoints < 0, "checkpoints", checkpoints, "write 0 or more")
         self.checkpoints = checkpoints
         self.timings = Timings()
-        self._folder = Path()
         self._exported_step: int | None = None
         self._extra_steps: set[int] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder, self._exported_step = run_folder(trainer), None
+        self._exported_step = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
-        self._extra_steps = spread(self.checkpoints, pl_module.total_steps)
+        self._extra_steps = spread(self.checkpoints, self.module.total_steps)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -54,28 +53,26 @@ class ExportSAE(SAECallback):
         if step in self._extra_steps:
             # With accumulation, several batches end at the same step.
             self._extra_steps.remove(step)
-            assert isinstance(pl_module, SAEModule)
-            folder = self._folder / "sae_checkpoints" / f"tokens_{pl_module.tokens_seen:012d}"
-            self._write(trainer, pl_module, folder)
+            folder = self.folder / "sae_checkpoints" / f"tokens_{self.module.tokens_seen:012d}"
+            self._write(trainer, folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._export(trainer, pl_module)
+        self._export(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._export(trainer, pl_module)
+        self._export(trainer)
 
-    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _export(self, trainer: Trainer) -> None:
         # One step is often saved under two names, and again at the end.
         if self._exported_step != trainer.global_step:
-            self._write(trainer, pl_module, self._folder / "sae")
+            self._write(trainer, self.folder / "sae")
             self._exported_step = trainer.global_step
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-        assert isinstance(pl_module, SAEModule)
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def _write(self, trainer: Trainer, folder: Path) -> None:
+        if not writes_files(trainer):
             return
-        where = provenance(trainer, pl_module, self._folder)
-        saes = pl_module.each_sae()
+        where = provenance(trainer, self.module, self.folder)
+        saes = self.module.each_sae()
         with self.timings.measure("saving"), replace_folder_atomically(folder) as staged:
             if len(saes) == 1:
                 write_sae(next(iter(saes.values())), staged, where)

@@ -14,7 +14,6 @@ from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.callbacks.base import SAECallback
 from lightsae.metrics.ground_truth import GroundTruthScores
 from lightsae.sae.sparse_ops import Latents
-from lightsae.training.module import SAEModule
 
 
 class GroundTruth(SAECallback):
@@ -43,13 +42,12 @@ class GroundTruth(SAECallback):
         self._scores: dict[str, GroundTruthScores] = {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
-        world: SyntheticWorld | None = getattr(getattr(trainer, "datamodule", None), "synthetic_world", None)
+        world: SyntheticWorld | None = getattr(self.data, "synthetic_world", None)
         if world is None:
             return
-        for name, sae in pl_module.each_sae().items():
+        for name, sae in self.module.each_sae().items():
             scores = GroundTruthScores(sae.W_dec.detach(), world.features, world.probabilities, self.threshold)
-            self._scores[name] = scores.to(pl_module.device)
+            self._scores[name] = scores.to(self.module.device)
 
     def on_validation_batch_end(
         self,
@@ -67,13 +65,10 @@ class GroundTruth(SAECallback):
             scores.update(*firings(outputs[name].latents), true_tokens, true_features)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
         for name, scores in self._scores.items():
-            for key, value in scores.compute().items():
-                # NaN: no pair, or no true firing, to judge by. Already the same on all ranks; `sync_dist` keeps
-                # Lightning from warning that it might not be.
-                if not value.isnan():
-                    pl_module.log(pl_module.tag(name, f"val/truth/{key}"), value.float(), sync_dist=True)
+            # NaN: no pair, or no true firing, to judge by.
+            figures = {f"truth/{key}": value for key, value in scores.compute().items() if not value.isnan()}
+            self.log_pooled(name, figures)
         self._scores.clear()
 
 

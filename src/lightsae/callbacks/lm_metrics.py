@@ -17,7 +17,7 @@ from torch import Tensor
 from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.base import SAECallback
 from lightsae.lm import LanguageModel
-from lightsae.lm.intervene import Intervention
+from lightsae.lm.hooks import Intervention
 from lightsae.metrics import (
     TokenMean,
     counted_targets,
@@ -25,8 +25,7 @@ from lightsae.metrics import (
     token_cross_entropy,
     token_kl_divergence,
 )
-from lightsae.sae import SiteRef, SparseAutoencoder
-from lightsae.training.module import SAEModule
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
 Sites = tuple[SiteRef, ...]
 
@@ -85,18 +84,18 @@ class LanguageModelMetrics(SAECallback):
         self._ablations: dict[Sites, dict[str, Tensor]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         # Another run may bring another model.
         self._told, self._ablated_rows, self._ablations = False, [], {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
-        self._language_model = self._usable_model(trainer)
+        self._language_model = self._usable_model()
         self._rows = []
-        figures = [f"{name}/{f}{s}" for name in pl_module.saes for f in ("ce", "kl") for s in ("", "_no_sinks")]
-        self._means = {figure: TokenMean().to(pl_module.device) for figure in ("ce_clean", *figures)}
+        figures = [f"{name}/{f}{s}" for name in self.module.saes for f in ("ce", "kl") for s in ("", "_no_sinks")]
+        self._means = {figure: TokenMean().to(self.module.device) for figure in ("ce_clean", *figures)}
         self._activation_means = {
-            site: TokenMean(width).to(pl_module.device)
-            for sae in pl_module.each_sae().values()
+            site: TokenMean(width).to(self.module.device)
+            for sae in self.module.each_sae().values()
             for site, width in sae.widths.predicted.items()
         }
 
@@ -109,7 +108,6 @@ class LanguageModelMetrics(SAECallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(pl_module, SAEModule)
         model, rows = self._language_model, self._take_rows(batch)
         if model is None or rows is None:
             return
@@ -117,15 +115,14 @@ class LanguageModelMetrics(SAECallback):
         counted_tokens = rows.tokens.numel()
         for site, mean in self._activation_means.items():
             mean.update(batch.activations[site][:counted_tokens], ~rows.sinks[site].reshape(-1))
-        saes = pl_module.each_sae()
+        saes = self.module.each_sae()
         x_hats = {name: outputs[name].x_hat.reshape(*batch_shape(batch), -1) for name in saes}
         for part, chunk in self._chunks(rows):
             counted = counted_targets(chunk.special).reshape(-1)
             clean = model.logits(chunk.tokens)
             self._means["ce_clean"].update(token_cross_entropy(clean, chunk.tokens).reshape(-1), counted)
             for name, sae in saes.items():
-                columns = x_hats[name][part].split(list(sae.widths.predicted.values()), dim=-1)
-                replacements = dict(zip(sae.widths.predicted, columns, strict=True))
+                replacements = Widths.split(x_hats[name][part], sae.widths.predicted)
                 replacements = {site: replacements[site] for site in spliced_sites(sae, model)}
                 for suffix in ("", "_no_sinks"):
                     logits = replaced_logits(model, chunk, replacements, keep_sinks=suffix == "_no_sinks")
@@ -134,13 +131,12 @@ class LanguageModelMetrics(SAECallback):
                     self._means[f"{name}/kl{suffix}"].update(kl.reshape(-1), counted)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
         if self._language_model is None:
             return
         values = {figure: mean.compute() for figure, mean in self._means.items()}
         clean = values["ce_clean"]
-        ablations = self._ablate(trainer, pl_module, self._language_model)
-        for name, sae in pl_module.each_sae().items():
+        ablations = self._ablate(trainer, self._language_model)
+        for name, sae in self.module.each_sae().items():
             figures = {"ce_clean": clean, "ce_tokens": self._means["ce_clean"].tokens}
             figures |= ablations[spliced_sites(sae, self._language_model)]
             for suffix in ("", "_no_sinks"):
@@ -149,14 +145,12 @@ class LanguageModelMetrics(SAECallback):
                 figures[f"kl{suffix}"] = values[f"{name}/kl{suffix}"]
                 figures[f"ce_recovered{suffix}"] = cross_entropy_recovered(clean, spliced, zero)
             figures["ce_recovered_mean"] = cross_entropy_recovered(clean, figures["ce_spliced"], figures["ce_mean"])
-            for key, value in figures.items():
-                # Already the same on all ranks; `sync_dist` keeps Lightning from warning that it might not be.
-                pl_module.log(pl_module.tag(name, f"val/{key}"), value.float(), sync_dist=True)
+            self.log_pooled(name, figures)
         self._rows = []
 
-    def _usable_model(self, trainer: Trainer) -> LanguageModel | None:
+    def _usable_model(self) -> LanguageModel | None:
         """Return the run's language model if it predicts tokens; otherwise say, once, why nothing is logged."""
-        model: LanguageModel | None = getattr(getattr(trainer, "datamodule", None), "language_model", None)
+        model: LanguageModel | None = getattr(self.data, "language_model", None)
         if model is not None and model.has_next_token_head:
             return model
         if not self._told:
@@ -184,7 +178,7 @@ class LanguageModelMetrics(SAECallback):
             part = slice(start, min(start + self.batch_rows, len(rows.tokens)))
             yield part, rows[part]
 
-    def _ablate(self, trainer: Trainer, module: SAEModule, model: LanguageModel) -> dict[Sites, dict[str, Tensor]]:
+    def _ablate(self, trainer: Trainer, model: LanguageModel) -> dict[Sites, dict[str, Tensor]]:
         """Return the cross-entropies under ablation, by site.
 
         They come last, when the mean activation is known, and stay what they are until other rows are evaluated.
@@ -196,7 +190,7 @@ class LanguageModelMetrics(SAECallback):
         )
         if self._ablations and trainer.strategy.reduce_boolean_decision(unchanged, all=True):
             return self._ablations
-        for sites in {spliced_sites(sae, model): None for sae in module.each_sae().values()}:
+        for sites in {spliced_sites(sae, model): None for sae in self.module.each_sae().values()}:
             means = {site: self._activation_means[site].compute() for site in sites}
             zeros = {site: torch.zeros_like(mean) for site, mean in means.items()}
             self._ablations[sites] = {

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from lightsae.callbacks.base import add_histogram, run_folder
+from lightsae.callbacks.base import SAECallback, add_histogram
+from lightsae.compat import writes_files
 from lightsae.formats.files import write_atomically
 from lightsae.plotting import write_picture
 from lightsae.sae import Crosscoder
@@ -37,7 +38,7 @@ MAP_LATENTS = 2000
 COLOURS = ("C0", "C3", "C2", "0.75")
 
 
-class ModelDiff(Callback):
+class ModelDiff(SAECallback):
     """Tell, for each crosscoder of a run, which latents its sites share. Observes only.
 
     A latent is `shared` where its decoder norms differ by a fifth at most, `only SITE` where all others are below a
@@ -51,34 +52,30 @@ class ModelDiff(Callback):
     """
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
         if trainer.sanity_checking:
             return
-        for name, sae in crosscoders(pl_module).items():
-            relative = sae.relative_norms().float()[~pl_module.latent_usage(name).dead]
+        for name, sae in crosscoders(self.module).items():
+            relative = sae.relative_norms().float()[~self.module.latent_usage(name).dead]
             sites = site_names(sae)
-            for key, share in shares(classify(relative), sites).items():
-                # The same on all ranks; `sync_dist` keeps Lightning from warning that it might not be.
-                pl_module.log(pl_module.tag(name, f"val/share_{key}"), share, sync_dist=True)
+            by_class = shares(classify(relative), sites)
+            self.log_pooled(name, {f"share_{key}": share for key, share in by_class.items()})
             for place, site in enumerate(sites):
                 # Of two sites, one tells both.
                 if len(sites) > 2 or place == 1:
-                    add_histogram(trainer, pl_module.tag(name, f"histogram/relative_norm_{site}"), relative[:, place])
+                    add_histogram(trainer, self.module.tag(name, f"histogram/relative_norm_{site}"), relative[:, place])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
-        folder = run_folder(trainer)
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not writes_files(trainer):
             return
-        for name, sae in crosscoders(pl_module).items():
-            dead = pl_module.latent_usage(name).dead.cpu()
-            with write_atomically(folder / f"model_diff_{name}.csv") as path:
+        for name, sae in crosscoders(self.module).items():
+            dead = self.module.latent_usage(name).dead.cpu()
+            with write_atomically(self.folder / f"model_diff_{name}.csv") as path:
                 write_table(path, sae, dead)
             alive = sae.relative_norms().float().cpu()[~dead]
             if len(alive):
                 figure = draw(alive, classify(alive), site_names(sae))
-                tag = pl_module.tag(name, "pictures/model_diff")
-                write_picture(trainer, folder / f"model_diff_{name}.png", tag, figure)
+                tag = self.module.tag(name, "pictures/model_diff")
+                write_picture(trainer, self.folder / f"model_diff_{name}.png", tag, figure)
 
 
 def crosscoders(module: SAEModule) -> dict[str, Crosscoder]:

@@ -15,7 +15,6 @@ from lightsae.callbacks.base import SAECallback, add_histogram, log_once
 from lightsae.metrics import LatentFrequencies, ReconstructionStatistics, TokenMean
 from lightsae.sae import SAEOutput, SparseAutoencoder
 from lightsae.sae.sparse_ops import Latents
-from lightsae.training.module import SAEModule
 
 HISTOGRAM_VALUES = 100_000
 
@@ -60,28 +59,26 @@ class ReconstructionMetrics(SAECallback):
         if step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        assert isinstance(pl_module, SAEModule)
         for name, output in outputs["outputs"].items():
-            statistics = ReconstructionStatistics(output.x_hat.shape[1], sync_on_compute=False).to(pl_module.device)
-            sinks = batch.sinks_at(pl_module.each_sae()[name].widths.predicted)
-            statistics.update(pl_module.targets(name, batch), output.x_hat, l0_per_token(output.latents), sinks)
+            statistics = ReconstructionStatistics(output.x_hat.shape[1], sync_on_compute=False).to(self.module.device)
+            sinks = batch.sinks_at(self.module.each_sae()[name].widths.predicted)
+            statistics.update(self.module.targets(name, batch), output.x_hat, l0_per_token(output.latents), sinks)
             figures = statistics.compute()
-            dead = pl_module.latent_usage(name).dead.double().mean()
+            dead = self.module.latent_usage(name).dead.double().mean()
             # One wait for the device here. Lightning reads what is on the progress bar in every later step too, and
             # would wait each time if it were still on the device.
             values = torch.stack([figures["fve"], figures["fve_no_sinks"], figures["l0"], dead]).float().tolist()
             keys = ("train/fve", "train/fve_no_sinks", "train/l0", "train/dead_fraction")
-            tagged = {pl_module.tag(name, key): value for key, value in zip(keys, values, strict=True)}
-            pl_module.log_dict(tagged, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+            tagged = {self.module.tag(name, key): value for key, value in zip(keys, values, strict=True)}
+            self.module.log_dict(tagged, prog_bar=True, logger=False, on_step=True, on_epoch=False)
             log_once(trainer, tagged)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
-        for name, sae in pl_module.each_sae().items():
-            self._statistics[name] = ReconstructionStatistics(sae.d_out).to(pl_module.device)
-            self._frequencies[name] = LatentFrequencies(sae.d_sae).to(pl_module.device)
+        for name, sae in self.module.each_sae().items():
+            self._statistics[name] = ReconstructionStatistics(sae.d_out).to(self.module.device)
+            self._frequencies[name] = LatentFrequencies(sae.d_sae).to(self.module.device)
             if sae.mechanism.two_modes:
-                self._l0_in_training[name] = TokenMean().to(pl_module.device)
+                self._l0_in_training[name] = TokenMean().to(self.module.device)
 
     def on_validation_batch_end(
         self,
@@ -92,31 +89,26 @@ class ReconstructionMetrics(SAECallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(pl_module, SAEModule)
-        for name, output in outputs.items():
-            x, latents = pl_module.targets(name, batch), output.latents
-            sinks = batch.sinks_at(pl_module.each_sae()[name].widths.predicted)
-            self._statistics[name].update(x, output.x_hat, l0_per_token(latents), sinks)
-            self._frequencies[name].update(firing_counts(latents), len(batch))
+        for name, sae in self.module.each_sae().items():
+            x, output, sinks = self.module.targets(name, batch), outputs[name], batch.sinks_at(sae.widths.predicted)
+            self._statistics[name].update(x, output.x_hat, l0_per_token(output.latents), sinks)
+            self._frequencies[name].update(firing_counts(output.latents), len(batch))
             if name in self._l0_in_training:
-                self._l0_in_training[name].update(l0_per_token(latents_in_training(pl_module.each_sae()[name], output)))
+                self._l0_in_training[name].update(l0_per_token(latents_in_training(sae, output)))
             if batch_idx == 0 and not trainer.sanity_checking:
                 values = positive_latents(output, ~sinks)
-                add_histogram(trainer, pl_module.tag(name, "histogram/latent_activations"), values)
+                add_histogram(trainer, self.module.tag(name, "histogram/latent_activations"), values)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
-        for name, sae in pl_module.each_sae().items():
+        for name, sae in self.module.each_sae().items():
             figures = self._statistics.pop(name).compute() | self._frequencies.pop(name).compute()
             if name in self._l0_in_training:
                 figures["l0_in_training"] = self._l0_in_training.pop(name).compute()
             frequencies = figures.pop("log10_frequencies")
-            for key, value in figures.items():
-                # Already the same on all ranks; `sync_dist` keeps Lightning from warning that it might not be.
-                pl_module.log(pl_module.tag(name, f"val/{key}"), value.float(), sync_dist=True)
+            self.log_pooled(name, figures)
             if not trainer.sanity_checking:
-                add_histogram(trainer, pl_module.tag(name, "histogram/log10_firing_frequency"), frequencies)
-                add_histogram(trainer, pl_module.tag(name, "histogram/decoder_norm"), sae.W_dec.detach().norm(dim=1))
+                add_histogram(trainer, self.module.tag(name, "histogram/log10_firing_frequency"), frequencies)
+                add_histogram(trainer, self.module.tag(name, "histogram/decoder_norm"), sae.W_dec.detach().norm(dim=1))
 
 
 @torch.no_grad()

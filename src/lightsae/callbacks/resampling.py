@@ -16,7 +16,6 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.base import SAECallback
 from lightsae.randomness import keyed_generator
 from lightsae.sae import LatentUsage, SparseAutoencoder
-from lightsae.training.module import SAEModule
 
 ENCODER_NORM_SHARE = 0.2
 
@@ -52,19 +51,18 @@ class DeadLatentResampling(SAECallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ActivationBatch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, SAEModule)
         stepped = trainer.global_step != self._step_before
         if trainer.global_step not in self.steps or not stepped:
             return
-        for name, sae in pl_module.each_sae().items():
+        for name, sae in self.module.each_sae().items():
             if sae.mechanism.has_auxk:
                 continue
-            usage = pl_module.latent_usage(name)
+            usage = self.module.latent_usage(name)
             dead = _longest_silent(usage, self.at_most)
             if len(dead) == 0:
                 continue
-            generator = keyed_generator(pl_module.data.seed, "resampling", trainer.global_step)
-            inputs, targets = pl_module.inputs(name, batch), pl_module.targets(name, batch)
+            generator = keyed_generator(self.data.seed, "resampling", trainer.global_step)
+            inputs, targets = self.module.inputs(name, batch), self.module.targets(name, batch)
             rows = draw_by_loss(sae, inputs, targets, len(dead), generator)
             # Every rank draws from its own batch; rank 0's draw is everyone's.
             rows = trainer.strategy.broadcast(rows)

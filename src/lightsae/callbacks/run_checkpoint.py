@@ -1,12 +1,14 @@
-"""The run's checkpoint: RUN/checkpoints/last.ckpt, always whole, always the end of an optimiser step."""
+"""How a run ends: last.ckpt, always whole and always the end of an optimiser step; and one validation more."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightsae.compat import save_now, validate_after_this_batch
 
 
 class Interrupted(KeyboardInterrupt):
@@ -63,11 +65,11 @@ class RunCheckpoint(ModelCheckpoint):
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._asked_to_stop is not None:
-            self._save_now(trainer)
+            save_now(self, trainer)
             raise Interrupted(self._asked_to_stop)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_now(trainer)
+        save_now(self, trainer)
         super().on_train_end(trainer, pl_module)
         self._put_handlers_back()
 
@@ -86,6 +88,12 @@ class RunCheckpoint(ModelCheckpoint):
             raise KeyboardInterrupt
         self._asked_to_stop = number
 
-    def _save_now(self, trainer: Trainer) -> None:
-        if self._last_global_step_saved != trainer.global_step and not getattr(trainer, "fast_dev_run", False):
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+class FinalValidation(Callback):
+    """Validate after the last step, wherever `val_check_interval` falls. Observes only."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= getattr(pl_module, "total_steps", trainer.max_steps) > 0:
+            validate_after_this_batch(trainer)

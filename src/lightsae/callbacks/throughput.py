@@ -5,7 +5,6 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,9 +12,9 @@ import torch
 from lightning import LightningModule, Trainer
 
 from lightsae.activations.timing import Timings
-from lightsae.callbacks.base import SAECallback, log_once, run_folder
+from lightsae.callbacks.base import SAECallback, log_once
+from lightsae.compat import savers, writes_files
 from lightsae.formats.files import write_atomically
-from lightsae.training.module import SAEModule
 
 PARTS = ("language_model", "sae_step", "text")
 MIB = 2**20
@@ -39,7 +38,6 @@ class Throughput(SAECallback):
         super().__init__()
         self._refuse_if(every_n_steps < 1, "every_n_steps", every_n_steps, "write 1 or more")
         self.every_n_steps = every_n_steps
-        self._folder = Path()
         self._excluded: dict[str, float] = {}
         self._start: dict[str, float] = {}
         self._last: dict[str, float] = {}
@@ -48,8 +46,8 @@ class Throughput(SAECallback):
         self._logged_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder, self._excluded, self._pause = run_folder(trainer), {}, {}
-        self._start = self._last = self._read(trainer, pl_module)
+        self._excluded, self._pause = {}, {}
+        self._start = self._last = self._read(trainer)
         self._batch_ended = _clock(trainer)
         self._logged_step = trainer.global_step
 
@@ -60,46 +58,45 @@ class Throughput(SAECallback):
         step = trainer.global_step
         if step % self.every_n_steps == 0 and step != self._logged_step:
             self._logged_step = step
-            now = self._read(trainer, pl_module)
-            figures = rates(_minus(now, self._last)) | memory(pl_module.device)
+            now = self._read(trainer)
+            figures = rates(_minus(now, self._last)) | memory(self.module.device)
             self._last = now
             log_once(trainer, {f"perf/{name}": value for name, value in figures.items()})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._start:
             # Validation's own preparation comes before this hook, right after the last batch.
-            self._pause = self._totals(trainer, pl_module) | {"total": self._batch_ended}
+            self._pause = self._totals(trainer) | {"total": self._batch_ended}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._pause:
-            spent = _minus(self._totals(trainer, pl_module), self._pause)
+            spent = _minus(self._totals(trainer), self._pause)
             self._excluded = {name: self._excluded.get(name, 0.0) + value for name, value in spent.items()}
             self._batch_ended = _clock(trainer)
             self._pause = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not writes_files(trainer):
             return
-        spent = _minus(self._read(trainer, pl_module), self._start)
+        spent = _minus(self._read(trainer), self._start)
         report = {
             "tokens": int(spent["tokens"]),
             "seconds": {name: round(spent[name], 3) for name in ("total", *PARTS)},
-            **{name: round(value, 4) for name, value in (rates(spent) | memory(pl_module.device)).items()},
-            "machine": machine(pl_module.device),
+            **{name: round(value, 4) for name, value in (rates(spent) | memory(self.module.device)).items()},
+            "machine": machine(self.module.device),
         }
-        with write_atomically(self._folder / "throughput.json") as path:
+        with write_atomically(self.folder / "throughput.json") as path:
             path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
-    def _read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def _read(self, trainer: Trainer) -> dict[str, float]:
         """Return tokens and seconds so far, without what validation took."""
-        return _minus(self._totals(trainer, pl_module), self._excluded)
+        return _minus(self._totals(trainer), self._excluded)
 
-    def _totals(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        assert isinstance(pl_module, SAEModule)
-        data = getattr(getattr(trainer, "datamodule", None), "timings", None)
-        measured = pl_module.timings.totals() | (data.totals() if data is not None else {})
+    def _totals(self, trainer: Trainer) -> dict[str, float]:
+        timings = getattr(self.data, "timings", None)
+        measured = self.module.timings.totals() | (timings.totals() if timings is not None else {})
         parts = {name: measured.get(name, 0.0) for name in PARTS}
-        return {"tokens": float(pl_module.tokens_seen), "total": _clock(trainer), **parts}
+        return {"tokens": float(self.module.tokens_seen), "total": _clock(trainer), **parts}
 
 
 def rates(spent: Mapping[str, float]) -> dict[str, float]:
@@ -135,8 +132,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def _clock(trainer: Trainer) -> float:
     """Return seconds on a clock that stands still while checkpoints and exports are written."""
-    savers = (*trainer.callbacks, trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
-    timings = [saver.timings for saver in savers if isinstance(getattr(saver, "timings", None), Timings)]
+    timings = [saver.timings for saver in savers(trainer) if isinstance(getattr(saver, "timings", None), Timings)]
     saving: float = sum(t.totals().get("saving", 0.0) for t in timings)
     return time.perf_counter() - saving
 

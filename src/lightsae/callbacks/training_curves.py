@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,8 +12,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
+from lightsae.callbacks.base import SAECallback
 from lightsae.formats.files import write_atomically
-from lightsae.training.module import SAEModule
+from lightsae.plotting import style_pane
 
 PANELS = {
     "loss": "Loss",
@@ -24,7 +25,7 @@ PANELS = {
 Curve = tuple[list[float], list[float]]
 
 
-class TrainingCurves(Callback):
+class TrainingCurves(SAECallback):
     """Draw RUN/training_curves.png at the end of a run, from its TensorBoard events. Observes only.
 
     The events of a resumed run go back to its start, and so does the picture. Nothing is drawn where TensorBoard does
@@ -32,19 +33,16 @@ class TrainingCurves(Callback):
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
         logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         if logger is None or not trainer.is_global_zero or trainer.global_step == 0:
             return
         logger.experiment.flush()
         folder = Path(logger.log_dir)
-        tokens_per_step = pl_module.tokens_seen / trainer.global_step
-        tags = {
-            name: {f"{part}/{key}": pl_module.tag(name, f"{part}/{key}") for part in ("train", "val") for key in PANELS}
-            for name in pl_module.saes
-        }
-        wanted = {tag for by_key in tags.values() for tag in by_key.values()}
-        curves = read_curves(folder, wanted, tokens_per_step)
+        tokens_per_step = self.module.tokens_seen / trainer.global_step
+        keys = [f"{part}/{key}" for part in ("train", "val") for key in PANELS]
+        tags = {name: {key: self.module.tag(name, key) for key in keys} for name in self.module.saes}
+        every_tag = {tag for by_key in tags.values() for tag in by_key.values()}
+        curves = read_curves(folder, every_tag, tokens_per_step)
         by_sae = {
             name: {key: curves[tag] for key, tag in by_key.items() if tag in curves} for name, by_key in tags.items()
         }
@@ -98,9 +96,7 @@ def draw(saes: Mapping[str, Mapping[str, Curve]]) -> Figure:
     for axes, (key, title) in zip(panels.flat, PANELS.items(), strict=True):
         for place, (name, curves) in enumerate(saes.items()):
             _draw_one(axes, curves, key, f"C{place % 10}", name if len(saes) > 1 else "")
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_pane(axes, title)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if key == "dead_fraction":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))

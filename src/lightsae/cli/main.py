@@ -1,7 +1,6 @@
 """Entry point: finds the command, and turns every mistake of the user into one short message and exit code 2."""
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -26,8 +25,6 @@ COMMANDS = {
     "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }
-# Commands whose settings say which model and text to take in place of the training's.
-_TEXT_COMMANDS = ("interpret", "serve", "label", "predict", "drift", "steer", "panel")
 _EXAMPLES = """\
 Begin with:
   lightsae fit --config configs/quickstart.yaml
@@ -44,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_run(args))
     except LightsaeError as error:
-        _fail(_as_written(str(error), *args[:1]))
+        _fail(error.as_typed())
     except KeyboardInterrupt as stop:
         go_on = "".join(f" Go on: {command}" for command in getattr(stop, "__notes__", []))
         print(f"\nlightsae: stopped.{go_on}", file=sys.stderr)
@@ -98,13 +95,6 @@ def _help() -> str:
         _EXAMPLES,
     ]
     return "\n".join(lines).rstrip()
-
-
-def _as_written(message: str, command: str = "") -> str:
-    """Name the settings of model and text as the command does: those of a training are under `data`."""
-    if command not in _TEXT_COMMANDS or "is not a setting" in message:
-        return message
-    return re.sub(r"\bdata\.(?=[a-z_]+\b)", "", message)
 
 
 def _fail(message: str) -> None:

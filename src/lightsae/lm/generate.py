@@ -1,4 +1,4 @@
-"""Texts from a language model: n samples a prompt, in padded batches; the same seed gives the same draws.
+"""Texts from a language model: n samples per prompt, in padded batches; the same seed gives the same draws.
 
 A batch draws from a generator keyed by (seed, batch), so that the steered model and the baseline, asked for the same
 prompts, draw the same numbers: with nothing steered the texts are the same, token by token.
@@ -13,13 +13,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig
 
-from lightsae.errors import ConfigError, ModelError
+from lightsae.errors import ConfigError, ModelError, arg
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import name_of
-from lightsae.progress import Progress, Silence
+from lightsae.progress import NullProgress, Progress
 from lightsae.randomness import keyed_generator
 
-SILENCE = Silence()
+SILENCE = NullProgress()
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Samples:
     """What was generated, by prompt and sample; the prompts are not repeated in it.
 
     Attributes:
-        prompts: Token ids of each prompt, BOS in front where the model has one.
+        prompts: Token ids of each prompt, BOS in front if the model has one.
         texts: Texts without special tokens, `texts[prompt][sample]`.
         tokens: Token ids, up to the end-of-sequence token and with it, `tokens[prompt][sample]`.
     """
@@ -42,10 +42,10 @@ class Sampling:
     """How tokens are drawn.
 
     Attributes:
-        temperature: Of the softmax; 0: the likeliest token, always.
+        temperature: Temperature of the softmax; 0: always the likeliest token.
         top_p: Only the likeliest tokens that make up this share are drawn from.
-        max_new_tokens: Most tokens a sample.
-        min_new_tokens: Fewest: the text does not end earlier.
+        max_new_tokens: Most tokens per sample.
+        min_new_tokens: Fewest tokens per sample: the text does not end earlier.
     """
 
     temperature: float = 0.7
@@ -55,13 +55,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature is {self.temperature}; write 0 (the likeliest token) or more.")
+            raise ConfigError("temperature", self.temperature, "write 0 (the likeliest token) or more")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; write a share above 0, up to 1.")
+            raise ConfigError("top_p", self.top_p, "write a share above 0, up to 1")
         if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; write 1 or more.")
+            raise ConfigError("max_new_tokens", self.max_new_tokens, "write 1 or more")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise ConfigError(f"min_new_tokens is {self.min_new_tokens}; write 0 to max_new_tokens.")
+            raise ConfigError("min_new_tokens", self.min_new_tokens, "write 0 to max_new_tokens")
 
 
 def generate_samples(
@@ -82,13 +82,13 @@ def generate_samples(
 
     Args:
         model: A LanguageModel with its head, or a transformers model that generates.
-        prompts: Texts, which get BOS in front where the tokenizer has one, or token ids, which are taken as they are.
-        tokenizer: Of a transformers model; a LanguageModel brings its own.
-        samples: Texts a prompt.
-        seed: Of the draws.
+        prompts: Texts, which get BOS in front if the tokenizer has one, or token ids, which are taken as they are.
+        tokenizer: Needed for a transformers model; a LanguageModel brings its own.
+        samples: Texts per prompt.
+        seed: Seed for sampling.
         sampling: Temperature, top-p, length.
-        rows_at_once: Texts in one batch; another number draws other texts.
-        progress: Hears of the texts that are done.
+        rows_at_once: Texts per batch; another number draws other texts.
+        progress: Told of the texts that are done.
 
     Raises:
         ConfigError: A prompt is empty, or does not leave room for the new tokens; or a number does not fit.
@@ -98,28 +98,29 @@ def generate_samples(
     _check(model, inner, prompts, samples, rows_at_once, sampling)
     tokenizer = model.tokenizer if isinstance(model, LanguageModel) and tokenizer is None else tokenizer
     if tokenizer is None:
-        raise ModelError("tokenizer is missing: a transformers model does not bring its own; write tokenizer=...")
+        missing = f"{arg('tokenizer')} is missing: a transformers model does not bring its own; write tokenizer=..."
+        raise ModelError(missing)
     ids = [_encoded(prompt, tokenizer) for prompt in prompts]
     _check_room(inner, ids, sampling)
     settings = _settings(inner, tokenizer, sampling)
     owners = [number for number in range(len(ids)) for _ in range(samples)]
-    found: list[list[list[int]]] = [[] for _ in ids]
+    made: list[list[list[int]]] = [[] for _ in ids]
     devices = [inner.device] if inner.device.type == "cuda" else []
     with progress.stage("generate", len(owners)) as done, torch.random.fork_rng(devices=devices):
         for batch, start in enumerate(range(0, len(owners), rows_at_once)):
             part = owners[start : start + rows_at_once]
             tokens, mask = _padded([ids[owner] for owner in part], settings.pad_token_id, inner.device)
             torch.manual_seed(keyed_generator(seed, "generate", batch).initial_seed())
-            made = inner.generate(tokens, attention_mask=mask, generation_config=settings)[:, tokens.shape[1] :]
-            for owner, row in zip(part, made.tolist(), strict=True):
-                found[owner].append(_until_end(row, settings.eos_token_id))
+            rows = inner.generate(tokens, attention_mask=mask, generation_config=settings)[:, tokens.shape[1] :]
+            for owner, row in zip(part, rows.tolist(), strict=True):
+                made[owner].append(_until_end(row, settings.eos_token_id))
             done(start + len(part))
-    texts = [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in found]
-    return Samples(ids, texts, found)
+    texts = [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in made]
+    return Samples(ids, texts, made)
 
 
 def encode_prompts(model: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of prompts, BOS in front where the model has one.
+    """Return the token ids of prompts, BOS in front if the model has one.
 
     Raises:
         ConfigError: A prompt is empty, and there is no BOS.
@@ -131,11 +132,13 @@ def _check(model: Any, inner: Any, prompts: Sequence[Any], samples: int, rows: i
     if (isinstance(model, LanguageModel) and not model.has_next_token_head) or not hasattr(inner, "generate"):
         raise ModelError(f"{name_of(model)!r} is in memory without a next-token head, so it generates no text.")
     if isinstance(prompts, str) or not prompts:
-        raise ConfigError(f"prompts is {prompts!r}; write a list of at least one prompt.")
+        raise ConfigError("prompts", prompts, "write a list of at least one prompt")
     if samples < 1 or rows < 1:
-        raise ConfigError(f"samples is {samples} and rows_at_once is {rows}; write 1 or more.")
+        raise ConfigError(f"{arg('samples')} is {samples} and {arg('rows_at_once')} is {rows}; write 1 or more.")
     if sampling.temperature == 0 and samples > 1:
-        raise ConfigError(f"samples is {samples}, but with temperature 0 they are all the same; write samples=1.")
+        raise ConfigError(
+            f"{arg('samples')} is {samples}, but with temperature 0 they are all the same; write samples=1."
+        )
 
 
 def _encoded(prompt: str | Sequence[int], tokenizer: Any) -> list[int]:

@@ -1,17 +1,20 @@
-"""Show a function the activations at a site during each forward pass; capturing and intervening both stand on this.
+"""Read and write at a site: `hooked` shows a function the activations there, `capture` and `intervene` stand on it.
 
 Axes: B rows, S positions, D width of the site.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightsae.errors import SiteError
 from lightsae.lm.sites import Site
+
+Intervention = Callable[[Float[Tensor, "B S D"]], Float[Tensor, "B S D"]]
 
 
 @contextmanager
@@ -73,3 +76,72 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _AllRead(Exception):
+    """Leaves the forward pass: every site has been read."""
+
+
+@torch.inference_mode()
+def capture(model: Any, tokens: Int[Tensor, "B S"], sites: Sequence[Site]) -> dict[str, Float[Tensor, "B S _"]]:
+    """Return the activations at each site, by name, in the order asked; dtype and device of the model.
+
+    Modules after the last of the sites do not run. No KV cache is kept. Of a module that runs twice in a pass the first
+    run counts. Interventions that are open are seen.
+
+    Raises:
+        SiteError: A site's module does not run, or does not hold one vector a token.
+    """
+    wanted = {site.name: site for site in sites}
+    read: dict[str, Tensor] = {}
+
+    def reader(name: str) -> Callable[[Tensor], None]:
+        def read_once(activations: Tensor) -> None:
+            if name in read:
+                return
+            is_last = len(read) + 1 == len(wanted)
+            # Whatever runs later could write into the tensor in place, so it is copied. After the last, nothing runs.
+            read[name] = activations if is_last else activations.clone()
+            if is_last:
+                raise _AllRead
+
+        return read_once
+
+    with ExitStack() as stack:
+        for site in wanted.values():
+            stack.enter_context(hooked(model, site, reader(site.name)))
+        try:
+            model(tokens, **no_cache(model))
+        except _AllRead:
+            return {name: read[name] for name in wanted}
+    missing = ", ".join(name for name in wanted if name not in read)
+    raise SiteError(f"{missing}: does not run in a forward pass on tokens alone.")
+
+
+def no_cache(model: Any) -> dict[str, bool]:
+    """The arguments that keep a model from building a KV cache."""
+    return {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
+
+
+@contextmanager
+def intervene(model: Any, site: Site, fn: Intervention) -> Iterator[None]:
+    """While open, what `fn` returns takes the place of the activations at `site` in every forward pass.
+
+    With a KV cache (`generate`), `fn` sees the prompt in the first call and one new position in each later one.
+    The result is cast to the model's dtype. Gradients flow, unless the caller turns them off.
+
+    Raises:
+        SiteError: In the forward pass, where `fn` returns another shape than it was given.
+    """
+
+    def replace(activations: Tensor) -> Tensor:
+        new = fn(activations)
+        if new.shape != activations.shape:
+            raise SiteError(
+                f"the intervention at {site.name!r} returned shape {tuple(new.shape)}; "
+                f"it was given {tuple(activations.shape)} and must keep it."
+            )
+        return new.to(activations.dtype)
+
+    with hooked(model, site, replace):
+        yield

@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.errors import ModelError, arg, under
-from lightsae.lm.capture import capture, no_cache
-from lightsae.lm.intervene import Intervention, intervene
+from lightsae.lm.hooks import Intervention, capture, intervene, no_cache
 from lightsae.lm.load import (
     check_device,
     choose_dtype,

@@ -27,18 +27,18 @@ class Passes:
 
     Args:
         positions: `all`, `generated`, or positions in the row.
-        skip_first: Of `all`, the first positions that are left alone: attention sinks. 0: none.
+        skip_first: With `all`, how many first positions are left alone: attention sinks. 0: none.
     """
 
     def __init__(self, positions: Positions, skip_first: int) -> None:
         if isinstance(positions, str) and positions not in ("all", "generated"):
-            raise ConfigError(f"positions is {positions!r}; write 'all', 'generated' or positions such as [3, 4].")
+            raise ConfigError("positions", positions, "write 'all', 'generated' or positions such as [3, 4]")
         if not isinstance(positions, str):
             positions = sorted(set(positions))
             if not positions or positions[0] < 0:
-                raise ConfigError(f"positions is {positions}; write some, counted from a row's first token, 0.")
+                raise ConfigError("positions", positions, "write some, counted from a row's first token, 0")
         if skip_first < 0:
-            raise ConfigError(f"skip_first is {skip_first}; write how many first positions to leave alone, 0 for none.")
+            raise ConfigError("skip_first", skip_first, "write how many first positions to leave alone, 0 for none")
         self.positions, self.skip_first = positions, skip_first
         self._prompt: int | None = None  # columns that `generate` was given; None outside
         self._past = 0
@@ -50,10 +50,11 @@ class Passes:
         """While open, follow `model`; `at_start` is called when a pass begins."""
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = kwargs if len(args) < 2 else {**_named(module, args), **kwargs}
-            cache = given.get("past_key_values")
+            if len(args) >= 2:
+                kwargs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+            cache = kwargs.get("past_key_values")
             self._past = 0 if cache is None else int(cache.get_seq_length())
-            self._mask, self._ids = given.get("attention_mask"), given.get("position_ids")
+            self._mask, self._ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
             at_start()
 
         handles = [m.register_forward_pre_hook(begin, with_kwargs=True) for m in {model, model.base_model}]
@@ -73,9 +74,9 @@ class Passes:
     def _following(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(generate)
         def followed(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-            given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             outer = self._prompt
-            self._prompt = max((t.shape[1] for t in given if isinstance(t, Tensor)), default=1)  # nothing: BOS
+            self._prompt = max((t.shape[1] for t in prompts if isinstance(t, Tensor)), default=1)  # nothing: BOS
             try:
                 return generate(inputs, *args, **kwargs)
             finally:
@@ -84,11 +85,9 @@ class Passes:
         return followed
 
     def inside(self, rows: torch.Size, device: torch.device) -> bool | Bool[Tensor, "B S"]:
-        """Return which vectors of the pass are in scope; True or False where all or none are."""
+        """Return which vectors of the pass are in scope; True or False if all or none are."""
         length, past = rows[1], self._past
-        prompt = self._prompt
-        if prompt is None:
-            prompt = past or length
+        prompt = self._prompt if self._prompt is not None else past or length
         if self.positions == "generated":
             if past >= prompt:
                 return True
@@ -112,14 +111,9 @@ class Passes:
         real = torch.ones((), dtype=torch.bool, device=device).expand(rows)
         mask, ids = self._mask, self._ids
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= end:
-            seen = mask[:, :end].to(device).long()
-            position = seen.cumsum(1) - 1
-            return position[:, -rows[1] :], seen[:, -rows[1] :].bool()
+            unpadded = mask[:, :end].to(device).long()
+            position = unpadded.cumsum(1) - 1
+            return position[:, -rows[1] :], unpadded[:, -rows[1] :].bool()
         if isinstance(ids, Tensor) and ids.shape[-1] == rows[1]:
             return ids.to(device).expand(rows), real
         return torch.arange(self._past, end, device=device).expand(rows), real
-
-
-def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Return positional arguments of a forward pass by their names."""
-    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False))

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from lightsae.metrics.conventions import NO_PARTNER, assign
 from lightsae.metrics.pooled import PooledMetric
 
 
@@ -41,8 +41,9 @@ def match(directions: Float[Tensor, "F D"], features: Float[Tensor, "n D"]) -> M
         features: True directions, of any length.
     """
     cosines = (F.normalize(directions.detach().float(), dim=1) @ F.normalize(features.float(), dim=1).T).abs().cpu()
-    rows, columns = (torch.from_numpy(places) for places in linear_sum_assignment(cosines.numpy(), maximize=True))
-    return Matching(rows, columns, cosines[rows, columns])
+    partners = torch.from_numpy(assign(cosines.numpy()))
+    rows = (partners != NO_PARTNER).nonzero().squeeze(1)
+    return Matching(rows, partners[rows], cosines[rows, partners[rows]])
 
 
 def mcc(matching: Matching) -> Float[Tensor, ""]:

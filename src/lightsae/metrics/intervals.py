@@ -1,19 +1,53 @@
-"""Means over prompts with their 95% intervals, and when two of them are apart.
+"""95% intervals: of a mean over prompts (Student's t), of a share (Wilson), and when two of them are apart.
 
 The prompts are the sample: texts of one prompt are no independent draws, so they are averaged first.
+
+Source: Wilson 1927, in the form of Newcombe 1998, as scipy computes it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+_Z = 1.959963984540054  # two-sided 95% of the normal distribution
+Counts = int | float | Sequence[int | float] | NDArray[Any]  # ints spelled out for checks at run time
+
+
+def wilson(successes: Counts, trials: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lower and upper bound of the 95% Wilson interval of a share.
+
+    Args:
+        successes: How often it happened; need not be whole.
+        trials: Of how many times; if it is 0 nothing is known, and the interval is 0 to 1.
+
+    Returns:
+        Two arrays of the shape of the arguments (0-d for two numbers).
+
+    Example:
+        >>> low, high = wilson(6, 9)
+        >>> round(float(low), 3), round(float(high), 3)
+        (0.354, 0.879)
+    """
+    n = np.asarray(trials, np.float64)
+    known = np.where(n > 0, n, 1.0)
+    share = np.where(n > 0, np.asarray(successes, np.float64) / known, 0.0)
+    spread = 2 * (known + _Z**2)
+    centre = (2 * known * share + _Z**2) / spread
+    half = _Z / spread * np.sqrt(4 * known * share * (1 - share) + _Z**2)
+    # A share of 0 or 1 has that bound exactly; rounding would put it 1e-17 beside.
+    low = np.where((n > 0) & (share > 0), centre - half, 0.0)
+    high = np.where((n > 0) & (share < 1), centre + half, 1.0)
+    return np.asarray(low), np.asarray(high)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95% interval; `low` and `high` are None where one prompt alone gives none."""
+    """A mean with its 95% interval; `low` and `high` are None if there is one value only."""
 
     mean: float
     low: float | None
@@ -28,11 +62,11 @@ class Interval:
         >>> print(Interval.over([0.1]))
         0.1
         """
-        given = np.asarray(values, float)
-        mean = float(given.mean())
-        if len(given) < 2:
+        sample = np.asarray(values, float)
+        mean = float(sample.mean())
+        if len(sample) < 2:
             return cls(mean, None, None)
-        half = float(stats.t.ppf(0.975, len(given) - 1) * given.std(ddof=1) / np.sqrt(len(given)))
+        half = float(stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample)))
         return cls(mean, mean - half, mean + half)
 
     @classmethod
@@ -42,8 +76,8 @@ class Interval:
         >>> print(Interval.share(8, 24))
         0.333 [0.18, 0.533]
         """
-        found = stats.binomtest(yes, of).proportion_ci(0.95, method="wilson")
-        return cls(yes / of, float(found.low), float(found.high))
+        low, high = wilson(yes, of)
+        return cls(yes / of, float(low), float(high))
 
     def exponentiated(self) -> "Interval":
         """Return the interval of what these are the logarithms of."""

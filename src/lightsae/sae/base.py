@@ -7,9 +7,7 @@ Units:   inputs and outputs of the public methods are raw activations. Inside, a
 
 import copy
 import inspect
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,48 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightsae.errors import ActivationError, ConfigError, arg, under
-from lightsae.sae.initialise import geometric_median
+from lightsae.sae.initialise import Normalisation, geometric_median, measure_scale, random_like
 from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.output import SAEOutput
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements, align
 from lightsae.sae.sites import SiteRef, Widths
 from lightsae.sae.sparse_ops import Latents, Selection, SparseLatents, decode, encode_selected
 from lightsae.sae.usage import LatentUsage
 
-Normalisation = str
 MEDIAN_TOKENS = 16384
 START_TOKENS = 2048
-NORMALISATIONS = ("sqrt_d", "unit", "none")
-
-
-@dataclass(frozen=True)
-class SAEOutput:
-    """What a forward pass gives.
-
-    Attributes:
-        x_normalised: What was read, in the units of the losses, (T, D).
-        latents: Dense (T, F) or sparse, as the mechanism makes them, in normalised units.
-        x_hat_normalised: Prediction in the units of the losses, (T, O).
-        output_scale: One factor a column of the prediction (or one for all): raw * scale = normalised.
-        pre: Pre-activations (T, F), from mechanisms whose loss looks at them.
-    """
-
-    x_normalised: Float[Tensor, "T D"]
-    latents: Latents
-    x_hat_normalised: Float[Tensor, "T O"]
-    output_scale: Float[Tensor, " _"]
-    pre: Float[Tensor, "T F"] | None = None
-
-    @property
-    def x_hat(self) -> Float[Tensor, "T O"]:
-        """The prediction in raw units."""
-        return self.x_hat_normalised / self.output_scale
-
-    def detach(self) -> "SAEOutput":
-        """Return what metrics need, without the graph."""
-        return SAEOutput(self.x_normalised, self.latents.detach(), self.x_hat_normalised.detach(), self.output_scale)
-
-    def dense_latents(self) -> Float[Tensor, "T F"]:
-        return self.latents if isinstance(self.latents, Tensor) else self.latents.to_dense()
 
 
 class SparseAutoencoder(nn.Module):
@@ -198,9 +164,9 @@ class SparseAutoencoder(nn.Module):
         self.output_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.predicted]))
         # A median of some thousands of tokens is as good a start as one of all, and each iteration reads them all.
         every = max(1, len(next(iter(sample.values()))) // MEDIAN_TOKENS)
-        read = torch.cat([sample[s][::every].float() for s in self.widths.read], dim=1)
-        predicted = torch.cat([sample[s][::every].float() for s in self.widths.predicted], dim=1)
-        read, predicted = self._normalised(read), predicted * self._output_factor()
+        sample = {site: values[::every].float() for site, values in sample.items()}
+        read = self._normalised(Widths.join(sample, self.widths.read))
+        predicted = Widths.join(sample, self.widths.predicted) * self._output_factor()
         self._start_centres(read, predicted)
         if points is not None:
             chosen = torch.randint(len(read), (self.d_sae,), generator=points).to(read.device)
@@ -328,25 +294,8 @@ class SparseAutoencoder(nn.Module):
         return _per_column(self.output_scale, self.widths.predicted)
 
 
-def random_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return normal numbers in a tensor's shape and on its device; drawn on the CPU, where the generator lives."""
-    return tensor if tensor.is_meta else torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
-
-
 def _per_column(scales: Tensor, widths: Mapping[SiteRef, int]) -> Tensor:
     """Spread one factor a site over the site's columns; one site needs no spreading."""
     if len(widths) == 1:
         return scales
     return torch.cat([scale.expand(width) for scale, width in zip(scales, widths.values(), strict=True)])
-
-
-def measure_scale(x: Float[Tensor, "T D"], normalisation: Normalisation) -> Float[Tensor, ""]:
-    """Return the factor that normalises `x`: see `SparseAutoencoder.start_from`."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32)).double()
-    if normalisation == "sqrt_d":
-        scale = math.sqrt(x.shape[1]) / norms.mean()
-    elif normalisation == "unit":
-        scale = 1 / norms.square().mean().sqrt()
-    else:
-        scale = norms.new_ones(())
-    return scale.float()

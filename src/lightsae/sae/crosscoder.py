@@ -44,7 +44,8 @@ class Crosscoder(SparseAutoencoder):
 
     def site_norms(self) -> Float[Tensor, "F S"]:
         """Return the norm of each latent's decoder row at each site, in normalised units."""
-        return torch.stack([rows.norm(dim=1) for rows in self.W_dec.split(list(self.widths.predicted.values()), 1)], 1)
+        rows = Widths.split(self.W_dec, self.widths.predicted).values()
+        return torch.stack([at_site.norm(dim=1) for at_site in rows], dim=1)
 
     def decoder_norms(self) -> Float[Tensor, " F"]:
         return self.site_norms().sum(1)

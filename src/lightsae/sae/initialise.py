@@ -1,11 +1,16 @@
-"""Where an SAE starts: the geometric median of the data.
+"""What an SAE starts with: the scales and the geometric median of its data, and random directions.
 
 Axes: T tokens, D width.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Normalisation = str
+NORMALISATIONS = ("sqrt_d", "unit", "none")
 
 
 @torch.no_grad()
@@ -41,3 +46,20 @@ def geometric_median(x: Float[Tensor, "T D"], *, tol: float = 1e-6, max_iters: i
         if step <= tol * distances.mean():
             break
     return median.to(x.dtype)
+
+
+def measure_scale(x: Float[Tensor, "T D"], normalisation: Normalisation) -> Float[Tensor, ""]:
+    """Return the factor that normalises `x`: see `SparseAutoencoder.start_from`."""
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32)).double()
+    if normalisation == "sqrt_d":
+        scale = math.sqrt(x.shape[1]) / norms.mean()
+    elif normalisation == "unit":
+        scale = 1 / norms.square().mean().sqrt()
+    else:
+        scale = norms.new_ones(())
+    return scale.float()
+
+
+def random_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return normal numbers in a tensor's shape and on its device; drawn on the CPU, where the generator lives."""
+    return tensor if tensor.is_meta else torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)

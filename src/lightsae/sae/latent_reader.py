@@ -3,7 +3,7 @@
 Axes:    T tokens, D width read, n features asked for.
 
 In ReLU, JumpReLU and Gated a latent depends on its own encoder column alone, so that only the columns asked for are
-multiplied. Where latents compete (TopK and its family), and with a second step or pruning, all are encoded, once.
+multiplied. If latents compete (TopK and its family), and with a second step or pruning, all are encoded, once.
 """
 
 import copy
@@ -14,9 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightsae.sae import SparseAutoencoder
-from lightsae.sae.mechanisms import Gated, JumpReLU, ReLU
 
-_ALONE = (ReLU, JumpReLU, Gated)
 # Pre-activations of all latents are in memory for this many tokens at a time.
 _TOKENS_AT_ONCE = 4096
 # Of the norms that are multiplied: eight times the precision of float32.
@@ -26,7 +24,7 @@ _PRECISION = 1e-6
 def computed_alone(sae: SparseAutoencoder) -> bool:
     """Return whether a latent needs its own column only."""
     refined = sae.refinements.second_step or sae.refinements.prune is not None
-    return type(sae.mechanism) in _ALONE and not refined
+    return not sae.mechanism.competes and not refined
 
 
 def rounding(sae: SparseAutoencoder, feature: int) -> float:
@@ -39,7 +37,7 @@ def rounding(sae: SparseAutoencoder, feature: int) -> float:
 
 
 class LatentReader:
-    """Turns what a dictionary reads into the latents of `features`, in normalised units; no gradient.
+    """Turns what an SAE reads into the latents of `features`, in normalised units; no gradient.
 
     Attributes:
         alone: Whether latents are computed from their own columns; otherwise each call encodes all, once.
@@ -48,9 +46,9 @@ class LatentReader:
     def __init__(self, sae: SparseAutoencoder, features: list[int], device: torch.device | str) -> None:
         self.alone = computed_alone(sae)
         if not self.alone:
-            here = sae.W_enc.device == torch.device(device) and not sae.training
-            # Of its own where it has to be changed: the user's stays as it is.
-            self._sae = sae if here else copy.deepcopy(sae).eval().to(device)
+            ready = sae.W_enc.device == torch.device(device) and not sae.training
+            # A copy if it has to be changed: the user's stays as it is.
+            self._sae = sae if ready else copy.deepcopy(sae).eval().to(device)
             self._features = torch.tensor(features, device=device)
             return
         sites = zip(sae.input_scale, sae.widths.read.values(), strict=True)
@@ -61,7 +59,7 @@ class LatentReader:
         self._bias = sae.b_enc.detach()[features].to(device)
         mechanism = copy.deepcopy(sae.mechanism).eval()
         for name, parameter in list(mechanism.named_parameters()):
-            # Thresholds, gains: one entry a latent.
+            # Thresholds, gains: one entry per latent.
             setattr(mechanism, name, nn.Parameter(parameter.detach()[features], requires_grad=False))
         self._mechanism = mechanism.to(device)
 
@@ -77,7 +75,7 @@ class LatentReader:
         return torch.cat([self._encoded(part) for part in x.split(_TOKENS_AT_ONCE)])
 
     def _encoded(self, x: Tensor) -> Tensor:
-        found = self._sae.encode_sparse(x)
-        asked = found.indices[:, None] == self._features
-        latents = found.values.new_zeros(len(x), len(self._features))
-        return latents.index_add_(0, found.pattern.token_of, found.values[:, None] * asked)
+        sparse = self._sae.encode_sparse(x)
+        is_feature = sparse.indices[:, None] == self._features
+        latents = sparse.values.new_zeros(len(x), len(self._features))
+        return latents.index_add_(0, sparse.pattern.token_of, sparse.values[:, None] * is_feature)

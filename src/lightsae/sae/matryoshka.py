@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.errors import ConfigError, arg
-from lightsae.sae.base import SAEOutput, SparseAutoencoder
+from lightsae.sae.base import SparseAutoencoder
 from lightsae.sae.mechanisms.base import Mechanism
 from lightsae.sae.mechanisms.topk import TopK
+from lightsae.sae.output import SAEOutput
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import SparseLatents, SparsePattern, decode

@@ -1,8 +1,12 @@
 """Where an SAE reads and predicts: references to sites of language models, and their widths."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 
 class SiteRef(NamedTuple):
@@ -33,6 +37,23 @@ class Widths:
     def of(cls, width: int) -> "Widths":
         """Widths of an autoencoder on activations of no particular origin, as in tests and notebooks."""
         return cls.autoencoder(SiteRef("", "activations"), width)
+
+    @staticmethod
+    def join(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Iterable[SiteRef]) -> Float[Tensor, "T D"]:
+        """Return the activations at some sites side by side, in the order of `sites`; one site's are not copied."""
+        parts = [activations[site] for site in sites]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    @staticmethod
+    def split(columns: Float[Tensor, "*batch D"], widths: Mapping[SiteRef, int]) -> dict[SiteRef, Tensor]:
+        """Undo `join`: return each site's columns, as views.
+
+        Example:
+            >>> parts = Widths.split(torch.arange(5.0), {SiteRef("", "a"): 2, SiteRef("", "b"): 3})
+            >>> {str(site): part.tolist() for site, part in parts.items()}
+            {'a': [0.0, 1.0], 'b': [2.0, 3.0, 4.0]}
+        """
+        return dict(zip(widths, columns.split(list(widths.values()), dim=-1), strict=True))
 
     @property
     def d_in(self) -> int:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightsae.errors import ConfigError, arg
-from lightsae.sae.base import SparseAutoencoder, random_like
-from lightsae.sae.initialise import geometric_median
+from lightsae.sae.base import SparseAutoencoder
+from lightsae.sae.initialise import geometric_median, random_like
 from lightsae.sae.mechanisms.base import Mechanism
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
 from lightsae.sae.sites import Widths

@@ -16,15 +16,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timing import Timings
+from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
-from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder
+from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
 
 if TYPE_CHECKING:
-    from lightsae.activations.datamodule import ActivationDataModule, SiteNames
+    from lightsae.activations.datamodule import ActivationDataModule
+    from lightsae.activations.settings import SiteNames
 
 DEAD_AFTER = 10_000_000
 DEAD_AFTER_SHARE = 0.05
@@ -109,7 +111,7 @@ class SAEModule(LightningModule):
         # What is measured in training is reduced by `commit`; DDP would overwrite it with what rank 0 has.
         ignored = [f"usage.{name}" for name, _ in self.usage.named_buffers()]
         ignored += [f"saes.{name}" for name, _ in self.saes.named_buffers()]
-        self._ddp_params_and_buffers_to_ignore = ignored
+        keep_from_ddp(self, ignored)
 
     @section("model")
     def build(self, data: "ActivationDataModule") -> dict[str, SparseAutoencoder]:
@@ -175,16 +177,16 @@ class SAEModule(LightningModule):
 
     def inputs(self, name: str, batch: ActivationBatch) -> Tensor:
         """Return what the SAE reads, raw, (T, d_in)."""
-        return _columns(batch, self.each_sae()[name].widths.read)
+        return Widths.join(batch.activations, self.each_sae()[name].widths.read)
 
     def targets(self, name: str, batch: ActivationBatch) -> Tensor:
         """Return what the SAE predicts, raw, (T, d_out)."""
-        return _columns(batch, self.each_sae()[name].widths.predicted)
+        return Widths.join(batch.activations, self.each_sae()[name].widths.predicted)
 
     def training_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, Any]:
         losses, outputs = [], {}
         step, total = self.trainer.global_step, self.total_steps
-        logs = self._is_logging_step(step)
+        logs = logs_after(self.trainer, step)  # in other steps, logging costs time for nothing
         for name, sae in self.each_sae().items():
             sae.progress = step / total
             target = self.targets(name, batch).float()
@@ -203,11 +205,6 @@ class SAEModule(LightningModule):
             outputs[name] = output.detach()
         self._tokens_in_step += len(batch) * self.trainer.world_size
         return {"loss": torch.stack(losses).sum(), "outputs": outputs}
-
-    def _is_logging_step(self, step: int) -> bool:
-        """Whether Lightning writes figures after this step; in others, logging costs time for nothing."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and ((step + 1) % every == 0 or step == 0)
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, SAEOutput]:
         return {name: sae(self.inputs(name, batch)) for name, sae in self.each_sae().items()}
@@ -265,7 +262,7 @@ class SAEModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: ActivationBatch, batch_idx: int) -> None:
-        if not self._is_logging_step(self.trainer.global_step):
+        if not logs_after(self.trainer, self.trainer.global_step):
             return
         for group in self.trainer.optimizers[0].param_groups:
             self.log(self.tag(group["name"], "train/lr"), group["lr"], batch_size=len(batch))
@@ -323,8 +320,3 @@ def first_difference(stored: Mapping[str, Any], found: Mapping[str, Any], where:
         elif a != b:
             return f"{where}{key} is {a!r} in the checkpoint and {b!r} in the configuration"
     return None
-
-
-def _columns(batch: ActivationBatch, widths: Mapping[Any, int]) -> Tensor:
-    sites = list(widths)
-    return batch.activations[sites[0]] if len(sites) == 1 else torch.cat([batch.activations[s] for s in sites], dim=1)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.files import CHUNK_ROWS, ActivationFiles, Chunks, FileFills, ValidationFileRows
-from lightsae.activations.stream import ActivationStream, Schedule
+from lightsae.activations.stream import ActivationStream, StreamPlan
 from lightsae.activations.timing import Timings
 from lightsae.errors import ActivationError, CorpusError
 
@@ -160,9 +160,9 @@ def stream(
     files = ActivationFiles(path)
     chunks = Chunks(len(files), share, fill_rows)
     in_fill = chunks.in_fill(fill_rows, batch, world)
-    schedule = Schedule(batch, max(1, in_fill * chunks.size // batch), 10_000, seed, rank, world)
-    source = FileFills(files, chunks, schedule, in_fill, torch.float32, CPU, Timings())
-    return ActivationStream(source, schedule, Timings())
+    plan = StreamPlan(batch, max(1, in_fill * chunks.size // batch), 10_000, seed, rank, world)
+    source = FileFills(files, chunks, plan, in_fill, torch.float32, CPU, Timings())
+    return ActivationStream(source, plan, Timings())
 
 
 def take(source: ActivationStream, count: int) -> list[list[int]]:
@@ -191,7 +191,7 @@ def test_an_epoch_serves_every_training_row_once(tmp_path: Path) -> None:
     # 19 of 20 chunks of 128 rows train; a fill holds 1 of 8 chunks' width: fills divide the epoch evenly.
     path = saved(tmp_path / "a.npy", 20 * 128)
     files = stream(path, batch=128, fill_rows=19 * 128)
-    per_epoch = files.schedule.batches_per_fill
+    per_epoch = files.plan.batches_per_fill
     held_out = set(rows_of(files.source.chunks, files.source.chunks.validation))
     first, second = take(files, per_epoch), take(files, per_epoch)
     assert sorted(flat(first)) == sorted(set(range(20 * 128)) - held_out)
@@ -270,7 +270,7 @@ def test_a_resumed_stream_goes_on_with_the_same_batches(big: str, stop: int) -> 
 
 def test_a_file_smaller_than_the_buffer_is_one_fill_an_epoch(tmp_path: Path) -> None:
     source = stream(saved(tmp_path / "a.npy", 300), batch=32, fill_rows=100_000)
-    per_fill = source.schedule.batches_per_fill
+    per_fill = source.plan.batches_per_fill
     train = set(rows_of(source.source.chunks, source.source.chunks.train))
     for _ in range(3):
         served = flat(take(source, per_fill))
@@ -287,7 +287,7 @@ def test_no_row_twice_in_a_fill_whatever_the_sizes(tmp_path: Path, rows: int, fi
         everything = fills.fill(number).everything
         assert len(everything) == fills.chunks_in_fill * chunks.size
         assert len(everything) <= max(fill_rows, 16 + chunks.size)
-        served = Counter(flat(take(source, source.schedule.batches_per_fill)))
+        served = Counter(flat(take(source, source.plan.batches_per_fill)))
         # Where an epoch ends within the fill, a row may come at its end and again at the start of the next.
         straddles = number * fills.chunks_in_fill // len(chunks.train) != (
             (number + 1) * fills.chunks_in_fill - 1
@@ -332,8 +332,8 @@ def test_a_row_of_huge_norm_is_a_sink(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_buffer_has_the_dtype_that_is_asked_for(big: str, dtype: torch.dtype) -> None:
     files = ActivationFiles(big)
-    schedule = Schedule(64, 8, 100, 0)
-    source = FileFills(files, Chunks(len(files), 0.05, 512), schedule, 8, dtype, CPU, Timings())
+    plan = StreamPlan(64, 8, 100, 0)
+    source = FileFills(files, Chunks(len(files), 0.05, 512), plan, 8, dtype, CPU, Timings())
     (values,) = source.fill(0).everything.activations.values()
     assert values.dtype == dtype
 

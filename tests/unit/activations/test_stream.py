@@ -11,9 +11,10 @@ import torch
 
 from helpers.errors import refused
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.corpus.rows import CorpusConfig, RowSource
-from lightsae.activations.fills import LanguageModelFills, Reading, ValidationRows
-from lightsae.activations.stream import ActivationStream, Fill, Schedule, check_finite, take_tokens, with_sinks
+from lightsae.activations.corpus.rows import RowSource
+from lightsae.activations.fills import LanguageModelFills, ReadSettings, ValidationRows
+from lightsae.activations.settings import DataSettings
+from lightsae.activations.stream import ActivationStream, Fill, StreamPlan, check_finite, take_tokens, with_sinks
 from lightsae.activations.timing import Timings
 from lightsae.errors import ActivationError
 from lightsae.lm import LanguageModel
@@ -51,12 +52,14 @@ def make(tiny_text: Any, model: LanguageModel) -> Iterator[Make]:
         total: int = 1000,
         dtype: torch.dtype = torch.float32,
     ) -> ActivationStream:
-        config = CorpusConfig(tiny_text.corpus, context_size=CONTEXT, num_workers=num_workers, prepend_bos=prepend_bos)
-        schedule = Schedule(batch, FILL_ROWS * (CONTEXT - skip_positions) // batch, total, seed, rank, world)
-        reading = Reading(REFS, dtype, rows_at_once, skip_special, skip_positions)
+        config = DataSettings(
+            dataset=tiny_text.corpus, context_size=CONTEXT, num_workers=num_workers, prepend_bos=prepend_bos
+        )
+        plan = StreamPlan(batch, FILL_ROWS * (CONTEXT - skip_positions) // batch, total, seed, rank, world)
+        reading = ReadSettings(REFS, dtype, rows_at_once, skip_special, skip_positions)
         rows = RowSource(config, model.tokenizer, "train")
-        fills = LanguageModelFills(rows, {"tiny": model}, reading, schedule, FILL_ROWS, BLOCK, Timings())
-        opened.append(ActivationStream(fills, schedule, Timings()))
+        fills = LanguageModelFills(rows, {"tiny": model}, reading, plan, FILL_ROWS, BLOCK, Timings())
+        opened.append(ActivationStream(fills, plan, Timings()))
         return opened[-1]
 
     yield build
@@ -116,7 +119,7 @@ def test_blocks_mix_rows_and_go_on_in_the_order_of_the_corpus(make: Make) -> Non
 
 
 def test_each_token_comes_with_its_own_activation(make: Make, model: LanguageModel, tiny_text: Any) -> None:
-    config = CorpusConfig(tiny_text.corpus, context_size=CONTEXT, num_workers=0)
+    config = DataSettings(dataset=tiny_text.corpus, context_size=CONTEXT, num_workers=0)
     source = RowSource(config, model.tokenizer, "train")
     rows = source.take(2 * BLOCK * FILL_ROWS)
     source.close()
@@ -437,11 +440,11 @@ def test_the_buffer_has_the_dtype_that_is_asked_for(make: Make, dtype: torch.dty
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_validation_serves_whole_rows_in_order(tiny_text: Any, model: LanguageModel, world: int) -> None:
     source = RowSource(
-        CorpusConfig(tiny_text.corpus, context_size=CONTEXT, num_workers=0), model.tokenizer, "validation"
+        DataSettings(dataset=tiny_text.corpus, context_size=CONTEXT, num_workers=0), model.tokenizer, "validation"
     )
     rows = source.take(7)
     source.close()
-    reading = Reading(REFS, torch.float32, 2, skip_special=True, skip_positions=2)
+    reading = ReadSettings(REFS, torch.float32, 2, skip_special=True, skip_positions=2)
     seen: list[int] = []
     for rank in range(world):
         loader = ValidationRows(rows, {"tiny": model}, reading, 2, rank, world, Timings())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import foldnorm, multivariate_normal, norm
 
-from lightsae.activations.stream import ActivationStream, Schedule
+from lightsae.activations.stream import ActivationStream, StreamPlan
 from lightsae.activations.synthetic.fills import SITE, SyntheticFills, SyntheticValidation
 from lightsae.activations.synthetic.world import SyntheticConfig, SyntheticWorld, mean_max_cosine, spread_out
 from lightsae.activations.timing import Timings
@@ -250,12 +250,12 @@ def test_the_seed_is_that_of_the_world() -> None:
     assert torch.equal(samples[0].indices, samples[1].indices), "what is drawn follows the generator alone"
 
 
-SCHEDULE = Schedule(batch_tokens=64, batches_per_fill=4, total_batches=40, seed=0)
+PLAN = StreamPlan(batch_tokens=64, batches_per_fill=4, total_batches=40, seed=0)
 WORLD = SyntheticWorld(WORLDS["everything"])
 
 
-def fills(schedule: Schedule = SCHEDULE, dtype: torch.dtype = torch.float32) -> SyntheticFills:
-    return SyntheticFills(WORLD, schedule, 256, dtype, CPU, Timings())
+def fills(plan: StreamPlan = PLAN, dtype: torch.dtype = torch.float32) -> SyntheticFills:
+    return SyntheticFills(WORLD, plan, 256, dtype, CPU, Timings())
 
 
 def test_a_fill_follows_from_its_number_and_rank() -> None:
@@ -263,13 +263,13 @@ def test_a_fill_follows_from_its_number_and_rank() -> None:
     first = [source.fill(number).everything.activations[SITE].clone() for number in range(3)]
     assert torch.equal(fills().fill(2).everything.activations[SITE], first[2]), "random access"
     assert source.state_dict() == {}
-    distinct = [*first, fills(replace(SCHEDULE, rank=1, world=2)).fill(0).everything.activations[SITE]]
+    distinct = [*first, fills(replace(PLAN, rank=1, world=2)).fill(0).everything.activations[SITE]]
     assert len({tensor.sum().item() for tensor in distinct}) == 4
     assert 0 < source.timings.totals()["text"]
 
 
 def test_a_fill_is_made_of_ordinary_samples() -> None:
-    fill = fills(replace(SCHEDULE, rank=1, world=2), torch.bfloat16).fill(3)
+    fill = fills(replace(PLAN, rank=1, world=2), torch.bfloat16).fill(3)
     batch = fill.everything
     assert batch.activations[SITE].shape == (256, WORLD.width)
     assert batch.activations[SITE].dtype == torch.bfloat16
@@ -283,7 +283,7 @@ def test_a_fill_is_made_of_ordinary_samples() -> None:
 
 def test_a_stream_goes_on_where_it_was() -> None:
     def stream() -> ActivationStream:
-        return ActivationStream(fills(), SCHEDULE, Timings())
+        return ActivationStream(fills(), PLAN, Timings())
 
     whole = [batch.activations[SITE].clone() for batch in stream()]
     assert len(whole) == 40

@@ -52,7 +52,7 @@ def test_every_checkpoint_has_its_export(small_run):
 
 def test_a_step_saved_twice_is_exported_once(small_run, monkeypatch):
     export, written = ExportSAE(), []
-    monkeypatch.setattr(export, "_write", lambda trainer, module, folder: written.append(trainer.global_step))
+    monkeypatch.setattr(export, "_write", lambda trainer, folder: written.append(trainer.global_step))
     small_run(export, ModelCheckpoint(every_n_train_steps=3, save_last=True, save_top_k=-1), steps=6)
     assert written == [3, 6]
 

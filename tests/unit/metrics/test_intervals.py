@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightsae.metrics.intervals import Interval
+from lightsae.metrics.intervals import Interval, wilson
 
 
 def test_students_interval_by_hand() -> None:
@@ -44,6 +44,19 @@ def test_wilsons_interval_by_hand() -> None:
         half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
         found = Interval.share(yes, of)
         assert (found.mean, found.low, found.high) == pytest.approx((share, middle - half, middle + half), abs=1e-6)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (7, 10), (0, 50), (50, 50), (3, 1000)])
+def test_wilson_is_scipys(k: int, n: int) -> None:
+    expected = stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert np.allclose(wilson(k, n), (expected.low, expected.high), atol=1e-12)
+
+
+def test_wilson_takes_arrays_and_knows_nothing_of_no_trials() -> None:
+    low, high = wilson([7, 0, 10], [10, 0, 10])
+    assert low.shape == (3,)
+    assert (low[1], high[1], high[2]) == (0, 1, 1)
+    assert low[0] == wilson(7, 10)[0]
 
 
 def test_exponentiated_keeps_the_ends_and_overflows_nowhere() -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from lightsae.sae import ReLU, SiteRef, SparseAutoencoder, TopK, Widths
-from lightsae.sae.base import MEDIAN_TOKENS, measure_scale
-from lightsae.sae.initialise import geometric_median
+from lightsae.sae.base import MEDIAN_TOKENS
+from lightsae.sae.initialise import geometric_median, measure_scale
 
 D = 16
 SITE = SiteRef("", "activations")

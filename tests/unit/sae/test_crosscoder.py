@@ -9,8 +9,7 @@ from torch import Tensor
 
 from lightsae.errors import ConfigError
 from lightsae.sae import Crosscoder, Mechanism, SiteRef, Widths, mechanisms
-from lightsae.sae.base import measure_scale
-from lightsae.sae.initialise import geometric_median
+from lightsae.sae.initialise import geometric_median, measure_scale
 
 T, F = 9, 13
 SITES = {SiteRef("base", "resid_post.3"): 3, SiteRef("chat", "resid_post.3"): 4, SiteRef("base", "mlp_out.0"): 2}

@@ -105,7 +105,7 @@ def test_learning_rates_and_adams_settings_by_entry(data: ActivationDataModule, 
 
 def test_a_dictionary_called_sae_keeps_what_its_entry_says(data: ActivationDataModule) -> None:
     module = SAEModule(saes={"sae": Entry(relu, site="resid_post.1", coefficients={"l1": 1.5}), "b": Entry(relu)})
-    data.target_site = None
+    object.__setattr__(data, "target_site", None)
     (first, _) = module.build(data).values()
     assert [site.site for site in first.widths.read] == ["resid_post.1"]
     assert module.coefficients["sae"]["l1"].value == 1.5
@@ -224,7 +224,7 @@ def test_in_the_short_form_keys_keep_their_names(data: ActivationDataModule) -> 
 def test_figures_of_several_begin_with_a_name_and_of_one_do_not(
     data: ActivationDataModule, quiet: dict[str, Any]
 ) -> None:
-    data.target_site = None
+    object.__setattr__(data, "target_site", None)
     for names in (("only",), ("a", "b")):
         trainer = Trainer(**quiet, max_steps=1)
         trainer.fit(SAEModule(saes={name: Entry(top_k) for name in names}), data)

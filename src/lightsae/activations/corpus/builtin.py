@@ -16,17 +16,16 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from lightsae.activations.corpus.documents import Split
 
 VALIDATION_SHARE = 0.1
 _EXCLUDED = {"site-packages", "dist-packages", "__pycache__", "encodings"}
 _TESTS = {"test", "tests", "idle_test"}
 
-Split = Literal["train", "validation"]
-
 
 @dataclass(frozen=True)
-class Document:
+class LibraryText:
     """One text with a name that is stable across machines."""
 
     name: str
@@ -40,7 +39,7 @@ def split_of(name: str, validation_share: float = VALIDATION_SHARE) -> Split:
     return "validation" if position < validation_share else "train"
 
 
-def standard_library_documents(split: Split, *, tests: bool = False) -> Iterator[Document]:
+def standard_library_documents(split: Split, *, tests: bool = False) -> Iterator[LibraryText]:
     """Yield the documents of one split in name order.
 
     Args:
@@ -50,7 +49,7 @@ def standard_library_documents(split: Split, *, tests: bool = False) -> Iterator
     names = _modules(tests=tests)
     for name in sorted(names):
         if split_of(name) == split and (text := _read_source(names[name])):
-            yield Document(name, text)
+            yield LibraryText(name, text)
     if not tests:
         yield from (document for document in _topics() if split_of(document.name) == split)
 
@@ -78,8 +77,8 @@ def _read_source(path: Path) -> str | None:
         return None
 
 
-def _topics() -> Iterator[Document]:
+def _topics() -> Iterator[LibraryText]:
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
-        yield Document(f"pydoc_data.topics:{name}", topics[name].strip())
+        yield LibraryText(f"pydoc_data.topics:{name}", topics[name].strip())

@@ -7,62 +7,18 @@ validation split, documents are shared out by a hash of their content, so that o
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.errors import ConfigError, CorpusError, arg
+from lightsae.errors import CorpusError, arg
 
 Document = str | NDArray[np.int32]
 # Given an offset, yields each document together with the offset that comes after it.
 Part = Callable[[int], Iterator[tuple[Document, int]]]
 Split = Literal["train", "validation"]
 Cursor = dict[str, Any]
-
-
-@dataclass
-class CorpusConfig:
-    """What to read and how to make rows of it.
-
-    Attributes:
-        dataset: `builtin`; a file, folder or glob (.txt, .jsonl, .json, .parquet); a `save_to_disk` folder; or the name
-            of a dataset on the Hub. In a folder with several kinds of files the first of .parquet, .jsonl, .json, .txt
-            is read.
-        dataset_config: Configuration of a Hub dataset.
-        dataset_split: Split to train on, of a Hub dataset or of a saved DatasetDict.
-        validation_split: Split to validate on; for local files, another file, folder or glob. None: a share of
-            the training documents.
-        dataset_revision: Revision of a Hub dataset.
-        text_column: Column of the documents: text, or lists of token ids. The default falls back to `input_ids`.
-        streaming: Read a Hub dataset as it comes, instead of downloading it first.
-        validation_fraction: Share of the documents held out where there is no `validation_split`. At least one is.
-        context_size: Tokens in a row, BOS included.
-        prepend_bos: Begin each row with BOS. None: where the tokenizer has one; and rows of ids that already have
-            `context_size` tokens are taken as they are.
-        num_workers: Tokeniser processes; 0 tokenises in this process. The rows are the same.
-    """
-
-    dataset: str
-    dataset_config: str | None = None
-    dataset_split: str = "train"
-    validation_split: str | None = None
-    dataset_revision: str | None = None
-    text_column: str = "text"
-    streaming: bool = True
-    validation_fraction: float = 0.05
-    context_size: int = 256
-    prepend_bos: bool | None = None
-    num_workers: int = 2
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise ConfigError("validation_fraction", self.validation_fraction, "it must lie between 0 and 1")
-        if self.context_size < 2:
-            raise ConfigError("context_size", self.context_size, "a row needs at least 2 tokens")
-        if self.num_workers < 0:
-            raise ConfigError("num_workers", self.num_workers, "it must be 0 or more")
 
 
 @runtime_checkable

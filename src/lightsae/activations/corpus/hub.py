@@ -6,8 +6,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-from lightsae.activations.corpus.documents import CorpusConfig, Cursor, Document, DocumentSource, PartsSource
+from lightsae.activations.corpus.documents import Cursor, Document, DocumentSource, PartsSource
 from lightsae.activations.corpus.text_files import SUFFIXES, as_document, choose_column, table_part
+from lightsae.activations.settings import DataSettings
 from lightsae.errors import CorpusError, arg, did_you_mean
 
 SplitKey = Literal["dataset_split", "validation_split"]
@@ -46,7 +47,7 @@ class HubStream:
         self._examples.close()
 
 
-def open_hub(config: CorpusConfig, key: SplitKey) -> DocumentSource:
+def open_hub(settings: DataSettings, key: SplitKey) -> DocumentSource:
     """Return one whole split; the dataset is downloaded first unless `streaming` is on.
 
     Raises:
@@ -54,25 +55,25 @@ def open_hub(config: CorpusConfig, key: SplitKey) -> DocumentSource:
     """
     import datasets
 
-    split = getattr(config, key)
-    with _hub_errors(config, key):
+    split = getattr(settings, key)
+    with _hub_errors(settings, key):
         dataset: Any = datasets.load_dataset(
-            config.dataset,
-            config.dataset_config,
+            settings.text,
+            settings.dataset_config,
             split=split,
-            revision=config.dataset_revision,
-            streaming=config.streaming,
+            revision=settings.dataset_revision,
+            streaming=settings.streaming,
         )
         fingerprint = " ".join(
-            [config.dataset, config.dataset_config or "default", split, config.dataset_revision or "main"]
+            [settings.text, settings.dataset_config or "default", split, settings.dataset_revision or "main"]
         )
-        if config.streaming:
-            return HubStream(dataset, config.text_column, fingerprint)
-    part = table_part(dataset, config.text_column, config.dataset)
+        if settings.streaming:
+            return HubStream(dataset, settings.text_column, fingerprint)
+    part = table_part(dataset, settings.text_column, settings.text)
     return PartsSource([part], f"{fingerprint}: {len(dataset)} rows")
 
 
-def check_hub(config: CorpusConfig) -> None:
+def check_hub(settings: DataSettings) -> None:
     """Check what can be known without downloading the dataset: its name, configuration, splits and columns.
 
     Raises:
@@ -80,26 +81,26 @@ def check_hub(config: CorpusConfig) -> None:
     """
     import datasets
 
-    with _hub_errors(config, "dataset_split"):
+    with _hub_errors(settings, "dataset_split"):
         info = datasets.load_dataset_builder(
-            config.dataset, config.dataset_config, revision=config.dataset_revision
+            settings.text, settings.dataset_config, revision=settings.dataset_revision
         ).info
     for key in SPLIT_KEYS:
-        name = getattr(config, key)
+        name = getattr(settings, key)
         # A slice such as train[:10%] names a split too.
         if name and info.splits and name.partition("[")[0] not in info.splits:
             raise CorpusError(
-                f"{arg(key)} is {name!r}, but {config.dataset} has {', '.join(map(repr, info.splits))}."
+                f"{arg(key)} is {name!r}, but {settings.text} has {', '.join(map(repr, info.splits))}."
                 + did_you_mean(name, info.splits)
             )
     if info.features:
-        choose_column(info.features, config.text_column, config.dataset)
-    elif config.streaming:
-        open_hub(config, "dataset_split").close()
+        choose_column(info.features, settings.text_column, settings.text)
+    elif settings.streaming:
+        open_hub(settings, "dataset_split").close()
 
 
 @contextmanager
-def _hub_errors(config: CorpusConfig, key: SplitKey) -> Iterator[None]:
+def _hub_errors(settings: DataSettings, key: SplitKey) -> Iterator[None]:
     from datasets.exceptions import DatasetNotFoundError
 
     try:
@@ -112,12 +113,12 @@ def _hub_errors(config: CorpusConfig, key: SplitKey) -> Iterator[None]:
             "the Hub has no such dataset" if isinstance(error, DatasetNotFoundError) else "the Hub cannot be reached"
         )
         raise CorpusError(
-            f"{arg('dataset')} is {config.dataset!r}: there is no such file or folder, and {found}."
-            f"{did_you_mean(config.dataset, near)} Offline, use a local file or `builtin`."
+            f"{arg('dataset')} is {settings.dataset!r}: there is no such file or folder, and {found}."
+            f"{did_you_mean(settings.text, near)} Offline, use a local file or `builtin`."
         ) from None
     except (ValueError, RuntimeError, OSError) as error:
         # `datasets` lists what exists in its message, on the first line or two.
         setting = "dataset_config" if "config" in str(error).lower() else key
         raise CorpusError(
-            f"{arg(setting)} is {getattr(config, setting)!r}: {' '.join(str(error).split())[:300]}"
+            f"{arg(setting)} is {getattr(settings, setting)!r}: {' '.join(str(error).split())[:300]}"
         ) from None

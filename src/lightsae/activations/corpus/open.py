@@ -9,78 +9,78 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.activations.corpus.builtin import standard_library_documents
-from lightsae.activations.corpus.documents import CorpusConfig, DocumentSource, HeldOutShare, PartsSource, Split
+from lightsae.activations.corpus.documents import DocumentSource, HeldOutShare, PartsSource, Split
 from lightsae.activations.corpus.hub import SplitKey, check_hub, open_hub
 from lightsae.activations.corpus.text_files import SUFFIXES, file_part, list_part, natural_order, table_part
+from lightsae.activations.settings import DataSettings
 from lightsae.errors import CorpusError, arg, did_you_mean
 
 BUILTIN = "builtin"
 
 
-def open_documents(config: CorpusConfig, split: Split) -> DocumentSource:
+def open_documents(settings: DataSettings, split: Split) -> DocumentSource:
     """Return the documents of one side of the corpus. A Hub dataset that is not streamed is downloaded here.
 
     Raises:
         CorpusError: The corpus is not there, is empty, or lacks the split or the column.
     """
-    if config.dataset == BUILTIN:
-        _only_for(config, "builtin", "dataset_config", "dataset_revision", "dataset_split", "validation_split")
+    if settings.text == BUILTIN:
+        _only_for(settings, "builtin", "dataset_config", "dataset_revision", "dataset_split", "validation_split")
 
         @cache
         def texts() -> list[str]:
             return [document.text for document in standard_library_documents(split)]
 
         return PartsSource([list_part(texts)], f"builtin (standard library of Python {sys.version.split()[0]})")
-    named = split == "validation" and config.validation_split is not None
-    source = _open_named(config, "validation_split" if named else "dataset_split")
-    return source if config.validation_split else HeldOutShare(source, split, config.validation_fraction)
+    named = split == "validation" and settings.validation_split is not None
+    source = _open_named(settings, "validation_split" if named else "dataset_split")
+    return source if settings.validation_split else HeldOutShare(source, split, settings.validation_fraction)
 
 
-def check_source(config: CorpusConfig) -> None:
-    """Check that the corpus is there and has the column, reading no more than its first few documents.
+def check_corpus(settings: DataSettings) -> None:
+    """Check that the corpus is there, is not empty and has the column; downloads nothing, reads a few documents.
 
     Raises:
         CorpusError: As `open_documents`.
     """
-    if config.dataset == BUILTIN:
-        open_documents(config, "train")
+    if settings.text == BUILTIN:
+        open_documents(settings, "train")
         return
-    if not _is_saved(config.dataset) and not _is_local(config.dataset):
-        check_hub(config)
+    if not _is_saved(settings.text) and not _is_local(settings.text):
+        check_hub(settings)
         return
-    splits: list[Split] = ["train", "validation"] if config.validation_split else ["train"]
+    splits: list[Split] = ["train", "validation"] if settings.validation_split else ["train"]
     for split in splits:
-        source = open_documents(config, split)
+        source = open_documents(settings, split)
         if source.read() is None:
-            raise CorpusError(no_text(config, split))
+            raise CorpusError(no_text(settings, split))
         source.close()
 
 
-def no_text(config: CorpusConfig, split: Split) -> str:
+def no_text(settings: DataSettings, split: Split) -> str:
     """Return the message for a split without any document."""
     return (
-        f"{arg('dataset')} is {config.dataset!r}, and there is no text in its {split} split "
-        f"({arg('text_column')} {config.text_column!r})."
+        f"{arg('dataset')} is {settings.dataset!r}, and there is no text in its {split} split "
+        f"({arg('text_column')} {settings.text_column!r})."
     )
 
 
-def _open_named(config: CorpusConfig, key: SplitKey) -> DocumentSource:
+def _open_named(settings: DataSettings, key: SplitKey) -> DocumentSource:
     """Open the whole split that the setting `key` names."""
-    if _is_saved(config.dataset):
-        _only_for(config, "a local dataset", "dataset_config", "dataset_revision")
-        return _open_saved(config, key)
-    if _is_local(config.dataset):
-        _only_for(config, "local files", "dataset_config", "dataset_revision", "dataset_split")
-        name = config.validation_split if key == "validation_split" else config.dataset
+    if _is_saved(settings.text):
+        _only_for(settings, "a local dataset", "dataset_config", "dataset_revision")
+        return _open_saved(settings, key)
+    if _is_local(settings.text):
+        _only_for(settings, "local files", "dataset_config", "dataset_revision", "dataset_split")
+        name = settings.validation_split if key == "validation_split" else settings.text
         assert name
-        return _open_files(name, config.text_column, arg("validation_split" if name != config.dataset else "dataset"))
-    return open_hub(config, key)
+        return _open_files(name, settings.text_column, arg("validation_split" if name != settings.text else "dataset"))
+    return open_hub(settings, key)
 
 
-def _only_for(config: CorpusConfig, what: str, *keys: str) -> None:
-    defaults = CorpusConfig(dataset="")
+def _only_for(settings: DataSettings, what: str, *keys: str) -> None:
     for key in keys:
-        if (value := getattr(config, key)) != getattr(defaults, key):
+        if (value := getattr(settings, key)) != getattr(DataSettings, key):
             raise CorpusError(f"{arg(key)} is {value!r}, but {arg('dataset')} is {what}, which has none. Leave it out.")
 
 
@@ -95,19 +95,19 @@ def _is_local(name: str) -> bool:
     return written_so or glob.has_magic(name) or Path(name).expanduser().exists()
 
 
-def _open_saved(config: CorpusConfig, key: SplitKey) -> DocumentSource:
+def _open_saved(settings: DataSettings, key: SplitKey) -> DocumentSource:
     import datasets
 
-    folder = Path(config.dataset).expanduser().resolve()
+    folder = Path(settings.text).expanduser().resolve()
     try:
         table: Any = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise CorpusError(
-            f"{arg('dataset')} is {config.dataset!r}, a saved dataset that cannot be read: {error}."
+            f"{arg('dataset')} is {settings.dataset!r}, a saved dataset that cannot be read: {error}."
         ) from None
     fingerprint = folder.name
     if isinstance(table, datasets.DatasetDict):
-        name = getattr(config, key)
+        name = getattr(settings, key)
         if name not in table:
             raise CorpusError(
                 f"{arg(key)} is {name!r}, but {folder.name} has {', '.join(map(repr, table))}."
@@ -116,9 +116,9 @@ def _open_saved(config: CorpusConfig, key: SplitKey) -> DocumentSource:
         table = table[name]
         fingerprint = f"{folder.name} [{name}]"
     else:
-        _only_for(config, "a single saved split", "dataset_split", "validation_split")
+        _only_for(settings, "a single saved split", "dataset_split", "validation_split")
     return PartsSource(
-        [table_part(table, config.text_column, fingerprint)],
+        [table_part(table, settings.text_column, fingerprint)],
         f"{fingerprint}: {len(table)} rows, {table._fingerprint}",
     )
 

@@ -4,7 +4,7 @@ Axes:    n rows, context tokens in a row.
 Rows:    A row is BOS (where one is prepended) and then the next tokens of the corpus. Nothing is left out, nothing is
          padded; only the end of the validation split, shorter than a row, is dropped.
 Resume:  The state names the chunk of documents that the next token comes from, and how many of its tokens are used up.
-         Loading it tokenises that one chunk again. What workers have prepared ahead does not matter.
+         Loading it tokenises that one chunk again. What is prepared ahead does not matter.
 """
 
 import logging
@@ -16,27 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.activations.corpus.documents import CorpusConfig, Cursor, Document, Split
-from lightsae.activations.corpus.open import BUILTIN, check_source, no_text, open_documents
+from lightsae.activations.corpus.documents import Cursor, Document, Split
+from lightsae.activations.corpus.open import BUILTIN, no_text, open_documents
 from lightsae.activations.corpus.tokenise import Ids, Tokeniser
+from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError, arg
 
-__all__ = ["BUILTIN", "CorpusConfig", "RowSource", "TokenRows", "check_corpus"]
-
-# A chunk goes to one worker. Its size bounds what a resume tokenises again; it decides nothing else.
+# The size of a chunk bounds what a resume tokenises again; it decides nothing else.
 _CHUNK_DOCUMENTS = 256
 _CHUNK_CHARACTERS = 1 << 17
 
 _log = logging.getLogger(__name__)
-
-
-def check_corpus(config: CorpusConfig) -> None:
-    """Check that the corpus exists, is not empty and has the column, without downloading or reading it through.
-
-    Raises:
-        CorpusError: It does not.
-    """
-    check_source(config)
 
 
 @dataclass(frozen=True)
@@ -68,10 +58,10 @@ class _Chunk:
 class RowSource:
     """Packs the documents of one split into rows.
 
-    Made for one caller at a time, on any thread. Worker processes start at the first `take`.
+    Made for one caller at a time, on any thread. A thread that tokenises starts at the first `take`.
 
     Args:
-        config: The corpus.
+        settings: The corpus, and how rows are made of it.
         tokenizer: A transformers tokenizer; None where the documents are lists of token ids.
         split: `train` goes round a finite corpus for ever; `validation` ends.
 
@@ -89,28 +79,29 @@ class RowSource:
     _documents: NDArray[np.int64]
     _rows: int
 
-    def __init__(self, config: CorpusConfig, tokenizer: Any | None, split: Split) -> None:
-        self.config = config
+    def __init__(self, settings: DataSettings, tokenizer: Any | None, split: Split) -> None:
+        self.settings = settings
         self.epoch = 0
         self._split = split
-        self._source = open_documents(config, split)
+        self._source = open_documents(settings, split)
         self.fingerprint = self._source.fingerprint
         self._start = self._source.cursor()
         first = self._source.read()
         self._source.seek(self._start)
         if first is None:
-            raise CorpusError(no_text(config, split))
+            raise CorpusError(no_text(settings, split))
         if isinstance(first, str) and tokenizer is None:
             raise CorpusError(
-                f"{arg('text_column')} is {config.text_column!r}, which holds text, but there is no tokenizer."
+                f"{arg('text_column')} is {settings.text_column!r}, which holds text, but there is no tokenizer."
             )
-        self._tokeniser = Tokeniser(tokenizer, config.num_workers) if isinstance(first, str) else None
-        self._bos, self._eos = _separators(tokenizer, config.prepend_bos)
+        self._tokeniser = Tokeniser(tokenizer, settings.num_workers) if isinstance(first, str) else None
+        self._bos, self._eos = _separators(tokenizer, settings.prepend_bos)
         # Rows that somebody has packed already: the lengths say so.
-        self._packed = not isinstance(first, str) and config.prepend_bos is None and len(first) == config.context_size
+        is_row = not isinstance(first, str) and len(first) == settings.context_size
+        self._packed = is_row and settings.prepend_bos is None
         if self._packed:
             self._bos = self._eos = None
-        self._payload = config.context_size - (self._bos is not None)
+        self._payload = settings.context_size - (self._bos is not None)
         self._in_flight: deque[_Chunk] = deque()
         self._begin_at(self._start, epoch=0, document=0, used=0, rows=0)
 
@@ -118,7 +109,7 @@ class RowSource:
         """Return the next `n` rows; fewer at the end of the validation split, and none after it.
 
         Raises:
-            CorpusError: The whole split is shorter than one row; a document cannot be read; a worker died.
+            CorpusError: The whole split is shorter than one row; a document cannot be read; the tokenizer failed.
         """
         tokens, documents = [self._tokens], [self._documents]
         have, wanted = len(self._tokens), n * self._payload
@@ -168,7 +159,7 @@ class RowSource:
         self._begin_at(state["cursor"], state["epoch"], state["document"], state["used"], state["rows"])
 
     def close(self) -> None:
-        """End the worker processes and close files."""
+        """End the thread that tokenises, and close files."""
         self._in_flight.clear()
         if self._tokeniser:
             self._tokeniser.close()
@@ -186,7 +177,7 @@ class RowSource:
         self._documents = np.empty(0, np.int64)
 
     def _next_chunk(self) -> _Chunk | None:
-        """Return the next chunk in order, having sent enough of those after it to the workers."""
+        """Return the next chunk in order, having sent those after it to be tokenised."""
         depth = self._tokeniser.depth if self._tokeniser else 1
         while len(self._in_flight) < depth and not self._exhausted:
             self._read_chunk()
@@ -199,7 +190,7 @@ class RowSource:
             self._source.seek(self._start)
             cursor, documents = self._start, self._read_documents()
             if not documents:
-                raise CorpusError(no_text(self.config, self._split))
+                raise CorpusError(no_text(self.settings, self._split))
         if not documents:
             self._exhausted = True
             return
@@ -228,10 +219,10 @@ class RowSource:
     def _unwrapped(self, ids: Ids) -> Ids:
         """Return a document of ids without the BOS and EOS around it: packing puts its own."""
         if self._packed:
-            if len(ids) != self.config.context_size:
+            if len(ids) != self.settings.context_size:
                 raise CorpusError(
                     f"{arg('dataset')}: a row has {len(ids)} ids, but the first has {arg('context_size')} "
-                    f"({self.config.context_size}). Say {arg('prepend_bos')} true or false to have them packed anew."
+                    f"({self.settings.context_size}). Say {arg('prepend_bos')} true or false to have them packed anew."
                 )
             return ids
         first = int(len(ids) > 0 and ids[0] == self._bos)
@@ -274,11 +265,11 @@ class RowSource:
 
     def _too_short(self, tokens: int) -> str:
         advice = f"take a larger corpus or a smaller {arg('context_size')}"
-        if self._split == "validation" and self.config.validation_split is None and self.config.dataset != BUILTIN:
-            advice = f"raise {arg('validation_fraction')} ({self.config.validation_fraction}), or " + advice
+        if self._split == "validation" and self.settings.validation_split is None and self.settings.dataset != BUILTIN:
+            advice = f"raise {arg('validation_fraction')} ({self.settings.validation_fraction}), or " + advice
         return (
             f"{arg('dataset')}: the {self._split} split has {tokens} tokens, which is shorter than one row of "
-            f"{arg('context_size')} ({self.config.context_size}); {advice}."
+            f"{arg('context_size')} ({self.settings.context_size}); {advice}."
         )
 
 

@@ -1,154 +1,105 @@
-"""Tokenise chunks of documents, in order, in worker processes or in this one; the ids are the same either way.
+"""Tokenise chunks of documents, in order, in a background thread or in the caller's; the ids are the same either way.
 
-Workers are plain subprocesses that run `tokenise_worker.py` over pipes. Compared with `multiprocessing` that leaves the
-caller's main module, torch, semaphores and the resource tracker out of it. One thread a worker keeps its pipe moving.
+A fast tokenizer works in Rust: on all cores, while Python goes on. So one thread is as fast as worker processes.
 """
 
-import os
-import pickle
-import queue
-import subprocess
-import sys
-import weakref
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.activations.corpus import tokenise_worker
-from lightsae.activations.corpus.tokenise_worker import Encode, Encoded, encode_documents, load_encoder
 from lightsae.errors import CorpusError, arg
 
-# Chunks in flight for each worker: one that it works on and one that waits, so that it never idles.
-_CHUNKS_PER_WORKER = 2
+PIECE_CHARACTERS = 500_000
+# Chunks on their way to a background thread: one in work, one that waits, and the one that the caller asks for.
+_CHUNKS_AHEAD = 3
 
 Ids = NDArray[np.int32]
+Encode = Callable[[list[str]], list[list[int]]]
 
 
 class Tokeniser:
-    """Turns lists of texts into token ids, `num_workers` lists at a time.
+    """Turns lists of texts into token ids, with a tokenizer of its own.
 
-    Processes start at the first `submit`. At most `depth` chunks should be in flight; the caller keeps their order by
-    asking for the results in the order in which it submitted.
+    At most `depth` lists should be in flight; the caller keeps their order by asking for the results in the order in
+    which it submitted.
+
+    Args:
+        tokenizer: A transformers tokenizer, fast or slow.
+        num_workers: 0: tokenise in `submit`; otherwise a thread does, from the first `submit` on.
     """
 
     def __init__(self, tokenizer: Any, num_workers: int) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._setup: tuple[str, Any] = ("fast", backend.to_str()) if backend else ("pickled", pickle.dumps(tokenizer))
-        self._num_workers = num_workers
-        self._encode: Encode | None = None
-        self._pool: _Pool | None = None
-        self.depth = 1 + _CHUNKS_PER_WORKER * num_workers
+        self._tokenizer, self._in_background = tokenizer, num_workers > 0
+        self._thread: ThreadPoolExecutor | None = None
+        self.depth = _CHUNKS_AHEAD if self._in_background else 1
+
+    @cached_property
+    def _encode(self) -> Encode:
+        return own_encoder(self._tokenizer)
 
     def submit(self, documents: list[str]) -> Callable[[], tuple[Ids, list[int]]]:
-        """Begin with a chunk, and return a function that waits for its ids and the number of ids of each document.
+        """Begin with a list, and return a function that waits for its ids and the number of ids of each document.
 
         Raises:
-            CorpusError: From the returned function: a worker died, or the tokenizer failed.
+            CorpusError: From the returned function: the tokenizer failed in the background.
         """
-        if self._num_workers:
-            self._pool = self._pool or _Pool(self._num_workers, *self._setup)
-            future = self._pool.submit(documents)
-            return lambda: _as_array(future.result())
-        self._encode = self._encode or load_encoder(*self._setup)
-        encoded = encode_documents(self._encode, documents)
-        return lambda: _as_array(encoded)
+        encode = self._encode
+        if not self._in_background:
+            encoded = encode_documents(encode, documents)
+            return lambda: encoded
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="lightsae-tokenise")
+        future = self._thread.submit(encode_documents, encode, documents)
+
+        def result() -> tuple[Ids, list[int]]:
+            # Not by `result()`: a panic in the tokenizer's Rust code is no Exception, and a Ctrl-C here is no failure.
+            if (error := future.exception()) is not None:
+                raise CorpusError(
+                    f"The tokenizer failed in the background: {type(error).__name__}: {error}. "
+                    f"See it with {arg('num_workers')}: 0."
+                ) from error
+            return future.result()
+
+        return result
 
     def close(self) -> None:
-        """End the worker processes. A later `submit` starts new ones."""
-        if self._pool:
-            self._pool.close()
-            self._pool = None
+        """End the thread after the list that it works on. A later `submit` starts another."""
+        if self._thread:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
 
 
-def _as_array(encoded: Encoded) -> tuple[Ids, list[int]]:
-    return np.frombuffer(encoded[0], dtype=np.int32), encoded[1]
+def own_encoder(tokenizer: Any) -> Encode:
+    """Return a function from texts to ids without special tokens, which shares nothing with the tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        slow = copy.deepcopy(tokenizer)
+        return lambda texts: [slow.encode(text, add_special_tokens=False, verbose=False) for text in texts]
+    fast = type(backend).from_str(backend.to_str())
+    # A tokenizer.json may carry both from its training; they would cut documents or fill them up.
+    fast.no_truncation()
+    fast.no_padding()
+    return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-class _Worker:
-    """One process and its two pipes."""
-
-    def __init__(self, kind: str, payload: Any) -> None:
-        # -P: the package's own folder must not come first on the path of the worker.
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", tokenise_worker.__file__, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            process_group=0,  # a Ctrl-C in the terminal is for the parent alone
-        )
-        path = [str(Path(entry).absolute()) for entry in sys.path]
-        self._setup: tuple[list[str], str, Any] | None = (path, kind, payload)
-
-    def tokenise(self, documents: list[str]) -> Encoded:
-        assert self.process.stdin
-        assert self.process.stdout
-        try:
-            if self._setup:
-                pickle.dump(self._setup, self.process.stdin, protocol=5)
-                self._setup = None
-            pickle.dump(documents, self.process.stdin, protocol=5)
-            self.process.stdin.flush()
-            answer = pickle.load(self.process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError):
-            raise CorpusError(
-                f"A tokeniser process died (exit code {self._exit_code()}; -9 is usually a lack of memory). "
-                f"Set {arg('num_workers')} to fewer, or to 0 to tokenise in the main process."
-            ) from None
-        if answer[0] == "error":
-            raise CorpusError(
-                f"The tokenizer failed in a worker process: {answer[1]}. See it with {arg('num_workers')}: 0."
-            )
-        return answer[1], answer[2]
-
-    def _exit_code(self) -> int:
-        try:
-            return self.process.wait(timeout=2.0)
-        except subprocess.TimeoutExpired:  # alive, but what it wrote was no answer
-            self.process.kill()
-            return self.process.wait()
-
-    def end(self) -> None:
-        self.process.kill()  # it holds nothing worth keeping
-        self.process.wait()
+def encode_documents(encode: Encode, documents: list[str]) -> tuple[Ids, list[int]]:
+    """Return the ids of all documents, joined, and the number of ids of each document."""
+    pieces = [list(_pieces(document)) for document in documents]
+    ids = iter(encode([piece for document in pieces for piece in document]))
+    by_document = [[np.array(next(ids), np.int32) for _ in document] for document in pieces]
+    joined = np.concatenate([np.empty(0, np.int32), *(piece for document in by_document for piece in document)])
+    return joined, [sum(map(len, document)) for document in by_document]
 
 
-class _Pool:
-    """Worker processes and the threads that wait on their pipes."""
-
-    def __init__(self, num_workers: int, kind: str, payload: Any) -> None:
-        self._workers = [_Worker(kind, payload) for _ in range(num_workers)]
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for worker in self._workers:
-            self._idle.put(worker)
-        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenise")
-        # Also when nobody calls close(): no process outlives the pool or the interpreter.
-        self._end = weakref.finalize(self, _end_all, self._workers, self._threads)
-
-    def submit(self, documents: list[str]) -> Future[Encoded]:
-        return self._threads.submit(_run, self._idle, documents)
-
-    def close(self) -> None:
-        self._end()
-
-
-def _run(idle: "queue.SimpleQueue[_Worker]", documents: list[str]) -> Encoded:
-    worker = idle.get()
-    try:
-        return worker.tokenise(documents)
-    finally:
-        idle.put(worker)
-
-
-def _end_all(workers: list[_Worker], threads: ThreadPoolExecutor) -> None:
-    threads.shutdown(wait=False, cancel_futures=True)
-    for worker in workers:
-        worker.end()  # from here on the worker's thread reads the end of its pipe
-        for pipe in (worker.process.stdin, worker.process.stdout):
-            assert pipe
-            try:
-                pipe.close()
-            except OSError:  # half a request was left in the buffer of a process that has ended
-                pass
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a very long text after a line end: a tokenizer holds about a hundred bytes of notes for each token."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        cut = text.rfind("\n", start, start + PIECE_CHARACTERS) + 1 or start + PIECE_CHARACTERS
+        yield text[start:cut]
+        start = cut
+    yield text[start:]

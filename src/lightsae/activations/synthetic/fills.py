@@ -5,14 +5,13 @@ Axes: T tokens, D width.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, Schedule, numbered
+from lightsae.activations.stream import Fill, NumberedFills, StreamPlan, numbered
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timing import Timings
 from lightsae.randomness import keyed_generator
@@ -23,39 +22,30 @@ SITE = SiteRef("", "synthetic")
 _TOKENS_AT_ONCE = 1 << 14
 
 
-class SyntheticFills:
-    """Makes fills of activations. Has no state: the number of a fill says what is drawn."""
+class SyntheticFills(NumberedFills):
+    """Makes fills of activations, drawn by a generator that is keyed by the fill's number."""
 
     def __init__(
         self,
         world: SyntheticWorld,
-        schedule: Schedule,
+        plan: StreamPlan,
         tokens: int,
         dtype: torch.dtype,
         device: torch.device,
         timings: Timings,
     ) -> None:
-        self.world, self.schedule, self.timings = world, schedule, timings
+        self.world, self.plan, self.timings = world, plan, timings
         self._buffer = torch.empty(tokens, world.width, dtype=dtype, device=device)
 
     def fill(self, number: int) -> Fill:
         tokens, device = len(self._buffer), self._buffer.device
         with self.timings.measure("text", device):
-            generator = _generator(self.schedule.seed, f"synthetic, rank {self.schedule.rank}", number, device)
+            generator = _generator(self.plan.seed, f"synthetic, rank {self.plan.rank}", number, device)
             for start in range(0, tokens, _TOKENS_AT_ONCE):
                 part = self._buffer[start : start + _TOKENS_AT_ONCE]
                 part.copy_(self.world.activations(self.world.sample(len(part), generator), generator))
-        everything = _batch(self._buffer, (number * self.schedule.world + self.schedule.rank) * tokens)
+        everything = _batch(self._buffer, (number * self.plan.world + self.plan.rank) * tokens)
         return Fill(everything, torch.arange(tokens, device=device))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class SyntheticValidation:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from lightsae.errors import SiteError
 from lightsae.lm import LanguageModel
+from lightsae.metrics.conventions import is_sink
 from lightsae.sae import SiteRef, SparseAutoencoder
-
-_SINK_NORM = 10
 
 
 @dataclass
@@ -40,7 +39,12 @@ class LiveEncoder:
 
     @classmethod
     def load(
-        cls, sae: SparseAutoencoder, provenance: Mapping[str, Any], device: str | torch.device = "cpu"
+        cls,
+        sae: SparseAutoencoder,
+        provenance: Mapping[str, Any],
+        device: str | torch.device = "cpu",
+        model: str | None = None,
+        **options: Any,
     ) -> "LiveEncoder":
         """Load the language models that the SAE reads.
 
@@ -48,6 +52,8 @@ class LiveEncoder:
             sae: On `device`.
             provenance: Of its export: tells the model's revision, the rows' length and whether they begin with BOS.
             device: Where the models go.
+            model: What the SAE's first model is called here; None: as in training.
+            options: More of `LanguageModel.from_pretrained`: `revision`, `dtype`, `trust_remote_code`.
 
         Raises:
             SiteError: It was trained on activations of no known model.
@@ -60,13 +66,14 @@ class LiveEncoder:
                 "leave --sae out to see the dictionary alone."
             )
         names = list(dict.fromkeys(ref.model for ref in sites))
-        revision = provenance.get("model_revision")
+        revision = options.pop("revision", None) or provenance.get("model_revision")
         lms = {
             name: LanguageModel.from_pretrained(
-                name,
+                model or name if name == names[0] else name,
                 revision=revision if name == names[0] else None,
                 device=device,
                 sites=[ref.site for ref in sites if ref.model == name],
+                **options,
             )
             for name in names
         }
@@ -98,7 +105,7 @@ class LiveEncoder:
         with self._lock:
             x = self._activations(torch.tensor([ids]))
             latents = self.sae.encode_sparse(x)
-        counted = ~_sinks(x)
+        counted = ~is_sink(x.norm(dim=1))
         offsets = latents.pattern.offsets.tolist()
         special = set(lm.special_token_ids)
         tokens = []
@@ -124,10 +131,3 @@ class LiveEncoder:
             found = lm.capture(ids.to(lm.device), sites)
             parts |= {SiteRef(name, site): found[site][0].float() for site in sites}
         return torch.cat([parts[ref] for ref in self.sae.widths.read], dim=1)
-
-
-def _sinks(x: Float[Tensor, "S D"]) -> Tensor:
-    """Return which tokens have a norm far above the others'."""
-    norms = x.norm(dim=1)
-    found: Tensor = norms > _SINK_NORM * norms.median()
-    return found

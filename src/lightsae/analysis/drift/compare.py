@@ -40,7 +40,6 @@ from lightsae.analysis.drift.matching import (
     CANDIDATES,
     DENSE,
     MEASURES,
-    NO_PARTNER,
     FeatureMatching,
     match,
     unit_rows,
@@ -48,6 +47,7 @@ from lightsae.analysis.drift.matching import (
 from lightsae.analysis.drift.read import SAEOnText
 from lightsae.errors import ConfigError
 from lightsae.formats.files import write_atomically
+from lightsae.metrics.conventions import NO_PARTNER
 from lightsae.randomness import keyed_generator
 
 VERDICTS = ("kept", "moved", "split", "lost")

@@ -18,17 +18,15 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
 from lightsae.analysis.drift.read import SAEOnText
 from lightsae.errors import ConfigError
+from lightsae.metrics.conventions import NO_PARTNER, assign
 
 DENSE = 4096
 CANDIDATES = 32
 MEASURES = ("cosine", "correlation", "both")
-NO_PARTNER = -1
 _ROWS = 512
 
 
@@ -74,11 +72,11 @@ def match(a: SAEOnText, b: SAEOnText) -> FeatureMatching:
     partners = {}
     for measure in MEASURES:
         if exact:
-            partners[measure] = _assign(np.concatenate(kept[measure]))
+            partners[measure] = assign(np.concatenate(kept[measure]))
         else:
             back = (nearest_back[measure], (best_back[measure], np.arange(len(b))))
             graph = sparse.vstack(kept[measure]).maximum(sparse.csr_array(back, shape=(len(a), len(b))))
-            partners[measure] = _assign_candidates(graph.tocsr())
+            partners[measure] = assign(graph.tocsr())
     matched = values_of(a, b, partners["both"])
     own = {measure: values_of(a, b, partners[measure])[measure] for measure in MEASURES}
     return FeatureMatching(partners, matched, own, nearest, nearest_back)
@@ -149,26 +147,6 @@ def _candidates(values: NDArray[np.float32]) -> Any:
     columns = np.argpartition(-values, count - 1, axis=1)[:, :count].ravel()
     rows = np.repeat(np.arange(len(values)), count)
     return sparse.csr_array((np.maximum(values[rows, columns], 0), (rows, columns)), shape=values.shape)
-
-
-def _assign(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    partners = np.full(len(values), NO_PARTNER, dtype=np.int64)
-    # A pair that is less alike than nothing counts as nothing: it must not break up a pair elsewhere.
-    rows, columns = linear_sum_assignment(np.maximum(values, 0), maximize=True)
-    partners[rows] = columns
-    return partners
-
-
-def _assign_candidates(graph: Any) -> NDArray[np.int64]:
-    count, others = graph.shape
-    # A place of its own for every row: it may stay without a partner. Weights of 0 would not be edges at all.
-    padded = sparse.hstack([graph, sparse.diags_array(np.full(count, 1e-6))]).tocsr()
-    padded.eliminate_zeros()
-    rows, columns = min_weight_full_bipartite_matching(sparse.csr_matrix(padded), maximize=True)
-    partners = np.full(count, NO_PARTNER, dtype=np.int64)
-    real = columns < others
-    partners[rows[real]] = columns[real]
-    return partners
 
 
 def _check(a: SAEOnText, b: SAEOnText) -> None:

@@ -24,8 +24,7 @@ from lightsae.analysis.reading.features import read_sites
 from lightsae.analysis.reading.firings import NO_TOKEN, Windows
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
-from lightsae.lm.capture import no_cache
-from lightsae.lm.hooks import hooked
+from lightsae.lm.hooks import hooked, no_cache
 from lightsae.sae import SiteRef, SparseAutoencoder
 
 

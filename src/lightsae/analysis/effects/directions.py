@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.errors import SiteError, arg
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
 # Cosines that agree so far are ties, and the lower id comes first: the last float32 digits depend on how a product was
 # split, and must not decide the order.
@@ -39,9 +39,7 @@ def directions(sae: SparseAutoencoder, site: SiteRef) -> Float[Tensor, "F D"]:
             f"{arg('site')} is '{site}', but the SAE predicts {', '.join(map(str, predicted))}; write that."
         )
     place = list(predicted).index(site)
-    rows: Tensor = sae.W_dec.detach().split(list(predicted.values()), dim=1)[place].float()
-    rows = rows / sae.output_scale[place]
-    return rows
+    return Widths.split(sae.W_dec.detach(), predicted)[site].float() / sae.output_scale[place]
 
 
 @dataclass(frozen=True)

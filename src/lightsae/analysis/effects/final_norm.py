@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightsae.lm import LanguageModel
+from lightsae.metrics.conventions import is_sink
 
 # From the base model, by `model_type` of config.json. OPT's may be absent: its post-norm models have none.
 FINAL_NORMS = {
@@ -31,7 +32,6 @@ FINAL_NORMS = {
 }
 _GAIN_FROM_ONE = {"gemma2", "gemma3_text"}
 _ROWS_AT_ONCE = 16
-SINK_FACTOR = 10.0  # a norm above so many times the median makes a token an attention sink
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,6 @@ def _read(model: LanguageModel, rows: Tensor, site: str) -> list[Tensor]:
 
 
 def _mean_without_sinks(sizes: Tensor) -> float:
-    """Return the mean of (B, S) sizes but position 0 and what is above SINK_FACTOR times their median."""
+    """Return the mean of (B, S) sizes but position 0 and sinks."""
     counted = sizes[:, 1:] if sizes.shape[1] > 1 else sizes
-    return counted[counted <= SINK_FACTOR * counted.median()].double().mean().item()
+    return counted[~is_sink(counted)].double().mean().item()

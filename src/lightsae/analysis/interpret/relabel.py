@@ -18,13 +18,14 @@ from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.schema import FEATURES, LABELS
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.labels.llm.examples import ScorePool
-from lightsae.analysis.labels.llm.subjects import Labelled, Subject, subject_of
+from lightsae.analysis.labels.llm.material import FeatureMaterial, Labelled, material_of
 from lightsae.analysis.reading.features import SAEFeatures
-from lightsae.analysis.reading.firing_lists import FIRES_ABOVE, FiringCollector, read_firing_lists
+from lightsae.analysis.reading.firing_lists import FiringCollector, read_firing_lists
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import CorpusError
 from lightsae.lm.model import vocabulary_of
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
 
 Row = dict[str, Any]
@@ -72,9 +73,9 @@ class Subjects:
             lists.values,
         )
 
-    def __call__(self, feature: int) -> Subject:
+    def __call__(self, feature: int) -> FeatureMaterial:
         known = self.dictionary.feature(feature)
-        return subject_of(known.row, known.contexts, self.pool, least=float(self.least[feature]), seed=self.seed)
+        return material_of(known.row, known.contexts, self.pool, least=float(self.least[feature]), seed=self.seed)
 
 
 def with_labels(dictionary: FeatureDictionary, rows: Sequence[Row], shown: Mapping[int, Row]) -> dict[str, pa.Table]:

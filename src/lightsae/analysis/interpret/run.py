@@ -23,12 +23,12 @@ from lightsae.analysis.interpret.population import NEURONS, RANDOM, SAE, Populat
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.stage import label_offline
 from lightsae.analysis.reading.features import FeatureSource, NeuronFeatures, RandomFeatures, SAEFeatures, read_sites
-from lightsae.analysis.reading.firing_lists import FIRES_ABOVE
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.lm.model import vocabulary_of
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseAutoencoder

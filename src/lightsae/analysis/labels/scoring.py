@@ -18,34 +18,11 @@ from numpy.typing import NDArray
 
 from lightsae.analysis.labels.rules import PatternPlaces, Rule
 from lightsae.analysis.reading.firing_lists import FiringLists
+from lightsae.metrics.intervals import wilson
 from lightsae.randomness import keyed_generator
 
-_Z = 1.959963984540054  # two-sided 95% of the normal distribution
-Counts = int | float | Sequence[int | float] | NDArray[Any]  # ints spelled out for checks at run time
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
-
-
-def wilson(successes: Counts, trials: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the lower and upper bound of the 95% Wilson interval of a share.
-
-    Args:
-        successes: How often it happened.
-        trials: Of how many times; where it is 0 nothing is known, and the interval is 0 to 1.
-
-    Returns:
-        Two arrays of the shape of the arguments (0-d for two numbers).
-    """
-    n = np.asarray(trials, np.float64)
-    known = np.where(n > 0, n, 1.0)
-    share = np.where(n > 0, np.asarray(successes, np.float64) / known, 0.0)
-    centre = share + _Z**2 / (2 * known)
-    half = _Z * np.sqrt(share * (1 - share) / known + (_Z / (2 * known)) ** 2)
-    spread = 1 + _Z**2 / known
-    # Where a share is 0 or 1 its bound is so exactly; rounding would put it 1e-17 beside.
-    low = np.where((n > 0) & (share > 0), (centre - half) / spread, 0.0)
-    high = np.where((n > 0) & (share < 1), (centre + half) / spread, 1.0)
-    return np.asarray(low), np.asarray(high)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Axes: n texts, L generated positions, V vocabulary.
     concept  the label's rule, as it was tested on held-out text: the share of generated tokens on which it holds. It
              reads text alone, so a steered activation can't make it true.
     follows  the tokens that came after the feature's firings in held-out text: their share of the next-token
-             probability. What a model does that believes the concept has just been there.
+             probability. A model that believes the concept has just been there makes them likelier.
     target   the tokens that the direction promotes through the final norm alone; their share likewise. It says what
              the weights do, whatever the label says.
 """
@@ -26,7 +26,7 @@ from lightsae.analysis.effects.logits import logits_of
 from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.lm import LanguageModel
 
-# Tokens that follow a firing seldom say nothing about it.
+# Tokens that seldom follow a firing say nothing about it.
 _LEAST_SHARE = 0.02
 _PROMOTED = 10
 
@@ -37,10 +37,10 @@ class Concept:
 
     Attributes:
         feature: Which.
-        label: Its label; None where none passed.
+        label: Its label; None if none passed.
         tier: Its confidence tier.
-        maximum: Its largest activation, latent units; 0 where nobody knows it.
-        patterns: Of its label's rule, (kind, key); None without a rule that passed.
+        maximum: Its largest activation, latent units; 0 if it is not known.
+        patterns: (kind, key) of its label's rule; None without a rule that passed.
         target: Ids of the tokens that it promotes.
         follows: Ids of the tokens that come after it.
     """
@@ -60,20 +60,18 @@ class Concept:
         Raises:
             ConfigError: There is no such feature.
         """
-        found = dictionary.feature(feature)
-        row = found.row
+        page = dictionary.feature(feature)
+        row = page.row
         # The rule of the label that is shown: one by a model or a person says something else than the rule does.
-        rules = [one["rule"] for one in found.labels if one["rule"] and one["passed"] and one["label"] == row["label"]]
-        patterns = tuple((kind, int(key)) for kind, key in json.loads(rules[0])["patterns"]) if rules else None
-        after = [one["token"] for one in row["tokens_after"] or () if one["share"] >= _LEAST_SHARE]
+        rules = [one["rule"] for one in page.labels if one["rule"] and one["passed"] and one["label"] == row["label"]]
         return cls(
             feature=feature,
             label=row["label"],
             tier=row["tier"] or "unlabelled",
             maximum=float(row["max"] or 0.0),
-            patterns=patterns,
+            patterns=tuple((kind, int(key)) for kind, key in json.loads(rules[0])["patterns"]) if rules else None,
             target=tuple(one["token"] for one in row["promoted"] or ()),
-            follows=tuple(after),
+            follows=tuple(one["token"] for one in row["tokens_after"] or () if one["share"] >= _LEAST_SHARE),
         )
 
     @classmethod

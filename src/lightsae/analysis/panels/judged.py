@@ -5,7 +5,7 @@
     fluency   0, 1 or 2: it reads well
     harmonic  the harmonic mean of the three; 0 where one of them is 0
 
-Each is a question of its own, and no question says by which arm a text was written. Axes: n prompts, s samples a
+Each is a question of its own, and no question says by which arm a text was written. Axes: n prompts, s samples per
 prompt. Source: arXiv:2501.17148 (AxBench), whose three grades these are; the questions are worded here.
 """
 
@@ -19,15 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.labels.llm.cache import AnswerCache
-from lightsae.analysis.labels.llm.endpoint import Budget, BudgetSpent, Judge, Message
+from lightsae.analysis.labels.llm.judge import Budget, Judge, Message
 from lightsae.analysis.labels.llm.prompts import Prompt, parse_choice
-from lightsae.analysis.labels.llm.questions import Questions, Tally
+from lightsae.analysis.labels.llm.session import JudgeSession, Tally, run_session
 from lightsae.analysis.panels.arms import NONE, Arm
+from lightsae.lm.generate import SILENCE
 from lightsae.metrics.intervals import Interval
-from lightsae.progress import Progress, Silence
+from lightsae.progress import Progress
 
-SILENCE = Silence()
 BEST = 2
 _AT_ONCE = 16
 _FORM = (
@@ -85,7 +84,7 @@ class Rated:
     """The grades of one arm's texts.
 
     Attributes:
-        grades: By rating, (n, s); NaN where no usable answer came.
+        grades: By rating, (n, s); NaN if no usable answer came.
     """
 
     grades: Mapping[str, NDArray[np.float64]]
@@ -96,7 +95,7 @@ class Rated:
         return {name: int(np.isnan(grades).sum()) for name, grades in self.grades.items()}
 
     def values(self, rating: str) -> NDArray[np.float64]:
-        """Return a rating's mean over the rated texts of each prompt, (n,); NaN where none was rated."""
+        """Return a rating's mean over the rated texts of each prompt, (n,); NaN if none was rated."""
         grades = self.grades[rating]
         known = ~np.isnan(grades)
         sums, counts = np.where(known, grades, 0.0).sum(1), known.sum(1)
@@ -104,7 +103,7 @@ class Rated:
         return means
 
     def interval(self, rating: str) -> Interval | None:
-        """Return a rating's mean over prompts with its interval; None where no text was rated."""
+        """Return a rating's mean over prompts with its interval; None if no text was rated."""
         return _over_known(self.values(rating))
 
     def shift(self, rating: str, plain: "Rated") -> Interval | None:
@@ -120,7 +119,7 @@ class Judged:
         judge: Its name.
         arms: By arm, the grades.
         tally: Questions, tokens and failures.
-        stopped: Why some texts were not asked about; None where all were.
+        stopped: Why some texts were not asked about; None if all were.
     """
 
     judge: str
@@ -140,15 +139,15 @@ class Judged:
         }
 
     def _arm(self, arm: Arm, rated: Rated) -> dict[str, Any]:
-        told: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "arm": arm,
             "texts": int(rated.grades[HARMONIC].size),
             "unrated": rated.unrated,
             "ratings": {name: _report(rated.interval(name)) for name in RATINGS},
         }
         if plain := self.arms.get(NONE):
-            told["shifts"] = {name: _report(rated.shift(name, plain)) for name in RATINGS}
-        return told
+            entry["shifts"] = {name: _report(rated.shift(name, plain)) for name in RATINGS}
+        return entry
 
 
 def judge_texts(
@@ -181,33 +180,38 @@ def judge_texts(
         ConfigError, FormatError: The cache or the budget cannot be used.
     """
     places = list(_places(label, prompts, arms))
-    opened = AnswerCache(cache) if cache is not None else None
-    try:
-        questions = Questions(judge, opened, _InTurn(budget_tokens))
-        said, stopped = asyncio.run(_ask(questions, dict.fromkeys(one for *_, one in places), progress))
-    finally:
-        if opened is not None:
-            opened.close()
-    grades = {arm: {name: np.full(_shape(texts), np.nan) for name in PROMPTS} for arm, texts in arms.items()}
+
+    async def ask(session: JudgeSession) -> tuple[dict[_Question, int], JudgeSession]:
+        async def grade(question: _Question) -> int | None:
+            return await session.ask(PROMPTS[question.rating], question.messages, parse_grade)
+
+        questions = list(dict.fromkeys(one for *_, one in places))
+        with progress.stage("grades", len(questions)) as done:
+            return await session.each(questions, grade, at_once=_AT_ONCE, done=done), session
+
+    answers, session = run_session(judge, cache, _InTurn(budget_tokens), ask)
+    grades = {
+        arm: {name: np.full((len(texts), len(texts[0])), np.nan) for name in PROMPTS} for arm, texts in arms.items()
+    }
     for arm, number, sample, question in places:
-        if (grade := said.get(question)) is not None:
+        if (grade := answers.get(question)) is not None:
             grades[arm][question.rating][number, sample] = grade
     rated = {arm: Rated({**own, HARMONIC: harmonic_mean(list(own.values()))}) for arm, own in grades.items()}
-    return Judged(judge.name, rated, questions.tally, stopped)
+    return Judged(judge.name, rated, session.tally, session.stopped)
 
 
 def harmonic_mean(grades: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the harmonic mean of arrays of one shape: 0 where one of them is 0, NaN where one is NaN."""
+    """Return the harmonic mean of arrays of one shape: 0 if one of them is 0, NaN if one is NaN."""
     with np.errstate(divide="ignore"):
         means: NDArray[np.float64] = len(grades) / (1 / np.stack(grades)).sum(0)
     return means
 
 
 def parse_grade(text: str) -> int | None:
-    """Read an answer: 0, 1 or 2; None where it is not one of these."""
-    chosen = parse_choice(text, BEST)
+    """Read an answer: 0, 1 or 2; None if it is not one of these."""
+    choice = parse_choice(text, BEST)
     # It numbers excerpts from 0, and says -1 for the choice 0.
-    return None if chosen is None else chosen + 1
+    return None if choice is None else choice + 1
 
 
 class _InTurn(Budget):
@@ -230,50 +234,11 @@ def _places(
     for number, prompt in enumerate(prompts):
         for arm, texts in arms.items():
             for sample, text in enumerate(texts[number]):
-                shown = {"label": " ".join(label.split()), "prompt": prompt, "text": text}
-                quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in shown.items()}
-                for rating, asked in PROMPTS.items():
-                    system, user = asked.messages(**quoted)
+                places = {"label": " ".join(label.split()), "prompt": prompt, "text": text}
+                quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in places.items()}
+                for rating, question in PROMPTS.items():
+                    system, user = question.messages(**quoted)
                     yield arm, number, sample, _Question(rating, system["content"], user["content"])
-
-
-async def _ask(
-    questions: Questions, wanted: Mapping[_Question, None], progress: Progress
-) -> tuple[dict[_Question, int], str | None]:
-    """Return the grades by question, and why the budget did not reach all of them."""
-    said: dict[_Question, int] = {}
-    stopped: str | None = None
-    waiting, count = iter(wanted), 0
-
-    async def worker() -> None:
-        nonlocal stopped, count
-        for question in waiting:
-            try:
-                grade = await questions.ask(PROMPTS[question.rating], question.messages, parse_grade)
-            except BudgetSpent as error:
-                # The others go on: what the cache knows is free.
-                stopped = str(error)
-                continue
-            if grade is not None:
-                said[question] = grade
-            count += 1
-            done(count)
-
-    try:
-        with progress.stage("grades", len(wanted)) as done:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(_AT_ONCE, len(wanted))):
-                    group.create_task(worker())
-    except ExceptionGroup as group_error:
-        # One is enough to say what is wrong; the other workers met the same, or were stopped.
-        raise group_error.exceptions[0] from None
-    finally:
-        await questions.judge.close()
-    return said, stopped
-
-
-def _shape(texts: Sequence[Sequence[str]]) -> tuple[int, int]:
-    return len(texts), len(texts[0])
 
 
 def _over_known(values: NDArray[np.float64]) -> Interval | None:
@@ -281,5 +246,5 @@ def _over_known(values: NDArray[np.float64]) -> Interval | None:
     return Interval.over(known) if len(known) else None
 
 
-def _report(found: Interval | None) -> dict[str, float | None] | None:
-    return None if found is None else found.report()
+def _report(interval: Interval | None) -> dict[str, float | None] | None:
+    return None if interval is None else interval.report()

@@ -7,7 +7,7 @@ from lightsae.analysis.panels.arms import Steered
 from lightsae.analysis.reading.compatibility import choose_site
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.analysis.steering.steer import mean_norm_of
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 from lightsae.formats.files import find_folder, shown
 from lightsae.lm.passes import Positions
 
@@ -25,7 +25,7 @@ def load_steered(
 
     Args:
         sae: Folder of the SAE's export.
-        dictionary: Folder of its feature dictionary; None: `dictionary` beside the SAE's folder, where there is one.
+        dictionary: Folder of its feature dictionary; None: `dictionary` beside the SAE's folder, if there is one.
         text: What differs from the training.
         positions: Which tokens are steered.
         skip_first: With `all`, how many first positions are left alone.
@@ -33,24 +33,24 @@ def load_steered(
 
     Raises:
         ConfigError: A feature dictionary is needed, and there is none.
-        FormatError: A folder is damaged, or the dictionary belongs to another SAE.
+        FormatError: A folder is damaged, or the feature dictionary belongs to another SAE.
     """
     folder = dictionary or _beside(sae)
     if folder is None and required:
         raise ConfigError(
-            f"dictionary is missing, and there is none beside {sae!r}; make one: lightsae interpret --sae {sae} "
-            f"--out {shown(Path(sae).parent / 'dictionary')}"
+            f"{arg('dictionary')} is missing, and there is none beside {sae!r}; make one: lightsae interpret --sae "
+            f"{sae} --out {shown(Path(sae).parent / 'dictionary')}"
         )
-    found = None if folder is None else FeatureDictionary.open(folder)
-    if found is not None:
-        found.check_belongs_to(sae)
+    opened = None if folder is None else FeatureDictionary.open(folder)
+    if opened is not None:
+        opened.check_belongs_to(sae)
     loaded = LoadedSAE.load(sae, text)
     norm = None
     if len(loaded.sae.widths.predicted) == 1:
-        # Where no feature dictionary says it, what the SAE was trained with does.
-        norm = mean_norm_of(found, loaded.sae, choose_site(loaded.sae, None), loaded.saved.provenance)
+        # If no feature dictionary says it, what the SAE was trained with does.
+        norm = mean_norm_of(opened, loaded.sae, choose_site(loaded.sae, None), loaded.saved.provenance)
     other = text.model is not None
-    steered = Steered(loaded.main_model, loaded.sae, found, positions, skip_first, any_model=other, mean_norm=norm)
+    steered = Steered(loaded.main_model, loaded.sae, opened, positions, skip_first, any_model=other, mean_norm=norm)
     return steered, loaded
 
 

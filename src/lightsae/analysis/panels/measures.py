@@ -29,11 +29,12 @@ from lightsae.analysis.panels.concepts import Concept
 from lightsae.analysis.panels.readings import Reading, in_parts, read, watched
 from lightsae.analysis.steering.interventions import Intervention
 from lightsae.lm.generate import Samples, Sampling, generate_samples
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.metrics.intervals import Interval
+from lightsae.sae import Widths
 from lightsae.sae.latent_reader import LatentReader
 
 Values = dict[str, NDArray[np.float64]]
-_FIRES_ABOVE = 0.1
 # Log-probabilities of the unsteered texts that stay in memory: 256 MB.
 _KEPT = 2**26
 
@@ -222,7 +223,7 @@ class Meter:
             there = clean.there[:, 1:]
             counts = there.sum(1).clamp(min=1)
             scale = concept.maximum or 1.0
-            fires.append(((latent > _FIRES_ABOVE * scale) & there).sum(1) / counts)
+            fires.append(((latent > FIRES_ABOVE * scale) & there).sum(1) / counts)
             activations.append((latent * there).sum(1) / counts / scale)
         return {
             "ppl_steered": _numpy(own),
@@ -237,8 +238,8 @@ class Meter:
         # Two passes were made, the prompt's and the text's; a text of one token has no second.
         if length == 1:
             return first.new_zeros(len(first), 0, dtype=torch.float32)
-        parts = [seen[ref.site][1].flatten(0, 1).float() for ref in sae.widths.read]
-        return self._reader(feature)(torch.cat(parts, 1)).reshape(len(first), length - 1)
+        read = Widths.join({ref: seen[ref.site][1].flatten(0, 1).float() for ref in sae.widths.read}, sae.widths.read)
+        return self._reader(feature)(read).reshape(len(first), length - 1)
 
     def _reader(self, feature: int) -> LatentReader:
         if feature not in self._readers:

@@ -22,10 +22,10 @@ from lightsae.lm.hooks import hooked
 
 @dataclass(frozen=True)
 class Reading:
-    """Of some texts.
+    """What a model expected along some texts.
 
     Attributes:
-        log_probs: (n, L, V) of the next token, at the position before each generated one; float32.
+        log_probs: (n, L, V) log-probabilities of the next token, before each generated one; float32.
         tokens: (n, L) generated tokens.
         there: (n, L) False beyond a text's end.
     """
@@ -43,11 +43,11 @@ class Reading:
         return self.mean(self.log_probs[..., list(tokens)].exp().sum(-1))
 
     def divergence(self, other: "Reading") -> Float[Tensor, " n"]:
-        """Return KL(self || other), mean over each text, in nats a token."""
+        """Return KL(self || other), mean over each text, in nats per token."""
         return self.mean((self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1))
 
     def mean(self, values: Float[Tensor, "n L"]) -> Float[Tensor, " n"]:
-        """Return the mean of what is there."""
+        """Return each text's mean over its tokens."""
         return (values * self.there).sum(1) / self.there.sum(1).clamp(min=1)
 
 
@@ -79,7 +79,7 @@ def read(
     first = model.model(opened, attention_mask=mask[:, :before], use_cache=True, **placed(slice(before)))
     logits = [first.logits[:, -1:]]
     if length > 1:
-        # What the last token leads to is not asked.
+        # What comes after the last token is not needed.
         rest = model.model(
             tokens[:, :-1],
             attention_mask=mask[:, :-1],
@@ -94,7 +94,7 @@ def read(
 
 @contextmanager
 def watched(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """While open, note what stands at some sites: by site, a (B, S, D) a pass. Open steering is seen."""
+    """While open, note the activations at some sites: by site, one (B, S, D) per pass. Open steering is seen."""
     seen: dict[str, list[Tensor]] = {site: [] for site in sites}
 
     def note(kept: list[Tensor], x: Tensor) -> None:

@@ -20,7 +20,7 @@ from lightsae.analysis.panels.readings import watched
 from lightsae.analysis.steering.interventions import Intervention
 from lightsae.metrics import counted_targets, token_cross_entropy
 from lightsae.metrics.intervals import Interval
-from lightsae.sae import SiteRef
+from lightsae.sae import Widths
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,11 @@ class UnrelatedText:
         with watched(model, [ref.site for ref in sae.widths.read]) as seen:
             logits = model.logits(rows)
         with torch.no_grad():
-            x = torch.cat([_flat(seen, ref) for ref in sae.widths.read], 1)
+            # A copy outside the inference mode of `logits`: what an SAE keeps in buffers has to stay usable.
+            parts = {ref: seen[ref.site][0].flatten(0, 1).float().clone() for ref in sae.widths.read}
+            x = Widths.join(parts, sae.widths.read)
             fires = torch.cat([sae.encode(chunk) > 0 for chunk in x.split(2048)])
         return token_cross_entropy(logits, rows), fires.reshape(*rows.shape, -1)
-
-
-def _flat(seen: dict[str, list[Tensor]], ref: SiteRef) -> Tensor:
-    # A copy outside the inference mode of `logits`: what an SAE keeps in buffers has to stay usable.
-    return seen[ref.site][0].flatten(0, 1).float().clone()
 
 
 def _jaccard_distance(one: Bool[Tensor, "B S F"], other: Bool[Tensor, "B S F"], without: int) -> Float[Tensor, "B S"]:

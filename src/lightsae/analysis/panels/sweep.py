@@ -56,7 +56,7 @@ class SweepSettings:
     def __post_init__(self) -> None:
         if not self.doses or 0 in self.doses:
             raise ConfigError("doses", list(self.doses), "write some strengths other than 0, which is measured anyway")
-        for name, known in (("kind", list(KINDS)), ("choose_by", list(EFFECTS))):
+        for name, known in (("kind", list(KINDS)), ("choose_by", list(map(str, EFFECTS)))):
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(
                     f"{arg(name)} is {value!r}; write one of {', '.join(known)}.{did_you_mean(value, known)}"

@@ -1,18 +1,28 @@
-"""What a sweep leaves behind: steer.json, texts.md, the figure, the same in TensorBoard and in the feature's page."""
+"""What a sweep leaves behind: steer.json, texts.md, and effect and cost against dose as a figure.
+
+The figure stands in TensorBoard and on the feature's page too.
+"""
 
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.writer import add_extra
-from lightsae.analysis.panels.curves import draw_sweep
+from lightsae.analysis.labels.wording import shortened
 from lightsae.analysis.panels.judged import RATINGS, Judged
+from lightsae.analysis.panels.measures import Measure
 from lightsae.analysis.panels.sweep import Measured, Sweep
+from lightsae.analysis.steering.interventions import UNITS
 from lightsae.formats.files import replace_folder_atomically, write_atomically
-from lightsae.plotting import write_scalars
+from lightsae.plotting import STYLE, write_scalars
 
+_PANES = (Measure.CONCEPT, Measure.FIRES, Measure.TARGET, Measure.FOLLOWS, Measure.PPL_UNTOUCHED, Measure.KL)
 # Where a feature's page looks for the figure, in the folder of the feature dictionary.
 PAGES = "steering"
 
@@ -43,6 +53,45 @@ def show_on_page(dictionary: FeatureDictionary, sweep: Sweep) -> Path:
         draw_sweep(sweep).savefig(staged, dpi=110, format="png")
     add_extra(dictionary.folder, PAGES)
     return path
+
+
+def draw_sweep(sweep: Sweep) -> Figure:
+    """Return the figure of a sweep: a pane per measure, a line per arm: its gain over no steering, prompt by prompt."""
+    measures = [measure for measure in _PANES if measure in sweep.plain.values]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 5.6), layout="constrained")
+        panes = figure.subplots(2, 3)
+        for axes, measure in zip(panes.flat, measures, strict=False):
+            _pane(axes, sweep, measure)
+            axes.set_title(measure.caption)
+            axes.set_xlabel(f"{sweep.settings.kind}: dose, {UNITS[sweep.settings.unit]}")
+        for axes in list(panes.flat)[len(measures) :]:
+            axes.set_axis_off()
+        panes.flat[0].legend(fontsize=7)
+        chosen = "no dose within the cost limit" if sweep.chosen is None else f"chosen dose {sweep.chosen:g}"
+        label = shortened(sweep.concept.label or "unlabelled", 90)
+        figure.suptitle(f"feature {sweep.concept.feature}: {label}  ({chosen})", x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _pane(axes: Axes, sweep: Sweep, measure: Measure) -> None:
+    for arm in dict.fromkeys(one.arm for one in sweep.measured):
+        points = sorted((one for one in sweep.measured if one.arm == arm), key=lambda one: one.dose)
+        gains = [(one.dose, gain) for one in points if (gain := one.shift(measure, sweep.plain)) is not None]
+        if arm.line:
+            for _, gain in gains:
+                axes.axhline(gain.mean, color=arm.colour, ls=arm.line, lw=1, label=arm.words)
+            continue
+        nothing = sweep.plain.shift(measure, sweep.plain)
+        assert nothing is not None
+        line = sorted([(0.0, nothing), *gains], key=lambda point: point[0])
+        axes.plot([d for d, _ in line], [g.mean for _, g in line], "o-", ms=3, color=arm.colour, label=arm.words)
+        banded = [(dose, gain.low, gain.high) for dose, gain in line if gain.low is not None]
+        if banded:
+            places, low, high = zip(*banded, strict=True)
+            axes.fill_between(places, low, high, color=arm.colour, alpha=0.15, lw=0)
+    if sweep.chosen is not None:
+        axes.axvline(sweep.chosen, color="#dddddd", lw=4, zorder=0)
 
 
 def _texts(sweep: Sweep, judged: Judged | None) -> str:

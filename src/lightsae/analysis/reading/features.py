@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.sae.sparse_ops import SparseLatents
 
 
@@ -102,8 +102,7 @@ class NeuronFeatures(_DenseFeatures):
 
 def read_sites(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Mapping[SiteRef, int]) -> Tensor:
     """Return the activations at some sites, (T, D), side by side."""
-    parts = [activations[site] for site in sites]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return Widths.join(activations, sites)
 
 
 class RandomFeatures(_DenseFeatures):

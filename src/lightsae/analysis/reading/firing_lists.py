@@ -14,10 +14,9 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.reading.features import FeatureSource
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
+from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
 
-# «Fires», where labels are learned and tested, means above this share of the feature's maximum.
-FIRES_ABOVE = 0.1
 # Firings that are kept of a population. Raw neurons fire so often that a part of the text tells all.
 _MOST_FIRINGS = 40_000_000
 

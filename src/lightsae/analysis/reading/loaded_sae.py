@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from lightsae.activations.corpus.documents import CorpusConfig
-from lightsae.activations.fills import Reading
+from lightsae.activations.fills import ReadSettings
+from lightsae.activations.settings import DataSettings
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.errors import ConfigError, ModelError, arg, under
@@ -90,8 +90,8 @@ class LoadedSAE:
 
     saved: SavedSAE
     models: dict[str, LanguageModel]
-    corpus: CorpusConfig
-    reading: Reading
+    corpus: DataSettings
+    reading: ReadSettings
 
     @classmethod
     def load(cls, folder: str | Path, settings: TextSettings, *, whole_model: bool = True) -> "LoadedSAE":
@@ -134,7 +134,7 @@ class LoadedSAE:
             # The SAE knows its model by the name that it was trained under.
             model.name = name
             models[name] = model
-        reading = Reading(
+        reading = ReadSettings(
             sites=tuple(saved.sae.widths.read),
             dtype=torch.float32,
             rows_at_once=max(1, settings.model_batch_tokens // corpus.context_size),
@@ -190,7 +190,7 @@ def _check_fits(model: LanguageModel, widths: Mapping[SiteRef, int], name: str, 
             )
 
 
-def _corpus(trained: Mapping[str, Any], settings: TextSettings, folder: str | Path) -> CorpusConfig:
+def _corpus(trained: Mapping[str, Any], settings: TextSettings, folder: str | Path) -> DataSettings:
     # Of another corpus what was said of the old one does not hold.
     kept = _CORPUS if settings.dataset is None else ("context_size", "prepend_bos")
     chosen = {name: trained[name] for name in kept if trained.get(name) is not None}
@@ -199,4 +199,4 @@ def _corpus(trained: Mapping[str, Any], settings: TextSettings, folder: str | Pa
         raise ConfigError(
             f"{arg('dataset')} is missing: {str(folder)!r} does not say what text it was trained on; name one."
         )
-    return CorpusConfig(**chosen, num_workers=settings.num_workers)
+    return DataSettings(**chosen, num_workers=settings.num_workers)

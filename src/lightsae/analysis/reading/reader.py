@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.fills import Reading, read_rows
+from lightsae.activations.fills import ReadSettings, read_rows
 from lightsae.activations.stream import check_finite
 from lightsae.activations.timing import Timings
 from lightsae.analysis.reading.text import CorpusRows, TextRows
@@ -33,7 +33,7 @@ class ActivationReader:
     """
 
     models: Mapping[str, LanguageModel]
-    reading: Reading
+    reading: ReadSettings
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:

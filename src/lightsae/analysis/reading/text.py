@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.activations.corpus.documents import CorpusConfig, Split
+from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.rows import RowSource
+from lightsae.activations.settings import DataSettings
 
 # Rows that are read from the corpus at once.
 _READ_ROWS = 64
@@ -104,7 +105,7 @@ class CorpusRows:
         n_tokens: About how many tokens, at least a row; fewer where the held-out documents end.
     """
 
-    corpus: CorpusConfig
+    corpus: DataSettings
     tokenizer: Any
     split: Split
     n_tokens: int
@@ -138,7 +139,7 @@ class Texts:
 
     @classmethod
     def read(
-        cls, corpus: CorpusConfig, tokenizer: Any, *, tokens: int, score_tokens: int, mining_tokens: int
+        cls, corpus: DataSettings, tokenizer: Any, *, tokens: int, score_tokens: int, mining_tokens: int
     ) -> "Texts":
         """Read held-out rows until both uses have their tokens, or the split ends; and training rows.
 
@@ -170,7 +171,7 @@ class Texts:
         return cls(contexts, scores, mining, fingerprint, left_out)
 
 
-def _training_rows(corpus: CorpusConfig, tokenizer: Any, count: int) -> TextRows:
+def _training_rows(corpus: DataSettings, tokenizer: Any, count: int) -> TextRows:
     rows: list[Row] = []
     if count:
         source = RowSource(corpus, tokenizer, "train")

@@ -4,7 +4,7 @@ Axes:    T tokens, D width of the site.
 Formulas, with f_i(x) the latent, d_i what one unit of it adds to the raw activations (decoder row / output_scale):
 
     Add         x + alpha d_i
-    Clamp       x + (c - f_i(x)) d_i           keeps the dictionary's error x - x_hat as it is
+    Clamp       x + (c - f_i(x)) d_i           keeps the SAE's error x - x_hat as it is
     MinClamp    x + max(c - f_i(x), 0) d_i     never lowers
     Ablate      x - f_i(x) d_i                 Clamp to 0
     ProjectOut  x - d_i <d_i, x> / |d_i|^2
@@ -19,7 +19,7 @@ Units of an amount, written into every report:
 
     norm    the length of what is written is that many mean activation norms of the site
     max     that many times the feature's largest activation in the feature dictionary's text
-    latent  latents as the dictionary gives them: normalised units
+    latent  latents as the SAE gives them: normalised units
 """
 
 import math
@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 
 Unit = str  # a key of UNITS
 UNITS = {"norm": "x mean norm", "max": "x own maximum", "latent": "latent units"}
@@ -41,8 +41,8 @@ class Fires:
 
     Attributes:
         feature: Which; None: the one that is intervened on.
-        above: Threshold; what equals it does not fire.
-        unit: Of the threshold, `latent` or `max`.
+        above: Threshold; a latent equal to it does not fire.
+        unit: Unit of the threshold, `latent` or `max`.
     """
 
     feature: int | None = None
@@ -54,11 +54,11 @@ class Fires:
             _check_feature("Fires", self.feature)
         _check_amount("Fires", "above", self.above)
         if self.unit not in ("latent", "max"):
-            raise ConfigError(f"Fires: unit is {self.unit!r}; a threshold is in units of 'latent' or 'max'.")
+            raise ConfigError(f"Fires: {arg('unit')} is {self.unit!r}; a threshold is in units of 'latent' or 'max'.")
 
     def __str__(self) -> str:
-        who = "it" if self.feature is None else f"feature {self.feature}"
-        return f"{who} fires above {self.above:g} {UNITS[self.unit]}"
+        subject = "it" if self.feature is None else f"feature {self.feature}"
+        return f"{subject} fires above {self.above:g} {UNITS[self.unit]}"
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ class Intervention:
     along: Float[Tensor, " D"] | None = field(default=None, kw_only=True, compare=False, repr=False)
     kind: ClassVar[str] = ""
     reads_own: ClassVar[bool] = False  # whether the formula holds f_i(x)
+    amount_name: ClassVar[str] = ""  # the field that holds its amount; empty: it has none
 
     def amount(self) -> tuple[float, Unit] | None:
-        """Return the number that the user gave, with its unit; None where there is none."""
-        return None
+        """Return the amount with its unit; None for an intervention without one."""
+        return (getattr(self, self.amount_name), vars(self)["unit"]) if self.amount_name else None
 
     def condition(self) -> Fires | None:
         """Return the condition with its feature filled in."""
@@ -83,29 +84,29 @@ class Intervention:
 
     def report(self) -> dict[str, Any]:
         """Return what is done, with the unit, as JSON values."""
-        given = self.amount()
+        amount, unit = self.amount() or (None, None)
         return {
             "kind": self.kind,
             "feature": self.feature,
-            "amount": None if given is None else given[0],
-            "unit": None if given is None else given[1],
+            "amount": amount,
+            "unit": unit,
             "when": None if self.when is None else str(self.when),
             "direction": "the feature's own" if self.along is None else "given, at the feature's norm",
         }
 
     def __str__(self) -> str:
-        given = self.amount()
-        said = f"{self.kind} feature {self.feature}"
-        said += "" if given is None else f": {given[0]:+g} {UNITS[given[1]]}"
-        return said if self.when is None else f"{said}, where {self.when}"
+        words = f"{self.kind} feature {self.feature}"
+        if amount := self.amount():
+            words += f": {amount[0]:+g} {UNITS[amount[1]]}"
+        return words if self.when is None else f"{words}, where {self.when}"
 
     def __post_init__(self) -> None:
-        _check_feature(type(self).__name__, self.feature)
-        given = self.amount()
-        if given is not None:
-            _check_amount(type(self).__name__, "strength" if isinstance(self, Add) else "value", given[0])
-            if given[1] not in UNITS:
-                raise ConfigError(f"{type(self).__name__}: unit is {given[1]!r}; write one of {', '.join(UNITS)}.")
+        name = type(self).__name__
+        _check_feature(name, self.feature)
+        if amount := self.amount():
+            _check_amount(name, self.amount_name, amount[0])
+            if amount[1] not in UNITS:
+                raise ConfigError(f"{name}: {arg('unit')} is {amount[1]!r}; write one of {', '.join(UNITS)}.")
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,18 @@ class Add(Intervention):
     strength: float
     unit: Unit = "norm"
     kind: ClassVar[str] = "add"
-
-    def amount(self) -> tuple[float, Unit]:
-        return self.strength, self.unit
+    amount_name: ClassVar[str] = "strength"
 
 
 @dataclass(frozen=True)
 class Clamp(Intervention):
-    """x + (c - f_i(x)) d_i. Where f_i(x) is c already, but for rounding (see `plan`), no bit changes."""
+    """x + (c - f_i(x)) d_i. If f_i(x) is c already, but for rounding (see `plan`), no bit changes."""
 
     value: float
     unit: Unit = "latent"
     kind: ClassVar[str] = "clamp"
     reads_own: ClassVar[bool] = True
-
-    def amount(self) -> tuple[float, Unit]:
-        return self.value, self.unit
+    amount_name: ClassVar[str] = "value"
 
 
 @dataclass(frozen=True)
@@ -141,14 +138,12 @@ class MinClamp(Intervention):
     unit: Unit = "latent"
     kind: ClassVar[str] = "min-clamp"
     reads_own: ClassVar[bool] = True
-
-    def amount(self) -> tuple[float, Unit]:
-        return self.value, self.unit
+    amount_name: ClassVar[str] = "value"
 
 
 @dataclass(frozen=True)
 class Ablate(Intervention):
-    """x - f_i(x) d_i. Where the feature does not fire, no bit changes."""
+    """x - f_i(x) d_i. If the feature does not fire, no bit changes."""
 
     kind: ClassVar[str] = "ablate"
     reads_own: ClassVar[bool] = True
@@ -162,22 +157,20 @@ class ProjectOut(Intervention):
 
 
 def check_together(interventions: list[Intervention]) -> None:
-    """Raise a ConfigError where two interventions contradict each other."""
+    """Raise a ConfigError if two interventions contradict each other."""
     if not interventions:
-        raise ConfigError("interventions is empty; write at least one, such as Add(12, 4.0).")
-    taken: dict[int, Intervention] = {}
+        raise ConfigError(f"{arg('interventions')} is empty; write at least one, such as Add(12, 4.0).")
+    first: dict[int, Intervention] = {}
     for one in interventions:
-        if one.reads_own and taken.setdefault(one.feature, one) is not one:
-            raise ConfigError(
-                f"feature {one.feature} gets {taken[one.feature].kind} and {one.kind} at once; keep one of the two."
-            )
+        if one.reads_own and (other := first.setdefault(one.feature, one)) is not one:
+            raise ConfigError(f"feature {one.feature} gets {other.kind} and {one.kind} at once; keep one of the two.")
 
 
 def _check_feature(where: str, feature: Any) -> None:
     if not isinstance(feature, int) or isinstance(feature, bool) or feature < 0:
-        raise ConfigError(f"{where}: feature is {feature!r}; write its number, from 0.")
+        raise ConfigError(f"{where}: {arg('feature')} is {feature!r}; write its number, from 0.")
 
 
 def _check_amount(where: str, key: str, amount: Any) -> None:
     if not isinstance(amount, int | float) or isinstance(amount, bool) or not math.isfinite(amount):
-        raise ConfigError(f"{where}: {key} is {amount!r}; write a finite number.")
+        raise ConfigError(f"{where}: {arg(key)} is {amount!r}; write a finite number.")

@@ -1,10 +1,10 @@
 """Interventions as tensors: what they make of the activations at a site, in one go.
 
 Axes:    T tokens, D width of the site, n interventions that write, m latents that are needed, p projected directions.
-Units:   latents and amounts in the dictionary's normalised units, directions and activations raw.
+Units:   latents and amounts in the SAE's normalised units, directions and activations raw.
 
-Arithmetic is in float32 (or wider, where the activations are). A token for which nothing is to be written keeps every
-bit, in half precision too.
+Arithmetic is in float32 (or wider, if the activations are). A token for which nothing is to be written keeps every bit,
+in half precision too.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightsae.analysis.steering.interventions import Fires, Intervention, MinClamp, ProjectOut
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 
 # Two ways to work out the same latent (one token or many, its own column or all) differ by rounding: so much is equal,
 # relative to the latent; `rounding` is the part that does not shrink with it.
@@ -33,11 +33,11 @@ class Plan:
         interventions: In any order: they are sorted, so that the order changes no bit.
         directions: What one unit of each feature adds, by feature, (D,) in float32.
         to_latent: From an amount, its unit, the feature and its direction's norm to latent units.
-        rounding: What a latent may be off by, by feature: see `latents.rounding`.
+        rounding: How far a latent may be off, by feature: see `latent_reader.rounding`.
 
     Attributes:
         features: The features whose latents are needed, ascending; maybe none.
-        writes: Whether anything is to be done at all; not with strengths of 0 alone.
+        writes: Whether anything is to be done; False with strengths of 0 alone.
     """
 
     def __init__(
@@ -56,9 +56,8 @@ class Plan:
         self.features = sorted(needed)
 
         def amount(one: Intervention) -> float:
-            given = one.amount()
-            norm = float(directions[one.feature].norm())
-            return 0.0 if given is None else to_latent(*given, one.feature, norm)
+            value = one.amount()
+            return 0.0 if value is None else to_latent(*value, one.feature, float(directions[one.feature].norm()))
 
         rows = {id(one): _direction(one, directions[one.feature]) for one in (*writing, *projected)}
         constant = [one for one in writing if not one.reads_own and one.when is None]
@@ -66,15 +65,15 @@ class Plan:
         varying = [one for one in writing if one.reads_own or one.when is not None]
         self._rows = torch.stack([rows[id(one)] for one in varying]) if varying else None
         self._target = torch.tensor([amount(one) for one in varying])
-        self._own = torch.tensor([self._place(one.feature) if one.reads_own else 0 for one in varying])
+        self._own = torch.tensor([self.features.index(one.feature) if one.reads_own else 0 for one in varying])
         self._reads_own = torch.tensor([float(one.reads_own) for one in varying])
         self._slack = torch.tensor([rounding[one.feature] if one.reads_own else 0.0 for one in varying])
         self._least = torch.tensor([0.0 if isinstance(one, MinClamp) else -torch.inf for one in varying])
         self._has_least = any(isinstance(one, MinClamp) for one in varying)
         self._all_clamp = all(one.reads_own for one in varying)
-        self._conditions = _Conditions([one.condition() for one in varying], self, to_latent)
+        self._conditions = _Conditions([one.condition() for one in varying], self.features, to_latent)
         self._out = torch.stack([rows[id(one)] for one in projected]) if projected else None
-        self._out_conditions = _Conditions([one.condition() for one in projected], self, to_latent)
+        self._out_conditions = _Conditions([one.condition() for one in projected], self.features, to_latent)
         self._basis = None if self._out is None else _orthonormal(self._out)
 
     def to(self, device: torch.device) -> "Plan":
@@ -87,8 +86,9 @@ class Plan:
 
     @property
     def width(self) -> int:
-        given = next(t for t in (self._constant, self._rows, self._out) if t is not None)
-        return int(given.shape[-1])
+        """Width of the site, as the SAE has it."""
+        rows = next(t for t in (self._constant, self._rows, self._out) if t is not None)
+        return int(rows.shape[-1])
 
     def change(
         self, x: Float[Tensor, "T D"], latents: Float[Tensor, "T m"] | None, inside: Bool[Tensor, " T"] | None
@@ -97,7 +97,7 @@ class Plan:
 
         Args:
             x: As they came.
-            latents: Of `features`, in that order; None where there are none.
+            latents: Those of `features`, in that order; None if there are none.
             inside: Which tokens are in scope; None: all.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -128,12 +128,12 @@ class Plan:
             own = latents[:, self._own] if len(self.features) > 1 or len(self._own) > 1 else latents
         else:
             own = latents[:, self._own] * self._reads_own
-        found = self._target - own
-        found = torch.where(found.abs() > _EQUAL * own.abs() + self._slack, found, 0)
+        gap = self._target - own
+        gap = torch.where(gap.abs() > _EQUAL * own.abs() + self._slack, gap, 0)
         if self._has_least:
-            found = torch.maximum(found, self._least)
-        result: Tensor = found if self._conditions.always else found * self._conditions.hold(latents)
-        return result
+            gap = torch.maximum(gap, self._least)
+        coefficients: Tensor = gap if self._conditions.always else gap * self._conditions.hold(latents)
+        return coefficients
 
     def _project(self, x: Float[Tensor, "T D"], latents: Tensor | None) -> Float[Tensor, "T D"]:
         assert self._out is not None
@@ -150,48 +150,40 @@ class Plan:
         left: Tensor = x - shares[..., 0] @ rows
         return left
 
-    def _place(self, feature: int) -> int:
-        return self.features.index(feature)
-
-    def place_of(self, condition: Fires) -> int:
-        """Return where the latent of a condition is among `features`."""
-        assert condition.feature is not None
-        return self._place(condition.feature)
-
 
 class _Conditions:
     """Which of some interventions hold on which tokens. `always`: none has a condition."""
 
-    def __init__(self, conditions: Sequence[Fires | None], plan: Plan, to_latent: ToLatent) -> None:
+    def __init__(self, conditions: Sequence[Fires | None], features: list[int], to_latent: ToLatent) -> None:
         self.always = all(condition is None for condition in conditions)
-        self._places = torch.tensor([0 if c is None else plan.place_of(c) for c in conditions])
         # A threshold that every latent exceeds stands for no condition.
-        self._above = torch.tensor([-torch.inf if c is None else _threshold(c, to_latent) for c in conditions])
+        places, above = [0] * len(conditions), [-torch.inf] * len(conditions)
+        for number, condition in enumerate(conditions):
+            if condition is not None and condition.feature is not None:
+                places[number] = features.index(condition.feature)
+                above[number] = to_latent(condition.above, condition.unit, condition.feature, 1.0)
+        self._places, self._above = torch.tensor(places), torch.tensor(above)
 
     def hold(self, latents: Float[Tensor, "T m"]) -> Bool[Tensor, "T n"]:
         return latents[:, self._places] > self._above
 
 
-def _threshold(condition: Fires, to_latent: ToLatent) -> float:
-    assert condition.feature is not None
-    return to_latent(condition.above, condition.unit, condition.feature, 1.0)
-
-
 def _adds_nothing(one: Intervention) -> bool:
-    given = one.amount()
-    return not one.reads_own and given is not None and given[0] == 0
+    amount = one.amount()
+    return not one.reads_own and amount is not None and amount[0] == 0
 
 
 def _direction(one: Intervention, own: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
     """Return the direction that is written along."""
     if one.along is None:
         return own
-    given = one.along.detach().to(own)
-    if given.shape != own.shape or not bool(given.isfinite().all()) or not bool(given.any()):
+    along = one.along.detach().to(own)
+    if along.shape != own.shape or not bool(along.isfinite().all()) or not bool(along.any()):
         raise ConfigError(
-            f"{type(one).__name__}: along has shape {tuple(given.shape)}; write {len(own)} finite numbers, not all 0."
+            f"{type(one).__name__}: {arg('along')} has shape {tuple(along.shape)}; write {len(own)} finite numbers, "
+            "not all 0."
         )
-    scaled: Tensor = given * (own.norm() / given.norm())
+    scaled: Tensor = along * (own.norm() / along.norm())
     return scaled
 
 

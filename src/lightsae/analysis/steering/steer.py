@@ -25,7 +25,7 @@ from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked
 from lightsae.lm.model import name_of, site_in
 from lightsae.lm.passes import Passes, Positions
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.sae.latent_reader import LatentReader, rounding
 
 # Feature dictionaries that were compared with an SAE once; hashing all weights takes longer than a short generation.
@@ -144,7 +144,7 @@ class Steering:
     def _latents(self, x: Tensor) -> Tensor | None:
         if self._reader is None:
             return None
-        parts = []
+        parts = {}
         for ref in self._sae.widths.read:
             part = x if ref == self.site else self._read.get(ref)
             if part is None:
@@ -152,10 +152,9 @@ class Steering:
                     f"{self.site.site!r} is written before {ref.site!r} is read, which the latents need; of a "
                     "crosscoder's sites only the last can be clamped. Add and ProjectOut without a condition work."
                 )
-            parts.append(part.reshape(len(x), -1))
-        read = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            parts[ref] = part.reshape(len(x), -1)
         self.encodes += 0 if self._reader.alone else len(x)
-        return self._reader(read.detach())
+        return self._reader(Widths.join(parts, parts).detach())
 
     def _to_latent(self, amount: float, unit: str, feature: int, norm: float) -> float:
         if unit == "latent" or amount == 0:
@@ -262,8 +261,7 @@ def _check_dictionary(dictionary: FeatureDictionary, sae: SparseAutoencoder) -> 
 
 def direction_at(sae: SparseAutoencoder, site: SiteRef, feature: int) -> Float[Tensor, " D"]:
     """Return what one unit of a feature adds at one of the sites that an SAE predicts, in raw units."""
-    parts: Sequence[Tensor] = sae.direction(feature).detach().float().split(list(sae.widths.predicted.values()))
-    return parts[list(sae.widths.predicted).index(site)].clone()
+    return Widths.split(sae.direction(feature).detach().float(), sae.widths.predicted)[site].clone()
 
 
 def _in_norms(one: Intervention) -> bool:

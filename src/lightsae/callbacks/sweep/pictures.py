@@ -28,6 +28,7 @@ from lightsae.callbacks.sweep.entries import (
     point_labels,
     words_for,
 )
+from lightsae.plotting import style_pane
 from lightsae.sae import SiteRef
 
 QUALITY = {"fve_no_sinks": "Variance explained (FVE), without sinks", "ce_recovered": "Cross-entropy recovered"}
@@ -87,7 +88,7 @@ def draw_pareto(entries: Sequence[SweepEntry]) -> Figure | None:
                     rings = {"markeredgecolor": "black", "markeredgewidth": 1.3}
                 marker = markers[places[p.entry.name]]
                 axes.plot(p.x, p.y, marker, color=colour, markersize=7, zorder=3, **rings)
-        _title(axes, QUALITY[key], "Active latents per token (L0)")
+        style_pane(axes, QUALITY[key], "Active latents per token (L0)")
         axes.margins(0.1, 0.12)
         _scale(axes, "x", [p.x for p in points])
     handles = [Line2D([], [], color=colour, marker="o", label=family) for family, colour in colours.items()]
@@ -153,7 +154,7 @@ def draw_layers(entries: Sequence[SweepEntry]) -> Figure | None:
             axes.plot([at[entry.name] for entry in line], values, clip_on=key == "fve_no_sinks", zorder=3, **look)
     for axes, key in zip(panels, keys, strict=True):
         values = [y for entry in entries if (y := entry.figures.get(key)) is not None]
-        _title(axes, BY_LAYER[key], "Layer" if numeric else "")
+        style_pane(axes, BY_LAYER[key], "Layer" if numeric else "")
         if numeric and len(set(at.values())) > 12:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         elif numeric:
@@ -239,13 +240,6 @@ def _common(a: BboxBase, b: BboxBase) -> float:
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
-
-
-def _title(axes: Axes, title: str, x_label: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel(x_label)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _scale(axes: Axes, which: str, values: Sequence[float]) -> bool:

@@ -5,20 +5,21 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib.figure import Figure
 
-from lightsae.callbacks.base import run_folder
+from lightsae.callbacks.base import SAECallback
 from lightsae.callbacks.sweep.entries import SweepEntry
 from lightsae.callbacks.sweep.pictures import draw_layers, draw_pareto
+from lightsae.compat import writes_files
 from lightsae.formats.files import write_atomically
 from lightsae.formats.native import plain
 from lightsae.plotting import write_picture
 from lightsae.training.module import SAEModule
 
 
-class SweepSummary(Callback):
+class SweepSummary(SAECallback):
     """Sum up a run with several SAEs, at the end of training and of `validate`. Observes only.
 
     RUN/sweep.json: per SAE its variant, settings, sites, loss coefficients, learning rate, tokens, and the final
@@ -27,25 +28,23 @@ class SweepSummary(Callback):
     """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, pl_module)
+        self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._write(trainer, pl_module)
+            self._write(trainer)
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SAEModule)
-        folder = run_folder(trainer)
-        if len(pl_module.saes) < 2 or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def _write(self, trainer: Trainer) -> None:
+        if len(self.module.saes) < 2 or not writes_files(trainer):
             return
-        entries = summarise(pl_module, {key: float(value) for key, value in trainer.callback_metrics.items()})
-        with write_atomically(folder / "sweep.json") as path:
+        entries = summarise(self.module, {key: float(value) for key, value in trainer.callback_metrics.items()})
+        with write_atomically(self.folder / "sweep.json") as path:
             document = {"dictionaries": [to_json(entry) for entry in entries]}
             path.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
         pictures: dict[str, Figure | None] = {"sweep": draw_pareto(entries), "layers": draw_layers(entries)}
         for name, figure in pictures.items():
             if figure is not None:
-                write_picture(trainer, folder / f"{name}.png", f"pictures/{name}", figure)
+                write_picture(trainer, self.folder / f"{name}.png", f"pictures/{name}", figure)
 
 
 def summarise(module: SAEModule, figures: dict[str, float]) -> list[SweepEntry]:

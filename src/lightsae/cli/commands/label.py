@@ -2,30 +2,23 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.interpret.relabel import Subjects, rewrite, shown_by_judge, shown_by_people, with_labels
 from lightsae.analysis.labels.gate import DEAD, RARE, Gate
-from lightsae.analysis.labels.human import export_csv, import_csv
-from lightsae.analysis.labels.llm.endpoint import Judge, open_judge
+from lightsae.analysis.labels.human import export_csv as export_csv_file
+from lightsae.analysis.labels.human import import_csv as import_csv_file
+from lightsae.analysis.labels.llm.endpoint import open_judge
 from lightsae.analysis.labels.llm.label_features import LabelPass, PassSettings, label_features
 from lightsae.analysis.labels.llm.prompts import PROMPTS
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
-from lightsae.cli.settings.command import Bars, CommandParser, settings_from
+from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.tables import print_tally
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown
 
-_DESCRIPTION = (
-    "Label the features of a dictionary by a language model, or by people through a CSV file.\n\n"
-    "A model explains each feature from its contexts and is then tested on other documents: does a text hold a firing "
-    "token (detection), are the marked tokens the firing ones (fuzzing), which of several texts is this feature's "
-    "(discrimination)? Only a label that passes is shown. Answers are kept beside the dictionary: a second run costs "
-    "nothing, a stopped one goes on.\n\n"
-    "Endpoint: LIGHTSAE_LLM_BASE_URL, LIGHTSAE_LLM_MODEL and LIGHTSAE_LLM_API_KEY in the environment, or the options."
-)
-_USAGE = "FOLDER (--judge MODEL --sae DIR | --export_csv F | --import_csv F)"
 _EXAMPLES = (
     "lightsae label dictionary --sae SAE --judge my-model --base_url http://localhost:8000/v1 --budget_tokens 1000000",
     "lightsae label dictionary --sae SAE --judge hf:path/to/model --features '[1, 5, 9]'",
@@ -34,50 +27,77 @@ _EXAMPLES = (
 )
 
 
-def run_label(args: Sequence[str]) -> int:
-    """Label, write the dictionary anew, say what came of it."""
-    parser = CommandParser(
-        "label", "FOLDER (--judge MODEL --sae DIR | --export_csv F | --import_csv F)", _DESCRIPTION, _EXAMPLES
-    )
-    parser.add_argument("folder", type=str, help="A feature dictionary, as `lightsae interpret` writes it.")
-    parser.add_argument(
-        "--judge", type=str | None, help="Model of the endpoint; or hf:NAME for a Hugging Face model here."
-    )
-    parser.add_argument("--base_url", type=str | None, help="An OpenAI-compatible endpoint.")
-    parser.add_argument("--sae", type=str | None, help="The SAE's export: the tests read text through it.")
-    parser.add_argument("--features", type=list[int] | None, help="Which features; null: all that fire often enough.")
-    parser.add_argument("--budget_tokens", type=int | None, help="Stop before this many tokens of the model are used.")
-    parser.add_argument("--concurrency", type=int, default=8, help="Questions under way at once.")
-    parser.add_argument("--cache", type=str | None, help="File of the answers; null: FOLDER.answers.sqlite.")
-    parser.add_argument("--export_csv", type=str | None, help="Write a file for people to fill in.")
-    parser.add_argument("--import_csv", type=str | None, help="Read a file that people filled in.")
-    parser.add_argument("--when", type=str | None, help="Time of the imported labels, ISO 8601, where a row has none.")
-    parser.add_class_arguments(TextSettings)
-    given = parser.parse_args(list(args))
-    asked = [name for name in ("judge", "export_csv", "import_csv") if given[name] is not None]
-    if len(asked) > 1 or (not asked and "LIGHTSAE_LLM_MODEL" not in os.environ):
-        found = " and ".join(f"--{name}" for name in asked) or "none of them"
+@dataclass(frozen=True)
+class JudgeSettings:
+    """The language model that labels, tests or grades.
+
+    Attributes:
+        judge: Model of the endpoint; or hf:NAME for a Hugging Face model here.
+        base_url: An OpenAI-compatible endpoint.
+        budget_tokens: Stop asking before this many tokens of the model are used.
+        cache: File of the answers; null: beside the feature dictionary, FOLDER.answers.sqlite.
+    """
+
+    judge: str | None = None
+    base_url: str | None = None
+    budget_tokens: int | None = None
+    cache: str | None = None
+
+
+@command("FOLDER (--judge MODEL --sae DIR | --export_csv F | --import_csv F)", _EXAMPLES, positional=True)
+def run_label(
+    folder: str,
+    asked: JudgeSettings,
+    text: TextSettings,
+    sae: str | None = None,
+    features: list[int] | None = None,
+    concurrency: int = 8,
+    export_csv: str | None = None,
+    import_csv: str | None = None,
+    when: str | None = None,
+) -> None:
+    """Label the features of a dictionary by a language model, or by people through a CSV file.
+
+    A model explains each feature from its contexts and is then tested on other documents: does a text hold a firing
+    token (detection), are the marked tokens the firing ones (fuzzing), which of several texts is this feature's
+    (discrimination)? Only a label that passes is shown. Answers are kept beside the dictionary: a second run costs
+    nothing, a stopped one goes on.
+
+    Endpoint: LIGHTSAE_LLM_BASE_URL, LIGHTSAE_LLM_MODEL and LIGHTSAE_LLM_API_KEY in the environment, or the options.
+
+    Args:
+        folder: A feature dictionary, as `lightsae interpret` writes it.
+        sae: The SAE's export: the tests read text through it.
+        asked: The language model that labels.
+        text: What differs from the training.
+        features: Which features; null: all that fire often enough.
+        concurrency: Questions under way at once.
+        export_csv: Write a file for people to fill in.
+        import_csv: Read a file that people filled in.
+        when: Time of the imported labels, ISO 8601, if a row has none.
+    """
+    ways = {"judge": asked.judge, "export_csv": export_csv, "import_csv": import_csv}
+    chosen = [f"--{name}" for name, value in ways.items() if value is not None]
+    if len(chosen) > 1 or (not chosen and "LIGHTSAE_LLM_MODEL" not in os.environ):
+        found = " and ".join(chosen) or "none of them"
         raise ConfigError(f"Give one of --judge, --export_csv and --import_csv; found {found}.")
-    dictionary = FeatureDictionary.open(given.folder)
-    if given.export_csv is not None:
-        written = export_csv(
-            dictionary.features(),
-            dictionary.contexts(),
-            given.export_csv,
-            dictionary_id=dictionary.id,
-            only=given.features,
-        )
-        print(f"{written} features  {shown(Path(given.export_csv))}")
-    elif given.import_csv is not None:
-        _import(dictionary, given.import_csv, given.when)
+    dictionary = FeatureDictionary.open(folder)
+    if export_csv is not None:
+        tables = dictionary.features(), dictionary.contexts()
+        written = export_csv_file(*tables, export_csv, dictionary_id=dictionary.id, only=features)
+        print(f"{written} features  {shown(Path(export_csv))}")
+    elif import_csv is not None:
+        _import(dictionary, import_csv, when)
     else:
-        _judge(dictionary, given)
-    return 0
+        if sae is None:
+            raise ConfigError("--sae is missing: the labels are tested on text that the SAE reads. Name its folder.")
+        dictionary.check_belongs_to(sae)
+        _judge(dictionary, asked, _chosen(dictionary, features), (sae, text), concurrency)
 
 
 def _import(dictionary: FeatureDictionary, path: str, when: str | None) -> None:
     known = dictionary.features()["feature"].to_pylist()
-    rows = import_csv(path, dictionary_id=dictionary.id, features=known, when=when)
+    rows = import_csv_file(path, dictionary_id=dictionary.id, features=known, when=when)
     if not rows:
         raise ConfigError(f"{path!r} has no row with a human_label; nothing to import.")
     tables = with_labels(dictionary, rows, shown_by_people(rows))
@@ -85,25 +105,25 @@ def _import(dictionary: FeatureDictionary, path: str, when: str | None) -> None:
     print(f"{len(rows)} labels of people  {shown(dictionary.folder)}  (id {identity[:12]})")
 
 
-def _judge(dictionary: FeatureDictionary, given: Any) -> None:
-    if given.sae is None:
-        raise ConfigError("--sae is missing: the labels are tested on text that the SAE reads. Name its folder.")
-    dictionary.check_belongs_to(given.sae)
-    features = _chosen(dictionary, given.features)
-    judge = open_judge(given.judge, base_url=given.base_url, concurrency=given.concurrency)
+def _judge(
+    dictionary: FeatureDictionary,
+    asked: JudgeSettings,
+    features: Sequence[int],
+    read: tuple[str, TextSettings],
+    concurrency: int,
+) -> None:
+    judge = open_judge(asked.judge, base_url=asked.base_url, concurrency=concurrency)
     bars = Bars()
-    loaded = LoadedSAE.load(given.sae, settings_from(TextSettings, given), whole_model=False)
-    subjects = Subjects(dictionary, loaded, bars)
+    subjects = Subjects(dictionary, LoadedSAE.load(*read, whole_model=False), bars)
     gate = Gate(**dictionary.manifest["labels"]["offline"]["gate"])
-    cache = given.cache or f"{dictionary.folder}.answers.sqlite"
     with bars.stage("labels", 3 * len(features)) as done:
         stages = ("explain", "score", "floor")
         result = label_features(
             features,
             subjects,
             judge,
-            cache=cache,
-            budget_tokens=given.budget_tokens,
+            cache=asked.cache or f"{dictionary.folder}.answers.sqlite",
+            budget_tokens=asked.budget_tokens,
             settings=PassSettings(gate=gate, seed=subjects.seed),
             progress=lambda stage, n, _: done(stages.index(stage) * len(features) + n),
         )
@@ -112,7 +132,9 @@ def _judge(dictionary: FeatureDictionary, given: Any) -> None:
         print("nothing was labelled; the dictionary is as it was")
         return
     changes = shown_by_judge(result.labelled)
-    identity = rewrite(dictionary, with_labels(dictionary, result.rows, changes), {"llm": _told(result, judge)})
+    prompts = {name: prompt.version for name, prompt in PROMPTS.items()}
+    entry = {"model": judge.name, "prompts": prompts, "floor": result.floor, "labelled": len(result.labelled)}
+    identity = rewrite(dictionary, with_labels(dictionary, result.rows, changes), {"llm": entry})
     _report(result, len(changes))
     print(f"dictionary  {shown(dictionary.folder)}  (id {identity[:12]})")
 
@@ -130,24 +152,11 @@ def _chosen(dictionary: FeatureDictionary, given: list[int] | None) -> list[int]
     return [feature for feature, tier in tiers if tier not in (DEAD, RARE)]
 
 
-def _told(result: LabelPass, judge: Judge) -> dict[str, Any]:
-    prompts = {name: prompt.version for name, prompt in PROMPTS.items()}
-    return {"model": judge.name, "prompts": prompts, "floor": result.floor, "labelled": len(result.labelled)}
-
-
 def _report(result: LabelPass, passed: int) -> None:
-    tally = result.tally
     print(
         f"{len(result.labelled)} explained and tested, {passed} passed; {len(result.unexplained)} unexplained, "
         f"{len(result.rare)} too rare, {len(result.unfinished)} not reached"
     )
-    print(
-        f"{tally.asked} questions asked, {tally.cached} answered before; "
-        f"{tally.prompt_tokens:,} + {tally.completion_tokens:,} tokens"
-    )
-    for failure, times in tally.failures.most_common():
-        print(f"{times} x {failure}")
     if result.floor is not None:
         print(f"with labels of other features, {result.floor['passed']} of {result.floor['features']} pass")
-    if result.stopped is not None:
-        print(f"stopped early: {result.stopped} Start it again to go on: answered questions cost nothing.")
+    print_tally(result.tally, result.stopped)

@@ -74,11 +74,11 @@ def run_pipeline(args: Sequence[str]) -> int:
     parser.add_argument("--force", type=str | None, help="Run this step again, and those that read its result.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would run and what not, and why.")
     _check_keys(rest)
-    given = parser.parse_args(rest)
-    steps = {name: step for name in NEEDS if (step := _step(name, given[name], typed[name])) is not None}
-    _check(given, steps)
-    pipeline = Pipeline(Path(given.out), steps, given.run)
-    plan = pipeline.plan(given.force)
+    parsed = parser.parse_args(rest)
+    steps = {name: step for name in NEEDS if (step := _step(name, parsed[name], typed[name])) is not None}
+    _check(parsed, steps)
+    pipeline = Pipeline(Path(parsed.out), steps, parsed.run)
+    plan = pipeline.plan(parsed.force)
     # The first one says at once what is wrong; the others would after hours.
     for name in [name for name, (reason, _) in plan.items() if reason is not None][1:]:
         _check_settings(steps[name])
@@ -88,7 +88,7 @@ def run_pipeline(args: Sequence[str]) -> int:
             continue
         # Before the step writes to the same terminal.
         print(f"{name:<10}{reason}\n  lightsae {shlex.join(command)}", flush=True)
-        if not given.dry_run and (code := pipeline.run_step(name, reason, command)):
+        if not parsed.dry_run and (code := pipeline.run_step(name, reason, command)):
             stopped = code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
             end = f"stopped at {name}." if stopped else f"{name} failed; what was done before it is kept."
             # A step that was forced and is done is not to run once more.
@@ -96,7 +96,7 @@ def run_pipeline(args: Sequence[str]) -> int:
             print(f"lightsae: {end} Go on with the pipeline: lightsae pipeline {shlex.join(kept)}", file=sys.stderr)
             return code
     words = {"fit": "run", "validate": "validation", "interpret": "dictionary", "panel": "panel"}
-    for name in () if given.dry_run else steps:
+    for name in () if parsed.dry_run else steps:
         print(f"{words[name]:<14}{pipeline.place(name)}/")
     return 0
 
@@ -310,11 +310,11 @@ def _split(args: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
     return rest, typed
 
 
-def _step(name: str, given: Any, typed: dict[str, str]) -> Step | None:
+def _step(name: str, section: Any, typed: dict[str, str]) -> Step | None:
     """Return a step with the settings of the pipeline's file and those that were typed; None: it is left out."""
-    if given in (None, False) and not typed:
+    if section in (None, False) and not typed:
         return None
-    settings: dict[str, Any] = dict(given) if isinstance(given, dict) else {}
+    settings: dict[str, Any] = dict(section) if isinstance(section, dict) else {}
     files = yaml.safe_load(typed["config"]) if "config" in typed else settings.get("config")
     files = [] if files is None else files if isinstance(files, list) else [files]
     options = {key: value for key, value in {**_flat(settings), **typed}.items() if key.partition(".")[0] != "config"}
@@ -342,21 +342,21 @@ def _check_keys(typed: Sequence[str]) -> None:
                 raise ConfigError(f"{key} is no step or setting; write {', '.join(known)}.{did_you_mean(key, known)}")
 
 
-def _check(given: Any, steps: dict[str, Step]) -> None:
+def _check(parsed: Any, steps: dict[str, Step]) -> None:
     """Raise if the settings contradict one another."""
-    if not given.out or (Path(given.out).exists() and not Path(given.out).is_dir()):
-        raise ConfigError(f"out is {given.out!r}, which is {'a file' if given.out else 'no name'}; name a folder.")
+    if not parsed.out or (Path(parsed.out).exists() and not Path(parsed.out).is_dir()):
+        raise ConfigError(f"out is {parsed.out!r}, which is {'a file' if parsed.out else 'no name'}; name a folder.")
     if not steps:
         raise ConfigError(f"There is no step to do. Write: {_EXAMPLE}")
-    if given.force is not None and given.force not in steps:
-        near = did_you_mean(given.force, steps)
-        raise ConfigError(f"force is {given.force!r}, which is no step here; there are {', '.join(steps)}.{near}")
+    if parsed.force is not None and parsed.force not in steps:
+        near = did_you_mean(parsed.force, steps)
+        raise ConfigError(f"force is {parsed.force!r}, which is no step here; there are {', '.join(steps)}.{near}")
     if "panel" in steps and not {"panel", "prompts"} & set(steps["panel"].options):
         raise ConfigError("panel.panel is missing; write panel: {panel: configs/panels/builtin.yaml}")
     if "fit" not in steps:
         return
-    if given.run is not None:
-        raise ConfigError(f"run is {given.run!r}, but fit makes one itself; leave one of them out (--fit null).")
+    if parsed.run is not None:
+        raise ConfigError(f"run is {parsed.run!r}, but fit makes one itself; leave one of them out (--fit null).")
     if not steps["fit"].files:
         raise ConfigError("fit.config is missing; write fit: {config: configs/quickstart.yaml}")
     settings = steps["fit"].settings()

@@ -60,11 +60,11 @@ def run_registry(args: Sequence[str]) -> int:
     return run(parser.parse_args(rest))
 
 
-def _publish(given: Any) -> int:
+def _publish(parsed: Any) -> int:
     """Add a version to a registry."""
-    evidence = {kind: given[kind] for kind in EVIDENCE if given[kind] is not None}
-    why = given.why or ""
-    done = publish(given.registry, given.dictionary, given.sae, evidence=evidence, why=why, who=given.who)
+    evidence = {kind: parsed[kind] for kind in EVIDENCE if parsed[kind] is not None}
+    why = parsed.why or ""
+    done = publish(parsed.registry, parsed.dictionary, parsed.sae, evidence=evidence, why=why, who=parsed.who)
     outcome = "restored" if done.restored else "published" if done.changed else "already published, nothing changed"
     print(f"version  {done.version[:SHORT]}  ({outcome})")
     if done.changed:
@@ -74,31 +74,33 @@ def _publish(given: Any) -> int:
     return 0
 
 
-def _promote(given: Any) -> int:
+def _promote(parsed: Any) -> int:
     """Make a version the present one of a channel, if it reaches all thresholds of a policy."""
     try:
-        done = promote(given.registry, given.version, given.channel, given.policy, why=given.why, who=given.who)
+        done = promote(parsed.registry, parsed.version, parsed.channel, parsed.policy, why=parsed.why, who=parsed.who)
     except PolicyRefusal as refusal:
         # A line each: there may be many of them.
         print("\n  ".join([f"lightsae: error: {refusal.head}", *refusal.lines]), file=sys.stderr)
         return 2
     before = f"before: {done.before[:SHORT]}" if done.before else "the first there"
-    print(f"{given.channel}  {done.version[:SHORT]}  ({before if done.changed else 'it already was, nothing changed'})")
+    print(
+        f"{parsed.channel}  {done.version[:SHORT]}  ({before if done.changed else 'it already was, nothing changed'})"
+    )
     return 0
 
 
-def _rollback(given: Any) -> int:
+def _rollback(parsed: Any) -> int:
     """Give a channel back the version that it had before the present one; again: the one before that."""
-    done = rollback(given.registry, given.channel, why=given.why, who=given.who)
-    print(f"{given.channel}  {done.version[:SHORT]}  (rolled back from {(done.before or '')[:SHORT]})")
+    done = rollback(parsed.registry, parsed.channel, why=parsed.why, who=parsed.who)
+    print(f"{parsed.channel}  {done.version[:SHORT]}  (rolled back from {(done.before or '')[:SHORT]})")
     return 0
 
 
-def _list(given: Any) -> int:
+def _list(parsed: Any) -> int:
     """Show the versions of a registry, and what each channel has."""
     columns = ("version", "channels", "dictionary", "model", "site", "evidence", "published")
     table = Table(*columns, box=None, pad_edge=False)
-    where, state = open_registry(given.registry)
+    where, state = open_registry(parsed.registry)
     times = {entry["version"]: entry["time"] for entry in state.entries if entry["action"] == "publish"}
     for version in state.published:
         channels = ", ".join(state.channels_of(version))
@@ -115,10 +117,10 @@ def _list(given: Any) -> int:
     return 0
 
 
-def _log(given: Any) -> int:
+def _log(parsed: Any) -> int:
     """Show who did what, when and why."""
     table = Table("", "when", "who", "action", "version", "channel", "why", box=None, pad_edge=False)
-    _, state = open_registry(given.registry)
+    _, state = open_registry(parsed.registry)
     for entry in state.entries:
         row = (entry["time"], entry["who"], entry["action"], entry["version"][:SHORT], entry.get("channel", ""))
         table.add_row(str(entry["number"]), *map(escape, row), escape(" ".join(entry["why"].split())))
@@ -126,17 +128,17 @@ def _log(given: Any) -> int:
     return 0
 
 
-def _verify(given: Any) -> int:
+def _verify(parsed: Any) -> int:
     """Rehash every file of a registry, and check its log and its channels."""
-    verified = verify(given.registry)
+    verified = verify(parsed.registry)
     for note in verified.notes:
         print(f"note: {note}")
     if verified.problems:
-        head = f"lightsae: error: {given.registry} is not as it was:"
+        head = f"lightsae: error: {parsed.registry} is not as it was:"
         print("\n  ".join([head, *verified.problems]), file=sys.stderr)
         return 2
     versions = "1 version" if verified.versions == 1 else f"{verified.versions} versions"
-    print(f"{given.registry}: {versions}, {verified.entries} entries of the log, all as they were written")
+    print(f"{parsed.registry}: {versions}, {verified.entries} entries of the log, all as they were written")
     return 0
 
 

@@ -3,7 +3,7 @@
 import errno
 import ipaddress
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -11,45 +11,72 @@ from rich.console import Console
 from lightsae.analysis.dashboard.live import LiveEncoder
 from lightsae.analysis.dashboard.server import DashboardServer
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
-from lightsae.cli.settings.command import CommandParser
+from lightsae.cli.settings.command import command
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.native import describe_sae, load_sae
 
-_DESCRIPTION = (
-    "Serve the dashboard of a feature dictionary. With --sae there is one more page, on which a typed text is encoded "
-    "by the language model and the SAE. The other pages need no server: open FOLDER/index.html.\n\n"
-    "Ctrl-C ends it."
-)
 _EXAMPLES = (
     "lightsae serve dictionary",
     "lightsae serve dictionary --sae lightning_logs/version_0/sae --port 0",
 )
 
 
-def run_serve(args: Sequence[str]) -> int:
-    """Serve a folder until Ctrl-C."""
-    parser = CommandParser("serve", "FOLDER [OPTIONS]", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("folder", type=str, help="A feature dictionary, as `lightsae interpret` writes it.")
-    parser.add_argument("--sae", type=str | None, help="The SAE's export, for the live page; no live page without it.")
-    parser.add_argument("--port", type=int, default=8080, help="Port to listen on; 0 takes a free one.")
-    parser.add_argument(
-        "--host", type=str, default="127.0.0.1", help="Address to listen on; by default for this machine alone."
-    )
-    parser.add_argument("--device", type=str, default="cpu", help="Where model and SAE go: cpu, cuda, mps.")
-    given = parser.parse_args(list(args))
-    if not 0 <= given.port <= 65535:
-        raise ConfigError(f"--port is {given.port}; it must lie in 0..65535.")
-    dictionary = FeatureDictionary.open(given.folder, verify=False)
+@dataclass(frozen=True)
+class LiveSettings:
+    """The live page's language model, where it is not that of the training.
+
+    Attributes:
+        model: Language model: Hub name, folder, or `builtin`.
+        model_revision: Revision of a Hub model.
+        dtype: Dtype of the language model: `auto`, `float32`, `bfloat16`, `float16`.
+        device: Where model and SAE go: cpu, cuda, mps.
+        trust_remote_code: Run code that a Hub model brings along.
+    """
+
+    model: str | None = None
+    model_revision: str | None = None
+    dtype: str = "auto"
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+
+@command("FOLDER [OPTIONS]", _EXAMPLES, positional=True)
+def run_serve(
+    folder: str, live: LiveSettings, sae: str | None = None, port: int = 8080, host: str = "127.0.0.1"
+) -> None:
+    """Serve the dashboard of a feature dictionary.
+
+    With --sae there is one more page, on which a typed text is encoded by the language model and the SAE. The other
+    pages need no server: open FOLDER/index.html.
+
+    Ctrl-C ends it.
+
+    Args:
+        folder: A feature dictionary, as `lightsae interpret` writes it.
+        live: Of the live page.
+        sae: The SAE's export, for the live page; no live page without it.
+        port: Port to listen on; 0 takes a free one.
+        host: Address to listen on; by default for this machine alone.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port is {port}; it must lie in 0..65535.")
+    dictionary = FeatureDictionary.open(folder, verify=False)
     if not (dictionary.folder / "index.html").is_file():
-        raise FormatError(f"{given.folder!r} has no dashboard (index.html); build the dictionary with its dashboard.")
-    live = _encoder(dictionary, given.sae, given.device) if given.sae is not None else None
-    _serve(dictionary.folder, given.host, given.port, live)
-    return 0
+        raise FormatError(f"{folder!r} has no dashboard (index.html); build the dictionary with its dashboard.")
+    _serve(dictionary.folder, host, port, _encoder(dictionary, sae, live) if sae is not None else None)
 
 
-def _encoder(dictionary: FeatureDictionary, folder: str, device: str) -> LiveEncoder:
+def _encoder(dictionary: FeatureDictionary, folder: str, live: LiveSettings) -> LiveEncoder:
     dictionary.check_belongs_to(folder)
-    return LiveEncoder.load(load_sae(folder, device), describe_sae(folder)["provenance"], device)
+    return LiveEncoder.load(
+        load_sae(folder, live.device),
+        describe_sae(folder)["provenance"],
+        live.device,
+        live.model,
+        revision=live.model_revision,
+        dtype=live.dtype,
+        trust_remote_code=live.trust_remote_code,
+    )
 
 
 def _serve(folder: Path, host: str, port: int, live: LiveEncoder | None) -> None:

@@ -27,19 +27,14 @@ def run_sites(args: Sequence[str]) -> int:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that a Hub model brings along")
     given = parser.parse_args(args)
     # Here and not above: --help answers before PyTorch is imported.
-    from rich.console import Console
-    from rich.table import Table
-
+    from lightsae.cli.tables import console, table
     from lightsae.lm import describe
 
     with under(name_or_path="the model's name"):
         model = describe(given.model, revision=given.revision, trust_remote_code=given.trust_remote_code)
-    sites = model.sites()
-    table = Table("site", "width", "module", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
-    for site in sites:
-        table.add_row(site.name, str(site.width), f"{site.path}.{site.side}")
-    console = Console()
-    console.print(table if sites else "No portable names are known for this architecture: use module paths.")
-    console.print(f"{model.n_layers} layers; rows of at most {model.max_context or 'any number of'} tokens")
+    rows = table("site", "width", "module", words=(0, 2))
+    for site in model.sites():
+        rows.add_row(site.name, str(site.width), f"{site.path}.{site.side}")
+    console().print(rows if rows.rows else "No portable names are known for this architecture: use module paths.")
+    print(f"{model.n_layers} layers; rows of at most {model.max_context or 'any number of'} tokens")
     return 0

@@ -3,26 +3,19 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightsae.cli.settings.command import Bars, CommandParser
-from lightsae.errors import ConfigError
-from lightsae.formats.files import replace_folder_atomically, shown
+from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.tables import console, print_paths, table
+from lightsae.errors import ConfigError, arg
+from lightsae.formats.files import replace_folder_atomically
 from lightsae.toy.picture import draw
 from lightsae.toy.superposition import Solution, Superposition, train
 
-_DESCRIPTION = (
-    "Train the toy model of superposition (Elhage et al. 2022) at several sparsities, and draw how features share too "
-    "few dimensions: the sparser they are, the more of them fit.\n\n"
-    "Writes a folder with the picture (superposition.png), the numbers (superposition.json), and the picture for "
-    "TensorBoard."
-)
 _EXAMPLES = (
     "lightsae superpose --config configs/toy_superposition.yaml",
     "lightsae superpose --features 20 --dimensions 5 --sparsities '[0, 0.9, 0.99]'",
@@ -30,56 +23,40 @@ _EXAMPLES = (
 _RUNS = Path("lightning_logs")
 
 
-def run_superpose(args: Sequence[str]) -> int:
-    """Train, write a folder, print a table."""
-    parser = CommandParser("superpose", "[--config FILE.yaml] [OPTIONS]", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("-c", "--config", action="config", help="Settings from a YAML file; options win over it.")
-    parser.add_argument(
-        "--out", type=str | None, help="Folder to make, which may not exist yet; null: lightning_logs/superposition_N."
-    )
-    parser.add_class_arguments(Superposition)
-    given = parser.parse_args(list(args))
-    config = Superposition(**{setting.name: given[setting.name] for setting in fields(Superposition)})
+@command("[--config FILE.yaml] [OPTIONS]", _EXAMPLES)
+def run_superpose(settings: Superposition, out: str | None = None) -> None:
+    """Train the toy model of superposition (Elhage et al. 2022) at several sparsities, and draw what it learned.
+
+    Features share too few dimensions: the sparser they are, the more of them fit.
+
+    Writes a folder with the picture (superposition.png), the numbers (superposition.json), and the picture for
+    TensorBoard.
+
+    Args:
+        settings: The toy model.
+        out: Folder to make, which may not exist yet; null: lightning_logs/superposition_N.
+    """
     # Whatever a folder of that name holds would be replaced.
-    if given.out is not None and (not given.out or os.path.lexists(given.out)):
-        raise ConfigError(f"out is {given.out!r}, which {'exists' if given.out else 'is no name'}; name a new folder.")
-    solutions = _train(config)
-    folder = Path(given.out) if given.out else _next_folder()
-    _write(folder, config, solutions)
-    console = Console()
-    console.print(_table(solutions))
-    for what, name in (("picture", "superposition.png"), ("numbers", "superposition.json")):
-        # As one line, however long: it is there to be copied.
-        console.print(f"{what}  {shown(folder / name)}", soft_wrap=True, markup=False, highlight=False)
-    return 0
+    if out is not None and (not out or os.path.lexists(out)):
+        raise ConfigError(f"{arg('out')} is {out!r}, which {'exists' if out else 'is no name'}; name a new folder.")
+    name = f"{len(settings.sparsities)} models, {settings.restarts} starts each"
+    with Bars(announce=False).stage(name, settings.steps) as done:
+        solutions = train(settings, done)
+    folder = Path(out) if out else _next_folder()
+    _write(folder, settings, solutions)
+    rows = table("sparsity", "loss", "features represented", "dimensions a feature", words=())
+    for one in solutions:
+        represented = f"{one.represented} of {len(one.norms)}"
+        rows.add_row(f"{one.sparsity:g}", f"{one.loss:.4f}", represented, f"{one.dimensions_per_feature:.2f}")
+    console().print(rows)
+    print_paths(("picture", folder / "superposition.png"), ("numbers", folder / "superposition.json"))
 
 
-def _train(config: Superposition) -> list[Solution]:
-    with Bars(announce=False).stage(
-        f"{len(config.sparsities)} models, {config.restarts} starts each", config.steps
-    ) as done:
-        return train(config, done)
-
-
-def _table(solutions: Sequence[Solution]) -> Table:
-    table = Table("sparsity", "loss", "features represented", "dimensions a feature", box=None, pad_edge=False)
-    for column in table.columns:
-        column.justify = "right"
-    for solution in solutions:
-        table.add_row(
-            f"{solution.sparsity:g}",
-            f"{solution.loss:.4f}",
-            f"{solution.represented} of {len(solution.norms)}",
-            f"{solution.dimensions_per_feature:.2f}",
-        )
-    return table
-
-
-def _write(folder: Path, config: Superposition, solutions: Sequence[Solution]) -> None:
+def _write(folder: Path, settings: Superposition, solutions: Sequence[Solution]) -> None:
     figure = draw(solutions)
     with replace_folder_atomically(folder) as staged:
         figure.savefig(staged / "superposition.png", dpi=150)
-        numbers = {"settings": asdict(config), "models": [_numbers(solution) for solution in solutions]}
+        numbers = {"settings": asdict(settings), "models": [_numbers(solution) for solution in solutions]}
         (staged / "superposition.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         with SummaryWriter(str(staged)) as writer:
             writer.add_figure("superposition", figure)

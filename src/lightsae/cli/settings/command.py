@@ -1,5 +1,6 @@
-"""What the commands beside `fit` and `validate` share: a parser that words mistakes, and progress bars."""
+"""What the commands beside `fit` and `validate` share: options from a function's signature, and progress bars."""
 
+import inspect
 import os
 import sys
 import time
@@ -9,18 +10,37 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tqdm import tqdm
 
+from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.help import HelpFormatter
 from lightsae.cli.settings.wording import in_short
-from lightsae.errors import ConfigError, FormatError
+from lightsae.errors import ConfigError, FormatError, under
 from lightsae.formats.files import find_folder
 from lightsae.progress import LINE_SECONDS, Heartbeat
 
 T = TypeVar("T")
+# Settings of the text that `fit` has under `data`; the device is the Trainer's there.
+_FIT_NAMES = {f"data.{one.name}": one.name for one in fields(TextSettings) if one.name != "device"}
+_YAML = get_loader("yaml")
+
+
+def _with_short_names(settings: Any) -> Any:
+    """Return the settings of a file in which `data: {model: X}` stands for `model: X`, as in a file of `fit`."""
+    section = settings.get("data") if isinstance(settings, dict) else None
+    if not isinstance(section, dict):
+        return settings
+    unknown = {key: value for key, value in section.items() if f"data.{key}" not in _FIT_NAMES}
+    rest = {key: value for key, value in settings.items() if key != "data"}
+    known = {key: value for key, value in section.items() if key not in unknown}
+    return known | rest | ({"data": unknown} if unknown else {})
+
+
+set_loader("lightsae-command", lambda text: _with_short_names(_YAML(text)), exceptions=(yaml.YAMLError,))
 
 
 class CommandParser(ArgumentParser):
@@ -31,7 +51,6 @@ class CommandParser(ArgumentParser):
         usage: What stands after it.
         description: What it does.
         examples: Lines to copy.
-        keys: Its settings, for near names; those added later need not be named.
     """
 
     def __init__(self, name: str, usage: str, description: str, examples: Sequence[str]) -> None:
@@ -45,12 +64,63 @@ class CommandParser(ArgumentParser):
         )
         self.command, self.usage_line = name, usage
 
+    def add_settings(self, kind: type) -> None:
+        """Add a dataclass's fields as options of their own; those of model and text also under the names of `fit`."""
+        self.add_class_arguments(kind)
+        own = {one.name for one in fields(kind)}
+        aliases = {name: short for name, short in _FIT_NAMES.items() if short in own}
+        for name, short in aliases.items():
+            self._option_string_actions[f"--{name}"] = self._option_string_actions[f"--{short}"]
+        if aliases:
+            self.parser_mode = "lightsae-command"
+            group = self._action_groups[-1]
+            if kind is TextSettings:
+                group.title = "Model and text, where they are not those of the training"
+            group.description = "The names that fit has for them do as well: --data.model, ..."
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if "required" in message:
             missing = message.rpartition(":")[2].strip() or message
             raise ConfigError(f"{missing} is missing. Write: lightsae {self.command} {self.usage_line}") from None
-        keys = [action.dest for action in self._actions]
+        keys = [option.lstrip("-") for option in self._option_string_actions if option.startswith("--")]
         raise ConfigError(in_short(message, keys, {})) from None
+
+
+def command(
+    usage: str, examples: Sequence[str], *, config: Sequence[str] = ("-c", "--config"), positional: bool = False
+) -> Callable[[Callable[..., None]], Callable[[Sequence[str]], int]]:
+    """Make a command of a function `run_NAME`: its signature gives the options, its docstring the help.
+
+    Dataclasses among its parameters become options for each of their fields.
+
+    Args:
+        usage: What stands after the command's name in a line of usage.
+        examples: Lines to copy.
+        config: Option that reads a YAML file.
+        positional: Whether the parameters without a default are written without a name.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[[Sequence[str]], int]:
+        hints = {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
+        flat = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+
+        def run(args: Sequence[str]) -> int:
+            description = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+            parser = CommandParser(function.__name__.removeprefix("run_"), usage, description, examples)
+            parser.add_argument(*config, action="config", help="Settings from a YAML file; options win over it.")
+            parser.add_function_arguments(function, as_group=False, as_positional=positional, skip=set(flat))
+            for kind in flat.values():
+                parser.add_settings(kind)  # type: ignore[arg-type]
+            given = parser.parse_args(list(args))
+            values = {name: settings_from(hint, given) if name in flat else given[name] for name, hint in hints.items()}
+            # These commands call the arguments of the language model so.
+            with under(name_or_path="model", revision="model_revision"):
+                function(**values)
+            return 0
+
+        return run
+
+    return decorate
 
 
 def settings_from(kind: type[T], given: Any) -> T:

@@ -124,6 +124,8 @@ class HelpFormatter(DefaultHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         # --devices+ appends to a list; who needs it finds it in jsonargparse's documentation.
         names = [name for name in action.option_strings if not name.endswith("+")]
+        if not names:
+            return action.dest.upper()
         value = "" if action.nargs == 0 or action.dest == "print_config" else f" {_metavar(action)}"
         return ", ".join(names) + value
 

@@ -3,12 +3,13 @@
 import argparse
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightsae.cli.settings.grid import expand_grid
 from lightsae.cli.settings.help import HelpFormatter, arranged, checkpoint_words, settings_of
-from lightsae.cli.settings.wording import in_short, in_short_of_class, names_of_classes
+from lightsae.cli.settings.wording import in_short, names_of_classes
 from lightsae.errors import ConfigError
 from lightsae.sae import MECHANISMS, VARIANTS
 
@@ -16,7 +17,7 @@ _NO_SETTINGS = ("help", "config", "print_config")
 _CHOICES = {"model.sae": list(VARIANTS), "model.sae.mechanism": list(MECHANISMS)}
 _CHOICES_WITHIN = {"sae": list(VARIANTS), "mechanism": list(MECHANISMS)}
 _YAML = get_loader("yaml")
-set_loader("lightsae", lambda text: expand_grid(_YAML(text)))
+set_loader("lightsae", lambda text: expand_grid(_YAML(text)), exceptions=(yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):
@@ -57,7 +58,7 @@ class Parser(LightningArgumentParser):
         keys = [action.dest for action in self._actions if action.dest.rpartition(".")[2] not in _NO_SETTINGS]
         if not self.exit_on_error:
             # The parser of a class: another one reports what it finds, or tries the next type of a union.
-            super().error(in_short_of_class(message, self._class_name, keys, _CHOICES_WITHIN), ex)
+            super().error(in_short(message, keys, _CHOICES_WITHIN, owner=self._class_name), ex)
         command = getattr(ex, "subcommand_parser", None)
         if command is not None:
             command.error(message)

@@ -1,7 +1,7 @@
 """jsonargparse's messages, put into one line of the user's own terms: key, value found, what to write."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 from lightsae.errors import did_you_mean
@@ -25,55 +25,47 @@ _TYPES = {
 }
 
 
-def in_short(message: str, keys: Collection[str], classes: dict[str, list[str]]) -> str:
+def in_short(message: str, keys: Collection[str], classes: Mapping[str, list[str]], owner: str = "") -> str:
     """Return what is wrong, in one line.
 
     Args:
         message: Of jsonargparse.
-        keys: All settings of the command, for near names.
+        keys: All settings of the command, or of the class, for near names.
         classes: For a setting that takes a class, the names of those that are known.
+        owner: The class whose settings are parsed; what is said of them then stands between two marks, so that the
+            parser of the command finds it inside its own message.
     """
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
-    if found := re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
-        word = found[1].partition("=")[0]
-        if not word.startswith("-"):
-            return f"{word!r} stands where an option is expected; options are written --key value."
-        return f"{word} is not an option.{_near_key(word.lstrip('-'), keys, '--')}"
-    if found := re.search(r"(?:does not accept option|Option) '([^']+)'", message):
-        return f"{found[1]} is not a setting.{_near_key(found[1], keys)}"
-    if found := re.match(r"the following arguments are required: (.+)", message):
+    if owner and SETTING in message:
+        return message
+    words = _words(message, keys, classes, owner)
+    if owner:
+        return message if words is None else f"{SETTING}{words}{SETTING}"
+    return _one_line(message) if words is None else words
+
+
+def _words(message: str, keys: Collection[str], classes: Mapping[str, list[str]], owner: str) -> str | None:
+    unknown = re.search(r"(?:does not accept option|Option) '([^']+)'|unrecognized arguments: (\S+)", message, re.I)
+    if unknown:
+        key = unknown[1] or unknown[2].partition("=")[0]
+        if owner:
+            key = key.lstrip("-")
+            has = f"it has {', '.join(keys)}" if keys else "it has none"
+            return f"{key}: {owner} has no such setting; {has}.{did_you_mean(key, keys)}"
+        if unknown[1]:
+            return f"{key} is not a setting.{_near_key(key, keys)}"
+        if not key.startswith("-"):
+            return f"{key!r} stands where an option is expected; options are written --key value."
+        return f"{key} is not an option.{_near_key(key.lstrip('-'), keys, '--')}"
+    if missing := re.match(r"the following arguments are required: ([^,]+)", message):
         # The command's own name comes first: fit.model.lr.
-        key = re.sub(r"^(fit|validate)\.", "", found[1].split(", ")[0])
-        return f"{key} is missing."
-    if found := re.match(r"argument (\S+): expected", message):
-        return f"{found[1].rpartition('/')[2]} stands without a value; write one after it."
-    if found := re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL):
-        return _of_key(found[1], found[2], classes)
-    return _one_line(message)
-
-
-def in_short_of_class(message: str, name: str, keys: Collection[str], classes: dict[str, list[str]]) -> str:
-    """Return what is wrong with a setting of a class, to stand after the key that the class was chosen for.
-
-    Args:
-        message: Of the parser of that class.
-        name: The class.
-        keys: Its settings.
-        classes: For those of them that take a class, the names of those that are known.
-    """
-    if SETTING in message:
-        return message
-    if found := re.search(r"Option '([^']+)' is not accepted|unrecognized arguments: --(\S+)", message):
-        key = found[1] or found[2]
-        has = f"it has {', '.join(keys)}" if keys else "it has none"
-        said = f"{key}: {name} has no such setting; {has}.{did_you_mean(key, keys)}"
-    elif found := re.match(r"the following arguments are required: (.+)", message):
-        said = f"{found[1].split(', ')[0]} is missing; {name} needs it."
-    elif found := re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL):
-        said = _of_key(found[1], found[2], classes)
-    else:
-        return message
-    return f"{SETTING}{said}{SETTING}"
+        key = re.sub(r"^(fit|validate)\.", "", missing[1])
+        return f"{key} is missing; {owner} needs it." if owner else f"{key} is missing."
+    if bare := re.match(r"argument (\S+): expected", message):
+        return f"{bare[1].rpartition('/')[2]} stands without a value; write one after it."
+    if of_key := re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL):
+        return _of_key(of_key[1], of_key[2], classes)
+    return None
 
 
 def names_of_classes(hint: Any) -> list[str]:
@@ -87,59 +79,50 @@ def names_of_classes(hint: Any) -> list[str]:
     return list(dict.fromkeys(name for part in inner for name in names_of_classes(part)))
 
 
-def _of_key(key: str, problem: str, classes: dict[str, list[str]]) -> str:
+def _of_key(key: str, problem: str, classes: Mapping[str, list[str]]) -> str:
     """Word a problem with the value of a key that exists."""
     if SETTING in problem:
-        said = problem.split(SETTING)[1]
-        if "SparseAutoencoder" in said:
-            name = re.split(r"[\s:]", said)[0]
-            return (
-                f"{key}: {name} is set, but no variant is chosen; write --{key} TopK before it "
-                "(in a file: class_path: TopK, and the settings under init_args)."
-            )
-        return f"{key}.{said}"
-    if found := re.match(r"Unable to load config '(.*?)'", problem):
-        return f"{key} is {found[1]!r}, and there is no such file; write settings as --{key}.NAME VALUE."
-    nested, value = _value_found(problem)
-    key += nested
-    wrong_class = re.search(
-        r"import path string: (\S+)|Import path (\S+) does not|Expected '([^']+)' to be a subclass", problem
-    )
-    named = next((name for name in wrong_class.groups() if name), "") if wrong_class else ""
-    if named and key in classes:
-        known = classes[key]
+        words = problem.split(SETTING)[1]
+        if "SparseAutoencoder" not in words:
+            return f"{key}.{words}"
+        name = re.split(r"[\s:]", words)[0]
+        return (
+            f"{key}: {name} is set, but no variant is chosen; write --{key} TopK before it "
+            "(in a file: class_path: TopK, and the settings under init_args)."
+        )
+    if file := re.match(r"Unable to load config '(.*?)'", problem):
+        return f"{key} is {file[1]!r}, and there is no such file; write settings as --{key}.NAME VALUE."
+    wrong_class = re.search(r"import path string: (\S+)|Import path (\S+) does not|'([^']+)' to be a subclass", problem)
+    if wrong_class and key in classes:
+        name, known = next(filter(None, wrong_class.groups())), classes[key]
         listing = f" Known: {', '.join(known)}." if len(known) <= MANY else ""
-        near = did_you_mean(named, known)
-        return f"{key} is {named!r}, which is not known.{near}{listing}{'' if near or listing else IMPORT_PATH}"
-    expected = list(dict.fromkeys(_expected(problem)))
-    if "a number" in expected and "a whole number" in expected:
-        expected.remove("a whole number")
-    if nested and expected[1:] and "null" in expected:
-        # That is for the whole, not for this part of it.
-        expected.remove("null")
-    if not expected or value is None:
+        near = did_you_mean(name, known)
+        return f"{key} is {name!r}, which is not known.{near}{listing}{'' if near or listing else IMPORT_PATH}"
+    values = re.findall(r"(?:Given value|Got value): (.*)", problem)
+    value = values[-1] if values else ""
+    if nested := re.match(r"NestedArg\(key='([^']+)', val=(.*)\)$", value):
+        key, value = f"{key}.{nested[1]}", nested[2]
+    expected = _expected(problem, part=bool(nested))
+    if not expected or not values:
         return f"{key}: {_one_line(problem)}"
+    if not re.match(r"""[-+.\d\[{'"]|\w+\(""", value):
+        value = repr(value)
+    value = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}..."
     return f"{key} is {value}; write {', '.join(expected[:-1])}{' or ' if expected[1:] else ''}{expected[-1]}."
 
 
-def _value_found(problem: str) -> tuple[str, str | None]:
-    """Return what is to be appended to the key, and the value as the user may recognise it."""
-    found = re.findall(r"(?:Given value|Got value): (.*?)(?=\n|$)", problem)
-    if not found:
-        return "", None
-    if nested := re.match(r"NestedArg\(key='([^']+)', val=(.*)\)$", found[-1]):
-        return f".{nested[1]}", nested[2]
-    value = found[-1] if len(found[-1]) <= _LONGEST_VALUE else f"{found[-1][:_LONGEST_VALUE]}..."
-    return "", value if re.match(r"""[-+.\d\[{'"]|\w+\(""", value) else repr(value)
-
-
-def _expected(problem: str) -> Iterable[str]:
-    kinds = r"Expected an? (?:(?:typing\.)?Literal\[(.+?)\](?:\.|\n|$)|<class '([\w.]+)'>)"
+def _expected(problem: str, part: bool) -> list[str]:
+    """Return the kinds of value that would do; null is for the whole of a value, not for a `part` of it."""
+    kinds = r"Expected an? (?:(?:typing\.)?Literal\[(.+?)\](?:\.|\n|$)|<class '(?:[\w.]*\.)?(\w+)'>)"
+    expected: dict[str, None] = {}
     for choices, kind in re.findall(kinds, problem):
-        if choices:
-            yield from choices.replace("'", "").split(", ")
-        elif (name := kind.rpartition(".")[2]) in _TYPES:
-            yield from _TYPES[name].split(", ")
+        words = choices.replace("'", "") if choices else _TYPES.get(kind, "")
+        expected |= dict.fromkeys(words.split(", ") if words else [])
+    if "a number" in expected:
+        expected.pop("a whole number", None)
+    if part and len(expected) > 1:
+        expected.pop("null", None)
+    return list(expected)
 
 
 def _near_key(wrong: str, keys: Collection[str], before: str = "") -> str:

@@ -1,6 +1,5 @@
 """How a run ends that cannot go on: nothing half-made is left behind, and the user learns what is kept."""
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +16,7 @@ from lightsae.formats.files import explain_os_errors, shown
 
 @contextmanager
 def explain_trainer() -> Iterator[None]:
-    """Turn what Lightning says of a setting of the Trainer that it cannot use into a ConfigError of one line.
-
-    Raises:
-        ConfigError: Lightning refused a setting.
-    """
+    """Turn what Lightning says of a setting of the Trainer that it cannot use into a ConfigError of one line."""
     try:
         yield
     except LightsaeError:
@@ -31,15 +26,17 @@ def explain_trainer() -> Iterator[None]:
 
 
 @contextmanager
-def explain_classes(keys: Mapping[str, type]) -> Iterator[None]:
-    """Find out what a class had against its settings, which jsonargparse may wrap into a list of what it tried.
+def explain_classes(sections: Mapping[str, type]) -> Iterator[None]:
+    """Raise what a class had against its settings, where jsonargparse raises a list of all that it tried.
 
     Args:
-        keys: The classes whose settings have a section of their own, by the section's name. A class names itself.
+        sections: The callbacks whose settings have a section of their own, by the section's name. Others are written
+            by their class's name.
 
     Raises:
         LightsaeError: A class refused a setting.
     """
+    names = {kind.__name__: name for name, kind in sections.items()}
     try:
         yield
     except Exception as error:
@@ -48,15 +45,15 @@ def explain_classes(keys: Mapping[str, type]) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        message = _line(cause)
-        for key, kind in keys.items():
-            message = re.sub(rf"^{kind.__name__}(\.|'s )", f"{key}.", message)
-        raise (type(cause) if isinstance(cause, LightsaeError) else ConfigError)(message) from error
+        if not isinstance(cause, LightsaeError):
+            raise ConfigError(_line(cause)) from error
+        cause.rename(lambda section, argument: (names.get(section, section), argument))
+        raise cause from None
 
 
 @contextmanager
 def tidy_end(trainer: Trainer) -> Iterator[None]:
-    """Run a command; where a mistake of the user ends it, add what is kept, and remove a folder with nothing in it.
+    """Run a command; if a mistake of the user ends it, add what is kept, and remove a folder with nothing in it.
 
     Raises:
         LightsaeError: What ended the run, with the step and the checkpoint that is kept.
@@ -75,12 +72,12 @@ def tidy_end(trainer: Trainer) -> Iterator[None]:
         stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last")
         raise stop from None
     except (LightsaeError, MisconfigurationException) as error:
-        kind = type(error) if isinstance(error, LightsaeError) else ConfigError
+        mistake = error if isinstance(error, LightsaeError) else ConfigError(_line(error))
         if trainer.global_step > 0:
-            raise kind(f"{_line(error)} {_what_is_kept(trainer, folder)}") from error
-        if is_new and trainer.is_global_zero:
+            mistake.args = (f"{mistake.args[0]} {_what_is_kept(trainer, folder)}",)
+        elif is_new and trainer.is_global_zero:
             _remove_run(trainer, folder)
-        raise kind(_line(error)) from error
+        raise mistake from error.__cause__
 
 
 @contextmanager

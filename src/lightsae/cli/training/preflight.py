@@ -20,6 +20,7 @@ from lightning.pytorch.accelerators import (
 
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.activations.files import ActivationFiles
+from lightsae.compat import is_dry_run
 from lightsae.errors import ConfigError, CorpusError, did_you_mean
 from lightsae.sae import VARIANTS, SparseAutoencoder
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
@@ -102,7 +103,7 @@ def preflight(
         saes = module.build(data)
     if ckpt_path is not None:
         check_checkpoint(AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location="meta"), saes, ckpt_path)
-    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not is_dry_run(trainer):
         size = sum(p.numel() * p.element_size() for sae in saes.values() for p in sae.parameters())
         _check_folder(Path(trainer.log_dir or trainer.default_root_dir), _COPIES_ON_DISK * size + _BESIDES)
     return saes

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightsae.activations.datamodule import ActivationDataModule
+from lightsae.cli.tables import console, table
 from lightsae.formats.files import shown, write_atomically
 from lightsae.formats.native import tensor_hash
 from lightsae.training.module import SAEModule
@@ -31,7 +32,7 @@ _MEANINGS = {
     "val/truth/f1": "latents as detectors of those features",
     "val/tokens": "held-out tokens",
 }
-# The columns of the table where there are several dictionaries, and how their figures are written.
+# The columns of the table of several SAEs, and how their figures are written.
 _COLUMNS = {
     "fve": ".4f",
     "fve_no_sinks": ".4f",
@@ -53,8 +54,6 @@ _HEADERS = {
     "truth/mcc": "truth\nmcc",
     "truth/f1": "truth\nf1",
 }
-# Where the output is no terminal.
-WIDTH = 100
 
 
 def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
@@ -76,18 +75,16 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
         }
         with write_atomically(folder / "validation.json") as partial:
             partial.write_text(json.dumps(document, indent=2) + "\n")
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
+    out = console()
     names = list(module.saes)
     if figures and len(names) > 1:
         by_name = {name: _own(figures, module.tag(name, "val/")) for name in names}
-        console.print(_table_of_several(by_name))
-        console.print(f"[dim]on {by_name[names[0]].get('tokens', 0):,.0f} held-out tokens[/dim]")
+        out.print(_table_of_several(by_name))
+        out.print(f"[dim]on {by_name[names[0]].get('tokens', 0):,.0f} held-out tokens[/dim]")
     elif figures:
-        console.print(_table_of_one(figures))
+        out.print(_table_of_one(figures))
     if folder is not None:
-        _where_next(console, folder, command, several=len(names) > 1)
+        _where_next(out, folder, command, several=len(names) > 1)
 
 
 def _own(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
@@ -95,29 +92,29 @@ def _own(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 def _table_of_one(figures: Mapping[str, float]) -> Table:
-    """Return a row a figure, with what it means."""
-    table = Table("validation", "", "", box=None, pad_edge=False)
-    table.columns[0].no_wrap, table.columns[1].justify = True, "right"
+    """Return a row per figure, with what it means."""
+    rows = table("validation", "", "", words=(0, 2))
+    rows.columns[0].no_wrap = True
     for name, meaning in _MEANINGS.items():
         if (value := figures.get(name)) is not None:
             figure = f"{value:,.0f}" if name == "val/tokens" else f"{value:.4g}"
-            table.add_row(name, figure, f"[dim]{meaning}[/dim]")
-    return table
+            rows.add_row(name, figure, f"[dim]{meaning}[/dim]")
+    return rows
 
 
 def _table_of_several(by_name: Mapping[str, Mapping[str, float]]) -> Table:
-    """Return a row a dictionary; of the columns those that any of them has a figure for."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("validation", overflow="fold")
+    """Return a row per SAE; of the columns those that any of them has a figure for."""
     columns = {key: form for key, form in _COLUMNS.items() if any(key in figures for figures in by_name.values())}
-    for key in columns:
-        table.add_column(_HEADERS.get(key, key), justify="right", no_wrap=True)
+    rows = table("validation", *(_HEADERS.get(key, key) for key in columns))
+    rows.columns[0].overflow = "fold"
+    for column in rows.columns[1:]:
+        column.no_wrap = True
     for name, figures in by_name.items():
-        table.add_row(name, *(format(figures[key], form) if key in figures else "" for key, form in columns.items()))
-    return table
+        rows.add_row(name, *(format(figures[key], form) if key in figures else "" for key, form in columns.items()))
+    return rows
 
 
-def _where_next(console: Console, folder: Path, command: str, several: bool) -> None:
+def _where_next(out: Console, folder: Path, command: str, several: bool) -> None:
     run = shown(folder)
     rows = [("run folder", f"{run}/")]
     if several:
@@ -134,4 +131,4 @@ def _where_next(console: Console, folder: Path, command: str, several: bool) -> 
     else:
         rows.append(("figures", f"{run}/validation.json"))
     for name, text in rows:
-        console.print(f"{name:<14}{text}", soft_wrap=True, highlight=False)
+        out.print(f"{name:<14}{text}", soft_wrap=True, highlight=False)

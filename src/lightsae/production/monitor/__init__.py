@@ -1,10 +1,9 @@
-"""Features of a dictionary watched while the language model runs."""
+"""Features of an SAE watched while the language model runs."""
 
 from lightsae.production.monitor.calibrate import calibrate
 from lightsae.production.monitor.events import Alarm, Event, Firing, as_json
 from lightsae.production.monitor.monitor import Monitor, monitor
-from lightsae.production.monitor.prometheus import Prometheus
-from lightsae.production.monitor.sinks import JsonLines, Sink
+from lightsae.production.monitor.sinks import JsonLines, Prometheus, Sink
 from lightsae.production.monitor.summary import FeatureSummary, Summary
 from lightsae.production.monitor.thresholds import Calibrated, Tested, Thresholds
 

@@ -7,8 +7,10 @@ dictionary has a rule for the feature that passed its gate, the concept is prese
 among the tokens where it does not. Otherwise nobody can tell, and the rate is of all firings among all tokens.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from numpy.typing import NDArray
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys
 from lightsae.analysis.reading.text import TextRows
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import vocabulary_of
-from lightsae.production.monitor.calibration_text import CalibrationText
 from lightsae.production.monitor.conformal import Documents, Values, share_of, threshold_for
-from lightsae.production.monitor.drift import Frequencies
-from lightsae.production.monitor.subject import Subject
+from lightsae.production.monitor.drift_watch import Frequencies
 from lightsae.production.monitor.thresholds import Calibrated, Tested, Thresholds
+from lightsae.production.monitor.watched_features import WatchedFeatures
 from lightsae.production.monitor.watcher import Pass, Watcher, inner_model, special_ids, tokenizer_of
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseAutoencoder
@@ -35,11 +37,70 @@ Mask = NDArray[np.bool_]
 _DEFAULT_COLUMNS = 1024
 
 
+@dataclass(frozen=True)
+class CalibrationText:
+    """Token rows, padded on the right.
+
+    Attributes:
+        tokens: (R, S) ids.
+        documents: (R, S) of which document each is.
+        real: (R, S) which are no padding.
+    """
+
+    tokens: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    real: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, texts: TextRows | Sequence[str] | Sequence[Sequence[int]], tokenizer: Any, longest: int
+    ) -> "CalibrationText":
+        """Take rows of a corpus, or documents as strings or token ids.
+
+        Args:
+            texts: TextRows, or one entry a document.
+            tokenizer: For strings; it adds what it adds at the start of a text.
+            longest: Columns that the model takes; longer documents lose their end.
+
+        Raises:
+            ConfigError: There is no text, or strings without a tokenizer.
+        """
+        if isinstance(texts, TextRows):
+            if not len(texts):
+                raise ConfigError(f"{arg('texts')} is empty; give held-out documents to calibrate on.")
+            return cls(texts.tokens.astype(np.int64), texts.documents, np.ones(texts.tokens.shape, bool))
+        if isinstance(texts, str):
+            raise ConfigError(f"{arg('texts')} is one string; write a list with one entry a document.")
+        rows = [_ids(text, tokenizer)[:longest] for text in texts]
+        width = max(map(len, rows), default=0)
+        if width == 0:
+            raise ConfigError(f"{arg('texts')} is empty; give held-out documents to calibrate on.")
+        tokens, real = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), bool)
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)], real[row, : len(ids)] = ids, True
+        return cls(tokens, np.broadcast_to(np.arange(len(rows))[:, None], tokens.shape), real)
+
+    def sha256(self) -> str:
+        """Return a hash of the tokens and of where documents begin."""
+        parts = (self.tokens[self.real], self.documents[self.real])
+        return hashlib.sha256(b"".join(np.ascontiguousarray(p, np.int64).tobytes() for p in parts)).hexdigest()
+
+
+def _ids(text: str | Sequence[int], tokenizer: Any) -> list[int]:
+    if not isinstance(text, str):
+        return [int(token) for token in text]
+    if tokenizer is None:
+        raise ConfigError(
+            f"{arg('texts')} holds strings, and the model has no tokenizer; give token ids or tokenizer=..."
+        )
+    return list(tokenizer(text)["input_ids"])
+
+
 def calibrate(
     model: Any,
     dictionary: FeatureDictionary | str | Path,
     *,
-    sae: SparseAutoencoder | str | Path,
+    sae: SavedSAE | SparseAutoencoder | str | Path,
     texts: TextRows | Sequence[str] | Sequence[Sequence[int]],
     features: Sequence[int] | None = None,
     rates: Sequence[float] = (0.01,),
@@ -54,7 +115,7 @@ def calibrate(
     Args:
         model: A LanguageModel, or a transformers model.
         dictionary: The feature dictionary, or its folder.
-        sae: The dictionary of latents, or its folder.
+        sae: The SAE, or its folder.
         texts: Documents that nothing was trained on, of the kind that will be watched: rows of a corpus, strings, or
             token ids. Of their length too: nothing is known about longer ones.
         features: By number; None: all labelled ones of the tier `high`.
@@ -72,37 +133,39 @@ def calibrate(
     """
     for rate in rates:
         if not 0 < rate < 1:
-            raise ConfigError(f"rates holds {rate:g}; a false-positive rate lies above 0 and below 1, such as 0.01.")
+            raise ConfigError(
+                f"{arg('rates')} holds {rate:g}; a false-positive rate lies above 0 and below 1, such as 0.01."
+            )
     if not rates:
-        raise ConfigError("rates is empty; write false-positive rates, such as [0.01].")
+        raise ConfigError(f"{arg('rates')} is empty; write false-positive rates, such as [0.01].")
     if not 0 < held_out_share < 1:
-        raise ConfigError(f"held_out_share is {held_out_share:g}; it lies above 0 and below 1.")
-    subject = Subject.of(model, dictionary, sae, features, any_model=any_model)
+        raise ConfigError("held_out_share", held_out_share, "it lies above 0 and below 1")
+    chosen = WatchedFeatures.of(model, dictionary, sae, features, any_model=any_model)
     tokenizer = tokenizer or tokenizer_of(model)
     limit = getattr(inner_model(model).config.get_text_config(), "max_position_embeddings", None)
     text = CalibrationText.of(texts, tokenizer, limit or _DEFAULT_COLUMNS)
-    latents, watched = _read(subject, text, special_ids(model, tokenizer), rows_at_once)
+    latents, watched = _read(chosen, text, special_ids(model, tokenizer), rows_at_once)
     documents = text.documents[watched]
-    concepts = _concepts(subject, text, watched)
+    concepts = _concepts(chosen, text, watched)
     numbers = np.unique(documents)
     if len(numbers) < 4:
-        raise ConfigError(f"texts holds {len(numbers)} documents; thresholds and their test take at least 4.")
+        raise ConfigError(f"{arg('texts')} holds {len(numbers)} documents; thresholds and their test take at least 4.")
     drawn = torch.randperm(len(numbers), generator=keyed_generator(seed, "documents to calibrate on")).numpy()
     n_tested = min(len(numbers) - 2, max(2, round(held_out_share * len(numbers))))
     tested = np.isin(documents, numbers[drawn[:n_tested]])
     sizes, active = _by_document(documents, latents > 0)
     normal = Frequencies.measure(active, sizes)
-    found = {}
-    for column, feature in enumerate(subject.features):
+    calibrated = {}
+    for column, feature in enumerate(chosen.features):
         values, concept = latents[:, column], concepts.get(feature)
         kept = np.ones(len(values), bool) if concept is None else ~concept
         by_rate = {
             float(rate): _tested(feature, values, documents, kept & ~tested, kept & tested, rate) for rate in rates
         }
         recall = {}
-        if concept is not None and (there := concept & tested).any():
-            recall = {rate: float((values[there] > one.threshold).mean()) for rate, one in by_rate.items()}
-        found[feature] = Calibrated(
+        if concept is not None and (with_concept := concept & tested).any():
+            recall = {rate: float((values[with_concept] > one.threshold).mean()) for rate, one in by_rate.items()}
+        calibrated[feature] = Calibrated(
             kind="rate" if concept is None else "concept",
             concept_share=None if concept is None else float(concept.mean()),
             recall=recall,
@@ -112,60 +175,59 @@ def calibrate(
             error=float(normal.error[column]),
         )
     return Thresholds(
-        sae=subject.sae_sha256,
-        dictionary=subject.dictionary.id,
-        model=subject.model_identity(),
+        sae=chosen.sae_sha256,
+        dictionary=chosen.dictionary.id,
+        model=chosen.model_identity(),
         text=text.sha256(),
         documents=len(numbers) - n_tested,
         held_out_documents=n_tested,
         tokens=len(documents),
         longest=normal.longest,
         seed=seed,
-        features=found,
+        features=calibrated,
     )
 
 
-def _read(subject: Subject, text: CalibrationText, special: set[int], rows_at_once: int) -> tuple[Values, Mask]:
+def _read(chosen: WatchedFeatures, text: CalibrationText, special: set[int], rows_at_once: int) -> tuple[Values, Mask]:
     """Return the latents of the watched tokens, (T, n), and which of the text's tokens these are."""
-    found: list[Values] = []
+    latents: list[Values] = []
     masks: list[Mask] = []
 
     def take(one: Pass) -> None:
-        found.append(one.latents[one.seen.watched].float().cpu().numpy())
+        latents.append(one.latents[one.seen.watched].float().cpu().numpy())
         masks.append(one.seen.watched.cpu().numpy())
 
-    watcher = Watcher(subject.model, subject.sae, subject.features, special, lambda: None, take)
-    inner = inner_model(subject.model)
+    watcher = Watcher(chosen.model, chosen.sae, chosen.features, special, lambda: None, take)
+    inner = inner_model(chosen.model)
     body, device = inner.base_model, inner.device
     with torch.no_grad(), watcher.open():
         for start in range(0, len(text.tokens), rows_at_once):
             part = slice(start, start + rows_at_once)
             mask = torch.from_numpy(text.real[part]).long().to(device)
             body(input_ids=torch.from_numpy(text.tokens[part]).to(device), attention_mask=mask, use_cache=False)
-    return np.concatenate(found), np.concatenate(masks)
+    return np.concatenate(latents), np.concatenate(masks)
 
 
-def _concepts(subject: Subject, text: CalibrationText, watched: Mask) -> dict[int, Mask]:
+def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> dict[int, Mask]:
     """Return, of each feature with a rule that passed, on which watched tokens it holds."""
     rules = {}
-    for row in subject.dictionary.sql(
-        "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($wanted, feature)",
-        {"wanted": subject.features},
+    for row in chosen.dictionary.sql(
+        "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($features, feature)",
+        {"features": chosen.features},
     ).to_pylist():
         patterns = json.loads(row["rule"]).get("patterns")
         if patterns:
             rules[row["feature"]] = patterns
-    if not rules or not isinstance(subject.model, LanguageModel):
+    if not rules or not isinstance(chosen.model, LanguageModel):
         return {}
-    keys = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(subject.model))
-    here = {kind: keys.keys[kind][watched.ravel()] for kind in KINDS}
-    held = {}
+    keys = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model))
+    of_watched = {kind: keys.keys[kind][watched.ravel()] for kind in KINDS}
+    concepts = {feature: np.zeros(int(watched.sum()), bool) for feature in rules}
     for feature, patterns in rules.items():
-        held[feature] = np.zeros(int(watched.sum()), bool)
         for kind in KINDS:
-            if wanted := [key for found, key in patterns if found == kind]:
-                held[feature] |= np.isin(here[kind], wanted)
-    return held
+            if of_kind := [key for pattern_kind, key in patterns if pattern_kind == kind]:
+                concepts[feature] |= np.isin(of_watched[kind], of_kind)
+    return concepts
 
 
 def _tested(feature: int, values: Values, documents: Documents, used: Mask, tested: Mask, rate: float) -> Tested:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.labels.scoring import wilson
+from lightsae.metrics.intervals import wilson
 
 Values = NDArray[np.float32]
 Documents = NDArray[np.int64]

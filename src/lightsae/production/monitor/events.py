@@ -1,6 +1,6 @@
 """What a monitor tells: a feature fired on a token; a feature's frequency left its band, or came back.
 
-Values are in the dictionary's normalised units.
+Values are in the SAE's normalised units.
 """
 
 import json

@@ -15,57 +15,61 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.errors import ConfigError
-from lightsae.production.monitor.drift import Change, DriftWatch
+from lightsae.errors import ConfigError, arg
+from lightsae.formats.saved_sae import SavedSAE
+from lightsae.production.monitor.drift_watch import Change, DriftWatch, OpenTexts
 from lightsae.production.monitor.events import Alarm, Event, Firing, now
-from lightsae.production.monitor.levels import Levels, choose_levels
-from lightsae.production.monitor.sinks import Outlets, Sink
-from lightsae.production.monitor.subject import Subject
+from lightsae.production.monitor.sinks import EventWriter, Sink
 from lightsae.production.monitor.summary import FeatureSummary, Summary
-from lightsae.production.monitor.texts import OpenTexts
-from lightsae.production.monitor.thresholds import Thresholds
+from lightsae.production.monitor.thresholds import FiringThresholds, Thresholds, firing_thresholds
+from lightsae.production.monitor.watched_features import WatchedFeatures
 from lightsae.production.monitor.watcher import Pass, Watcher, special_ids, tokenizer_of
-from lightsae.production.registry import promoted_or_given
+from lightsae.production.registry import Promoted, load_channel
 from lightsae.sae import SparseAutoencoder
 
-# What `alarms` remembers; the sinks get all.
+# How many `alarms` remembers; the sinks get all.
 _ALARMS_KEPT = 1000
 
 
 class Monitor:
-    """What a model is watched with; given by `monitor`.
+    """What a model is watched with; returned by `monitor`.
 
     Attributes:
-        features: That are watched.
-        tokens: Watched so far.
-        alarms: The latest of them.
+        features: The features that are watched.
+        tokens: How many tokens were watched so far.
+        alarms: The latest alarms.
     """
 
     def __init__(
-        self, subject: Subject, levels: Levels, outlets: Outlets, drift: DriftWatch | None, tokenizer: Any
+        self,
+        watched: WatchedFeatures,
+        thresholds: FiringThresholds,
+        writer: EventWriter,
+        drift: DriftWatch | None,
+        tokenizer: Any,
     ) -> None:
-        self.features, self.alarms = subject.features, deque[Alarm](maxlen=_ALARMS_KEPT)
-        self._subject, self._levels, self._outlets, self._drift = subject, levels, outlets, drift
+        self.features, self.alarms = watched.features, deque[Alarm](maxlen=_ALARMS_KEPT)
+        self._watched, self._thresholds, self._writer, self._drift = watched, thresholds, writer, drift
         self._tokenizer = tokenizer
-        self._said: dict[int, str] = {}
-        # Active, and firing: both are told by one comparison.
-        limits = [[0.0] * len(self.features), [levels.values[f] for f in self.features]]
+        self._token_texts: dict[int, str] = {}
+        # Active, and firing: one comparison tells both.
+        limits = [[0.0] * len(self.features), [thresholds.values[f] for f in self.features]]
         self._limits = torch.tensor(limits)[:, None, None]
         longest = drift.expected.longest if drift is not None else None
         self._texts = OpenTexts(len(self.features), longest, self._finished)
         self._request: str | None = None
-        self.tokens, self._told = 0, 0
+        self.tokens, self._tokens_counted = 0, 0
         self._fired = np.zeros(len(self.features), np.int64)
         self._active = np.zeros(len(self.features), np.int64)
-        special = special_ids(subject.model, tokenizer)
-        self._watcher = Watcher(subject.model, subject.sae, self.features, special, self._texts.end_rows, self._take)
+        special = special_ids(watched.model, tokenizer)
+        self._watcher = Watcher(watched.model, watched.sae, self.features, special, self._texts.end_rows, self._take)
 
     @contextmanager
     def request(self, name: str) -> Iterator[None]:
         """While open, events carry this id, and all that runs counts as one text of the drift window.
 
         Args:
-            name: Of the request: whatever was asked together, and is therefore alike.
+            name: Id of the request: whatever was asked together, and is therefore alike.
         """
         outer, self._request = self._request, name
         self._texts.end_rows()
@@ -78,27 +82,22 @@ class Monitor:
 
     def summary(self) -> Summary:
         """Return what was seen so far, text that is under way with it."""
-        drift = self._drift
-        rows = []
+        drift, rows = self._drift, []
         for i, feature in enumerate(self.features):
-            looked = drift is not None and drift.frequency is not None
             rows.append(
                 FeatureSummary(
                     feature=feature,
-                    label=self._subject.labels[feature],
-                    threshold=self._levels.values[feature],
-                    kind=self._levels.kinds[feature],
+                    label=self._watched.labels[feature],
+                    threshold=self._thresholds.values[feature],
+                    kind=self._thresholds.kinds[feature],
                     firings=int(self._fired[i]),
                     frequency=int(self._active[i]) / self.tokens if self.tokens else None,
-                    dictionary_frequency=self._subject.frequencies[feature],
-                    window_frequency=float(drift.frequency[i]) if looked else None,  # type: ignore[union-attr, index]
-                    low=float(drift.low[i]) if looked else None,  # type: ignore[union-attr, index]
-                    high=float(drift.high[i]) if looked else None,  # type: ignore[union-attr, index]
-                    drift=int(drift.outside[i]) if drift is not None else None,
+                    dictionary_frequency=self._watched.frequencies[feature],
                     alarms=sum(alarm.feature == feature for alarm in self.alarms if alarm.state == "left"),
+                    **({} if drift is None else drift.last_look(i)),
                 )
             )
-        return Summary(self.tokens, rows, self._outlets.failures)
+        return Summary(self.tokens, rows, self._writer.failures)
 
     def __str__(self) -> str:
         return str(self.summary())
@@ -111,16 +110,16 @@ class Monitor:
                 yield self
         except BaseException as error:
             self._close()
-            if failed := self._outlets.error():
+            if failed := self._writer.error():
                 error.add_note(str(failed))
             raise
         self._close()
-        if failed := self._outlets.error():
+        if failed := self._writer.error():
             raise failed
 
     def _close(self) -> None:
         self._texts.end_rows()
-        self._outlets.close()
+        self._writer.close()
 
     def _take(self, one: Pass) -> None:
         latents, seen = one.latents, one.seen
@@ -128,12 +127,11 @@ class Monitor:
             self._limits = self._limits.to(latents.device)
         above = (latents > self._limits) & seen.watched[..., None]
         # Read once: everything waits for the device here.
-        told = [*above.sum(2), seen.watched.sum(1, keepdim=True)]
-        counts = torch.cat(told, 1).cpu().numpy()
+        counts = torch.cat([*above.sum(2), seen.watched.sum(1, keepdim=True)], 1).cpu().numpy()
         n = len(self.features)
         first = self._texts.first_of(len(counts))
         if (fires := counts[:, n : 2 * n].sum(0)).any():
-            self._outlets.write(self._events(one, above[1], first))
+            self._writer.write(self._events(one, above[1], first))
         self._fired += fires
         self._active += counts[:, :n].sum(0)
         self.tokens += int(counts[:, -1].sum())
@@ -142,21 +140,21 @@ class Monitor:
     def _events(self, one: Pass, fired: Tensor, first: int) -> list[Event]:
         row, column, feature = (places := fired.nonzero()).unbind(1)
         seen = one.seen
-        told = [seen.tokens[row, column], self._watcher.places(one)[row, column], seen.generated[column].long()]
-        whole = torch.cat([places, torch.stack(told, 1)], 1).cpu().tolist()
+        more = [seen.tokens[row, column], self._watcher.places(one)[row, column], seen.generated[column].long()]
+        columns = torch.cat([places, torch.stack(more, 1)], 1).cpu().tolist()
         values = one.latents[row, column, feature].float().cpu().tolist()
         time, events = now(), list[Event]()
-        for (r, _, i, token, position, generated), value in zip(whole, values, strict=True):
+        for (r, _, i, token, position, generated), value in zip(columns, values, strict=True):
             number = self.features[i]
-            largest = self._subject.maxima[number]
+            largest = self._watched.maxima[number]
             events.append(
                 Firing(
                     time=time,
                     feature=number,
-                    label=self._subject.labels[number],
+                    label=self._watched.labels[number],
                     value=value,
                     of_max=None if largest is None else value / largest,
-                    threshold=self._levels.values[number],
+                    threshold=self._thresholds.values[number],
                     token=token,
                     token_text=self._text_of(token),
                     row=r,
@@ -171,20 +169,20 @@ class Monitor:
     def _text_of(self, token: int) -> str | None:
         if self._tokenizer is None or token < 0:
             return None
-        if token not in self._said:
-            self._said[token] = self._tokenizer.decode([token])
-        return self._said[token]
+        if token not in self._token_texts:
+            self._token_texts[token] = self._tokenizer.decode([token])
+        return self._token_texts[token]
 
     def _finished(self, tokens: int, active: NDArray[np.int64]) -> None:
         """A text is over: the window moves on."""
         if self._drift is not None:
             alarms = [self._alarm(change) for change in self._drift.add(tokens, active)]
             self.alarms.extend(alarms)
-            self._outlets.write(alarms)
-        if new := self.tokens - self._told:
-            self._told = self.tokens
+            self._writer.write(alarms)
+        if new := self.tokens - self._tokens_counted:
+            self._tokens_counted = self.tokens
             shares = {f: int(count) / self.tokens for f, count in zip(self.features, self._active, strict=True)}
-            self._outlets.count(new, shares, self._subject.labels)
+            self._writer.count(new, shares, self._watched.labels)
 
     def _alarm(self, change: Change) -> Alarm:
         assert self._drift is not None
@@ -192,7 +190,7 @@ class Monitor:
         return Alarm(
             time=now(),
             feature=feature,
-            label=self._subject.labels[feature],
+            label=self._watched.labels[feature],
             state="left" if change.left else "returned",
             side="above" if change.above else "below",
             frequency=change.frequency,
@@ -209,7 +207,7 @@ def monitor(
     model: Any,
     dictionary: FeatureDictionary | str | Path | None = None,
     *,
-    sae: SparseAutoencoder | str | Path | None = None,
+    sae: Promoted | SavedSAE | SparseAutoencoder | str | Path | None = None,
     channel: str | None = None,
     registry: str | Path = "registry",
     features: Sequence[int] | None = None,
@@ -239,7 +237,7 @@ def monitor(
     Args:
         model: A LanguageModel, or a transformers model.
         dictionary: The feature dictionary, or its folder.
-        sae: The dictionary of latents that it was made for, or its folder.
+        sae: The SAE that it was made for, or its folder; or what `load_channel` returns, which brings both.
         channel: In place of both: what is promoted to `staging` or `production` of a registry, after its hashes, the
             model and the site were checked.
         registry: The registry: a folder, or `hub:org/name`.
@@ -255,7 +253,7 @@ def monitor(
         any_model: Watch a model of another name or revision: a fine-tuned copy.
 
     Raises:
-        ModelError: The dictionary was made for another model or revision.
+        ModelError: The SAE was trained on another model or revision.
         SiteError: It reads a site that the model lacks.
         FormatError: The feature dictionary, or the thresholds, belong to another SAE.
         ConfigError: A feature, a threshold or a setting does not fit; or, at the end, a sink failed.
@@ -266,21 +264,34 @@ def monitor(
                 model.generate(**inputs)
         print(watch)
     """
-    sae, dictionary = promoted_or_given(model, sae, dictionary, channel, registry, None, any_model)
+    if channel is not None:
+        if sae is not None or dictionary is not None:
+            raise ConfigError(
+                f"{arg('channel')} is {channel!r}, and sae or dictionary is given too; keep one of the two."
+            )
+        sae = load_channel(registry, channel, None if any_model else model)
+    if isinstance(sae, Promoted):
+        if dictionary is not None:
+            raise ConfigError(f"{arg('dictionary')} is given, but {arg('sae')} brings its own; leave one of them out.")
+        dictionary, sae = sae.dictionary, sae.sae
+    if sae is None:
+        raise ConfigError(f"{arg('sae')} is missing: give the SAE, its folder, or what load_channel returns.")
     if dictionary is None:
-        raise ConfigError("dictionary is missing: a monitor needs the feature dictionary of the SAE, or a channel.")
-    subject = Subject.of(model, dictionary, sae, features, any_model=any_model)
-    levels = choose_levels(subject, thresholds, false_positive_rate)
-    outlets = Outlets([sinks] if isinstance(sinks, Sink) or callable(sinks) else list(sinks))
+        raise ConfigError(
+            f"{arg('dictionary')} is missing: a monitor needs the feature dictionary of the SAE, or a channel."
+        )
+    watched = WatchedFeatures.of(model, dictionary, sae, features, any_model=any_model)
+    firing = firing_thresholds(watched, thresholds, false_positive_rate)
+    writer = EventWriter([sinks] if isinstance(sinks, Sink) or callable(sinks) else list(sinks))
     if drift_window is not None and drift_window < 1:
-        raise ConfigError(f"drift_window is {drift_window}; write tokens, 1 or more, or None for no drift alarms.")
+        raise ConfigError("drift_window", drift_window, "write tokens, 1 or more, or None for no drift alarms")
     if not 0 < drift_level < 1:
-        raise ConfigError(f"drift_level is {drift_level:g}; a probability lies above 0 and below 1, such as 0.01.")
+        raise ConfigError("drift_level", drift_level, "a probability lies above 0 and below 1, such as 0.01")
     if drift_horizon < 1:
-        raise ConfigError(f"drift_horizon is {drift_horizon}; write how many windows, 1 or more.")
+        raise ConfigError("drift_horizon", drift_horizon, "write how many windows, 1 or more")
     drift = None
-    if drift_window is not None and levels.calibrated is not None:
-        expected = levels.calibrated.frequencies(subject.features)
+    if drift_window is not None and firing.calibrated is not None:
+        expected = firing.calibrated.frequencies(watched.features)
         drift = DriftWatch(expected, drift_window, drift_level, drift_horizon)
-    with Monitor(subject, levels, outlets, drift, tokenizer or tokenizer_of(model)).open() as opened:
+    with Monitor(watched, firing, writer, drift, tokenizer or tokenizer_of(model)).open() as opened:
         yield opened

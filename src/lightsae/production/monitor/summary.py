@@ -33,11 +33,11 @@ class FeatureSummary:
     firings: int
     frequency: float | None
     dictionary_frequency: float | None
-    window_frequency: float | None
-    low: float | None
-    high: float | None
-    drift: int | None
-    alarms: int
+    window_frequency: float | None = None
+    low: float | None = None
+    high: float | None = None
+    drift: int | None = None
+    alarms: int = 0
 
 
 # Letters of a label in the table: a longer one would leave the numbers no room. Rows: those that fired most.
@@ -72,18 +72,17 @@ class Summary:
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("of", no_wrap=True)
         table.add_column("label", no_wrap=True, overflow="ellipsis")
-        shown_first = sorted(self.features, key=lambda one: (-(one.drift is not None and one.drift != 0), -one.firings))
-        for one in shown_first[:_ROWS]:
+        ordered = sorted(self.features, key=lambda one: (-(one.drift is not None and one.drift != 0), -one.firings))
+        for one in ordered[:_ROWS]:
             band = "" if one.low is None else f"{_share(one.low)} to {_share(one.high)}"
             mark = {1: " above", -1: " below"}.get(one.drift or 0, "")
-            shown = [str(one.feature), f"{one.firings:,}", _share(one.frequency), _share(one.dictionary_frequency)]
+            cells = [str(one.feature), f"{one.firings:,}", _share(one.frequency), _share(one.dictionary_frequency)]
             if watched:
-                shown += [_share(one.window_frequency) + mark, band, "" if one.drift is None else str(one.alarms)]
-            shown += [f"{one.threshold:.3g}", one.kind]
+                cells += [_share(one.window_frequency) + mark, band, "" if one.drift is None else str(one.alarms)]
+            cells += [f"{one.threshold:.3g}", one.kind]
             # Labels hold brackets, which rich would read as marks.
-            table.add_row(*shown, shortened(one.label or "", _LABEL).replace("[", r"\["))
-        left = shown_first[_ROWS:]
-        if left:
+            table.add_row(*cells, shortened(one.label or "", _LABEL).replace("[", r"\["))
+        if left := ordered[_ROWS:]:
             table.caption = f"and {len(left):,} more features, of which {sum(one.firings > 0 for one in left):,} fired"
         return table
 

@@ -1,4 +1,4 @@
-"""Thresholds of features with their tested false-positive rates, and their normal frequencies: what `calibrate` found.
+"""Above which activation each feature fires: calibrated, with a tested false-positive rate, or given.
 
 Axes: n features.
 """
@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from lightsae.errors import ConfigError, FormatError
+from lightsae.errors import ConfigError, FormatError, ModelError, arg
 from lightsae.formats.files import write_atomically
-from lightsae.production.monitor.drift import Frequencies
+from lightsae.metrics.conventions import FIRES_ABOVE
+from lightsae.production.monitor.drift_watch import Frequencies
+from lightsae.production.monitor.watched_features import WatchedFeatures
 
 _VERSION = 1
+# The rate of `monitor`, if none is asked for.
+_RATE = 0.01
 
 
 @dataclass(frozen=True)
@@ -106,17 +110,13 @@ class Thresholds:
         for known_rate, tested in rates.items():
             if math.isclose(known_rate, rate, rel_tol=1e-9):
                 return tested
-        raise ConfigError(f"false_positive_rate is {rate:g}; calibrated are {', '.join(f'{r:g}' for r in rates)}.")
+        raise ConfigError("false_positive_rate", rate, f"calibrated are {', '.join(f'{r:g}' for r in rates)}")
 
     def frequencies(self, features: list[int]) -> Frequencies:
         """Return what is normal for some features, in their order."""
-        found = [self.features[feature] for feature in features]
-        return Frequencies(
-            np.array([one.frequency for one in found], np.float64),
-            np.array([one.alike for one in found], np.float64),
-            np.array([one.error for one in found], np.float64),
-            self.longest,
-        )
+        chosen = [self.features[feature] for feature in features]
+        mean, alike, error = np.array([[one.frequency, one.alike, one.error] for one in chosen], np.float64).T
+        return Frequencies(mean, alike, error, self.longest)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON.
@@ -124,9 +124,9 @@ class Thresholds:
         Raises:
             ConfigError: The file cannot be written.
         """
-        told = {"kind": "lightsae thresholds", "version": _VERSION, **asdict(self)}
+        values = {"kind": "lightsae thresholds", "version": _VERSION, **asdict(self)}
         with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Thresholds":
@@ -136,26 +136,91 @@ class Thresholds:
             FormatError: There is no such file, or it is something else.
         """
         try:
-            told = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise FormatError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
         except ValueError as error:
             raise FormatError(f"{str(path)!r} is no JSON; name a file that Thresholds.save wrote.") from error
-        if not isinstance(told, dict) or told.pop("kind", None) != "lightsae thresholds":
+        if not isinstance(values, dict) or values.pop("kind", None) != "lightsae thresholds":
             raise FormatError(f"{str(path)!r} holds no thresholds; name a file that Thresholds.save wrote.")
-        if (version := told.pop("version", None)) != _VERSION:
+        if (version := values.pop("version", None)) != _VERSION:
             raise FormatError(f"{str(path)!r} has version {version}; this lightsae reads {_VERSION}. Calibrate again.")
         try:
-            features = {int(number): _calibrated(one) for number, one in told.pop("features").items()}
-            return cls(**told, features=features)
+            features = {int(number): _calibrated(one) for number, one in values.pop("features").items()}
+            return cls(**values, features=features)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise FormatError(f"{str(path)!r} is damaged ({error}); calibrate again.") from error
 
 
-def _calibrated(told: Mapping[str, Any]) -> Calibrated:
-    rates = {float(rate): Tested(**tested) for rate, tested in told["rates"].items()}
+def _calibrated(values: Mapping[str, Any]) -> Calibrated:
+    rates = {float(rate): Tested(**tested) for rate, tested in values["rates"].items()}
     for tested in rates.values():
         if not 0 <= float(tested.threshold) < math.inf:
             raise ValueError(f"a threshold is {tested.threshold}")
-    recall = {float(rate): float(value) for rate, value in told["recall"].items()}
-    return Calibrated(**{**told, "rates": rates, "recall": recall})
+    recall = {float(rate): float(value) for rate, value in values["recall"].items()}
+    return Calibrated(**{**values, "rates": rates, "recall": recall})
+
+
+@dataclass(frozen=True)
+class FiringThresholds:
+    """Thresholds in use.
+
+    Attributes:
+        values: By feature, in normalised units; exceeding it is a firing.
+        kinds: Where each comes from, in words.
+        calibrated: What they were taken from, if they were calibrated.
+    """
+
+    values: dict[int, float]
+    kinds: dict[int, str]
+    calibrated: Thresholds | None = None
+
+
+def firing_thresholds(
+    watched: WatchedFeatures, thresholds: Thresholds | Mapping[int, float] | str | Path | None, rate: float | None
+) -> FiringThresholds:
+    """Return the thresholds of the watched features.
+
+    Raises:
+        FormatError: They were made for another SAE, or the file is none.
+        ModelError: They were calibrated on another model.
+        ConfigError: A feature or the rate is missing, a value is no activation, or a rate goes with no calibration.
+    """
+    if isinstance(thresholds, str | Path):
+        thresholds = Thresholds.load(thresholds)
+    if isinstance(thresholds, Thresholds):
+        rate = _RATE if rate is None else rate
+        _check_calibrated_for(thresholds, watched)
+        values = {feature: thresholds.at(feature, rate).threshold for feature in watched.features}
+        words = {"concept": f"{rate:g} without concept", "rate": f"{rate:g} of all"}
+        kinds = {feature: words[thresholds.features[feature].kind] for feature in values}
+        return FiringThresholds(values, kinds, thresholds)
+    if rate is not None:
+        raise ConfigError(
+            f"{arg('false_positive_rate')} is {rate:g}, but no calibrated thresholds are given; make them with "
+            "lightsae.production.monitor.calibrate, or leave it out."
+        )
+    if thresholds is None:
+        values = {feature: FIRES_ABOVE * (largest or 0.0) for feature, largest in watched.maxima.items()}
+        return FiringThresholds(values, dict.fromkeys(values, f"{FIRES_ABOVE:.0%} of the maximum"))
+    for feature in watched.features:
+        if feature not in thresholds:
+            raise ConfigError(f"{arg('thresholds')} has no entry for feature {feature}, which is watched; add one.")
+        if not 0 <= (value := float(thresholds[feature])) < math.inf:
+            raise ConfigError(f"{arg('thresholds')}[{feature}] is {value:g}; write an activation, 0 or more.")
+    values = {feature: float(thresholds[feature]) for feature in watched.features}
+    return FiringThresholds(values, dict.fromkeys(values, "given"))
+
+
+def _check_calibrated_for(thresholds: Thresholds, watched: WatchedFeatures) -> None:
+    if thresholds.sae != watched.sae_sha256:
+        raise FormatError(
+            f"the thresholds were calibrated for the SAE with SHA-256 {thresholds.sae[:12]}, and this one has "
+            f"{watched.sae_sha256[:12]}: they mean nothing here. Calibrate this one."
+        )
+    ours, theirs = watched.model_identity()["revision"], thresholds.model.get("revision")
+    if ours and theirs and ours != theirs:
+        raise ModelError(
+            f"the thresholds were calibrated on the model at revision {theirs!r}, and the one in use is at {ours!r}; "
+            "calibrate on this one."
+        )

@@ -17,7 +17,7 @@ from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked
 from lightsae.lm.model import name_of, site_in
-from lightsae.production.monitor.passes import Watched, WatchedPasses
+from lightsae.production.monitor.watched_passes import Watched, WatchedPasses
 from lightsae.sae import SiteRef, SparseAutoencoder
 from lightsae.sae.latent_reader import LatentReader
 
@@ -35,14 +35,14 @@ class Watcher:
 
     Args:
         model: A LanguageModel, or a transformers model.
-        sae: The dictionary; all that it reads is in this model.
+        sae: The SAE; all that it reads is in this model.
         features: Whose latents.
         special: Ids of the special tokens.
         at_text: Called when new texts begin, and when a `generate` ends.
         at_end: Called with each pass, when it is over.
 
     Raises:
-        SiteError: The dictionary reads a site that the model lacks.
+        SiteError: The SAE reads a site that the model lacks.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Watcher:
         self._reader: LatentReader | None = None
         self._device: torch.device | None = None
         self._read: dict[SiteRef, Tensor] = {}
-        self._found: Pass | None = None
+        self._pass: Pass | None = None
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -78,11 +78,11 @@ class Watcher:
     def _see(self, site: SiteRef, x: Tensor) -> None:
         if x.shape[2] != self._sae.widths.read[site]:
             raise SiteError(
-                f"{site.site!r} has width {x.shape[2]} in {name_of(self._model)!r}, and the dictionary reads "
+                f"{site.site!r} has width {x.shape[2]} in {name_of(self._model)!r}, and the SAE reads "
                 f"{self._sae.widths.read[site]} numbers: it belongs to another model."
             )
         flat = x.detach().reshape(-1, x.shape[2])
-        # A copy where it has to wait: a later module could write in place.
+        # A copy if it has to wait: a later module could write in place.
         self._read[site] = flat if len(self._sites) == 1 else flat.clone()
         if len(self._read) < len(self._sites):
             return
@@ -94,18 +94,18 @@ class Watcher:
         latents = self._reader(parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], 1))
         self._read.clear()
         seen = self._passes.look(x.shape[:2], x.device)
-        self._found = Pass(latents.reshape(*x.shape[:2], -1), seen)
+        self._pass = Pass(latents.reshape(*x.shape[:2], -1), seen)
 
     def places(self, one: Pass) -> Int[Tensor, "B S"]:
         """Return each token's position in its row, from 0, without padding; of the pass that just ended."""
         return self._passes.places(one.seen.tokens.shape, one.latents.device)
 
     def _end(self) -> None:
-        # Nothing was found where the pass failed before the site.
-        found, self._found = self._found, None
+        # There is none if the model failed before the site.
+        ended, self._pass = self._pass, None
         self._read.clear()
-        if found is not None:
-            self._at_end(found)
+        if ended is not None:
+            self._at_end(ended)
 
 
 def inner_model(model: Any) -> Any:
@@ -114,7 +114,7 @@ def inner_model(model: Any) -> Any:
 
 
 def tokenizer_of(model: Any) -> Any:
-    """Return the tokenizer of a LanguageModel; None where there is none, and for others."""
+    """Return the tokenizer of a LanguageModel; None if there is none, and for others."""
     if not isinstance(model, LanguageModel):
         return None
     try:
@@ -125,10 +125,10 @@ def tokenizer_of(model: Any) -> Any:
 
 def special_ids(model: Any, tokenizer: Any) -> set[int]:
     """Return the ids of special tokens: the tokenizer's, and those that the model's config names."""
-    found = set(getattr(tokenizer, "all_special_ids", None) or [])
+    ids = set(getattr(tokenizer, "all_special_ids", None) or [])
     inner = inner_model(model)
     for config in (inner.config.get_text_config(), getattr(inner, "generation_config", None)):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            given = getattr(config, name, None)
-            found |= set(given if isinstance(given, list | tuple) else [given]) - {None}
-    return found
+            value = getattr(config, name, None)
+            ids |= set(value if isinstance(value, list | tuple) else [value]) - {None}
+    return ids

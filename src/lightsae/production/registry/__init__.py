@@ -1,7 +1,7 @@
 """The registry: versions of feature dictionaries that are published, promoted by a policy, and rolled back."""
 
 from lightsae.production.registry.actions import Outcome, promote, publish, rollback
-from lightsae.production.registry.loading import Promoted, Verified, load_channel, promoted_or_given, verify
+from lightsae.production.registry.loading import Promoted, Verified, load_channel, verify
 from lightsae.production.registry.policy import Policy, PolicyRefusal, read_policy
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Verified",
     "load_channel",
     "promote",
-    "promoted_or_given",
     "publish",
     "read_policy",
     "rollback",

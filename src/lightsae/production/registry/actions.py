@@ -12,7 +12,6 @@ from lightsae.errors import ConfigError, arg
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.production.registry.evidence import check_evidence, figures_of
-from lightsae.production.registry.hub import changing
 from lightsae.production.registry.log import commit
 from lightsae.production.registry.policy import PolicyRefusal, read_policy
 from lightsae.production.registry.store import check_channel, find_version, writing
@@ -83,8 +82,7 @@ def publish(
     sources = sources_of(opened, sae, files)
     manifest = describe(opened, sources)
     version = version_id(manifest)
-    message = f"publish {version[:SHORT]}"
-    with changing(registry, message, begin=True) as folder, writing(folder, begin=True) as (where, state):
+    with writing(registry, f"publish {version[:SHORT]}", begin=True) as (where, state):
         known, intact = version in state.published, not problems_of(where, version)
         if known and intact:
             return Outcome(version, changed=False)
@@ -116,7 +114,7 @@ def promote(
     check_channel(channel)
     rules = read_policy(policy)
     _check_why(why, "promote")
-    with changing(registry, f"promote {version} to {channel}") as folder, writing(folder) as (where, state):
+    with writing(registry, f"promote {version} to {channel}") as (where, state):
         whole = find_version(where, state, version)
         check_intact(where, whole, str(registry))
         figures = figures_of(folder_of(where, whole))
@@ -144,7 +142,7 @@ def rollback(registry: str | Path, channel: str, *, why: str, who: str | None = 
     """
     check_channel(channel)
     _check_why(why, "rollback")
-    with changing(registry, f"roll {channel} back") as folder, writing(folder) as (where, state):
+    with writing(registry, f"roll {channel} back") as (where, state):
         versions = state.channels[channel]
         if len(versions) < 2:
             why_not = f"has had no version before {versions[0][:SHORT]}" if versions else "is empty"

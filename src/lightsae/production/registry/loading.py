@@ -11,7 +11,7 @@ from lightsae.analysis.reading.compatibility import check_model, choose_site
 from lightsae.errors import ConfigError, FormatError, arg
 from lightsae.formats.native import load_sae
 from lightsae.lm.model import site_in
-from lightsae.production.registry.hub import local_copy
+from lightsae.production.registry.hub_repository import local_copy
 from lightsae.production.registry.log import inspect_log
 from lightsae.production.registry.store import check_channel, locate_registry, open_registry, unpublished
 from lightsae.production.registry.version import SHORT, check_intact, folder_of, problems_of
@@ -20,7 +20,7 @@ from lightsae.sae import SiteRef, SparseAutoencoder
 
 @dataclass(frozen=True)
 class Promoted:
-    """What a channel has.
+    """What a channel has; `steer` and `monitor` take it as the SAE, with its feature dictionary.
 
     Attributes:
         sae: In eval mode.
@@ -93,30 +93,6 @@ def load_channel(
         check_model(model, name, revision)
         site_in(model, written.site)
     return Promoted(sae, dictionary, version, channel, written, name, revision, folder)
-
-
-def promoted_or_given(
-    model: Any,
-    sae: SparseAutoencoder | str | Path | None,
-    dictionary: FeatureDictionary | str | Path | None,
-    channel: str | None,
-    registry: str | Path,
-    site: str | None,
-    any_model: bool,
-) -> tuple[SparseAutoencoder | str | Path, FeatureDictionary | str | Path | None]:
-    """Return the SAE and the feature dictionary that a caller gave, or those that a channel has.
-
-    Raises:
-        ConfigError: Neither, or both, were given.
-    """
-    if channel is None:
-        if sae is None:
-            raise ConfigError(f"{arg('sae')} is missing: give the SAE, its folder, or what load_channel returns.")
-        return sae, dictionary
-    if sae is not None or dictionary is not None:
-        raise ConfigError(f"{arg('channel')} is {channel!r}, and sae or dictionary is given too; keep one of the two.")
-    promoted = load_channel(registry, channel, None if any_model else model, site=site)
-    return promoted.sae, promoted.dictionary
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
 from lightsae.formats.files import explain_os_errors, locate
-from lightsae.production.registry.hub import local_copy
+from lightsae.production.registry.hub_repository import changing, local_copy
 from lightsae.production.registry.log import CHANNELS, LOG, POINTER, State, read_state
 from lightsae.production.registry.version import SHORT, VERSIONS
 
@@ -48,37 +48,38 @@ def locate_registry(registry: str | Path) -> Path:
 
 
 @contextmanager
-def writing(registry: str | Path, begin: bool = False) -> Iterator[tuple[Path, State]]:
+def writing(registry: str | Path, message: str = "", *, begin: bool = False) -> Iterator[tuple[Path, State]]:
     """Keep other writers away while a registry is changed; gives its folder and its state.
 
     Args:
-        registry: Folder of the registry.
+        registry: Folder, or `hub:org/name`.
+        message: What is done, for the commit on the Hub.
         begin: Make it if there is none.
 
     Raises:
-        ConfigError: Another process writes, or there is no permission to.
+        ConfigError: Another process writes, or there is no permission to; or the Hub refuses.
         FormatError: There is no registry, or its log was changed.
     """
-    where = Path(registry)
-    if begin:
-        _check_can_begin(where)
-        with explain_os_errors(registry):
-            where.mkdir(parents=True, exist_ok=True)
-    else:
-        where = locate_registry(registry)
-    with explain_os_errors(registry):
-        lock = (where / LOCK).open("a")
-    with lock:
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"Another process is writing to the registry {str(registry)!r}; try again.") from error
-        state = read_state(where, str(registry))
-        # Nobody else writes: these are of a process that was killed.
-        for staged in (where / VERSIONS).glob(".partial-*"):
-            shutil.rmtree(staged, ignore_errors=True)
-        yield where, state
+    with changing(registry, message, begin=begin) as where:
+        if begin:
+            _check_can_begin(where)
+            with explain_os_errors(where):
+                where.mkdir(parents=True, exist_ok=True)
+        else:
+            where = locate_registry(where)
+        with explain_os_errors(where):
+            lock = (where / LOCK).open("a")
+        with lock:
+            try:
+                # The system lets go of it when the process ends, however it ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"Another process is writing to the registry {str(where)!r}; try again.") from error
+            state = read_state(where, str(registry))
+            # Nobody else writes: these are of a process that was killed.
+            for staged in (where / VERSIONS).glob(".partial-*"):
+                shutil.rmtree(staged, ignore_errors=True)
+            yield where, state
 
 
 def find_version(where: Path, state: State, text: str) -> str:

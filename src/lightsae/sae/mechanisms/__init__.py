@@ -1,12 +1,18 @@
-"""Sparsity mechanisms, one a file."""
+"""Sparsity mechanisms, one per file. A new one is a file and a line here, in the order in which the help lists them."""
 
-from lightsae.sae.mechanisms.base import Encoding, Mechanism
-from lightsae.sae.mechanisms.batch_topk import BatchTopK
-from lightsae.sae.mechanisms.gated import Gated
-from lightsae.sae.mechanisms.jumprelu import JumpReLU
-from lightsae.sae.mechanisms.relu import ReLU
-from lightsae.sae.mechanisms.topk import TopK
+import inspect
 
-MECHANISMS: dict[str, type[Mechanism]] = {kind.__name__: kind for kind in (ReLU, TopK, BatchTopK, JumpReLU, Gated)}
+# isort: off
+from lightsae.sae.mechanisms.base import Encoding as Encoding, Mechanism as Mechanism
+from lightsae.sae.mechanisms.relu import ReLU as ReLU
+from lightsae.sae.mechanisms.topk import TopK as TopK
+from lightsae.sae.mechanisms.batch_topk import BatchTopK as BatchTopK
+from lightsae.sae.mechanisms.jumprelu import JumpReLU as JumpReLU
+from lightsae.sae.mechanisms.gated import Gated as Gated
+# isort: on
 
-__all__ = ["MECHANISMS", "BatchTopK", "Encoding", "Gated", "JumpReLU", "Mechanism", "ReLU", "TopK"]
+MECHANISMS: dict[str, type[Mechanism]] = {
+    name: kind
+    for name, kind in list(globals().items())
+    if isinstance(kind, type) and issubclass(kind, Mechanism) and not inspect.isabstract(kind)
+}

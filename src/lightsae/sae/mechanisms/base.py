@@ -6,17 +6,16 @@ Axes: T tokens, D width, O width predicted, F latents.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightsae.sae.output import SAEOutput
+from lightsae.sae.refinements import Refinements
 from lightsae.sae.sites import Widths
-from lightsae.sae.sparse_ops import Latents
+from lightsae.sae.sparse_ops import Latents, Selection
 from lightsae.sae.usage import LatentUsage
-
-if TYPE_CHECKING:
-    from lightsae.sae.base import SAEOutput, SparseAutoencoder
 
 
 class Encoding(NamedTuple):
@@ -31,6 +30,30 @@ class Encoding(NamedTuple):
     pre: Tensor | None = None
 
 
+@runtime_checkable
+class Structure(Protocol):
+    """What a mechanism's loss may ask of the SAE that it works in; `SparseAutoencoder` is one."""
+
+    refinements: Refinements
+    b_enc: nn.Parameter
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+
+    @property
+    def d_in(self) -> int: ...
+
+    @property
+    def centre(self) -> Tensor | None: ...
+
+    def squared_error(self, target: Tensor, output: SAEOutput) -> Tensor: ...
+
+    def reconstruct_with(self, x: Tensor, select: Selection) -> Tensor: ...
+
+    def decode_frozen(self, latents: Latents, x: Tensor) -> Tensor: ...
+
+    def decoder_norms(self) -> Tensor: ...
+
+
 class Mechanism(nn.Module, ABC):
     """Makes latents sparse, in its own way, inside any structure.
 
@@ -41,6 +64,7 @@ class Mechanism(nn.Module, ABC):
         centres_input: `b_dec` is subtracted from the input before encoding.
         initial_decoder_norm: Norm of the decoder rows at the start.
         has_auxk: Dead latents come back by an auxiliary loss, so that resampling leaves them alone.
+        competes: Whether a latent fires depends on the others; otherwise it follows from its own encoder column alone.
         two_modes: Latents are made otherwise in training than at inference.
         default_coefficients: What weighs each loss term where the user says nothing.
         default_warm_up: The share of the run over which a term's default coefficient rises from 0.
@@ -51,6 +75,7 @@ class Mechanism(nn.Module, ABC):
     centres_input: bool = True
     initial_decoder_norm: float = 1.0
     has_auxk: bool = False
+    competes: bool = True
     two_modes: bool = False
     default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0}
     default_warm_up: ClassVar[Mapping[str, float]] = {}
@@ -58,12 +83,16 @@ class Mechanism(nn.Module, ABC):
     adam_eps: float = 1e-8
     progress: float = 1.0
 
+    @classmethod
+    def parameters_of(cls) -> list[inspect.Parameter]:
+        """Return the constructor's parameters: what a user may set."""
+        # A mechanism without settings has the constructor of nn.Module, which takes anything.
+        return [p for p in inspect.signature(cls).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+
     @property
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        given = inspect.signature(type(self)).parameters.values()
-        # One without settings has the constructor of nn.Module, which takes anything.
-        return {p.name: getattr(self, p.name) for p in given if p.kind is p.POSITIONAL_OR_KEYWORD}
+        return {parameter.name: getattr(self, parameter.name) for parameter in self.parameters_of()}
 
     def default_lr(self, d_sae: int) -> float:
         """Return the learning rate where the user gives none."""
@@ -93,7 +122,7 @@ class Mechanism(nn.Module, ABC):
 
     @abstractmethod
     def loss_terms(
-        self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
+        self, sae: Structure, target: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage
     ) -> dict[str, Tensor]:
         """Return the unweighted terms of the loss in normalised units."""
 

@@ -17,7 +17,7 @@ NEAR = 0.5
 
 
 class BatchTopK(TopK):
-    """In training, the T * k largest latents of the batch; at inference, those above a threshold. Terms as TopK's.
+    """The batch keeps its T * k largest latents; at inference those above a threshold. Loss terms as TopK's.
 
     The threshold is the running mean, over optimiser steps, of the smallest positive latent that a batch kept (the
     paper takes the plain mean; but the last hundred steps or so say more about the SAE as it ends). It is stored

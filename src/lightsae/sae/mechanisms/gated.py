@@ -5,33 +5,33 @@ Source:  Rajamanoharan et al. 2024, arXiv:2404.16014, sec. 3 and the pseudo-code
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightsae.errors import ConfigError
-from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.mechanisms.jumprelu import upper_quantile
 from lightsae.sae.mechanisms.relu import pre_activations
+from lightsae.sae.output import SAEOutput
 from lightsae.sae.sites import Widths
 from lightsae.sae.usage import LatentUsage
 
-if TYPE_CHECKING:
-    from lightsae.sae.base import SAEOutput, SparseAutoencoder
-
 
 class Gated(Mechanism):
-    """f = H(pi) ReLU(exp(r) W (x - b_dec) + b_mag), pi = W (x - b_dec) + b_enc. Terms: `mse`, `l1` and `aux`.
+    """One path decides what fires, another how strongly (Rajamanoharan et al. 2024). Loss terms: `mse`, `l1`, `aux`.
 
+    f = H(pi) ReLU(exp(r) W (x - b_dec) + b_mag), pi = W (x - b_dec) + b_enc.
     mse = E mean_O e^2. l1 = E sum ReLU(pi) |d|. aux = E mean_O (x - x_hat')^2, with x_hat' decoded from ReLU(pi) by the
     decoder as it stands: it teaches the gate, which has no other gradient from the error.
 
     Args:
-        start_l0: Latents a token at the start: b_enc begins where each latent fires on its share of a sample's tokens.
+        start_l0: Latents per token at the start: gates begin where each latent fires on its share of the tokens.
     """
 
+    competes = False
     default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "l1": 1e-2, "aux": 1.0}
     default_warm_up: ClassVar[Mapping[str, float]] = {"l1": 0.05}
 
@@ -69,7 +69,7 @@ class Gated(Mechanism):
         return Encoding(torch.where(gate > 0, magnitude, 0).relu(), gate)
 
     def loss_terms(
-        self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
+        self, sae: Structure, target: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage
     ) -> dict[str, Tensor]:
         assert output.pre is not None
         open_gate = output.pre.relu()

@@ -7,21 +7,19 @@ Sources: Rajamanoharan et al. 2024, arXiv:2407.14435: step penalty, and in its a
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightsae.errors import ConfigError, arg
-from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.mechanisms.relu import pre_activations
+from lightsae.sae.output import SAEOutput
 from lightsae.sae.sites import Widths
 from lightsae.sae.straight_through import jump_relu, mean_count
 from lightsae.sae.usage import LatentUsage
-
-if TYPE_CHECKING:
-    from lightsae.sae.base import SAEOutput, SparseAutoencoder
 
 Penalty = Literal["step", "tanh"]
 TANH_SCALE = 4.0
@@ -30,8 +28,9 @@ WHOLE_RUN = 0.999
 
 
 class JumpReLU(Mechanism):
-    """f = z H(z - theta), z the pre-activations. Terms: `mse`, `l0_penalty` (or `tanh`) and `pre_act`.
+    """A latent fires above a threshold of its own. Loss terms: `mse`, `l0_penalty` (or `tanh`), `pre_act`.
 
+    f = z H(z - theta), z the pre-activations.
     mse = E mean_O e^2. l0_penalty = E sum_i H(z_i - theta_i); with `target_l0` (E sum_i H(...) / target - 1)^2.
     tanh = E sum_i tanh(4 f_i |d_i|). pre_act = E sum ReLU(theta_i - z_i) |d_i| over the latents that are dead, which
     have no other gradient (the source sums over all latents, with a weight so small that only dead ones feel it).
@@ -40,13 +39,16 @@ class JumpReLU(Mechanism):
     everything fires stay mixtures when the penalty has thinned them out.
 
     Args:
-        penalty: `step` or `tanh`.
-        target_l0: Latents a token to aim at, with the step penalty; null: as many as the coefficient leaves.
-        start_l0: Latents a token at the start.
-        bandwidth: Of the kernel through which thresholds learn, in units of the normalised activations. With the data's
-            default normalisation, pre-activations of a fresh SAE have a spread of about 1; with `unit`, divide
-            by sqrt(width).
+        penalty: `step`: the number of latents that fire (Rajamanoharan et al. 2024). `tanh`: a smooth count (Anthropic,
+            January 2025).
+        target_l0: Latents per token to aim at, with the step penalty; null: raise the coefficient of `l0_penalty` for
+            fewer.
+        start_l0: Latents per token at the start: thresholds begin where each latent fires on its share of the tokens.
+        bandwidth: Width of the kernel through which thresholds learn, in units of the normalised activations; with
+            data.normalisation unit, divide it by sqrt(width).
     """
+
+    competes = False
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class JumpReLU(Mechanism):
         return Encoding(jump_relu(pre, self.log_threshold.exp(), self.bandwidth), pre)
 
     def loss_terms(
-        self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
+        self, sae: Structure, target: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage
     ) -> dict[str, Tensor]:
         assert isinstance(output.latents, Tensor)
         assert output.pre is not None

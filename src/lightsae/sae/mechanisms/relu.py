@@ -7,19 +7,17 @@ Sources: free decoder norms: Anthropic, "Circuits Updates - April 2024" (trainin
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.errors import ConfigError
-from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
+from lightsae.sae.output import SAEOutput
 from lightsae.sae.sites import Widths
 from lightsae.sae.usage import LatentUsage
-
-if TYPE_CHECKING:
-    from lightsae.sae.base import SAEOutput, SparseAutoencoder
 
 DecoderNorm = Literal["free", "unit"]
 P_STEPS = 10
@@ -28,8 +26,9 @@ SMALLEST = 1e-4
 
 
 class ReLU(Mechanism):
-    """f = ReLU(pre). Terms: `mse` and `l1`.
+    """ReLU and L1. Loss terms: `mse`, `l1`. Raise the coefficient of `l1` for fewer latents per token.
 
+    f = ReLU(pre).
     `free`: pre = x W_enc + b_enc; mse = E sum_D e^2; l1 = E sum_i f_i |d_i|. Scaling a row of the decoder up and its
     latent down changes no term, so that the norm needs no constraint.
     `unit`: pre = (x - b_dec) W_enc + b_enc; mse = E mean_D e^2; l1 = E sum_i f_i; |d_i| = 1.
@@ -37,11 +36,13 @@ class ReLU(Mechanism):
     is rescaled so that its value stays what it was.
 
     Args:
-        decoder_norm: Which of the two forms.
-        p_end: The power at the end of the run; 1: no annealing. Published: 0.2.
-        p_begin: Where the fall of the power begins, a share of the run.
+        decoder_norm: `free`: decoder rows of any norm, the norm in the penalty (Anthropic, April 2024). `unit`: rows of
+            norm 1 (Bricken et al. 2023).
+        p_end: With less than 1, the penalty becomes sum f^p, and p falls from 1 to this. Published: 0.2.
+        p_begin: Where that fall begins, a share of the run.
     """
 
+    competes = False
     default_warm_up: ClassVar[Mapping[str, float]] = {"l1": 0.05}
     p: Tensor
     rescale: Tensor
@@ -94,7 +95,7 @@ class ReLU(Mechanism):
         return Encoding(pre_activations(x, centre, W_enc, b_enc).relu())
 
     def loss_terms(
-        self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
+        self, sae: Structure, target: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage
     ) -> dict[str, Tensor]:
         latents = output.latents
         assert isinstance(latents, Tensor)

@@ -7,35 +7,33 @@ Sources: Gao et al. 2024, arXiv:2406.04093: sec. 2.3 (TopK), app. A.2 (AuxK), ap
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.errors import ConfigError
-from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
+from lightsae.sae.output import SAEOutput
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import SparsePattern, encode_selected
 from lightsae.sae.usage import LatentUsage
 
-if TYPE_CHECKING:
-    from lightsae.sae.base import SAEOutput, SparseAutoencoder
-
 
 class TopK(Mechanism):
-    """Each token keeps its k largest latents. Terms: `mse`, `auxk`; with `multi_k` also `multi`.
+    """Each token keeps its k largest latents (Gao et al. 2024). Loss terms: `mse`, `auxk`; with `multi_k`, `multi`.
 
     mse = sum e^2 / sum (x - mean x)^2 over the batch. auxk = sum (e - e_hat)^2 / sum e^2, where the error e is a fixed
     target and e_hat is decoded from each token's `k_aux` largest dead latents; 0 while no latent is dead. multi is the
-    mse of a reconstruction from `multi_k` latents, which keeps the SAE good where more latents are used.
+    mse of a reconstruction from `multi_k` latents.
 
     Args:
         k: Latents kept for each token.
-        k_aux: Dead latents that predict the error of a token; null: the power of two nearest to half the width.
-        k_start: Begin with this many latents a token, and fall linearly to k; null: k from the start.
+        k_aux: Dead latents that learn from the error of a token; null: the power of two nearest to half the width.
+        k_start: Begin with this many latents per token and fall linearly to k; null: k from the start.
         k_fall: Length of that fall, a share of the run.
-        multi_k: Latents a token of the `multi` term, 4 k for example; null: no such term.
+        multi_k: Latents per token in the term `multi`, which keeps reconstructions from more latents good, 4 k for
+            example; null: no such term.
     """
 
     has_auxk = True
@@ -91,7 +89,7 @@ class TopK(Mechanism):
         return largest_of_each(pre, self.present_k)
 
     def loss_terms(
-        self, sae: "SparseAutoencoder", target: Float[Tensor, "T O"], output: "SAEOutput", usage: LatentUsage
+        self, sae: Structure, target: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage
     ) -> dict[str, Tensor]:
         spread = (target - target.mean(0)).square().sum().clamp_min(torch.finfo(target.dtype).tiny) / len(target)
         error = (target - output.x_hat_normalised).detach()
@@ -107,7 +105,7 @@ class TopK(Mechanism):
         return largest_of_each(pre, k)
 
     def _auxk(
-        self, sae: "SparseAutoencoder", x: Float[Tensor, "T D"], error: Float[Tensor, "T O"], dead: Int[Tensor, " n"]
+        self, sae: Structure, x: Float[Tensor, "T D"], error: Float[Tensor, "T O"], dead: Int[Tensor, " n"]
     ) -> Tensor:
         if len(dead) == 0:
             return error.new_zeros(())

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from lightsae.activations.corpus import hub, text_files
-from lightsae.activations.corpus.documents import CorpusConfig, DocumentSource, Split
-from lightsae.activations.corpus.open import open_documents
-from lightsae.activations.corpus.rows import check_corpus
+from lightsae.activations.corpus.documents import DocumentSource, Split
+from lightsae.activations.corpus.open import check_corpus, open_documents
+from lightsae.activations.settings import DataSettings
 from lightsae.errors import CorpusError
 
 DOCUMENTS = [f"story {i}\n\nGröße {'x' * i}" for i in range(40)]
@@ -88,7 +88,7 @@ KINDS = [
 ]  # fmt: skip
 
 
-def whole(config: CorpusConfig) -> DocumentSource:
+def whole(config: DataSettings) -> DocumentSource:
     """Open the training split without anything held out."""
     source = open_documents(config, "train")
     return source._source
@@ -106,7 +106,7 @@ def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_documents_come_in_order_and_from_any_cursor(kind: Callable[[Path], str], tmp_path: Path) -> None:
-    config = CorpusConfig(kind(tmp_path))
+    config = DataSettings(dataset=kind(tmp_path))
     check_corpus(config)
     source = whole(config)
     cursors = [source.cursor()]
@@ -127,7 +127,7 @@ def test_documents_come_in_order_and_from_any_cursor(kind: Callable[[Path], str]
 
 def test_a_resumed_jsonl_is_not_read_from_the_start(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl")
-    source = whole(CorpusConfig(str(path)))
+    source = whole(DataSettings(dataset=str(path)))
     for _ in range(30):
         source.read()
     cursor = source.cursor()
@@ -144,7 +144,7 @@ def test_columns_of_ids(kind: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{kind}"
     write_lines(path, rows) if kind == "jsonl" else datasets.Dataset.from_list(rows).to_parquet(path)
     text_column = "text" if name == "input_ids" else name
-    documents = list(read_all(whole(CorpusConfig(str(path), text_column=text_column))))
+    documents = list(read_all(whole(DataSettings(dataset=str(path), text_column=text_column))))
     assert [document.tolist() for document in documents] == IDS
     assert {document.dtype for document in documents} == {np.dtype(np.int32)}
 
@@ -153,7 +153,7 @@ def test_blank_and_missing_text_is_passed_over(tmp_path: Path) -> None:
     rows = [{"text": "a"}, {"text": None}, {"text": " \n"}, {"n": 1}, {"text": "b \ud800"}]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    source = open_documents(CorpusConfig(str(path), validation_split=str(path)), "train")
+    source = open_documents(DataSettings(dataset=str(path), validation_split=str(path)), "train")
     assert list(read_all(source)) == ["a", "b ?"]
 
 
@@ -161,7 +161,7 @@ def test_blank_and_missing_text_is_passed_over(tmp_path: Path) -> None:
 def test_a_long_text_without_separators_is_cut_without_loss(separator: str, tmp_path: Path) -> None:
     text = separator.join(["naïve 数据 🙂".replace(" ", "_") * 5] * 400)
     (tmp_path / "a.txt").write_text(text)
-    documents = list(read_all(whole(CorpusConfig(str(tmp_path / "a.txt")))))
+    documents = list(read_all(whole(DataSettings(dataset=str(tmp_path / "a.txt")))))
     assert len(documents) > 10
     assert max(len(document.encode()) for document in documents) <= 1024
     assert "".join(documents).replace("\n", "") == text.replace("\n", "")
@@ -171,48 +171,48 @@ def test_a_short_text_among_others_is_one_document(tmp_path: Path) -> None:
     text = "\r\n\r\n".join(["paragraph"] * 300)
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_bytes(text.encode())
-    assert list(read_all(whole(CorpusConfig(str(tmp_path))))) == [text.replace("\r\n", "\n")] * 2
+    assert list(read_all(whole(DataSettings(dataset=str(tmp_path))))) == [text.replace("\r\n", "\n")] * 2
 
 
 def test_a_long_document_between_separators_stays_whole(tmp_path: Path) -> None:
     documents = ["a\n\n" * 30_000 + "a", "b"] * 3
     (tmp_path / "a.txt").write_text("<|endoftext|>".join(documents))
-    assert list(read_all(whole(CorpusConfig(str(tmp_path / "a.txt"))))) == documents
+    assert list(read_all(whole(DataSettings(dataset=str(tmp_path / "a.txt"))))) == documents
 
 
 # -- splits -----------------------------------------------------------------------------------------------------------
 
 
-def split_of(config: CorpusConfig, split: Split) -> list[str]:
+def split_of(config: DataSettings, split: Split) -> list[str]:
     return list(read_all(open_documents(config, split)))
 
 
 def test_the_share_held_out_is_stable_and_disjoint(tmp_path: Path) -> None:
     texts = [f"document {i}" for i in range(2000)]
-    config = CorpusConfig(str(write_lines(tmp_path / "a.jsonl", [{"text": t} for t in [*texts, *texts[:500]]])))
+    config = DataSettings(dataset=str(write_lines(tmp_path / "a.jsonl", [{"text": t} for t in [*texts, *texts[:500]]])))
     train, validation = split_of(config, "train"), split_of(config, "validation")
     assert not set(train) & set(validation)  # also of the documents that occur twice
     assert set(train) | set(validation) == set(texts)
     assert 0.03 < len(validation) / 2500 < 0.07
     # Other documents in front change nothing for those that were there.
     more = [{"text": t} for t in ["new 1", "new 2", *texts]]
-    config = CorpusConfig(str(write_lines(tmp_path / "b.jsonl", more)))
+    config = DataSettings(dataset=str(write_lines(tmp_path / "b.jsonl", more)))
     assert len(set(split_of(config, "validation")) ^ set(validation)) <= 2
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 25])
 def test_few_documents_still_give_a_validation_split(n: int, tmp_path: Path) -> None:
-    config = CorpusConfig(str(write_lines(tmp_path / "a.jsonl", ROWS[:n])), validation_fraction=0.01)
+    config = DataSettings(dataset=str(write_lines(tmp_path / "a.jsonl", ROWS[:n])), validation_fraction=0.01)
     assert len(split_of(config, "validation")) >= 1
     assert len(split_of(config, "train")) >= n - 2
 
 
 def test_named_splits(tmp_path: Path) -> None:
-    config = CorpusConfig(saved_dict(tmp_path), validation_split="test")
+    config = DataSettings(dataset=saved_dict(tmp_path), validation_split="test")
     assert split_of(config, "train") == DOCUMENTS
     assert split_of(config, "validation") == DOCUMENTS[:3]
     held_out = write_lines(tmp_path / "held_out.jsonl", ROWS[:5])
-    config = CorpusConfig(jsonl(tmp_path), validation_split=str(held_out))
+    config = DataSettings(dataset=jsonl(tmp_path), validation_split=str(held_out))
     check_corpus(config)
     assert split_of(config, "train") == DOCUMENTS
     assert split_of(config, "validation") == DOCUMENTS[:5]
@@ -241,8 +241,12 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_hub_datasets(streaming: bool, fake_hub: list[dict[str, Any]]) -> None:
-    config = CorpusConfig(
-        "owner/stories", dataset_config="small", dataset_revision="v1", streaming=streaming, validation_split="train"
+    config = DataSettings(
+        dataset="owner/stories",
+        dataset_config="small",
+        dataset_revision="v1",
+        streaming=streaming,
+        validation_split="train",
     )
     source = open_documents(config, "train")
     assert fake_hub == [
@@ -267,9 +271,9 @@ def test_hub_datasets(streaming: bool, fake_hub: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("streaming", [True, False])
 def test_hub_split_and_column_errors(streaming: bool, fake_hub: list[dict[str, Any]]) -> None:
     with pytest.raises(CorpusError, match=r"text_column is 'txt', but .*'text'.*Did you mean 'text'"):
-        open_documents(CorpusConfig("owner/stories", text_column="txt", streaming=streaming), "train")
+        open_documents(DataSettings(dataset="owner/stories", text_column="txt", streaming=streaming), "train")
     with pytest.raises(CorpusError, match=r"dataset_split is 'trian': .*train"):
-        open_documents(CorpusConfig("owner/stories", dataset_split="trian", streaming=streaming), "train")
+        open_documents(DataSettings(dataset="owner/stories", dataset_split="trian", streaming=streaming), "train")
 
 
 def test_check_of_a_hub_dataset_reads_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,30 +284,30 @@ def test_check_of_a_hub_dataset_reads_no_data(monkeypatch: pytest.MonkeyPatch) -
         )
 
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *args, **options: Builder)
-    check_corpus(CorpusConfig("owner/stories", text_column="body", dataset_split="train[:10%]"))
+    check_corpus(DataSettings(dataset="owner/stories", text_column="body", dataset_split="train[:10%]"))
     for wrong, message in (
         ({}, r"text_column is 'text', but owner/stories has 'body'"),
         ({"dataset_split": "trian"}, r"dataset_split is 'trian', but .*Did you mean 'train'"),
         ({"validation_split": "valid"}, r"validation_split is 'valid', but owner/stories has 'train'"),
     ):
         with pytest.raises(CorpusError, match=message):
-            check_corpus(CorpusConfig("owner/stories", **wrong))
+            check_corpus(DataSettings(dataset="owner/stories", **wrong))
 
 
 @pytest.mark.parametrize("check", [check_corpus, lambda config: open_documents(config, "train")])
 def test_unknown_or_unreachable_hub_dataset(
-    check: Callable[[CorpusConfig], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    check: Callable[[DataSettings], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "stories.jsonl")
     with pytest.raises(CorpusError, match=r"dataset is 'storys'.*cannot be reached.*Did you mean 'stories.jsonl'"):
-        check(CorpusConfig("storys"))
+        check(DataSettings(dataset="storys"))
     with pytest.raises(CorpusError, match=r"dataset is 'builtn'.*Did you mean 'builtin'"):
-        check(CorpusConfig("builtn"))
+        check(DataSettings(dataset="builtn"))
 
 
 def test_unknown_hub_configuration() -> None:
-    config = CorpusConfig("owner/stories", dataset_config="smal")
+    config = DataSettings(dataset="owner/stories", dataset_config="smal")
     with (
         pytest.raises(CorpusError, match=r"dataset_config is 'smal': .*Available: \['small'\]"),
         hub._hub_errors(config, "dataset_split"),
@@ -351,20 +355,20 @@ def test_mistakes(settings: dict[str, Any], message: str, tmp_path: Path, monkey
     }.items():  # fmt: skip
         (tmp_path / name).write_text(content)
     name = settings.pop("dataset", "stories.jsonl")
-    config = CorpusConfig(name if name == "builtin" else str(tmp_path / name), **settings)
+    config = DataSettings(dataset=name if name == "builtin" else str(tmp_path / name), **settings)
     with pytest.raises(CorpusError, match=message) as caught:
         check_corpus(config)
     assert "\n" not in str(caught.value)
 
 
 def test_a_single_document_cannot_be_shared(tmp_path: Path) -> None:
-    config = CorpusConfig(str(write_lines(tmp_path / "a.jsonl", ROWS[:1])))
+    config = DataSettings(dataset=str(write_lines(tmp_path / "a.jsonl", ROWS[:1])))
     with pytest.raises(CorpusError, match=r"only one document.*validation_split"):
         check_corpus(config)
 
 
 def test_a_damaged_saved_dataset(tmp_path: Path) -> None:
-    config = CorpusConfig(saved(tmp_path))
+    config = DataSettings(dataset=saved(tmp_path))
     next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"no table")
     with pytest.raises(CorpusError, match=r"dataset is '.*saved', a saved dataset that cannot be read"):
         check_corpus(config)
@@ -372,7 +376,7 @@ def test_a_damaged_saved_dataset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [jsonl, json_list, separated_text])
 def test_a_file_that_may_not_be_read(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CorpusConfig(kind(tmp_path))
+    config = DataSettings(dataset=kind(tmp_path))
 
     def refuse(*args: Any, **options: Any) -> Any:
         raise PermissionError(13, "Permission denied", "a.file")

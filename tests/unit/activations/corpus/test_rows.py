@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lightsae.activations.corpus import rows as module
-from lightsae.activations.corpus.rows import CorpusConfig, RowSource, TokenRows, check_corpus
+from lightsae.activations.corpus.open import check_corpus
+from lightsae.activations.corpus.rows import RowSource, TokenRows
+from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError
 
 WORDS = "the cat sat on a mat and saw Größe 数据 🙂 def f(x): return x + 1".split()
@@ -97,8 +99,8 @@ def test_rows_are_the_documents_joined_by_eos(
     prepend_bos: bool | None,
 ) -> None:
     held_out = texts(seed=1)
-    config = CorpusConfig(
-        write(tmp_path / "a.jsonl", texts()),
+    config = DataSettings(
+        dataset=write(tmp_path / "a.jsonl", texts()),
         validation_split=write(tmp_path / "b.jsonl", held_out),
         context_size=16,
         prepend_bos=prepend_bos,
@@ -125,7 +127,7 @@ def test_training_goes_round_without_losing_a_token(
 ) -> None:
     documents = texts(12)
     path = write(tmp_path / "a.jsonl", documents)
-    config = CorpusConfig(path, validation_split=path, context_size=32, prepend_bos=False, num_workers=0)
+    config = DataSettings(dataset=path, validation_split=path, context_size=32, prepend_bos=False, num_workers=0)
     opened.append(source := RowSource(config, tokenizer, "train"))
     tokens, numbers = joined([ids_of(tokenizer, d) for d in documents * 3], tokenizer.eos_token_id)
     with caplog.at_level(logging.WARNING):
@@ -140,11 +142,11 @@ def test_training_goes_round_without_losing_a_token(
 def test_resume_is_exact_also_across_epochs(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, opened: list[RowSource], num_workers: int
 ) -> None:
-    config = CorpusConfig(write(tmp_path / "a.jsonl", texts()), context_size=16, num_workers=num_workers)
+    config = DataSettings(dataset=write(tmp_path / "a.jsonl", texts()), context_size=16, num_workers=num_workers)
     draw = random.Random(0)
     opened.append(reference := RowSource(config, tokenizer, "train"))
     opened.append(other := RowSource(config, tokenizer, "train"))
-    opened.append(in_process := RowSource(CorpusConfig(**{**vars(config), "num_workers": 0}), tokenizer, "train"))
+    opened.append(in_process := RowSource(DataSettings(**{**vars(config), "num_workers": 0}), tokenizer, "train"))
     epochs = set()
     for _ in range(30):
         state = through_checkpoint(reference.state_dict())
@@ -171,7 +173,7 @@ def through_checkpoint(state: dict[str, Any]) -> dict[str, Any]:
 def test_going_back_to_a_state_gives_the_rows_again(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, opened: list[RowSource]
 ) -> None:
-    config = CorpusConfig(write(tmp_path / "a.jsonl", texts()), context_size=16, validation_fraction=0.3)
+    config = DataSettings(dataset=write(tmp_path / "a.jsonl", texts()), context_size=16, validation_fraction=0.3)
     opened.append(source := RowSource(config, tokenizer, "validation"))
     start = source.state_dict()
     first = everything(source)
@@ -186,7 +188,7 @@ def test_another_corpus_does_not_take_the_state(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, opened: list[RowSource]
 ) -> None:
     for name, n in (("a", 30), ("b", 31)):
-        config = CorpusConfig(write(tmp_path / f"{name}.jsonl", texts(n)), context_size=16)
+        config = DataSettings(dataset=write(tmp_path / f"{name}.jsonl", texts(n)), context_size=16)
         opened.append(RowSource(config, tokenizer, "train"))
     with pytest.raises(CorpusError, match=r"dataset is now 'b.jsonl.*stopped in 'a.jsonl"):
         opened[1].load_state_dict(opened[0].state_dict())
@@ -196,7 +198,9 @@ def test_train_and_validation_share_no_document_and_leave_none_out(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, opened: list[RowSource]
 ) -> None:
     documents = texts(80)
-    config = CorpusConfig(write(tmp_path / "a.jsonl", documents), context_size=2, prepend_bos=False, num_workers=0)
+    config = DataSettings(
+        dataset=write(tmp_path / "a.jsonl", documents), context_size=2, prepend_bos=False, num_workers=0
+    )
     seen = {}
     for split in ("train", "validation"):
         opened.append(source := RowSource(config, tokenizer, split))
@@ -214,7 +218,7 @@ def test_train_and_validation_share_no_document_and_leave_none_out(
 def test_documents_of_ids_need_no_tokenizer(tmp_path: Path, opened: list[RowSource]) -> None:
     documents = [list(range(100 * i, 100 * i + 5 + i)) for i in range(1, 9)]
     path = write(tmp_path / "ids.jsonl", documents, column="input_ids")
-    config = CorpusConfig(path, validation_split=path, context_size=8)
+    config = DataSettings(dataset=path, validation_split=path, context_size=8)
     opened.append(source := RowSource(config, None, "validation"))
     tokens, numbers = joined(documents, None)
     rows = everything(source)
@@ -229,7 +233,7 @@ def test_documents_of_ids_are_not_wrapped_twice(
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     bare = [[10, 11, 12], [20, 21], [30, 31, 32, 33]]
     path = write(tmp_path / "ids.jsonl", [[bos, *ids, eos] for ids in bare], column="tokens")
-    config = CorpusConfig(path, validation_split=path, text_column="tokens", context_size=3)
+    config = DataSettings(dataset=path, validation_split=path, text_column="tokens", context_size=3)
     opened.append(source := RowSource(config, tokenizer, "validation"))
     assert source.take(9).tokens[:, 1:].ravel().tolist() == joined(bare, eos)[0][:10]
 
@@ -239,18 +243,22 @@ def test_rows_of_ids_that_fit_are_taken_as_they_are(
 ) -> None:
     documents = np.random.default_rng(0).integers(2, 99, (20, 8)).tolist()
     path = write(tmp_path / "ids.jsonl", documents, column="input_ids")
-    opened.append(source := RowSource(CorpusConfig(path, context_size=8, validation_split=path), tokenizer, "train"))
+    opened.append(
+        source := RowSource(DataSettings(dataset=path, context_size=8, validation_split=path), tokenizer, "train")
+    )
     rows = source.take(25)
     assert rows.tokens.tolist() == documents + documents[:5]
     assert rows.documents[:, 0].tolist() == rows.documents[:, 7].tolist() == list(range(25))
     write(tmp_path / "ids.jsonl", [*documents, [1, 2]], column="input_ids")
-    opened.append(source := RowSource(CorpusConfig(path, context_size=8, validation_split=path), tokenizer, "train"))
+    opened.append(
+        source := RowSource(DataSettings(dataset=path, context_size=8, validation_split=path), tokenizer, "train")
+    )
     with pytest.raises(CorpusError, match=r"a row has 2 ids.*context_size \(8\)"):
         source.take(25)
 
 
 def test_the_builtin_corpus(tokenizer: PreTrainedTokenizerFast, opened: list[RowSource]) -> None:
-    config = CorpusConfig("builtin", context_size=64, num_workers=0)
+    config = DataSettings(dataset="builtin", context_size=64, num_workers=0)
     check_corpus(config)
     opened.append(source := RowSource(config, tokenizer, "validation"))
     assert source.take(4).tokens.shape == (4, 64)
@@ -262,7 +270,9 @@ def test_an_encoder_begins_with_cls_and_separates_with_sep(tmp_path: Path, opene
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     bert = PreTrainedTokenizerFast(tokenizer_object=raw, cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]")
     path = write(tmp_path / "a.jsonl", ["a b", "b a", "a a"])
-    opened.append(source := RowSource(CorpusConfig(path, validation_split=path, context_size=5), bert, "validation"))
+    opened.append(
+        source := RowSource(DataSettings(dataset=path, validation_split=path, context_size=5), bert, "validation")
+    )
     assert source.take(1).tokens.tolist() == [[0, 3, 4, 1, 4]]
 
 
@@ -270,7 +280,7 @@ def test_an_encoder_begins_with_cls_and_separates_with_sep(tmp_path: Path, opene
 def test_a_corpus_shorter_than_a_row(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, opened: list[RowSource], split: Any
 ) -> None:
-    config = CorpusConfig(write(tmp_path / "a.jsonl", ["a", "b", "c"]), context_size=64)
+    config = DataSettings(dataset=write(tmp_path / "a.jsonl", ["a", "b", "c"]), context_size=64)
     opened.append(source := RowSource(config, tokenizer, split))
     with pytest.raises(CorpusError, match=rf"the {split} split has \d tokens.*shorter than one row of context_size"):
         source.take(1)
@@ -279,7 +289,7 @@ def test_a_corpus_shorter_than_a_row(
 def test_text_that_becomes_no_token_ends_in_an_error(tmp_path: Path, opened: list[RowSource]) -> None:
     raw = Tokenizer(models.BPE({"a": 0}, []))  # no unknown token: other letters vanish
     path = write(tmp_path / "a.jsonl", ["b b", "b"])
-    config = CorpusConfig(path, validation_split=path)
+    config = DataSettings(dataset=path, validation_split=path)
     opened.append(source := RowSource(config, PreTrainedTokenizerFast(tokenizer_object=raw), "train"))
     with pytest.raises(CorpusError, match="has 0 tokens"):
         source.take(1)
@@ -287,12 +297,12 @@ def test_text_that_becomes_no_token_ends_in_an_error(tmp_path: Path, opened: lis
 
 def test_text_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no tokenizer"):
-        RowSource(CorpusConfig(write(tmp_path / "a.jsonl", texts(5))), None, "train")
+        RowSource(DataSettings(dataset=write(tmp_path / "a.jsonl", texts(5))), None, "train")
 
 
 def test_bos_that_does_not_exist(tmp_path: Path) -> None:
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
-    config = CorpusConfig(write(tmp_path / "a.jsonl", texts(5)), prepend_bos=True)
+    config = DataSettings(dataset=write(tmp_path / "a.jsonl", texts(5)), prepend_bos=True)
     with pytest.raises(ConfigError, match=r"prepend_bos is true"):
         RowSource(config, plain, "train")
 
@@ -302,4 +312,4 @@ def test_bos_that_does_not_exist(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_work(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        CorpusConfig("builtin", **wrong)
+        DataSettings(dataset="builtin", **wrong)

@@ -1,25 +1,26 @@
-"""Worker processes: same ids as in process, no torch, no survivors, no hang when one dies."""
+"""A thread that tokenises: same ids as in the caller's, no survivors, errors in words, Ctrl-C stays the caller's."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lightsae.activations.corpus import tokenise_worker
+from lightsae.activations.corpus import tokenise
 from lightsae.activations.corpus.tokenise import Tokeniser
 from lightsae.errors import CorpusError
 
 
 class Fast:
-    """As much of a fast transformers tokenizer as the workers need."""
+    """As much of a fast transformers tokenizer as is needed."""
 
     def __init__(self) -> None:
         words = {word: number for number, word in enumerate(["[UNK]", "a", "b", "c"])}
@@ -28,20 +29,27 @@ class Fast:
 
 
 @pytest.fixture
-def workers() -> Iterator[Tokeniser]:
+def background() -> Iterator[Tokeniser]:
     tokeniser = Tokeniser(Fast(), 2)
     yield tokeniser
     tokeniser.close()
 
 
-def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if tokenise_worker.__file__ in " ".join(p.cmdline())]
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("lightsae-tokenise")]
 
 
-def test_results_come_in_order_and_equal_those_of_this_process(workers: Tokeniser) -> None:
+def wait_for_no_thread() -> None:
+    deadline = time.monotonic() + 20
+    while threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads() == []
+
+
+def test_results_come_in_order_and_equal_those_of_this_process(background: Tokeniser) -> None:
     chunks = [["a b c"] * (400 - 20 * i) + ["c", "", "x a"] for i in range(20)]
     alone = Tokeniser(Fast(), 0)
-    pending = [workers.submit(chunk) for chunk in chunks]
+    pending = [background.submit(chunk) for chunk in chunks]
     for chunk, result in zip(chunks, pending, strict=True):
         ids, lengths = result()
         assert lengths == [3] * (len(chunk) - 3) + [1, 0, 2]
@@ -51,31 +59,29 @@ def test_results_come_in_order_and_equal_those_of_this_process(workers: Tokenise
         assert lengths == expected_lengths
 
 
-def test_large_requests_and_answers_do_not_block_each_other(workers: Tokeniser) -> None:
-    pending = [workers.submit(["a b " * 200_000]) for _ in range(4)]
+def test_large_requests_and_answers_do_not_block_each_other(background: Tokeniser) -> None:
+    pending = [background.submit(["a b " * 200_000]) for _ in range(4)]
     assert [result()[1] for result in pending] == [[400_000]] * 4
 
 
 def test_very_long_texts_are_tokenised_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenise_worker, "PIECE_CHARACTERS", 10)
+    monkeypatch.setattr(tokenise, "PIECE_CHARACTERS", 10)
     longest: list[int] = []
-    encode = tokenise_worker.load_encoder("fast", Fast().backend_tokenizer.to_str())
+    encode = tokenise.own_encoder(Fast())
 
     def spy(texts: list[str]) -> list[list[int]]:
         longest.append(max(map(len, texts)))
         return encode(texts)
 
-    _, lengths = tokenise_worker.encode_documents(spy, ["a b\n" * 10, "c", "abcdefghijklmno"])
+    _, lengths = tokenise.encode_documents(spy, ["a b\n" * 10, "c", "abcdefghijklmno"])
     assert longest == [10]
     assert lengths == [20, 1, 2]  # a word that is longer than a piece is cut
 
 
-def test_a_worker_that_dies_is_an_error(workers: Tokeniser) -> None:
-    workers.submit(["a"])()
-    for child in children():
-        child.kill()
-    with pytest.raises(CorpusError, match=r"exit code -9.*num_workers"):
-        workers.submit(["a"])()
+def test_nothing_to_tokenise_is_no_ids(background: Tokeniser) -> None:
+    for tokeniser in (background, Tokeniser(Fast(), 0)):
+        ids, lengths = tokeniser.submit(["", ""])()
+        assert (ids.tolist(), ids.dtype, lengths) == ([], "int32", [0, 0])
 
 
 def test_a_tokenizer_that_fails_is_an_error() -> None:
@@ -84,43 +90,56 @@ def test_a_tokenizer_that_fails_is_an_error() -> None:
     tokeniser = Tokeniser(strict, 1)
     try:
         result = tokeniser.submit(["a b"])
-        with pytest.raises(CorpusError, match=r"tokenizer failed in a worker process.*num_workers: 0"):
+        with pytest.raises(CorpusError, match=r"tokenizer failed in the background: \w+: .*num_workers: 0"):
             result()
         assert tokeniser.submit(["a"])()[0].tolist() == [0]
     finally:
         tokeniser.close()
 
 
-def test_close_leaves_no_process_and_can_interrupt_work(workers: Tokeniser) -> None:
-    for _ in range(6):
-        workers.submit(["a b " * 300_000])
-    assert len(children()) == 2
-    workers.close()
-    assert children() == []
-    assert workers.submit(["a"])()[0].tolist() == [1]
+def test_a_panic_is_an_error_too(background: Tokeniser) -> None:
+    class Panic(BaseException):
+        """What the tokenizer's Rust code raises is no Exception."""
+
+    class Panics:
+        def encode(self, text: str, add_special_tokens: bool, verbose: bool) -> list[int]:
+            raise Panic("at the disco")
+
+    tokeniser = Tokeniser(Panics(), 1)
+    with pytest.raises(CorpusError, match="Panic: at the disco"):
+        tokeniser.submit(["a"])()
+    tokeniser.close()
 
 
-def test_an_abandoned_pool_leaves_no_process() -> None:
+def test_close_leaves_no_thread_and_drops_what_waits(background: Tokeniser) -> None:
+    for _ in range(40):
+        background.submit(["a b " * 100_000])
+    assert len(threads()) == 1
+    background.close()
+    assert threads() == []
+    assert background.submit(["a"])()[0].tolist() == [1]
+
+
+def test_an_abandoned_tokeniser_leaves_no_thread() -> None:
     tokeniser = Tokeniser(Fast(), 1)
     tokeniser.submit(["a"])()
-    assert len(children()) == 1
+    assert len(threads()) == 1
     del tokeniser
-    assert children() == []
+    wait_for_no_thread()
 
 
-def test_workers_outlive_an_interrupt_and_import_little(workers: Tokeniser) -> None:
-    # One answer of each: a worker that is still starting cannot ignore anything yet.
-    for answer in [workers.submit(["a"]) for _ in range(4)]:
-        answer()
-    for child in children():
-        child.send_signal(signal.SIGINT)
-        libraries = {os.path.basename(mapped.path) for mapped in child.memory_maps()}
-        assert not [name for name in libraries if "torch" in name or "numpy" in name or "arrow" in name]
-    time.sleep(0.1)
-    assert workers.submit(["b"])()[0].tolist() == [2]
+def test_it_has_a_tokenizer_of_its_own(background: Tokeniser) -> None:
+    given = Fast()
+    given.backend_tokenizer.enable_truncation(1)
+    given.backend_tokenizer.enable_padding(length=9)
+    for workers in (0, 1):
+        tokeniser = Tokeniser(copy.copy(given), workers)
+        assert tokeniser.submit(["a b c"])()[0].tolist() == [1, 2, 3]
+        tokeniser.close()
+    assert given.backend_tokenizer.encode("a b c").ids == [1, *[0] * 8], "that of the model is left as it was"
 
 
-def test_slow_tokenizers_are_pickled(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_tokenizers_work_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow_tokenizer_of_a_user.py").write_text(
         textwrap.dedent(
             """
@@ -142,31 +161,30 @@ def test_slow_tokenizers_are_pickled(tmp_path: Any, monkeypatch: pytest.MonkeyPa
         tokeniser.close()
 
 
-def test_workers_die_with_a_killed_parent() -> None:
-    # The parent has also forked a child that keeps the pipes open, as data loaders do.
-    program = """
-        import os, sys, time
+@pytest.mark.parametrize("ending", ["return", "sys.exit(3)", "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"])
+def test_the_interpreter_ends_beside_work_that_nobody_asked_for(ending: str) -> None:
+    program = f"""
+        import os, signal, sys, time
         from tokenizers import Tokenizer, models
         from lightsae.activations.corpus.tokenise import Tokeniser
 
         class Fast:
-            backend_tokenizer = Tokenizer(models.WordLevel({"a": 0}))
+            backend_tokenizer = Tokenizer(models.WordLevel({{"a": 0}}, unk_token="a"))
 
-        tokeniser = Tokeniser(Fast(), 2)
-        tokeniser.submit(["a"])()
-        pids = [worker.process.pid for worker in tokeniser._pool._workers]
-        if (fork := os.fork()) == 0:
-            time.sleep(60)
-            os._exit(0)
-        print(fork, *pids, flush=True)
-        time.sleep(60)
+        def main():
+            tokeniser = Tokeniser(Fast(), 2)
+            for _ in range(tokeniser.depth):
+                tokeniser.submit(["a" * 100_000])
+            {ending}
+
+        main()
         """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout
-        fork, *pids = (psutil.Process(int(pid)) for pid in parent.stdout.readline().split())
-        try:
-            assert len(pids) == 2
-            parent.kill()
-            assert psutil.wait_procs(pids, timeout=10)[1] == []
-        finally:
-            fork.kill()
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=dict(os.environ),
+    )
+    expected = {"return": 0, "sys.exit(3)": 3}.get(ending, -signal.SIGINT)
+    assert ended.returncode == expected, ended.stderr

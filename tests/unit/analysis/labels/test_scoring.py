@@ -1,6 +1,4 @@
-import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from lightsae.analysis.dictionary.schema import LABELS
 from lightsae.analysis.labels.gate import Gate
@@ -10,22 +8,8 @@ from lightsae.analysis.labels.scoring import (
     discrimination_scores,
     shuffled,
     weakest,
-    wilson,
 )
 from lightsae.errors import ConfigError
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (7, 10), (0, 50), (50, 50), (3, 1000)])
-def test_wilson_is_scipys(k: int, n: int) -> None:
-    expected = binomtest(k, n).proportion_ci(method="wilson")
-    assert np.allclose(wilson(k, n), (expected.low, expected.high), atol=1e-12)
-
-
-def test_wilson_takes_arrays_and_knows_nothing_of_no_trials() -> None:
-    low, high = wilson([7, 0, 10], [10, 0, 10])
-    assert low.shape == (3,)
-    assert (low[1], high[1], high[2]) == (0, 1, 1)
-    assert low[0] == wilson(7, 10)[0]
 
 
 def test_verdicts_are_counted_against_the_truth() -> None:

@@ -17,8 +17,7 @@ from lightsae.analysis.panels.concepts import Concept
 from lightsae.analysis.panels.judged import PROMPTS, RATINGS, Judged, harmonic_mean, judge_texts, parse_grade
 from lightsae.analysis.panels.sweep import Measured, Sweep, SweepSettings
 from lightsae.analysis.panels.sweep_report import write_sweep
-from lightsae.cli.commands.steer import run_steer
-from lightsae.cli.commands.steer_tables import print_judged
+from lightsae.cli.commands.steer import _print_judged, run_steer
 from lightsae.errors import ConfigError, ModelError
 from lightsae.formats.native import save_sae
 from lightsae.formats.saved_sae import SavedSAE
@@ -240,7 +239,7 @@ def test_reports_hold_the_grades_of_every_arm_at_the_chosen_dose(grading: Any, t
 
 def test_the_terminal_shows_grades_and_what_failed(grading: Any, capsys: pytest.CaptureFixture[str]) -> None:
     grading.say = lambda system, user: "?" if system == PROMPTS["fluency"].system else grader(system, user)
-    print_judged(judged(grading))
+    _print_judged(judged(grading))
     shown = capsys.readouterr().out
     assert re.search(r"the label is expressed +0 +1\.7 ±0\.7 +0\b", shown)
     assert re.search(r"harmonic mean +- +- +-", shown)

@@ -12,9 +12,9 @@ import torch
 
 from lightsae.analysis.panels import sweep as sweep_module
 from lightsae.analysis.panels.arms import FEATURE, NONE, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
-from lightsae.analysis.panels.curves import draw_sweep
 from lightsae.analysis.panels.measures import Meter
 from lightsae.analysis.panels.sweep import Sweep, Sweeper, SweepSettings
+from lightsae.analysis.panels.sweep_report import draw_sweep
 from lightsae.analysis.steering.interventions import Add
 from lightsae.errors import ConfigError
 from lightsae.lm import LanguageModel

@@ -3,7 +3,8 @@ import pytest
 
 from helpers.planted_firings import Planted, planted
 from lightsae.analysis.reading import firing_lists
-from lightsae.analysis.reading.firing_lists import FIRES_ABOVE, FiringCollector, FiringLists
+from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists
+from lightsae.metrics.conventions import FIRES_ABOVE
 
 
 def collect(

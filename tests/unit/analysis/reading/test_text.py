@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightsae.activations.corpus.rows import CorpusConfig, RowSource
+from lightsae.activations.corpus.rows import RowSource
+from lightsae.activations.settings import DataSettings
 from lightsae.analysis.reading.text import DocumentUses, TextRows, Texts
 from lightsae.lm.load import load_tokenizer
 
@@ -26,11 +27,11 @@ def write(path: Path, lengths: list[int], seed: int) -> Path:
     return path
 
 
-def corpus(folder: Path, held_out: list[int], training: list[int] | None = None) -> CorpusConfig:
+def corpus(folder: Path, held_out: list[int], training: list[int] | None = None) -> DataSettings:
     folder.mkdir(exist_ok=True, parents=True)
     train = write(folder / "train.jsonl", training or [10] * 20, 1)
-    return CorpusConfig(
-        str(train),
+    return DataSettings(
+        dataset=str(train),
         validation_split=str(write(folder / "validation.jsonl", held_out, 2)),
         context_size=S,
         num_workers=0,
@@ -42,13 +43,13 @@ def lengths(n: int, low: int, high: int, seed: int = 0) -> list[int]:
     return drawn
 
 
-def read_all(config: CorpusConfig, tokenizer: Any, share: float = 0.3, mining: int = 0) -> Texts:
+def read_all(config: DataSettings, tokenizer: Any, share: float = 0.3, mining: int = 0) -> Texts:
     total = 10**6
     tokens, score_tokens = round((1 - share) * total), round(share * total)
     return Texts.read(config, tokenizer, tokens=tokens, score_tokens=score_tokens, mining_tokens=mining)
 
 
-def held_out_rows(config: CorpusConfig, tokenizer: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def held_out_rows(config: DataSettings, tokenizer: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     source = RowSource(config, tokenizer, "validation")
     rows = source.take(100_000)
     source.close()

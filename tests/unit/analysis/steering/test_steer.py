@@ -261,7 +261,7 @@ def test_another_model_revision_or_site_is_refused(
         other.logits(tokens)
     refused(lm, SiteError, "site is 'resid_post.2', but the dictionary belongs to 'resid_post.1'", site="resid_post.2")
     elsewhere = TopK(Widths.autoencoder(SiteRef(lm.name, "resid_post.9"), 24), 40, k=4)
-    refused(lm, SiteError, "the dictionary's site is 'resid_post.9', but .* has layers 0..2", using=elsewhere)
+    refused(lm, SiteError, "the SAE's site is 'resid_post.9', but .* has layers 0..2", using=elsewhere)
     narrow = TopK(Widths.autoencoder(SiteRef(lm.name, SITE), 12), 40, k=4)
     with steer(lm, ADD, sae=narrow), pytest.raises(SiteError, match=r"has width 24 .* the SAE writes 12 numbers"):
         lm.logits(tokens)

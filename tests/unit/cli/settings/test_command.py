@@ -1,14 +1,106 @@
-"""What the commands share: progress bars, and lines where no terminal is."""
+"""What the commands share: options from a signature, fit's names for them, and progress."""
 
 import io
 import re
 import threading
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from lightsae.cli.settings.command import Bars
+from lightsae.analysis.reading.loaded_sae import TextSettings
+from lightsae.cli.settings.command import Bars, command
+from lightsae.errors import ConfigError
+
+RECEIVED: list[Any] = []
+
+
+@command("--sae DIR [OPTIONS]", ["lightsae read --sae x"])
+def run_read(sae: str, text: TextSettings, tokens: int = 5) -> None:
+    """Read a text.
+
+    And think about it.
+
+    Args:
+        sae: Which SAE.
+        text: Not shown.
+        tokens: How many.
+    """
+    RECEIVED.append((sae, text, tokens))
+
+
+@pytest.fixture
+def received() -> Any:
+    """Return what the command is called with for these options."""
+    RECEIVED.clear()
+
+    def run(*args: str) -> Any:
+        assert run_read(["--sae", "x", *args]) == 0
+        return RECEIVED.pop()
+
+    return run
+
+
+def test_a_command_is_its_signature(received: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert received() == ("x", TextSettings(), 5)
+    assert received("--tokens", "7", "--model", "m") == ("x", TextSettings(model="m"), 7)
+    with pytest.raises(SystemExit) as end:
+        run_read(["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("usage: lightsae read --sae DIR [OPTIONS] Read a text. And think about it. options:")
+    assert "--sae TEXT Which SAE. (required)" in text
+    assert "--tokens INT How many. (default: 5)" in text
+    assert "Not shown" not in text
+    assert "--data.model" in text
+    with pytest.raises(ConfigError, match=r"^sae is missing\. Write: lightsae read --sae DIR \[OPTIONS\]$"):
+        run_read([])
+
+
+@pytest.mark.parametrize("option", ["--data.model", "--model"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_both_names_of_a_setting_do(option: str, joined: bool, received: Any) -> None:
+    _, text, _ = received(*([f"{option}=m"] if joined else [option, "m"]), "--data.context_size", "16")
+    assert text == TextSettings(model="m", context_size=16)
+
+
+def test_of_two_names_the_later_wins(received: Any) -> None:
+    assert received("--model", "a", "--data.model", "b")[1].model == "b"
+    assert received("--data.model", "a", "--model", "b")[1].model == "b"
+
+
+@pytest.mark.parametrize("text", ["data: {model: m, context_size: 16}", "model: m\ndata: {context_size: 16, model: n}"])
+def test_both_names_do_in_a_file(text: str, received: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"tokens: 3\n{text}\n")
+    sae, read, tokens = received("--config", str(file))
+    assert (sae, read, tokens) == ("x", TextSettings(model="m", context_size=16), 3)
+    assert received("--config", str(file), "--data.context_size", "8")[1].context_size == 8
+
+
+@pytest.mark.parametrize("args", [("--data.modle", "m"), ("--data.model", "m", "--data.dateset", "d")])
+def test_a_misspelt_name_of_fit_has_a_near_one(args: tuple[str, ...], received: Any) -> None:
+    with pytest.raises(ConfigError, match=r"is not an option\. Did you mean '--data\.(model|dataset)'\?$"):
+        received(*args)
+
+
+def test_a_setting_of_fit_that_a_command_has_not(received: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {model: m, batch_tokens: 3}")
+    with pytest.raises(ConfigError, match=r"^data\.batch_tokens is not a setting\."):
+        received("--config", str(file))
+
+
+@pytest.mark.parametrize("command", ["interpret", "label", "predict", "drift", "steer", "panel", "serve"])
+def test_every_command_that_reads_text_has_them(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = getattr(import_module(f"lightsae.cli.commands.{command}"), f"run_{command}")
+    with pytest.raises(ConfigError, match=r"--data\.zzz is not an option|is missing"):
+        run(["--data.zzz", "3"])
+    with pytest.raises(SystemExit):
+        run(["--data.model", "m", "--help"])
+    assert "--data.model" in capsys.readouterr().out
 
 
 class Clock:

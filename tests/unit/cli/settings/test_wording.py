@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from lightning.pytorch import Callback
 
-from lightsae.cli.settings.wording import SETTING, in_short, in_short_of_class, names_of_classes
+from lightsae.cli.settings.wording import SETTING, in_short, names_of_classes
 
 KEYS = ["data.site", "data.batch_tokens", "trainer.max_steps", "model.lr", "model.sae.k"]
 CLASSES = {"model.sae": ["ReLU", "TopK"], "trainer.callbacks": [f"Callback{i}" for i in range(19)]}
@@ -79,10 +79,10 @@ def test_a_long_message_is_cut() -> None:
     ],
 )
 def test_in_short_of_class(message: str, expected: str) -> None:
-    marked = in_short_of_class(message, "TopK", ["d_sae", "k"], {})
+    marked = in_short(message, ["d_sae", "k"], {}, owner="TopK")
     assert marked == f"{SETTING}{expected}{SETTING}"
     # A class inside a class: what the inner one said stays as it is.
-    assert in_short_of_class(f"outer {marked}", "Outer", [], {}) == f"outer {marked}"
+    assert in_short(f"outer {marked}", [], {}, owner="Outer") == f"outer {marked}"
 
 
 def test_names_of_classes() -> None:

@@ -84,8 +84,12 @@ def test_lightning_is_quoted_in_one_line(tmp_path: Path) -> None:
 
 
 def test_classes_are_named_as_they_are_typed() -> None:
-    with pytest.raises(ConfigError, match=r"^export\.checkpoints is -1"), explain_classes({"export": ExportSAE}):
+    with pytest.raises(ConfigError) as refused, explain_classes({"export": ExportSAE}):
         ExportSAE(checkpoints=-1)
+    assert refused.value.as_typed().startswith("export.checkpoints is -1")
+    with pytest.raises(ConfigError) as refused, explain_classes({}):
+        ExportSAE(checkpoints=-1)
+    assert refused.value.as_typed().startswith("ExportSAE.checkpoints is -1")
     wrapped = ValueError("Does not validate against any of the Union subtypes ...")
     wrapped.__context__ = MisconfigurationException("inner")
     with pytest.raises(ConfigError, match=r"^inner$"), explain_classes({}):

@@ -36,11 +36,11 @@ def test_a_promoted_version_steers_as_its_sae_does(
     with lightsae.steer(model, PUSH, sae=load_sae(parts.sae)):
         wanted = model.logits(ROWS)
     promoted = lightsae.load_channel(production[0], "production", model)
-    with lightsae.steer(model, PUSH, sae=promoted.sae, dictionary=promoted.dictionary):
+    with lightsae.steer(model, PUSH, promoted):
         assert torch.equal(model.logits(ROWS), wanted)
     assert not torch.equal(model.logits(ROWS), wanted)
     # As an earlier version had it.
-    with pytest.warns(DeprecationWarning, match=r"load_channel\(registry, channel, model\)"):
+    with pytest.warns(DeprecationWarning, match=r"load_channel\(registry, channel\)"):
         old = lightsae.steer(model, PUSH, channel="production", registry=production[0])
     with old:
         assert torch.equal(model.logits(ROWS), wanted)
@@ -50,6 +50,10 @@ def test_a_promoted_version_steers_as_its_sae_does(
 def test_a_promoted_version_is_watched(model: LanguageModel, production: tuple[Path, str]) -> None:
     with lightsae.monitor(model, channel="production", registry=production[0], features=[0, 1]) as watch:
         model.logits(ROWS)
+    promoted = lightsae.load_channel(production[0], "production", model)
+    with lightsae.monitor(model, sae=promoted, features=[0, 1]) as again:
+        model.logits(ROWS)
+    assert again.summary() == watch.summary()
     assert watch.features == [0, 1]
     assert watch.tokens == ROWS.numel() - len(ROWS)
 
@@ -62,8 +66,12 @@ def test_what_is_not_promoted_is_refused(model: LanguageModel, parts: Parts, pro
         _open(lightsae.steer(model, PUSH, channel="staging", registry=registry))
     with pytest.raises(ConfigError, match="channel is 'production', and sae"):
         _open(lightsae.steer(model, PUSH, sae=parts.sae, **used))
-    with pytest.raises(ConfigError, match="sae is missing"):
+    with pytest.raises(TypeError, match="'sae'"):
         _open(lightsae.steer(model, PUSH))
+    with pytest.raises(ConfigError, match="sae is missing"):
+        _open(lightsae.monitor(model))
+    with pytest.raises(ConfigError, match="dictionary is given, but sae brings its own"):
+        _open(lightsae.monitor(model, parts.dictionary, sae=lightsae.load_channel(registry, "production")))
     with pytest.raises(ConfigError, match="dictionary is missing"):
         _open(lightsae.monitor(model, sae=parts.sae))
     other = LanguageModel.from_pretrained(sites=["resid_post.2"])

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lightsae.analysis.labels.llm.endpoint import Answer
+from lightsae.analysis.labels.llm.judge import Answer
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.files import explain_os_errors
 
@@ -21,7 +21,7 @@ class AnswerCache:
     """Answers by question. Use as a context manager, or `close` it.
 
     Args:
-        path: The file; made where it does not exist, with its folder.
+        path: The file; made if it does not exist, with its folder.
 
     Raises:
         FormatError: The file is something else.
@@ -32,23 +32,24 @@ class AnswerCache:
         self.path = Path(path)
         with explain_os_errors(path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = None
         try:
-            self._connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"Cannot write {str(path)!r}: {error}; choose another file for the answers.") from error
-        try:
+            connection = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             # Each statement is a transaction. WAL: another process may read and write meanwhile.
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute(
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(
                 "CREATE TABLE IF NOT EXISTS answers "
                 "(key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER)"
             )
-        except sqlite3.OperationalError as error:
-            self._connection.close()
-            raise ConfigError(f"Cannot write {str(path)!r}: {error}; choose another file for the answers.") from error
         except sqlite3.DatabaseError as error:
-            self._connection.close()
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.OperationalError):
+                raise ConfigError(
+                    f"Cannot write {str(path)!r}: {error}; choose another file for the answers."
+                ) from error
             raise FormatError(f"{str(path)!r} is no file of answers ({error}); name another one.") from error
+        self._connection = connection
 
     def get(self, key: str) -> Answer | None:
         """Return what was answered, or None. Its tokens are those that it cost when it was asked."""
@@ -79,5 +80,5 @@ class AnswerCache:
 
 def question_key(judge: str, messages: Sequence[Mapping[str, str]], max_tokens: int) -> str:
     """Return the hash that a question to a judge (its `identity`) is kept under."""
-    told = json.dumps([VERSION, judge, [dict(m) for m in messages], max_tokens], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+    question = json.dumps([VERSION, judge, [dict(m) for m in messages], max_tokens], sort_keys=True)
+    return hashlib.sha256(question.encode()).hexdigest()

@@ -1,109 +1,19 @@
-"""The language models that explain features and judge labels: what one has to do, and those behind an endpoint.
+"""Judges behind an OpenAI-compatible endpoint, and the choice between them and a local model.
 
-Settings of an endpoint come from the environment where they are not given: LIGHTSAE_LLM_BASE_URL, LIGHTSAE_LLM_MODEL,
-LIGHTSAE_LLM_API_KEY. A failure that would meet every question alike (no such model, a wrong key, no connection) ends
-the pass with a `ModelError`; one that concerns a single question is an `AskError`, which the pass counts.
+Settings that are not given come from the environment: LIGHTSAE_LLM_BASE_URL, LIGHTSAE_LLM_MODEL, LIGHTSAE_LLM_API_KEY.
+A failure that would meet every question alike (no such model, a wrong key, no connection) ends the pass with a
+`ModelError`; one that concerns a single question is an `AskError`, which the pass counts.
 """
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
+from lightsae.analysis.labels.llm.judge import Answer, AskError, Judge, Message, estimated_tokens
 from lightsae.errors import ConfigError, ModelError
 
-Message = Mapping[str, str]
 _URL, _MODEL, _KEY = "LIGHTSAE_LLM_BASE_URL", "LIGHTSAE_LLM_MODEL", "LIGHTSAE_LLM_API_KEY"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said, and what that cost."""
-
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class AskError(Exception):
-    """One question was not answered; `kind` says why, in words to be counted by."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
-        self.kind = kind
-
-
-class BudgetSpent(Exception):
-    """The next question could cost more tokens than the run has left."""
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """Answers questions.
-
-    Attributes:
-        name: As it is shown beside a label.
-        identity: What answers are kept under; two models that may answer differently differ in it.
-    """
-
-    name: str
-    identity: str
-
-    async def ask(self, messages: Sequence[Message], *, max_tokens: int) -> Answer:
-        """Return the answer.
-
-        Raises:
-            AskError: This question was not answered.
-            ModelError: No question would be.
-        """
-
-    async def close(self) -> None:
-        """Let go of connections; the next question opens them anew."""
-
-
-class Budget:
-    """Keeps a run below a number of tokens, prompts and answers together.
-
-    Before a question is sent, its greatest cost is set aside, estimated at 3 bytes a token for the prompt; so the cap
-    holds unless a prompt has more tokens than that.
-
-    Args:
-        tokens: The cap; None for none.
-    """
-
-    def __init__(self, tokens: int | None = None) -> None:
-        if tokens is not None and tokens < 0:
-            raise ConfigError(f"The budget is {tokens} tokens; it must be 0 or more.")
-        self.cap, self.spent, self._reserved = tokens, 0, 0
-        self._booked = asyncio.Event()
-
-    async def reserve(self, messages: Sequence[Message], max_tokens: int) -> int:
-        """Set aside what a question may cost, and return it; waits for others where it may fit once they are answered.
-
-        Raises:
-            BudgetSpent: It is more than what is left, whatever the others come to.
-        """
-        most = estimated_tokens(messages) + max_tokens
-        while self.cap is not None and self.spent + self._reserved + most > self.cap:
-            if self.spent + most > self.cap:
-                raise BudgetSpent(f"The budget of {self.cap} tokens is spent: {self.spent} were used.")
-            self._booked.clear()
-            await self._booked.wait()
-        self._reserved += most
-        return most
-
-    def book(self, reserved: int, answer: Answer | None) -> None:
-        """Replace what was set aside by what it cost; nothing, where no answer came."""
-        self._reserved -= reserved
-        if answer is not None:
-            self.spent += answer.prompt_tokens + answer.completion_tokens
-        self._booked.set()
-
-
-def estimated_tokens(messages: Sequence[Message]) -> int:
-    """Return about how many tokens a prompt has, at 3 bytes each: rather too many than too few."""
-    return sum(len(m["content"].encode()) // 3 + 8 for m in messages)
 
 
 class EndpointJudge:
@@ -112,12 +22,12 @@ class EndpointJudge:
     The `openai` client itself retries what may pass (429, 5xx, timeouts, lost connections), waiting longer each time.
 
     Args:
-        model: Name that the endpoint knows it by.
-        base_url: Of the endpoint, such as `http://localhost:8000/v1`.
+        model: Its name at the endpoint.
+        base_url: Address, such as `http://localhost:8000/v1`.
         api_key: Many local servers need none.
-        concurrency: Questions that are under way at once.
+        concurrency: Questions under way at once.
         retries: Attempts after the first.
-        timeout: Seconds that an attempt may take.
+        timeout: Seconds per attempt.
 
     Raises:
         ConfigError: The model or the address is neither given nor in the environment, or a number is out of range.
@@ -135,7 +45,7 @@ class EndpointJudge:
     ) -> None:
         self.name = model or os.environ.get(_MODEL, "")
         self.base_url = base_url or os.environ.get(_URL, "")
-        # The client insists on a key; what follows is sent where the server asks for none.
+        # The client insists on a key; this one is sent if the server asks for none.
         self._api_key = api_key or os.environ.get(_KEY) or "none"
         for value, what, key in ((self.name, "model", _MODEL), (self.base_url, "address", _URL)):
             if not value:
@@ -174,15 +84,14 @@ class EndpointJudge:
     async def _send(self, messages: Sequence[Message], max_tokens: int) -> Any:
         import openai
 
-        told = [dict(m) for m in messages]
         while True:
-            sent = (self._length_key, dict(self._options))
+            length_key, options = self._length_key, dict(self._options)
             try:
                 return await self._client.chat.completions.create(
-                    model=self.name, messages=told, **{sent[0]: max_tokens}, **sent[1]
+                    model=self.name, messages=[dict(m) for m in messages], **{length_key: max_tokens}, **options
                 )
             except openai.BadRequestError as error:
-                if not self._adapt(str(error), *sent):
+                if not self._adapt(str(error), length_key, options):
                     raise AskError("refused (400)") from error
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
                 raise ModelError(f"{self.base_url} refuses the key ({error.status_code}); set {_KEY}.") from error
@@ -225,12 +134,11 @@ def _answer_of(completion: Any, messages: Sequence[Message]) -> Answer:
         # A model that thinks at length has said nothing yet when its tokens are used up.
         raise AskError("cut off" if finish == "length" else "empty answer")
     usage = getattr(completion, "usage", None)
-    prompt, said = (getattr(usage, key, None) for key in ("prompt_tokens", "completion_tokens"))
-    estimate = len(text.encode()) // 3 + 8
+    prompt, answer = (getattr(usage, key, None) for key in ("prompt_tokens", "completion_tokens"))
     return Answer(
         text,
         prompt if isinstance(prompt, int) else estimated_tokens(messages),
-        said if isinstance(said, int) else estimate,
+        answer if isinstance(answer, int) else estimated_tokens([{"content": text}]),
     )
 
 

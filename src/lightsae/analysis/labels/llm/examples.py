@@ -30,8 +30,8 @@ class Example:
 
     Attributes:
         texts: Its tokens.
-        values: The feature's activation on each; 0 where it does not fire.
-        peak: Index of the token that it stands around.
+        values: The feature's activation on each; 0 if it does not fire.
+        peak: Index of the token that the window is around.
         document: Running number of its document.
         fires: Whether the feature fires in it.
         kind: positive, random, near, hard.
@@ -60,8 +60,8 @@ class ScorePool:
         texts: (V,) what each token id says.
         firings: (N,) flat token indices, by feature, ascending within each.
         starts: (F + 1,) where each feature's begin.
-        counted: (T,) which tokens count; windows stand around no others.
-        values: (N,) activations; None where they were not kept: then positives have no strata.
+        counted: (T,) which tokens count; windows are around no others.
+        values: (N,) activations; None if they were not kept: then positives have no strata.
     """
 
     tokens: Ints
@@ -114,7 +114,7 @@ def positives(pool: ScorePool, feature: int, count: int, seed: int) -> list[Exam
     A row gives one window at most, around one of its firings at random.
 
     Returns:
-        The windows, the weakest first; fewer than `count` where it fires in fewer rows, none where it never fires.
+        The windows, the weakest first; fewer than `count` if it fires in fewer rows, none if it never fires.
     """
     places, values = pool.firings_of(feature)
     draw = _generator(seed, feature, "positives")
@@ -141,16 +141,16 @@ def negatives(
         pool: The text.
         feature: Whose negatives these are.
         count: Windows of each kind.
-        seed: Of the draw.
+        seed: Seed of the draw.
         similar: Features near to it (by decoder cosine, or firing together with it); needed for `near`.
         kinds: Which of NEGATIVES.
 
     Returns:
-        By kind; a kind has fewer than `count` windows, or none, where the text has no more: a feature that fires on
-        every «return» has no hard negatives of that token.
+        By kind; fewer than `count` windows, or none, if the text has no more: a feature that fires on every «return»
+        has no hard negatives of that token.
     """
     candidates = {"random": _anywhere, "near": _near, "hard": _hard}
-    found: dict[str, list[Example]] = {}
+    windows: dict[str, list[Example]] = {}
     taken: set[int] = set()
     # The rarer kinds first: the others can do without the windows that these take.
     for kind in sorted(kinds, key=NEGATIVES.index, reverse=True):
@@ -163,8 +163,8 @@ def negatives(
             if row not in taken and not _fires_around(pool, feature, place):
                 taken.add(row)
                 chosen.append(place)
-        found[kind] = [_example(pool, feature, place, kind) for place in chosen]
-    return {kind: found[kind] for kind in kinds}
+        windows[kind] = [_example(pool, feature, place, kind) for place in chosen]
+    return {kind: windows[kind] for kind in kinds}
 
 
 def windows_of(rows: Sequence[Mapping[str, Any]], least: float = 0.0) -> list[Example]:
@@ -172,14 +172,15 @@ def windows_of(rows: Sequence[Mapping[str, Any]], least: float = 0.0) -> list[Ex
 
     Args:
         rows: As `schema.CONTEXTS` has them; near misses become negatives of the kind `near`.
-        least: The feature fires above this activation; what lies below counts as 0.
+        least: The feature fires above this activation; a lower one counts as 0.
     """
     examples = []
     for row in rows:
         values = tuple(float(v) if v > least else 0.0 for v in row["values"])
-        fires = any(values)
-        kind = "positive" if fires else "near"
-        examples.append(Example(tuple(row["texts"]), values, int(row["peak"]), int(row["document"]), fires, kind))
+        place = int(row["peak"]), int(row["document"])
+        examples.append(
+            Example(tuple(row["texts"]), values, *place, any(values), "positive" if any(values) else "near")
+        )
     return examples
 
 
@@ -198,7 +199,7 @@ def _near(pool: ScorePool, feature: int, similar: Sequence[int], draw: np.random
 
 
 def _hard(pool: ScorePool, feature: int, similar: Sequence[int], draw: np.random.Generator) -> Iterator[int]:
-    """Yield places of tokens on which the feature fires; each token as often as it fires there."""
+    """Yield places of tokens on which the feature fires, each token as often as the feature fires on it."""
     places, _ = pool.firings_of(feature)
     tokens, fires = np.unique(pool.tokens.ravel()[places], return_counts=True)
     lists = {token: draw.permutation(pool.tokens_like(token)).tolist() for token in tokens.tolist()}

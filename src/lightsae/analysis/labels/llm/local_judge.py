@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from lightsae.analysis.labels.llm.endpoint import Answer, AskError, Message
-from lightsae.errors import ModelError
+from lightsae.analysis.labels.llm.judge import Answer, AskError, Message
+from lightsae.errors import ModelError, under
 from lightsae.lm import LanguageModel
 
 
@@ -26,11 +27,9 @@ class LocalJudge:
     def __init__(self, name: str, *, device: str = "cpu", dtype: str = "auto") -> None:
         self.name = f"hf:{name}"
         self.identity = f"{self.name} {_weights_mark(Path(name).expanduser())}"
-        try:
+        with under(name_or_path="judge"):
             self._lm = LanguageModel.from_pretrained(name, device=device, dtype=dtype)
             self._tokenizer = self._lm.tokenizer
-        except ModelError as error:
-            raise ModelError(str(error).replace("data.model is", "The model of the judge is")) from error
         if not self._lm.has_next_token_head:
             raise ModelError(f"The judge is 'hf:{name}', which predicts no next token; name a causal language model.")
         self._turn: asyncio.Lock | None = None
@@ -62,23 +61,22 @@ class LocalJudge:
                 top_k=None,
                 pad_token_id=pad,
             )
-        said = output[0, len(ids) :].tolist()
-        text = self._tokenizer.decode(said, skip_special_tokens=True)
+        answer = output[0, len(ids) :].tolist()
+        text = self._tokenizer.decode(answer, skip_special_tokens=True)
         if not text.strip():
             raise AskError("empty answer")
-        return Answer(text, len(ids), len(said))
+        return Answer(text, len(ids), len(answer))
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
-        told = [dict(m) for m in messages]
+        turns, joined = [dict(m) for m in messages], "\n\n".join(m["content"] for m in messages)
         if not self._tokenizer.chat_template:
             # A model without chat turns goes on with a text.
-            text = "\n\n".join(m["content"] for m in told) + "\n\nAnswer:"
-            return list(self._tokenizer(text)["input_ids"])
+            return list(self._tokenizer(f"{joined}\n\nAnswer:")["input_ids"])
+        chat = partial(self._tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
         try:
-            text = self._tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+            text = chat(turns)
         except Exception:  # templates raise what they like; several know no system turn
-            joined = [{"role": "user", "content": "\n\n".join(m["content"] for m in told)}]
-            text = self._tokenizer.apply_chat_template(joined, tokenize=False, add_generation_prompt=True)
+            text = chat([{"role": "user", "content": joined}])
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

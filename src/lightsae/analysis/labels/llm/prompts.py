@@ -1,8 +1,8 @@
 """What is asked of a language model, and how its answers are read.
 
 A prompt's version is a hash of all that it says, and goes with every label made or tested with it. Text of the corpus
-stands in numbered lines, is cut off from the instructions, and is called data; what is no answer of the form asked for
-is `None`, never a guess at what was meant.
+stands in numbered lines, is cut off from the instructions, and is called data; an answer of any other form than the one
+asked for is `None`, never a guess at what was meant.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class Prompt:
         name: What it is for.
         system: What the model is told to do.
         user: What it is given; `{...}` are the places.
-        max_tokens: Of the answer. Wide enough for a model that thinks aloud first; only what is said is paid.
+        max_tokens: Cap on the answer. Wide enough for a model that thinks aloud first; only what is used is paid.
     """
 
     name: str
@@ -42,8 +42,9 @@ class Prompt:
 
     @property
     def version(self) -> str:
-        told = json.dumps([_RENDERING, self.name, self.system, self.user, self.max_tokens])
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        """Hash of all that the prompt says."""
+        content = json.dumps([_RENDERING, self.name, self.system, self.user, self.max_tokens])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def messages(self, **places: str) -> list[dict[str, str]]:
         """Return the chat turns, with the places filled in; braces in what fills them mean nothing."""
@@ -135,15 +136,15 @@ def marked(example: Example, places: Sequence[int] | None = None) -> str:
 
 def with_strengths(example: Example, strongest: float) -> str:
     """Return the text of a window in which firing tokens are marked, each with its tenth of `strongest`, 0 to 9."""
-    shown = []
+    tokens = []
     for text, value in zip(example.texts, example.values, strict=True):
         level = min(int(_LEVELS * value / strongest), _LEVELS - 1) if value > 0 else 0
-        shown.append(f"«{_line(text)}»{{{level}}}" if value > 0 else _line(text))
-    return "".join(shown)
+        tokens.append(f"«{_line(text)}»{{{level}}}" if value > 0 else _line(text))
+    return "".join(tokens)
 
 
 def misplaced(example: Example, draw: np.random.Generator) -> list[int] | None:
-    """Return as many places as the feature fires on, all of them wrong; None where the window has too few others."""
+    """Return as many places as the feature fires on, all of them wrong; None if the window has too few others."""
     others = [i for i, value in enumerate(example.values) if value <= 0]
     count = len(example.values) - len(others)
     return sorted(draw.choice(others, count, replace=False).tolist()) if 0 < count <= len(others) else None
@@ -151,13 +152,13 @@ def misplaced(example: Example, draw: np.random.Generator) -> list[int] | None:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A usable answer to EXPLAIN; `label` is None where the model saw no common property."""
+    """A usable answer to EXPLAIN; `label` is None if the model saw no common property."""
 
     label: str | None
 
 
 def parse_explanation(text: str) -> Explanation | None:
-    """Read an answer to EXPLAIN; None where it is not one."""
+    """Read an answer to EXPLAIN; None if it is not one."""
 
     def read(value: Any) -> Explanation | None:
         if value is None:
@@ -169,7 +170,7 @@ def parse_explanation(text: str) -> Explanation | None:
 
 
 def parse_matches(text: str, count: int) -> list[bool] | None:
-    """Read an answer to DETECTION or FUZZING about `count` excerpts: a verdict on each; None where it is not one."""
+    """Read an answer to DETECTION or FUZZING about `count` excerpts: a verdict on each; None if it is not one."""
 
     def read(value: Any) -> list[bool] | None:
         if not isinstance(value, list):
@@ -184,7 +185,7 @@ def parse_matches(text: str, count: int) -> list[bool] | None:
 
 
 def parse_choice(text: str, count: int) -> int | None:
-    """Read an answer to DISCRIMINATION: the excerpt from 0, -1 for none; None where it is not an answer."""
+    """Read an answer to DISCRIMINATION: the excerpt from 0, -1 for none; None if it is not an answer."""
 
     def read(value: Any) -> int | None:
         number = _number(value)
@@ -195,8 +196,8 @@ def parse_choice(text: str, count: int) -> int | None:
 
 def _last(text: str, key: str, read: Callable[[Any], Value | None]) -> Value | None:
     """Read the value of `key` in the last JSON object that has it: models reason first, and answer at the end."""
-    found = [read(told[key]) for told in _objects(text) if key in told]
-    return found[-1] if found else None
+    values = [read(fields[key]) for fields in _objects(text) if key in fields]
+    return values[-1] if values else None
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
@@ -206,11 +207,11 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
     decoder, place = json.JSONDecoder(), 0
     while (place := text.find("{", place)) >= 0:
         try:
-            told, place = decoder.raw_decode(text, place)
+            fields, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
             place += 1
             continue
-        yield told
+        yield fields
 
 
 def _number(value: Any) -> int | None:

@@ -27,7 +27,7 @@ from lightsae.analysis.labels.llm.prompts import (
     parse_matches,
     plain,
 )
-from lightsae.analysis.labels.llm.questions import Questions
+from lightsae.analysis.labels.llm.session import JudgeSession
 from lightsae.analysis.labels.scoring import Scores, discrimination_scores
 
 # Windows of similar features beside the right one, and how often a choice is asked for.
@@ -36,7 +36,7 @@ Value = TypeVar("Value")
 
 
 async def detect(
-    questions: Questions,
+    session: JudgeSession,
     label: str,
     positives: Sequence[Example],
     negatives: Mapping[str, Sequence[Example]],
@@ -50,18 +50,18 @@ async def detect(
     windows = [*positives, *(example for kind in negatives for example in negatives[kind])]
     kinds = ["positive"] * len(positives) + [kind for kind in negatives for _ in negatives[kind]]
     order = np.random.default_rng(seed).permutation(len(windows)).tolist()
-    said = await _verdicts(questions, DETECTION, label, [plain(windows[i]) for i in order], batch)
-    verdicts = dict(zip(order, said, strict=True))
-    found = {}
+    in_order = await _verdicts(session, DETECTION, label, [plain(windows[i]) for i in order], batch)
+    verdicts = dict(zip(order, in_order, strict=True))
+    scores = {}
     for kind in negatives:
         if positives and negatives[kind]:
             chosen = [i for i in range(len(windows)) if kinds[i] in ("positive", kind)]
-            found[kind] = Scores.of([kinds[i] == "positive" for i in chosen], [verdicts[i] for i in chosen])
-    return found
+            scores[kind] = Scores.of([kinds[i] == "positive" for i in chosen], [verdicts[i] for i in chosen])
+    return scores
 
 
-async def fuzz(questions: Questions, label: str, positives: Sequence[Example], seed: int, batch: int) -> Scores | None:
-    """Return the scores of fuzzing; None where in no window the marks can be misplaced.
+async def fuzz(session: JudgeSession, label: str, positives: Sequence[Example], seed: int, batch: int) -> Scores | None:
+    """Return the scores of fuzzing; None if no window's marks can be misplaced.
 
     A window's two versions never stand in one question: side by side, they would betray each other.
     """
@@ -74,17 +74,17 @@ async def fuzz(questions: Questions, label: str, positives: Sequence[Example], s
     scores = Scores(0, 0, 0, 0)
     for windows in rounds:
         mixed = [windows[i] for i in draw.permutation(len(windows)).tolist()]
-        verdicts = await _verdicts(questions, FUZZING, label, [text for _, text in mixed], batch)
+        verdicts = await _verdicts(session, FUZZING, label, [text for _, text in mixed], batch)
         scores += Scores.of([truth for truth, _ in mixed], verdicts)
     return scores if pairs else None
 
 
 async def discriminate(
-    questions: Questions, label: str, positives: Sequence[Example], near: Sequence[Example], seed: int
+    session: JudgeSession, label: str, positives: Sequence[Example], near: Sequence[Example], seed: int
 ) -> Scores | None:
-    """Return the scores of discrimination; None where there are too few windows of similar features.
+    """Return the scores of discrimination; None if there are too few windows of similar features.
 
-    Of the strata of the positives, as many as there are trials are taken, evenly.
+    The positives are taken evenly from their strata, one per trial.
     """
     if len(near) < OTHERS or not positives:
         return None
@@ -96,25 +96,26 @@ async def discriminate(
         answers.append(int(draw.integers(OTHERS + 1)))
         excerpts.insert(answers[-1], plain(positives[i]))
         messages = judge_messages(DISCRIMINATION, label, excerpts)
-        asked.append(questions.ask(DISCRIMINATION, messages, partial(parse_choice, count=OTHERS + 1)))
+        asked.append(session.ask(DISCRIMINATION, messages, partial(parse_choice, count=OTHERS + 1)))
     return discrimination_scores(await _all(asked), answers, OTHERS + 1)
 
 
 async def _verdicts(
-    questions: Questions, prompt: Prompt, label: str, excerpts: Sequence[str], batch: int
+    session: JudgeSession, prompt: Prompt, label: str, excerpts: Sequence[str], batch: int
 ) -> list[bool | None]:
     """Return a verdict on each excerpt; None for all of a question without a usable answer."""
 
     async def ask(part: Sequence[str]) -> list[bool | None]:
-        said = await questions.ask(prompt, judge_messages(prompt, label, part), partial(parse_matches, count=len(part)))
-        return list(said) if said is not None else [None] * len(part)
+        messages = judge_messages(prompt, label, part)
+        verdicts = await session.ask(prompt, messages, partial(parse_matches, count=len(part)))
+        return list(verdicts) if verdicts is not None else [None] * len(part)
 
     parts = [excerpts[i : i + batch] for i in range(0, len(excerpts), batch)]
-    return [verdict for said in await _all(map(ask, parts)) for verdict in said]
+    return [verdict for verdicts in await _all(map(ask, parts)) for verdict in verdicts]
 
 
 async def _all(questions: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
-    """Wait for all of them, also where one cannot be asked: what is under way is paid, and has to reach the cache."""
+    """Wait for all of them, even if one cannot be asked: what is under way is paid, and has to reach the cache."""
     done = await asyncio.gather(*questions, return_exceptions=True)
     for result in done:
         if isinstance(result, BaseException):

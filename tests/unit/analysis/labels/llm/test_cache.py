@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightsae.analysis.labels.llm.cache import AnswerCache, question_key
-from lightsae.analysis.labels.llm.endpoint import Answer
+from lightsae.analysis.labels.llm.judge import Answer
 from lightsae.errors import ConfigError, FormatError
 
 QUESTION = [{"role": "user", "content": "u"}]
@@ -39,7 +39,7 @@ def test_a_kill_loses_nothing_that_was_answered(tmp_path: Path) -> None:
     code = f"""
 import os
 from lightsae.analysis.labels.llm.cache import AnswerCache
-from lightsae.analysis.labels.llm.endpoint import Answer
+from lightsae.analysis.labels.llm.judge import Answer
 cache = AnswerCache({str(path)!r})
 for i in range(20):
     cache.put(str(i), Answer("x", 1, 1))

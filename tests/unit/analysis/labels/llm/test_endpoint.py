@@ -5,15 +5,8 @@ from typing import Any
 
 import pytest
 
-from lightsae.analysis.labels.llm.endpoint import (
-    Answer,
-    AskError,
-    Budget,
-    BudgetSpent,
-    EndpointJudge,
-    Judge,
-    open_judge,
-)
+from lightsae.analysis.labels.llm.endpoint import EndpointJudge, open_judge
+from lightsae.analysis.labels.llm.judge import Answer, AskError, Budget, BudgetSpent, Judge
 from lightsae.analysis.labels.llm.local_judge import LocalJudge
 from lightsae.errors import ConfigError, ModelError
 
@@ -199,5 +192,5 @@ def test_new_weights_in_the_same_folder_are_another_judge(make_model: Callable[.
 
 
 def test_a_local_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(ModelError, match="The model of the judge is '/nowhere'"):
+    with pytest.raises(ModelError, match="judge is '/nowhere'"):
         open_judge("hf:/nowhere")

@@ -3,7 +3,7 @@ import pytest
 
 from helpers.judging_server import CONTEXT, WORDS, planted_pool
 from lightsae.analysis.labels.llm.examples import NEGATIVES, Example, ScorePool, negatives, positives, windows_of
-from lightsae.analysis.labels.llm.subjects import Subject, subject_of
+from lightsae.analysis.labels.llm.material import FeatureMaterial, material_of
 from lightsae.errors import ConfigError
 
 
@@ -79,7 +79,7 @@ def context(kind: str, rank: int, value: float, document: int, stratum: int | No
     return told | {"texts": [" the", " dog"], "values": [0.05, value], "peak": 1}
 
 
-def test_a_subject_is_made_of_the_tables_and_of_other_documents(pool: ScorePool) -> None:
+def test_material_is_made_of_the_tables_and_of_other_documents(pool: ScorePool) -> None:
     row = {
         "feature": 1,
         "nearest": [{"feature": 2, "cosine": 0.5}],
@@ -93,13 +93,13 @@ def test_a_subject_is_made_of_the_tables_and_of_other_documents(pool: ScorePool)
         context("top", 0, 9.0, 1000),
         context("near_miss", 0, 0.0, 1002),
     ]
-    subject = subject_of(row, contexts, pool, least=0.9, windows=12)
-    assert [e.values for e in subject.shown] == [(0.0, 9.0), (0.0, 3.0)]
-    assert [e.document for e in subject.shown_near_misses] == [1002]
-    assert (subject.tokens, subject.promoted) == ([(" dog", 1.0)], [" red"])
-    assert len(subject.positives) == len(subject.negatives["near"]) == 12
+    material = material_of(row, contexts, pool, least=0.9, windows=12)
+    assert [e.values for e in material.shown] == [(0.0, 9.0), (0.0, 3.0)]
+    assert [e.document for e in material.shown_near_misses] == [1002]
+    assert (material.tokens, material.promoted) == ([(" dog", 1.0)], [" red"])
+    assert len(material.positives) == len(material.negatives["near"]) == 12
     with pytest.raises(ConfigError, match=r"Document \d+ is shown for the label of feature 1 and used to test it"):
-        subject_of(row, [context("top", 0, 9.0, e.document) for e in subject.positives], pool, least=0.9, windows=12)
+        material_of(row, [context("top", 0, 9.0, e.document) for e in material.positives], pool, least=0.9, windows=12)
 
 
 def test_rows_of_the_contexts_table_become_examples() -> None:
@@ -111,4 +111,4 @@ def test_rows_of_the_contexts_table_become_examples() -> None:
 def test_a_document_is_either_shown_or_tested() -> None:
     window = Example(("a",), (1.0,), 0, 3, True, "positive")
     with pytest.raises(ConfigError, match="Document 3"):
-        Subject(0, shown=[window], positives=[window], negatives={})
+        FeatureMaterial(0, shown=[window], positives=[window], negatives={})

@@ -12,15 +12,15 @@ from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.llm.endpoint import EndpointJudge
 from lightsae.analysis.labels.llm.examples import NEGATIVES, negatives, positives
 from lightsae.analysis.labels.llm.label_features import LabelPass, PassSettings, label_features
-from lightsae.analysis.labels.llm.subjects import Subject
+from lightsae.analysis.labels.llm.material import FeatureMaterial
 from lightsae.errors import ModelError
 
 FEATURES = [0, 1, 3, 5]
 SHOWN, TESTED = planted_pool(first_document=10_000, seed=1), planted_pool()
 
 
-def subject(feature: int) -> Subject:
-    return Subject(
+def material(feature: int) -> FeatureMaterial:
+    return FeatureMaterial(
         feature,
         shown=positives(SHOWN, feature, 6, 0),
         positives=positives(TESTED, feature, 12, 0),
@@ -32,7 +32,7 @@ def subject(feature: int) -> Subject:
 def run(server: Any, cache: Path | None = None, **kwargs: Any) -> LabelPass:
     judge = EndpointJudge("a-model", base_url=server.url, retries=kwargs.pop("retries", 0), concurrency=4)
     settings = kwargs.pop("settings", PassSettings(floor=0))
-    return label_features(kwargs.pop("features", FEATURES), subject, judge, cache=cache, settings=settings, **kwargs)
+    return label_features(kwargs.pop("features", FEATURES), material, judge, cache=cache, settings=settings, **kwargs)
 
 
 def test_planted_features_get_their_names_and_pass(server: Any) -> None:
@@ -199,7 +199,7 @@ def test_a_run_that_broke_off_goes_on(server: Any, tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_only_fails_ends_the_run(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightsae.analysis.labels.llm.questions._HOPELESS", 3)
+    monkeypatch.setattr("lightsae.analysis.labels.llm.session._HOPELESS", 3)
     server.script = lambda n, body: (500, {"error": {"message": "oops"}}, {})
     with pytest.raises(ModelError, match="failed on 3 questions in a row, the last with: server error"):
         run(server)

@@ -1,4 +1,4 @@
-"""A feature as a language model is asked about it, and what came of that."""
+"""What a language model is shown of a feature and tested on, and the label that came of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from lightsae.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A feature with all that is asked about it.
+class FeatureMaterial:
+    """What a feature is explained from and what its label is tested on.
 
     Attributes:
         feature: Which.
@@ -20,7 +20,7 @@ class Subject:
         shown_near_misses: Windows in which it nearly fires, for the explanation.
         tokens: Tokens that it fires on, with their share of its firings.
         promoted: Next tokens that it makes likelier.
-        positives: Windows in which it fires, for the tests; of documents that no shown window is of.
+        positives: Windows in which it fires, for the tests, from documents that no shown window is from.
         negatives: Windows in which it does not, for the tests, by kind.
 
     Raises:
@@ -37,15 +37,14 @@ class Subject:
 
     def __post_init__(self) -> None:
         tested = {e.document for part in (self.positives, *self.negatives.values()) for e in part}
-        seen = {e.document for e in (*self.shown, *self.shown_near_misses)}
-        if both := sorted(tested & seen):
+        if both := sorted(tested & {e.document for e in (*self.shown, *self.shown_near_misses)}):
             raise ConfigError(
                 f"Document {both[0]} is shown for the label of feature {self.feature} and used to test it; "
                 "take the tests from documents of their own."
             )
 
 
-def subject_of(
+def material_of(
     row: Mapping[str, Any],
     contexts: Sequence[Mapping[str, Any]],
     pool: ScorePool,
@@ -55,18 +54,18 @@ def subject_of(
     top: int = 8,
     sampled: int = 10,
     seed: int = 0,
-) -> Subject:
-    """Return a feature with what the dictionary's tables show of it, and with tests drawn from other documents.
+) -> FeatureMaterial:
+    """Return what the dictionary's tables show of a feature, and tests drawn from other documents.
 
     Args:
         row: Its row of the table `features`.
         contexts: Its rows of the table `contexts`.
         pool: Text for the tests.
-        least: It fires above this activation: the same as in the pool.
+        least: It fires above this activation, the same as in the pool.
         windows: Positives, and negatives of each kind, to draw.
         top: Strongest windows to show.
         sampled: Windows of all strengths to show.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         ConfigError: The pool holds documents that are shown.
@@ -79,7 +78,7 @@ def subject_of(
     }
     firing = {kind: [e for e in examples if e.fires] for kind, examples in chosen.items()}
     similar = [near["feature"] for near in row["nearest"] or []]
-    return Subject(
+    return FeatureMaterial(
         row["feature"],
         shown=firing["top"][:top] + firing["stratum"][:sampled],
         shown_near_misses=[e for e in chosen["near_miss"] if not e.fires],
@@ -108,12 +107,12 @@ class Labelled:
 
     @property
     def deciding(self) -> list[Scores]:
-        """The scores that the label has to pass: detection, against each kind of negatives that there are."""
+        """The scores that the label has to pass: detection, against each kind of negatives."""
         return [scores for (test, _), scores in self.scores.items() if test == "detection"]
 
     @property
     def weakest(self) -> Scores:
-        """The worst of the deciding scores; scores of nothing where there is none."""
+        """The worst of the deciding scores; scores of nothing if there is none."""
         return weakest(self.deciding) if self.deciding else Scores(0, 0, 0, 0)
 
     @property

@@ -1,7 +1,7 @@
 """A registry on the Hugging Face Hub: `hub:org/name`, a repository with the layout of the folder.
 
-It is downloaded, changed here as a folder is, and what is new is uploaded in one commit on top of the commit that was
-downloaded: the Hub refuses it where somebody else wrote meanwhile, and a commit is there as a whole or not at all.
+It is downloaded, changed as a folder is, and what is new is uploaded in one commit on top of the commit that was
+downloaded: the Hub refuses it if somebody else wrote meanwhile, and a commit is there as a whole or not at all.
 """
 
 import shutil

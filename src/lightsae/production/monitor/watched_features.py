@@ -1,4 +1,4 @@
-"""What is watched: features of one dictionary in one language model that belong together."""
+"""What is watched: features of an SAE, its feature dictionary and a language model that belong together."""
 
 import math
 import numbers
@@ -9,20 +9,20 @@ from typing import Any
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.reading.compatibility import check_model
-from lightsae.errors import ConfigError, SiteError
-from lightsae.formats.native import load_sae
+from lightsae.errors import ConfigError, SiteError, arg
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm.model import name_of, revision_of
 from lightsae.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Features of a dictionary in a language model.
+class WatchedFeatures:
+    """Features of an SAE in a language model.
 
     Attributes:
         model: A LanguageModel, or a transformers model.
-        sae: The dictionary of latents.
-        dictionary: Made for it.
+        sae: The SAE.
+        dictionary: The feature dictionary that was made for it.
         features: By number.
         labels: What the feature dictionary calls them; None without a label.
         maxima: Their largest activations there; None where they never fired.
@@ -42,34 +42,33 @@ class Subject:
         cls,
         model: Any,
         dictionary: FeatureDictionary | str | Path,
-        sae: SparseAutoencoder | str | Path,
+        sae: SavedSAE | SparseAutoencoder | str | Path,
         features: Sequence[int] | None,
         *,
         any_model: bool,
-    ) -> "Subject":
+    ) -> "WatchedFeatures":
         """Check that all belongs together.
 
         Raises:
-            ModelError: The dictionary was made for another model or revision.
+            ModelError: The SAE was trained on another model or revision.
             SiteError: It reads several models.
             FormatError: The feature dictionary belongs to another SAE.
             ConfigError: A feature does not exist; or none is labelled.
         """
-        if not isinstance(sae, SparseAutoencoder):
-            sae = load_sae(sae)
+        sae = SavedSAE.of(sae).sae
         if not isinstance(dictionary, FeatureDictionary):
             dictionary = FeatureDictionary.open(dictionary)
         dictionary.check_belongs_to(sae)
         models = {ref.model for ref in sae.widths.read}
         if len(models) > 1:
-            shown = ", ".join(repr(name) for name in sorted(models))
-            raise SiteError(f"the dictionary reads several models ({shown}), of which only one runs here.")
+            names = ", ".join(repr(name) for name in sorted(models))
+            raise SiteError(f"the SAE reads several models ({names}), of which only one runs here.")
         if not any_model:
             check_model(model, models.pop(), dictionary.manifest.get("model", {}).get("revision"))
         chosen = _chosen(dictionary, features, sae.d_sae)
         table = dictionary.sql(
-            "SELECT feature, label, max, frequency FROM features WHERE list_contains($wanted, feature)",
-            {"wanted": chosen},
+            "SELECT feature, label, max, frequency FROM features WHERE list_contains($features, feature)",
+            {"features": chosen},
         )
         rows = {row["feature"]: row for row in table.to_pylist()}
         return cls(
@@ -101,15 +100,15 @@ def _chosen(dictionary: FeatureDictionary, features: Sequence[int] | None, d_sae
             )
         return [int(feature) for feature in chosen]
     if not all(isinstance(f, numbers.Integral) for f in features):
-        raise ConfigError(
-            f"features is {features!r}; write numbers, such as [12, 34]; dictionary.search(text) finds them."
-        )
+        raise ConfigError("features", features, "write numbers, such as [12, 34]; dictionary.search(text) finds them")
     chosen = list(dict.fromkeys(int(feature) for feature in features))
     if not chosen:
-        raise ConfigError("features is empty; write numbers, such as [12, 34], or None for all of tier 'high'.")
+        raise ConfigError(
+            f"{arg('features')} is empty; write numbers, such as [12, 34], or None for all of tier 'high'."
+        )
     for feature in chosen:
         if not 0 <= feature < d_sae:
-            raise ConfigError(f"feature {feature} does not exist: the dictionary has {d_sae}, from 0.")
+            raise ConfigError(f"feature {feature} does not exist: the SAE has {d_sae}, from 0.")
     return chosen
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 from helpers.fake_versions import Parts
 from lightsae.errors import ConfigError
 from lightsae.production.registry import load_channel, promote, publish, rollback, verify
-from lightsae.production.registry.hub import changing, local_copy
+from lightsae.production.registry.hub_repository import changing, local_copy
 
 HUB = "hub:org/features"
 

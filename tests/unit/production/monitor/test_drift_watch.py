@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lightsae.production.monitor.drift import DriftWatch, Frequencies
-from lightsae.production.monitor.texts import OpenTexts
+from lightsae.production.monitor.drift_watch import DriftWatch, Frequencies, OpenTexts
 
 MEAN = np.array([0.02, 0.002, 0.2, 0.0])
 # Of frequencies between texts: from none to wild; the spread is that of a gamma distribution.

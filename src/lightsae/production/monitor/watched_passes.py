@@ -3,7 +3,7 @@
 Axes:  B rows, S columns of the pass.
 
 Watched is what a feature dictionary counts: all tokens but padding, special tokens, and position 0, an attention sink.
-Each token counts once: where `generate` works without a KV cache, and runs the whole text again for each token, only
+Each token counts once: if `generate` works without a KV cache, and runs the whole text again for each token, only
 the new columns do. The last token that is generated is never run through the model, and is not watched; those that
 an assistant proposes and the model rejects are.
 """
@@ -26,7 +26,7 @@ class Watched:
     """The tokens of a pass.
 
     Attributes:
-        tokens: Ids; -1 where the model was given embeddings.
+        tokens: Ids; -1 if the model was given embeddings.
         watched: Which count.
         generated: Which columns were generated.
     """
@@ -68,9 +68,9 @@ class WatchedPasses(Passes):
                 self._tokens = None
                 if self._past == 0 and self._done == 0:
                     self._begins()
-            given = kwargs.get("input_ids", args[0] if args else None)
-            if isinstance(given, Tensor) and not given.is_floating_point():
-                self._tokens = given
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            if isinstance(ids, Tensor) and not ids.is_floating_point():
+                self._tokens = ids
 
         def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
             self._depth -= 1

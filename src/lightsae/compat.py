@@ -1,0 +1,55 @@
+"""What this package uses of Lightning and PyTorch beyond their public interfaces, each in one function with a test.
+
+Held against Lightning 2.6 and PyTorch 2.13: when a version breaks something, it breaks here.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def is_dry_run(trainer: Trainer) -> bool:
+    """Return whether the Trainer was asked for a `fast_dev_run`, which leaves nothing behind."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def writes_files(trainer: Trainer) -> bool:
+    """Return whether this process writes the run's files: rank 0 does, unless it is a dry run."""
+    return trainer.is_global_zero and not is_dry_run(trainer)
+
+
+def logs_after(trainer: Trainer, step: int) -> bool:
+    """Return whether Lightning writes figures after optimiser step `step`, counted from 0."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and ((step + 1) % every == 0 or step == 0)
+
+
+def savers(trainer: Trainer) -> tuple[Any, ...]:
+    """Return what may write files during a run: the callbacks, and what writes checkpoints."""
+    return (*trainer.callbacks, trainer.strategy.checkpoint_io)  # type: ignore[attr-defined]
+
+
+def set_max_steps(trainer: Trainer, steps: int) -> None:
+    """Set the length of a fit that is about to begin."""
+    trainer.fit_loop.epoch_loop.max_steps = steps
+
+
+def validate_after_this_batch(trainer: Trainer) -> None:
+    """Validate after the batch whose `on_train_batch_end` is running.
+
+    Lightning asks right after this hook whether the batch number is a multiple of the interval.
+    """
+    trainer.val_check_batch = 1
+
+
+def save_now(checkpoints: ModelCheckpoint, trainer: Trainer) -> None:
+    """Save a checkpoint of the present step, if there is none yet and it is no dry run."""
+    if checkpoints._last_global_step_saved != trainer.global_step and not is_dry_run(trainer):
+        checkpoints._save_none_monitor_checkpoint(trainer, checkpoints._monitor_candidates(trainer))
+
+
+def keep_from_ddp(module: LightningModule, names: Iterable[str]) -> None:
+    """Have DDP leave these parameters and buffers as each rank has them."""
+    module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]

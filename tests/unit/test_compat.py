@@ -1,0 +1,87 @@
+"""Lightning's private parts do what this package needs of them, in the version that is installed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from lightsae import compat
+from lightsae.training.checkpoint_io import AtomicCheckpointIO
+
+
+class Each(Callback):
+    """Calls a function at the end of each training batch, and notes validations."""
+
+    def __init__(self, after_batch: Callable[[Trainer], Any] = lambda trainer: None) -> None:
+        self.after_batch = after_batch
+        self.validated: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.after_batch(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated.append(trainer.global_step)
+
+
+def fit(quiet: dict[str, Any], *callbacks: Callback, **options: Any) -> Trainer:
+    trainer = Trainer(**(quiet | {"max_steps": 6, "callbacks": list(callbacks)} | options))
+    trainer.fit(BoringModel())
+    return trainer
+
+
+def test_a_dry_run_writes_nothing(quiet: dict[str, Any]) -> None:
+    trainer = Trainer(**quiet)
+    assert not compat.is_dry_run(trainer)
+    assert compat.writes_files(trainer)
+    dry = Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
+    assert compat.is_dry_run(dry)
+    assert not compat.writes_files(dry)
+
+
+def test_steps_that_are_logged_are_lightnings(quiet: dict[str, Any]) -> None:
+    trainer = Trainer(**(quiet | {"log_every_n_steps": 3}))
+    assert [step for step in range(10) if compat.logs_after(trainer, step)] == [0, 2, 5, 8]
+    assert not any(compat.logs_after(Trainer(**(quiet | {"log_every_n_steps": 0})), step) for step in range(10))
+
+
+def test_what_may_write(quiet: dict[str, Any]) -> None:
+    watch, plugin = Each(), AtomicCheckpointIO()
+    savers = compat.savers(Trainer(**(quiet | {"callbacks": [watch], "plugins": [plugin]})))
+    assert watch in savers
+    assert savers[-1] is plugin
+
+
+def test_the_length_of_a_fit_can_be_set(quiet: dict[str, Any]) -> None:
+    class Short(Callback):
+        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+            compat.set_max_steps(trainer, 4)
+
+    assert fit(quiet, Short(), max_steps=-1, max_epochs=1).global_step == 4
+
+
+def test_a_validation_can_be_asked_for(quiet: dict[str, Any]) -> None:
+    watch = Each(lambda trainer: compat.validate_after_this_batch(trainer) if trainer.global_step == 4 else None)
+    fit(quiet, watch, max_steps=4, val_check_interval=100, check_val_every_n_epoch=None, limit_val_batches=1)
+    assert watch.validated == [4]
+
+
+def test_save_now_saves_a_step_once(quiet: dict[str, Any], tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+    watch = Each(lambda trainer: [compat.save_now(checkpoints, trainer) for _ in range(2)][-1])
+    fit(quiet, watch, checkpoints, max_steps=3, enable_checkpointing=True)
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
+
+
+def test_ddp_reads_which_tensors_to_leave_alone() -> None:
+    module = BoringModel()
+    compat.keep_from_ddp(module, ["layer.bias"])
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(module)
+        assert wrapped.parameters_to_ignore == {"layer.bias"}
+    finally:
+        torch.distributed.destroy_process_group()
