@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightsae.analysis.dictionary.schema import TABLES
-from lightsae.analysis.reading.windows import BEFORE, WIDTH
+from lightsae.analysis.reading.firings import BEFORE, WIDTH
 
 HISTOGRAM_EDGES = [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6]
 TOKENS = 20_000

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from lightsae.analysis.reading.firings import Firings, Ints
-from lightsae.analysis.reading.groups import ranks
+from lightsae.analysis.reading.firings import Firings, Ints, ranks
 
 # As wide as scipy makes them.
 Integers = NDArray[np.integer[Any]]

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.reading.firings import Firings, Floats, Ints
-from lightsae.analysis.reading.groups import ranks
-from lightsae.analysis.reading.windows import WIDTH, Windows
+from lightsae.analysis.reading.firings import WIDTH, Firings, Floats, Ints, Windows, ranks
 
 _ARRAYS = ("scores", "tokens", "values", "documents", "rows", "positions")
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.reading.firings import Ints
-from lightsae.analysis.reading.groups import ranks
+from lightsae.analysis.reading.firings import Ints, ranks
 
 # Batches' counts are merged when this many are waiting: merging sorts the whole table.
 _WAITING = 1 << 19

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lightsae.analysis.dashboard.map import Map
+from lightsae.analysis.dashboard.maps import Map
 from lightsae.plotting import STYLE
 
 Tables = Mapping[str, pa.Table]

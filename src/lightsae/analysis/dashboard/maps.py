@@ -1,4 +1,4 @@
-"""Places points in the plane: UMAP where umap-learn is installed, else the two largest principal components.
+"""Maps: points in the plane, placed by UMAP if umap-learn is installed, else by the two largest principal components.
 
 Axes: n points, D width, F features.
 Source: McInnes et al. 2018, arXiv:1802.03426, for UMAP.
@@ -6,6 +6,7 @@ Source: McInnes et al. 2018, arXiv:1802.03426, for UMAP.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightsae.analysis.dashboard.map import Colouring, Map
 from lightsae.errors import ConfigError
 
 Method = Literal["auto", "umap", "pca"]
@@ -22,6 +22,53 @@ _FEWEST = 30
 # Wider points go through this many principal components first: UMAP's time is in the distances.
 _COMPONENTS = 64
 _EPOCHS = 200
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """One way to colour the points of a map.
+
+    Attributes:
+        name: Such as `token class`, or `feature 12: digits`.
+        values: One per point: numbers (a scale), or texts (classes).
+        log: Show numbers on a logarithmic scale.
+    """
+
+    name: str
+    values: Sequence[str] | Float[np.ndarray, " n"]
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Map:
+    """Points in the plane.
+
+    Attributes:
+        name: What the points are, as a heading.
+        method: How they came into the plane: method, settings, seed, how many of how many points.
+        coordinates: (n, 2).
+        colours: Ways to colour them. Points with `links` can be coloured by what is known of their features as well.
+        texts: What hovering shows, one per point; with `links`, the feature's label is shown too.
+        links: The feature that each point is of, and opens.
+        group: Maps of one group stand side by side, as before and after; by default each stands alone.
+    """
+
+    name: str
+    method: str
+    coordinates: Float[np.ndarray, "n 2"]
+    colours: Sequence[Colouring] = ()
+    texts: Sequence[str] | None = None
+    links: Int[np.ndarray, " n"] | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.coordinates)
+        for what, column in (
+            ("texts", self.texts),
+            ("links", self.links),
+            *((f"colour {c.name!r}", c.values) for c in self.colours),
+        ):
+            assert column is None or len(column) == n, f"{what} of a map with {n} points: {len(column)}"
 
 
 def decoder_map(
@@ -33,15 +80,15 @@ def decoder_map(
     max_points: int = 30_000,
     name: str = "Decoder directions",
 ) -> Map:
-    """Return a map of a dictionary's directions, each of which opens its feature.
+    """Return a map of an SAE's directions, each of which opens its feature.
 
     Args:
         W_dec: Decoder rows; their lengths play no part.
         features: Which of them, such as the live ones; None: all.
-        method: auto takes UMAP where it can be had.
-        seed: Of UMAP, and of the sample where there are more than `max_points`.
+        method: auto takes UMAP if it is installed.
+        seed: Seed of UMAP, and of the sample if there are more than `max_points`.
         max_points: More are sampled, which the map then says.
-        name: Of the map.
+        name: Heading of the map.
 
     Raises:
         ConfigError: UMAP is asked for, but not installed.
@@ -67,17 +114,17 @@ def activation_map(
     seed: int = 0,
     max_points: int = 10_000,
 ) -> Map:
-    """Return a map of activations, one point a token: raw ones (before), or latents (after).
+    """Return a map of activations, one point per token: raw ones (before), or latents (after).
 
     Args:
         x: Activations, without attention sinks: their norms would leave nothing else to see.
-        name: Of the map.
-        colours: Such as token classes, or the activation of a feature; one value a row of `x`.
+        name: Heading of the map.
+        colours: Such as token classes, or the activation of a feature; one value per row of `x`.
         texts: What hovering shows, such as the token in its context.
         group: Maps of one group stand side by side.
-        method: auto takes UMAP where it can be had.
-        metric: Of UMAP; cosine suits latents.
-        seed: Of UMAP, and of the sample where there are more than `max_points`.
+        method: auto takes UMAP if it is installed.
+        metric: Distance that UMAP keeps; cosine suits latents.
+        seed: Seed of UMAP, and of the sample if there are more than `max_points`.
         max_points: More are sampled, which the map then says.
 
     Raises:
@@ -85,16 +132,13 @@ def activation_map(
     """
     drawn, sampled = _sample(len(x), max_points, seed, "tokens")
     coordinates, how = place(x.detach().cpu()[drawn].float(), method=method, seed=seed, metric=metric)
-    kept = [
-        Colouring(
-            c.name,
-            c.values[drawn.numpy()] if isinstance(c.values, np.ndarray) else [c.values[i] for i in drawn.tolist()],
-            c.log,
-        )
-        for c in colours
-    ]
-    said = None if texts is None else [texts[i] for i in drawn.tolist()]
-    return Map(name, f"{how}{sampled}", coordinates, kept, said, group=group)
+    places = drawn.tolist()
+
+    def drawn_of(values: Any) -> Any:
+        return values[places] if isinstance(values, np.ndarray) else [values[i] for i in places]
+
+    kept = [replace(colouring, values=drawn_of(colouring.values)) for colouring in colours]
+    return Map(name, f"{how}{sampled}", coordinates, kept, None if texts is None else drawn_of(texts), group=group)
 
 
 def place(
@@ -127,7 +171,7 @@ def place(
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numba's and scikit-learn's own making
-        found = umap.UMAP(
+        placed = umap.UMAP(
             n_neighbors=neighbours,
             min_dist=0.1,
             metric=metric,
@@ -140,7 +184,7 @@ def place(
         ).fit_transform(reduced)
     torch.set_num_threads(threads)  # numba sets it for the whole process
     settings = f"{neighbours} neighbours, minimum distance 0.1, {metric}, {_EPOCHS} epochs, seed {seed}"
-    return np.asarray(found, dtype=np.float32), f"UMAP{before} ({settings})"
+    return np.asarray(placed, dtype=np.float32), f"UMAP{before} ({settings})"
 
 
 def principal_components(points: Float[Tensor, "n D"], k: int) -> tuple[Float[np.ndarray, "n k"], float]:
@@ -153,10 +197,10 @@ def principal_components(points: Float[Tensor, "n D"], k: int) -> tuple[Float[np
     order = values.argsort(descending=True)[:k]
     chosen = directions[:, order]
     signs = chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
-    found = torch.zeros(len(points), k, dtype=torch.float64)
-    found[:, : chosen.shape[1]] = centred @ (chosen * signs)
+    components = torch.zeros(len(points), k, dtype=torch.float64)
+    components[:, : chosen.shape[1]] = centred @ (chosen * signs)
     total = float(values.clamp_min(0).sum())
-    return found.float().numpy(), float(values[order].clamp_min(0).sum()) / total if total > 0 else 0.0
+    return components.float().numpy(), float(values[order].clamp_min(0).sum()) / total if total > 0 else 0.0
 
 
 def _sample(n: int, most: int, seed: int, what: str) -> tuple[Int[Tensor, " kept"], str]:

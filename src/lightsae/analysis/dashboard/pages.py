@@ -9,6 +9,7 @@
 Only the list is read at the start. The rest, and Plotly, are loaded by the pages that need them.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -19,14 +20,19 @@ import numpy as np
 import plotly.offline
 import pyarrow as pa
 
-from lightsae.analysis.dashboard.chunks import FEATURES_A_CHUNK, feature_chunks
-from lightsae.analysis.dashboard.columns import list_columns
-from lightsae.analysis.dashboard.map import Map
-from lightsae.analysis.dashboard.scripts import plain, rounded, write_script
-from lightsae.analysis.dashboard.words import word_index
+from lightsae.analysis.dashboard.data import (
+    FEATURES_A_CHUNK,
+    KEYS,
+    feature_chunks,
+    list_columns,
+    plain,
+    rounded,
+    word_index,
+    write_script,
+)
+from lightsae.analysis.dashboard.maps import Map
 
 Tables = Mapping[str, pa.Table]
-_SORTED_BY = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
 
 
 def write_dashboard(
@@ -41,7 +47,7 @@ def write_dashboard(
 
     Args:
         folder: An existing folder that the caller stages; gets `index.html` and `assets/`.
-        tables: Of the dictionary, as in `analysis.schema`.
+        tables: Tables of the feature dictionary, as in `dictionary.schema`.
         manifest: What dictionary.json says; histogram_edges (and neuron_histogram_edges, if those of the neurons
             differ) belong to the histograms of the tables.
         neurons: The same tables of the raw neurons.
@@ -53,7 +59,7 @@ def write_dashboard(
     if neurons is not None:
         write_population(data, "neurons", neurons)
     for number, one in enumerate(maps):
-        write_script(data / f"map-{number}.js", f"map-{number}", _told(one))
+        write_script(data / f"map-{number}.js", f"map-{number}", _map_entry(one))
     write_script(
         data / "manifest.js",
         "manifest",
@@ -66,6 +72,23 @@ def write_dashboard(
     )
 
 
+def rewrite_features(folder: Path, tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> None:
+    """Put new tables of the features into a staged copy of a dashboard.
+
+    Args:
+        folder: Holds `index.html` and `assets/` of `write_dashboard`.
+        tables: Tables of the feature dictionary.
+        manifest: What dictionary.json now says.
+    """
+    data = folder / "assets" / "data"
+    # What `write_script` wrote: receive("manifest", {...}).
+    script = (data / "manifest.js").read_text(encoding="ascii")
+    entry = json.loads(script[script.index(",") + 1 : script.rindex(")")])
+    shutil.rmtree(data / "features")
+    write_population(data, "features", tables)
+    write_script(data / "manifest.js", "manifest", {**entry, "manifest": plain(dict(manifest))})
+
+
 def _write_program(folder: Path) -> None:
     """Copy the pages' own files, and Plotly from its Python package."""
     assets = folder / "assets"
@@ -76,9 +99,12 @@ def _write_program(folder: Path) -> None:
     (assets / "plotly.min.js").write_text(plotly.offline.get_plotlyjs(), encoding="utf-8")
 
 
-def write_population(data: Path, name: str, given: Tables) -> None:
+def write_population(data: Path, name: str, unsorted: Tables) -> None:
     """Write the scripts of one population's tables."""
-    tables = _sorted(given)
+    tables = {}
+    for table, key in KEYS.items():
+        order = np.argsort(unsorted[table][key].to_numpy(), kind="stable")
+        tables[table] = unsorted[table].take(pa.array(order)).combine_chunks()
     write_script(data / f"{name}.js", name, list_columns(tables["features"]))
     words = word_index(tables["features"], tables["contexts"])
     write_script(data / f"{name}-words.js", f"{name}-words", words)
@@ -86,16 +112,7 @@ def write_population(data: Path, name: str, given: Tables) -> None:
         write_script(data / name / f"{number}.js", f"{name}/{number}", chunk)
 
 
-def _sorted(tables: Tables) -> dict[str, pa.Table]:
-    """Return the tables with the rows of each feature together."""
-    ready = {}
-    for name, key in _SORTED_BY.items():
-        order = np.argsort(tables[name][key].to_numpy(), kind="stable")
-        ready[name] = tables[name].take(pa.array(order)).combine_chunks()
-    return ready
-
-
-def _told(one: Map) -> dict[str, Any]:
+def _map_entry(one: Map) -> dict[str, Any]:
     x, y = one.coordinates.astype(np.float64).T.tolist() if len(one.coordinates) else ([], [])
     return {
         "name": one.name,

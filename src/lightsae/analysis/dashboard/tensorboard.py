@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lightsae.analysis.dashboard.figures import draw_figures, numbers
-from lightsae.analysis.dashboard.map import Map
+from lightsae.analysis.dashboard.maps import Map
 
 _HISTOGRAMS = (
     "frequency",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 TIERS = ("high", "medium", "unlabelled", "rare", "dead")
 _LABELLED = ("high", "medium")
@@ -42,9 +43,9 @@ def figures(tables: Mapping[str, pa.Table]) -> dict[str, float | int | None]:
     }
     told |= {f"tier_{tier}": tiers.count(tier) for tier in TIERS}
     for name in ("precision", "recall"):
-        told[f"{name}_median"] = _median(features[name].filter(pa.array(labelled)))
+        told[f"{name}_median"] = median(features[name].filter(pa.array(labelled)))
     for name in ("window_coherence", "document_coherence", "ablation_kl"):
-        told[f"{name}_median"] = _median(features[name])
+        told[f"{name}_median"] = median(features[name])
     return told
 
 
@@ -141,7 +142,8 @@ def _cell(value: Any) -> str:
     return " ".join(text.split()).replace("*", "\\*").replace("[", "\\[").replace("_", "\\_")
 
 
-def _median(column: pa.ChunkedArray) -> float | None:
-    values = column.drop_null().to_numpy()
+def median(column: pa.ChunkedArray | NDArray[Any]) -> float | None:
+    """Return the median of what is known, to four digits; None if nothing is."""
+    values = column if isinstance(column, np.ndarray) else column.drop_null().to_numpy()
     values = values[np.isfinite(values)]
     return round(float(np.median(values)), 4) if len(values) else None

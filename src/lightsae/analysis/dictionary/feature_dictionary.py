@@ -17,14 +17,13 @@ import pyarrow.dataset as ds
 
 from lightsae.analysis.dictionary.card import TIERS
 from lightsae.analysis.dictionary.integrity import check_tables, read_manifest
-from lightsae.analysis.dictionary.schema import TABLES
+from lightsae.analysis.dictionary.schema import KEYS, TABLES
 from lightsae.analysis.dictionary.writer import DESCRIPTION, file_of
 from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean
 from lightsae.formats.files import locate
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, SparseAutoencoder
 
-_KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
 # Where a text may be found, best first, with the query of (feature, what was found). Windows of near misses are not
 # searched: the feature does not fire there.
 _PLACES = {
@@ -136,7 +135,7 @@ class FeatureDictionary:
             ConfigError: There is no such feature.
         """
         rows = {
-            name: dataset.to_table(filter=ds.field(_KEYS[name]) == index).to_pylist()
+            name: dataset.to_table(filter=ds.field(KEYS[name]) == index).to_pylist()
             for name, dataset in self._datasets.items()
         }
         if not rows["features"]:

@@ -106,3 +106,5 @@ LABELS = pa.schema(
 )
 
 TABLES = {"features": FEATURES, "contexts": CONTEXTS, "edges": EDGES, "labels": LABELS}
+# The column that says which feature a row belongs to; tables are sorted by it.
+KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}

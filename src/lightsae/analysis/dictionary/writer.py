@@ -1,6 +1,6 @@
 """Writes a feature dictionary: a folder of Parquet tables that is named by what it holds.
 
-    features.parquet contexts.parquet edges.parquet labels.parquet     the tables of `analysis/schema.py`
+    features.parquet contexts.parquet edges.parquet labels.parquet     the tables of `dictionary/schema.py`
     dictionary.json                                                    where it all comes from, and the files' hashes
     card.md                                                            the same for people
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lightsae.analysis.dictionary.card import write_card
-from lightsae.analysis.dictionary.schema import SCHEMA_VERSION, TABLES
+from lightsae.analysis.dictionary.schema import KEYS, SCHEMA_VERSION, TABLES
 from lightsae.errors import FormatError
 from lightsae.formats.files import find_folder, hash_file, replace_folder_atomically, write_atomically
 
@@ -30,7 +30,6 @@ KIND = "lightsae feature dictionary"
 UNHASHED = ("id", "extras")
 # Rows that are read at the least when one feature is asked for: its own, and those of its neighbours in the file.
 ROW_GROUP = 2048
-_SORTED_BY = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
 _REQUIRED = ("sae", "model", "tokenizer", "corpus", "tokens", "seeds", "code_version", "histogram_edges", "labels")
 
 
@@ -46,7 +45,7 @@ def write_dictionary(
 
     Args:
         folder: A folder of the dictionary's own.
-        tables: `features`, `contexts`, `edges` and `labels`, with the columns of `analysis.schema`; rows in any order
+        tables: `features`, `contexts`, `edges` and `labels`, with the columns of `dictionary.schema`; rows in any order
             (rows of one feature keep theirs).
         manifest: What `dictionary.json` is to say, JSON values: sae (`SavedSAE.entry`), model, tokenizer, corpus,
             tokens, seeds, code_version, histogram_edges, labels; summary and others as you like. No times, no paths:
@@ -137,9 +136,9 @@ def _checked_table(name: str, tables: Mapping[str, pa.Table]) -> pa.Table:
         table = table.select(schema.names).cast(schema).replace_schema_metadata(None)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise FormatError(f"The table {name!r} does not fit its schema: {error}") from error
-    key = table[_SORTED_BY[name]]
+    key = table[KEYS[name]]
     if key.null_count:
-        raise FormatError(f"The table {name!r} has rows without {_SORTED_BY[name]!r}.")
+        raise FormatError(f"The table {name!r} has rows without {KEYS[name]!r}.")
     order = pa.array(key.to_numpy().argsort(kind="stable"))
     return table.take(order).combine_chunks()
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightsae.analysis.effects.directions import directions
 from lightsae.analysis.reading.features import read_sites
-from lightsae.analysis.reading.windows import NO_TOKEN, Windows
+from lightsae.analysis.reading.firings import NO_TOKEN, Windows
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked, no_cache

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from lightsae.analysis.reading.windows import BEFORE, NO_TOKEN, Windows
+from lightsae.analysis.reading.firings import BEFORE, NO_TOKEN, Windows
 
 _PLACES = (-1, 0, 1)  # from the peak
 Ints = NDArray[np.int64]

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightsae.analysis.reading.windows import BEFORE, Windows
+from lightsae.analysis.reading.firings import BEFORE, Windows
 from lightsae.lm import LanguageModel
 
 TOKENS = 20

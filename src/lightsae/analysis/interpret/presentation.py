@@ -15,7 +15,8 @@ from lightsae.analysis.dashboard.figures import write_figures
 from lightsae.analysis.dashboard.maps import activation_map, decoder_map
 from lightsae.analysis.dashboard.tensorboard import write_tensorboard
 from lightsae.analysis.effects.directions import directions
-from lightsae.analysis.interpret.run import NEURONS, SAE, Interpretation
+from lightsae.analysis.interpret.population import NEURONS, SAE
+from lightsae.analysis.interpret.run import Interpretation
 from lightsae.analysis.labels.patterns import CLASSES, class_of
 from lightsae.analysis.labels.wording import shown
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
@@ -30,15 +31,17 @@ class Presentation:
     """Writes pictures into the folder of a feature dictionary, when that is staged.
 
     Args:
-        loaded: The dictionary and its language models.
-        found: What was found.
+        loaded: The SAE and its language models.
+        made: What was found.
     """
 
-    def __init__(self, loaded: LoadedSAE, found: Interpretation) -> None:
-        self.loaded, self.found = loaded, found
+    def __init__(self, loaded: LoadedSAE, made: Interpretation) -> None:
+        self.loaded, self.made = loaded, made
+        self.tables = made.populations[SAE].tables
 
     def __call__(self, staged: Path) -> None:
-        tables, neurons = self.found.tables[SAE], self.found.tables.get(NEURONS)
+        tables, populations = self.tables, self.made.populations
+        neurons = populations[NEURONS].tables if NEURONS in populations else None
         manifest = json.loads((staged / "dictionary.json").read_text(encoding="utf-8"))
         maps = self.maps()
         write_dashboard(staged, tables, manifest, neurons=neurons, maps=maps)
@@ -48,8 +51,8 @@ class Presentation:
 
     def maps(self) -> list[Map]:
         """Return the map of the directions, and those of the activations before and after."""
-        sae, (sample, tokens) = self.loaded.sae, self.found.activations
-        alive = np.flatnonzero(self.found.tables[SAE]["features"]["fires"].to_numpy() > 0)
+        sae, sample, tokens = self.loaded.sae, self.made.sample, self.made.sample_tokens
+        alive = np.flatnonzero(self.tables["features"]["fires"].to_numpy() > 0)
         every = max(1, len(sample) // _MAP_TOKENS)
         sample, tokens = sample[::every], tokens[::every]
         with torch.no_grad():
@@ -74,7 +77,7 @@ class Presentation:
 
     def _telling_features(self, latents: torch.Tensor) -> list[tuple[int, str]]:
         """Return the labelled features that fire most on the sample, but not everywhere."""
-        features = self.found.tables[SAE]["features"]
+        features = self.tables["features"]
         labels = features["label"].to_pylist()
         fires = (latents > 0).float().mean(0)
         order = torch.where(fires < 0.2, fires, 0).argsort(descending=True).tolist()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lightsae.analysis.dashboard.rewrite import rewrite_features
+from lightsae.analysis.dashboard.pages import rewrite_features
 from lightsae.analysis.dictionary.card import figures
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.schema import FEATURES, LABELS

@@ -5,7 +5,6 @@ Axes: F features, k windows, W tokens in a window.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,49 +12,42 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lightsae.analysis.contexts.statistics import ContextStatistics
-from lightsae.analysis.contexts.token_counts import PairCounts
 from lightsae.analysis.dictionary.schema import CONTEXTS, EDGES, FEATURES, LABELS
-from lightsae.analysis.effects.ablation import AblationEffects
-from lightsae.analysis.effects.coherence import Coherence
-from lightsae.analysis.effects.logits import LogitEffects
-from lightsae.analysis.effects.neighbours import Neighbours
+from lightsae.analysis.effects.stage import Effects
+from lightsae.analysis.labels.gate import SHOWN
 from lightsae.analysis.labels.stage import OfflineLabels
-from lightsae.analysis.reading.windows import BEFORE, NO_TOKEN, Windows
+from lightsae.analysis.reading.firings import BEFORE, NO_TOKEN, Ints, Windows
 
 STRATA, IN_STRATUM, TOKENS_TOLD, COFIRE_TOLD = 4, 4, 10, 8
 Tables = dict[str, pa.Table]
-Rows = list[list[dict[str, Any]]]
 
 
-@dataclass
-class Effects:
-    """What the later stages found of each feature; None where a stage does not apply or was not asked for."""
+def make_tables(
+    statistics: ContextStatistics, effects: Effects, labels: OfflineLabels, vocabulary: Sequence[str]
+) -> Tables:
+    """Return the four tables of one population.
 
-    window_coherence: Coherence
-    document_coherence: Coherence
-    logits: LogitEffects | None = None
-    s_in: NDArray[np.float32] | None = None
-    s_out: NDArray[np.float32] | None = None
-    ablation: AblationEffects | None = None
-    nearest: Neighbours | None = None
-    neurons: Neighbours | None = None
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-
-def make_tables(found: ContextStatistics, effects: Effects, labels: OfflineLabels, vocabulary: Sequence[str]) -> Tables:
-    """Return the four tables of one population."""
+    Args:
+        statistics: What was counted and kept of each feature.
+        effects: What its features do and are near to.
+        labels: Labels of its features.
+        vocabulary: (V,) what each token says.
+    """
+    texts = pa.array(vocabulary, pa.string())
     return {
-        "features": _features(found, effects, labels, vocabulary),
-        "contexts": _contexts(found, vocabulary),
-        "edges": _edges(found, effects),
+        "features": _features(statistics, effects, labels, texts),
+        "contexts": _contexts(statistics, texts),
+        "edges": _edges(statistics, effects),
         "labels": _labels(labels),
     }
 
 
-def _features(found: ContextStatistics, effects: Effects, labels: OfflineLabels, vocabulary: Sequence[str]) -> pa.Table:
-    moments = found.moments
+def _features(
+    statistics: ContextStatistics, effects: Effects, labels: OfflineLabels, texts: pa.StringArray
+) -> pa.Table:
+    moments = statistics.moments
     n = len(moments.fires)
-    shown = [tier in ("high", "medium") for tier in labels.tiers]
+    shown = [tier in SHOWN for tier in labels.tiers]
     columns: dict[str, Any] = {
         "feature": np.arange(n),
         "fires": moments.fires,
@@ -67,129 +59,107 @@ def _features(found: ContextStatistics, effects: Effects, labels: OfflineLabels,
         "histogram": list(moments.histogram),
         "documents": moments.documents,
         "document_spread": moments.document_spread,
-        "tokens_on": _token_counts(found.on, moments.fires, vocabulary),
-        "tokens_before": _token_counts(found.before, moments.fires, vocabulary),
-        "tokens_after": _token_counts(found.after, moments.fires, vocabulary),
-        "window_coherence": _null_for_nan(effects.window_coherence.values),
-        "document_coherence": _null_for_nan(effects.document_coherence.values),
-        "s_in": _null_for_nan(effects.s_in),
-        "s_out": _null_for_nan(effects.s_out),
+        "window_coherence": effects.window_coherence.values,
+        "document_coherence": effects.document_coherence.values,
+        "s_in": effects.s_in,
+        "s_out": effects.s_out,
         "label": [words if ok else None for words, ok in zip(labels.words, shown, strict=True)],
         "label_source": ["rule" if ok else None for ok in shown],
-        "precision": [s.precision if ok else None for s, ok in zip(labels.scores, shown, strict=True)],
-        "recall": [s.recall if ok else None for s, ok in zip(labels.scores, shown, strict=True)],
+        "precision": [score.precision if ok else None for score, ok in zip(labels.scores, shown, strict=True)],
+        "recall": [score.recall if ok else None for score, ok in zip(labels.scores, shown, strict=True)],
         "tier": labels.tiers,
     }
+    for name, pairs in (("on", statistics.on), ("before", statistics.before), ("after", statistics.after)):
+        tokens, counts = pairs.top(TOKENS_TOLD)
+        shares = counts / np.maximum(moments.fires, 1)[:, None]
+        columns[f"tokens_{name}"] = _structs(tokens >= 0, texts, token=tokens, count=counts, share=shares)
     if (logits := effects.logits) is not None:
         columns |= {
-            "promoted": _tokens_with(logits.promoted, logits.promoted_logits, vocabulary),
-            "suppressed": _tokens_with(logits.suppressed, logits.suppressed_logits, vocabulary),
-            "logit_kurtosis": _null_for_nan(logits.kurtosis),
-            "logit_concentration": _null_for_nan(logits.concentration),
+            "promoted": _structs(None, texts, token=logits.promoted, logit=logits.promoted_logits),
+            "suppressed": _structs(None, texts, token=logits.suppressed, logit=logits.suppressed_logits),
+            "logit_kurtosis": logits.kurtosis,
+            "logit_concentration": logits.concentration,
         }
     if (ablation := effects.ablation) is not None:
-        columns |= {
-            "ablation_kl": _null_for_nan(ablation.kl),
-            "ablation_ce": _null_for_nan(ablation.ce),
-            "ablation_tokens": ablation.tokens,
-        }
+        columns |= {"ablation_kl": ablation.kl, "ablation_ce": ablation.ce, "ablation_tokens": ablation.tokens}
     for name, near in (("nearest", effects.nearest), ("neurons", effects.neurons)):
         if near is not None:
-            pairs = zip(near.ids.tolist(), near.cosines.tolist(), strict=True)
-            columns[name] = [
-                [{"feature": i, "cosine": c} for i, c in zip(ids, cosines, strict=True)] for ids, cosines in pairs
-            ]
+            columns[name] = _structs(None, texts, feature=near.ids, cosine=near.cosines)
     return _table(columns, FEATURES, n)
 
 
-def _contexts(found: ContextStatistics, vocabulary: Sequence[str]) -> pa.Table:
-    parts = [_kind(found.top.windows(), "top", vocabulary), _strata(found.sampled.windows(), vocabulary)]
-    parts.append(_kind(found.near_misses.windows(), "near_miss", vocabulary))
-    return pa.concat_tables(parts)
-
-
-def _kind(windows: Windows, kind: str, vocabulary: Sequence[str]) -> pa.Table:
-    feature, slot = windows.there.nonzero()
-    # Of a near miss the score is how near it came; of a firing it is the activation.
-    scores = windows.scores if kind == "near_miss" else windows.peaks
-    return _windows(windows, feature, slot, kind, slot, None, scores[feature, slot], vocabulary)
-
-
-def _strata(windows: Windows, vocabulary: Sequence[str]) -> pa.Table:
-    """Cut the sample of each feature into strata: in it a firing's chance goes with its activation."""
-    k = windows.scores.shape[1]
-    there = windows.there
-    order = np.argsort(np.where(there, windows.peaks, np.inf), axis=1, kind="stable")
-    size = there.sum(1)
-    place = np.arange(k)[None]
-    stratum = place * STRATA // np.maximum(size, 1)[:, None]
-    first = np.ceil(stratum * size[:, None] / STRATA)
-    rank = place - first
-    kept = (place < size[:, None]) & (rank < IN_STRATUM)
-    feature, at = kept.nonzero()
-    slot = order[feature, at]
-    return _windows(
-        windows,
-        feature,
-        slot,
-        "stratum",
-        rank[feature, at],
-        stratum[feature, at],
-        windows.peaks[feature, slot],
-        vocabulary,
+def _contexts(statistics: ContextStatistics, texts: pa.StringArray) -> pa.Table:
+    top, sampled, near = (kept.windows() for kept in (statistics.top, statistics.sampled, statistics.near_misses))
+    return pa.concat_tables(
+        [
+            _windows(top, "top", texts, top.peaks, *top.there.nonzero()),
+            _strata(sampled, texts),
+            # The score of a near miss is how near it came; that of a firing is the activation.
+            _windows(near, "near_miss", texts, near.scores, *near.there.nonzero()),
+        ]
     )
+
+
+def _strata(windows: Windows, texts: pa.StringArray) -> pa.Table:
+    """Cut the sample of each feature into strata: in it a firing's chance goes with its activation."""
+    there, place = windows.there, np.arange(windows.scores.shape[1])[None]
+    order = np.argsort(np.where(there, windows.peaks, np.inf), axis=1, kind="stable")
+    size = there.sum(1)[:, None]
+    stratum = place * STRATA // np.maximum(size, 1)
+    rank = place - np.ceil(stratum * size / STRATA)
+    feature, at = ((place < size) & (rank < IN_STRATUM)).nonzero()
+    slot = order[feature, at]
+    return _windows(windows, "stratum", texts, windows.peaks, feature, slot, rank[feature, at], stratum[feature, at])
 
 
 def _windows(
     windows: Windows,
-    feature: NDArray[np.int64],
-    slot: NDArray[np.int64],
     kind: str,
-    rank: NDArray[Any],
-    stratum: NDArray[Any] | None,
+    texts: pa.StringArray,
     scores: NDArray[np.float32],
-    vocabulary: Sequence[str],
+    feature: Ints,
+    slot: Ints,
+    rank: NDArray[Any] | None = None,
+    stratum: Ints | None = None,
 ) -> pa.Table:
-    tokens, values = windows.tokens[feature, slot], windows.values[feature, slot]
+    """Return some windows as rows: of the features `feature` those in the slots `slot`, which are their ranks too."""
+    tokens = windows.tokens[feature, slot]
     inside = tokens != NO_TOKEN
-    starts = np.r_[0, np.cumsum(inside.sum(1))].astype(np.int32)
     flat = pa.array(tokens[inside], pa.int32())
-    texts = pa.array(vocabulary, pa.string()).take(flat)
     columns = {
         "feature": feature,
-        "kind": pa.array([kind] * len(feature), pa.string()),
+        "kind": [kind] * len(feature),
         "stratum": stratum,
-        "rank": rank,
-        "score": scores,
+        "rank": slot if rank is None else rank,
+        "score": scores[feature, slot],
         "document": windows.documents[feature, slot],
         "row": windows.rows[feature, slot],
         "position": windows.positions[feature, slot],
-        "tokens": pa.ListArray.from_arrays(starts, flat),
-        "texts": pa.ListArray.from_arrays(starts, texts),
-        "values": pa.ListArray.from_arrays(starts, pa.array(values[inside], pa.float32())),
+        "tokens": _lists(inside, flat),
+        "texts": _lists(inside, texts.take(flat)),
+        "values": _lists(inside, pa.array(windows.values[feature, slot][inside])),
         "peak": inside[:, :BEFORE].sum(1),
     }
     return _table(columns, CONTEXTS, len(feature))
 
 
-def _edges(found: ContextStatistics, effects: Effects) -> pa.Table:
-    parts = []
+def _edges(statistics: ContextStatistics, effects: Effects) -> pa.Table:
+    parts = [EDGES.empty_table()]
     if (near := effects.nearest) is not None:
         n, k = near.ids.shape
         columns = {"source": np.repeat(np.arange(n), k), "target": near.ids.ravel(), "weight": near.cosines.ravel()}
         parts.append(_table(columns | {"kind": ["cosine"] * (n * k)}, EDGES, n * k))
-    if found.cofiring is not None:
-        sources, targets, both, phi = found.cofiring.edges(COFIRE_TOLD)
+    if statistics.cofiring is not None:
+        sources, targets, both, phi = statistics.cofiring.edges(COFIRE_TOLD)
         columns = {"source": sources, "target": targets, "weight": phi, "count": both}
         parts.append(_table(columns | {"kind": ["cofire"] * len(sources)}, EDGES, len(sources)))
-    return pa.concat_tables(parts) if parts else EDGES.empty_table()
+    return pa.concat_tables(parts)
 
 
 def _labels(labels: OfflineLabels) -> pa.Table:
     rows = []
-    for feature, (words, rule, score, tier) in enumerate(
-        zip(labels.words, labels.rules, labels.scores, labels.tiers, strict=True)
-    ):
+    columns = zip(labels.words, labels.rules, labels.scores, labels.tiers, strict=True)
+    for feature, (words, rule, score, tier) in enumerate(columns):
         if rule.patterns:
             rows.append(
                 {
@@ -201,50 +171,38 @@ def _labels(labels: OfflineLabels) -> pa.Table:
                     "test": "tokens",
                     "negatives": "natural",
                     **score.columns(),
-                    "passed": tier in ("high", "medium"),
+                    "passed": tier in SHOWN,
                 }
             )
     return pa.Table.from_pylist(rows, schema=LABELS)
 
 
-def _token_counts(
-    counts: PairCounts, fires: NDArray[np.int64], vocabulary: Sequence[str]
-) -> list[list[dict[str, Any]]]:
-    tokens, times = counts.top(TOKENS_TOLD)
-    return [
-        [
-            {"token": t, "text": vocabulary[t], "count": c, "share": c / max(1, n)}
-            for t, c in zip(ids, numbers, strict=True)
-            if t >= 0
-        ]
-        for ids, numbers, n in zip(tokens.tolist(), times.tolist(), fires.tolist(), strict=True)
-    ]
+def _lists(there: NDArray[np.bool_], values: pa.Array) -> pa.ListArray:
+    """Return a list per row of `there`; `values` are those of its set places, row by row."""
+    return pa.ListArray.from_arrays(np.r_[0, np.cumsum(there.sum(1))].astype(np.int32), values)
 
 
-def _tokens_with(
-    tokens: NDArray[np.int32], logits: NDArray[np.float32], vocabulary: Sequence[str]
-) -> list[list[dict[str, Any]]]:
-    return [
-        [{"token": t, "text": vocabulary[t], "logit": x} for t, x in zip(ids, values, strict=True)]
-        for ids, values in zip(tokens.tolist(), logits.tolist(), strict=True)
-    ]
-
-
-def _null_for_nan(values: NDArray[np.float32] | None) -> pa.Array | None:
-    return None if values is None else pa.array(values, from_pandas=True)
+def _structs(there: NDArray[np.bool_] | None, texts: pa.StringArray, **fields: NDArray[Any]) -> pa.ListArray:
+    """Return a list of structs per row of the fields' arrays, (F, k); a field `token` brings its `text` along."""
+    if there is None:
+        there = np.ones(next(iter(fields.values())).shape, np.bool_)
+    columns = {name: pa.array(values[there]) for name, values in fields.items()}
+    if "token" in columns:
+        token = columns.pop("token")
+        columns = {"token": token, "text": texts.take(token), **columns}
+    return _lists(there, pa.StructArray.from_arrays(list(columns.values()), names=list(columns)))
 
 
 def _table(columns: Mapping[str, Any], schema: pa.Schema, rows: int) -> pa.Table:
-    """Return a table of the schema; columns that are not given, or None, are null."""
+    """Return a table of the schema; columns that are not given, or None, are null, and so is what is NaN."""
     arrays = []
     for column in schema:
-        given = columns.get(column.name)
-        if given is None:
+        values = columns.get(column.name)
+        if values is None:
             arrays.append(pa.nulls(rows, column.type))
-        elif isinstance(given, pa.Array):
-            arrays.append(given.cast(column.type))
+        elif isinstance(values, list):
+            arrays.append(pa.array(values, column.type))
         else:
-            arrays.append(
-                pa.array(given, column.type) if isinstance(given, list) else pa.array(given).cast(column.type)
-            )
+            array = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
+            arrays.append(array.cast(column.type))
     return pa.table(arrays, schema=schema)

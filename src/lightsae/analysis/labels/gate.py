@@ -13,6 +13,8 @@ from lightsae.analysis.labels.scoring import Scores
 from lightsae.errors import ConfigError
 
 HIGH, MEDIUM, UNLABELLED, RARE, DEAD = "high", "medium", "unlabelled", "rare", "dead"
+# Tiers whose label is shown.
+SHOWN = (HIGH, MEDIUM)
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Gate:
     def __post_init__(self) -> None:
         for name in ("precision", "recall"):
             if not 0 < (value := getattr(self, name)) <= 1:
-                raise ConfigError(f"gate.{name} is {value}; it must lie above 0 and up to 1.")
+                raise ConfigError(f"gate.{name}", value, "it must lie above 0 and up to 1")
         if self.min_positives < 1:
-            raise ConfigError(f"gate.min_positives is {self.min_positives}; it must be at least 1.")
+            raise ConfigError("gate.min_positives", self.min_positives, "it must be at least 1")
 
     def passed(self, scores: Scores) -> bool:
         """Return whether a label with these scores may be shown."""
-        return self.tier(scores) in (HIGH, MEDIUM)
+        return self.tier(scores) in SHOWN
 
     def tier(self, scores: Scores, fires: int = 1) -> str:
         """Return the tier of a feature whose label has these scores.

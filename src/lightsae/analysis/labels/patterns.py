@@ -28,18 +28,20 @@ CLASSES = (
     "another sign",
 )
 STATES = ("outside strings and comments", "inside a string", "inside a comment", "inside a long string")
-KINDS = (
-    "token",
-    "after",
-    "after_two",
-    "two_before",
-    "class_after",
-    "after_class",
-    "in_state",
-    "class_in_state",
-    "before",
-)
-_N_CLASSES, _N_STATES = len(CLASSES) + 1, len(STATES)
+# Of what the key of each kind is made up, the most significant first.
+_PARTS = {
+    "token": ("token",),
+    "after": ("previous", "token"),
+    "after_two": ("second", "previous", "token"),
+    "two_before": ("second", "token"),
+    "class_after": ("previous", "token_class"),
+    "after_class": ("before_class", "token"),
+    "in_state": ("state", "token"),
+    "class_in_state": ("state", "token_class"),
+    "before": ("token", "after"),
+}
+KINDS = tuple(_PARTS)
+_N_CLASSES = len(CLASSES) + 1
 _NOTHING = len(CLASSES)  # before the start of the row
 
 
@@ -49,12 +51,12 @@ class Pattern:
 
     Attributes:
         kind: One of KINDS.
-        token: The token itself; -1 where its class stands for it.
-        token_class: Index of CLASSES; -1 where the token is given.
+        token: The token itself; -1 if its class stands for it.
+        token_class: Index of CLASSES; -1 if the token is given.
         before: The tokens before it that are given, in reading order; a single one stands two before in `two_before`.
-        before_class: Class of the token before; -1 where it is not given.
-        state: Index of STATES; -1 where it is not given.
-        after: The token after it; -1 where it is not given.
+        before_class: Class of the token before; -1 if it is not given.
+        state: Index of STATES; -1 if it is not given.
+        after: The token after it; -1 if it is not given.
     """
 
     kind: str
@@ -76,47 +78,38 @@ class PatternKeys:
 
     def __init__(self, tokens: NDArray[np.int32], texts: Sequence[str]) -> None:
         self.vocabulary = len(texts)
-        w = self.vocabulary + 1
         current = tokens.astype(np.int64)
         classes = np.array([class_of(text) for text in texts] + [_NOTHING])
         previous, second, following = (shifted(current, by, self.vocabulary) for by in (1, 2, -1))
-        states = states_of(tokens, texts)
-        # In the order of KINDS.
-        keys = (
-            current,
-            previous * w + current,
-            (second * w + previous) * w + current,
-            second * w + current,
-            previous * _N_CLASSES + classes[current],
-            classes[previous] * w + current,
-            states * w + current,
-            states * _N_CLASSES + classes[current],
-            current * w + following,
-        )
-        self.keys: dict[str, Keys] = {kind: key.ravel() for kind, key in zip(KINDS, keys, strict=True)}
+        parts = {
+            "token": current,
+            "previous": previous,
+            "second": second,
+            "after": following,
+            "token_class": classes[current],
+            "before_class": classes[previous],
+            "state": states_of(tokens, texts),
+        }
+        self.keys: dict[str, Keys] = {}
+        for kind, names in _PARTS.items():
+            key = parts[names[0]]
+            for name in names[1:]:
+                key = key * self._base(name) + parts[name]
+            self.keys[kind] = key.ravel()
 
     def pattern(self, kind: str, key: int) -> Pattern:
         """Return the pattern that a key stands for."""
-        w = self.vocabulary + 1
-        high, low = divmod(key, w)
-        if kind == "token":
-            return Pattern(kind, token=key)
-        if kind == "after":
-            return Pattern(kind, token=low, before=(high,))
-        if kind == "after_two":
-            return Pattern(kind, token=low, before=divmod(high, w))
-        if kind == "two_before":
-            return Pattern(kind, token=low, before=(high,))
-        if kind == "class_after":
-            return Pattern(kind, token_class=key % _N_CLASSES, before=(key // _N_CLASSES,))
-        if kind == "after_class":
-            return Pattern(kind, token=low, before_class=high)
-        if kind == "in_state":
-            return Pattern(kind, token=low, state=high)
-        if kind == "class_in_state":
-            return Pattern(kind, token_class=key % _N_CLASSES, state=key // _N_CLASSES)
-        assert kind == "before"
-        return Pattern(kind, token=high, after=low)
+        first, *others = _PARTS[kind]
+        values = {}
+        for name in reversed(others):
+            key, values[name] = divmod(key, self._base(name))
+        values[first] = key
+        before = tuple(values.pop(name) for name in ("second", "previous") if name in values)
+        return Pattern(kind, before=before, **values)
+
+    def _base(self, part: str) -> int:
+        """Return how many values a part of a key may have; beyond the row's ends a token is `vocabulary`."""
+        return _N_CLASSES if part == "token_class" else self.vocabulary + 1
 
 
 def shifted(tokens: Keys, by: int, nothing: int) -> Keys:
@@ -157,7 +150,7 @@ def states_of(tokens: NDArray[np.int32], texts: Sequence[str]) -> Keys:
     """
     signs = [_QUOTES.findall(text) for text in texts]
     states = np.zeros(tokens.shape, np.int64)
-    has_signs = np.array([bool(found) for found in signs])
+    has_signs = np.array([bool(marks) for marks in signs])
     for row, (ids, marked) in enumerate(zip(tokens.tolist(), has_signs[tokens], strict=True)):
         opened, begin, state = "", 0, 0
         for column in np.flatnonzero(marked).tolist():

@@ -5,7 +5,7 @@ Axes: F features, T tokens of a text, P patterns of a text.
 A rule fires where one of its patterns holds. Patterns are learned on one text (`mining`): those on which the feature
 fires mostly, taken greedily by how many firings each adds. How many of them make the rule, and how sure each has to be,
 is chosen on other documents (`choosing`). What the rule is worth is then measured on documents that neither saw:
-`token_scores.py`. Nothing is drawn at random.
+`scoring.token_scores`. Nothing is drawn at random.
 """
 
 import heapq

@@ -3,17 +3,17 @@
 Axes: F features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.labels.gate import Gate
+from lightsae.analysis.labels.gate import DEAD, SHOWN, Gate
 from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule, learn_rules
-from lightsae.analysis.labels.scoring import Scores
-from lightsae.analysis.labels.token_scores import shuffled_scores, token_scores
+from lightsae.analysis.labels.scoring import Scores, shuffled_scores, token_scores
 from lightsae.analysis.labels.wording import in_words
 from lightsae.analysis.reading.features import FeatureSource
 from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists, read_firing_lists
@@ -45,69 +45,77 @@ class OfflineLabels:
     @property
     def labelled_share(self) -> float:
         """Share of the living features with a label that passed."""
-        alive = sum(tier != "dead" for tier in self.tiers)
-        return sum(tier in ("high", "medium") for tier in self.tiers) / max(1, alive)
+        alive = sum(tier != DEAD for tier in self.tiers)
+        return sum(tier in SHOWN for tier in self.tiers) / max(1, alive)
+
+
+@runtime_checkable
+class ToLabel(Protocol):
+    """Features that are to be labelled."""
+
+    name: str
+    source: FeatureSource
+
+    @property
+    def maximum(self) -> NDArray[np.float32]:
+        """(F,) the largest activations on the text of the contexts."""
+
+    @property
+    def fires(self) -> NDArray[np.int64]:
+        """(F,) firings on that text; 0 is dead."""
 
 
 def label_offline(
-    sources: Mapping[str, FeatureSource],
-    maxima: Mapping[str, NDArray[np.float32]],
-    fires: Mapping[str, NDArray[np.int64]],
+    populations: Sequence[ToLabel],
     reader: ActivationReader,
     texts: Texts,
     vocabulary: Sequence[str],
     gate: Gate,
     seed: int,
     progress: Progress,
-) -> dict[str, OfflineLabels]:
+) -> list[OfflineLabels]:
     """Label every feature of every population; one pass of the language model over each text serves all.
 
     Args:
-        sources: Populations by name.
-        maxima: (F,) of each: the largest activations on the text of the contexts.
-        fires: (F,) of each: firings on the text of the contexts; 0 is dead.
+        populations: Kinds of features, all of the same activations.
         reader: Reads the text.
         texts: Where labels are learned, chosen and tested.
         vocabulary: (V,) what each token says.
         gate: What a label has to reach.
-        seed: Of the shuffled floor.
-        progress: Told of every batch and feature.
+        seed: Seed of the shuffled floor.
+        progress: Receives tokens and features that are done.
+
+    Returns:
+        The labels of each population.
     """
+
+    def firings(rows: TextRows, stage: str) -> list[FiringLists]:
+        collectors = [FiringCollector(population.source, population.maximum) for population in populations]
+        return read_firing_lists(collectors, reader, rows, f"labels: {stage}", progress)
+
+    def places(rows: TextRows, lists: FiringLists) -> PatternPlaces:
+        return PatternPlaces(table, PatternKeys(rows.tokens, vocabulary), lists.counted)
+
     mining = texts.mining if len(texts.mining) else texts.contexts
-    told = {"learn": mining, "choose": texts.contexts, "test": texts.scores}
-    lists = {use: _read_lists(sources, maxima, reader, rows, f"labels: {use}", progress) for use, rows in told.items()}
-    keys = {use: PatternKeys(rows.tokens, vocabulary) for use, rows in told.items()}
-    table = PatternTable(keys["learn"], lists["learn"][next(iter(sources))].counted)
-    counted = {use: of[next(iter(sources))].counted for use, of in lists.items()}
-    choosing = PatternPlaces(table, keys["choose"], counted["choose"])
-    testing = PatternPlaces(table, keys["test"], counted["test"])
-    labels = {}
-    for name, source in sources.items():
-        with progress.stage(f"labels: {name}", source.n_features) as done:
-            rules = learn_rules(table, lists["learn"][name], choosing, lists["choose"][name], done)
-        scored = lists["test"][name]
-        scores = token_scores(rules, testing, scored)
-        tiers = [gate.tier(score, int(n)) for score, n in zip(scores, fires[name], strict=True)]
+    mined, chosen, tested = firings(mining, "learn"), firings(texts.contexts, "choose"), firings(texts.scores, "test")
+    keys = PatternKeys(mining.tokens, vocabulary)
+    table = PatternTable(keys, mined[0].counted)
+    choosing, testing = places(texts.contexts, chosen[0]), places(texts.scores, tested[0])
+    labels = []
+    for population, learn, choose, test in zip(populations, mined, chosen, tested, strict=True):
+        with progress.stage(f"labels: {population.name}", population.source.n_features) as report:
+            rules = learn_rules(table, learn, choosing, choose, report)
+        scores = token_scores(rules, testing, test)
         with_rule = np.flatnonzero([bool(rule.patterns) for rule in rules])
-        shuffled = shuffled_scores(rules, testing, scored, with_rule, seed)
-        labels[name] = OfflineLabels(
-            words=[in_words([keys["learn"].pattern(*p) for p in rule.patterns], vocabulary) for rule in rules],
-            rules=rules,
-            scores=scores,
-            tiers=tiers,
-            floor=float(np.mean([gate.passed(score) for score in shuffled])) if shuffled else None,
-            scored=scored,
+        shuffled = shuffled_scores(rules, testing, test, with_rule, seed)
+        labels.append(
+            OfflineLabels(
+                words=[in_words([keys.pattern(*pattern) for pattern in rule.patterns], vocabulary) for rule in rules],
+                rules=rules,
+                scores=scores,
+                tiers=[gate.tier(score, int(n)) for score, n in zip(scores, population.fires, strict=True)],
+                floor=float(np.mean([gate.passed(score) for score in shuffled])) if shuffled else None,
+                scored=test,
+            )
         )
     return labels
-
-
-def _read_lists(
-    sources: Mapping[str, FeatureSource],
-    maxima: Mapping[str, NDArray[np.float32]],
-    reader: ActivationReader,
-    rows: TextRows,
-    what: str,
-    progress: Progress,
-) -> dict[str, FiringLists]:
-    collectors = [FiringCollector(source, maxima[name]) for name, source in sources.items()]
-    return dict(zip(sources, read_firing_lists(collectors, reader, rows, what, progress), strict=True))

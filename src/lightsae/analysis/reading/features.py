@@ -109,8 +109,8 @@ class RandomFeatures(_DenseFeatures):
     """Random directions at the sites that an SAE reads, each firing about as often as its latents do.
 
     The floor for labels: what a rule finds in directions that were never learned. Feature i fires by how far the
-    projection of the activation on its direction exceeds a threshold; `calibrate` puts it so that it fires on its share
-    of a sample.
+    projection of the activation on its direction exceeds a threshold, which `calibrate` sets so that it fires on its
+    share of a sample.
 
     Args:
         sites: As the SAE reads them.

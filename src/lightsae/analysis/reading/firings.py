@@ -1,6 +1,6 @@
-"""The firings of a batch of whole rows, on the host: what every count of the pass is made from.
+"""The firings of a batch of whole rows, on the host, and windows of text around them: what every count is made from.
 
-Axes: T tokens (rows * S), N firings, F features.
+Axes: T tokens (rows * S), N firings, F features, k windows kept per feature, W tokens in a window.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.analysis.reading.windows import AFTER, BEFORE, NO_TOKEN
 from lightsae.sae.sparse_ops import SparseLatents
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+# Tokens before and after the peak; the peak stands in column BEFORE.
+BEFORE, AFTER = 16, 8
+WIDTH = BEFORE + 1 + AFTER
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,53 @@ class Firings:
         keys, values = self._by_key
         if not len(keys):
             return np.zeros(around.shape, np.float32)
-        wanted = (np.where(inside, around, 0) * self.n_features + features[:, None]).astype(keys.dtype)
-        found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(inside & (keys[found] == wanted), values[found], 0).astype(np.float32)
+        sought = (np.where(inside, around, 0) * self.n_features + features[:, None]).astype(keys.dtype)
+        places_of = np.minimum(np.searchsorted(keys, sought), len(keys) - 1)
+        return np.where(inside & (keys[places_of] == sought), values[places_of], 0).astype(np.float32)
 
     def _around(self, places: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         around = places[:, None] + np.arange(-BEFORE, AFTER + 1)
         return around, (around >= 0) & (around // self.context == (places // self.context)[:, None])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows that were kept of each feature, the best first.
+
+    Attributes:
+        scores: (F, k) what they are ordered by, descending; -inf if a feature has fewer than k.
+        tokens: (F, k, W) token ids; NO_TOKEN beyond the ends of the row.
+        values: (F, k, W) the feature's activation on each of them, in normalised units; 0 if it does not fire.
+        documents: (F, k) running number of the document.
+        rows: (F, k) running number of the token row.
+        positions: (F, k) position of the peak in its row.
+    """
+
+    scores: NDArray[np.float32]
+    tokens: NDArray[np.int32]
+    values: NDArray[np.float32]
+    documents: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    positions: NDArray[np.int32]
+
+    @property
+    def there(self) -> NDArray[np.bool_]:
+        """(F, k) which windows exist."""
+        return np.isfinite(self.scores)
+
+    @property
+    def peaks(self) -> NDArray[np.float32]:
+        """(F, k) the activation on the peak token."""
+        peaks: NDArray[np.float32] = self.values[:, :, BEFORE]
+        return peaks
+
+
+def ranks(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each entry's place within its group, from 0; entries of one group stand together.
+
+    >>> ranks(np.array([4, 4, 4, 7, 9, 9])).tolist()
+    [0, 1, 2, 0, 0, 1]
+    """
+    starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]]) if len(groups) else np.empty(0, np.int64)
+    places: NDArray[np.int64] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
+    return places

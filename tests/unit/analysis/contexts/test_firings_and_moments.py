@@ -3,8 +3,8 @@ import pytest
 
 from helpers.planted_firings import Planted, planted
 from lightsae.analysis.contexts.moments import BINS, HISTOGRAM_EDGES, Moments
+from lightsae.analysis.reading.firings import AFTER, BEFORE, NO_TOKEN
 from lightsae.analysis.reading.text import TextRows
-from lightsae.analysis.reading.windows import AFTER, BEFORE, NO_TOKEN
 
 
 def moments_of(text: Planted, rows_at_once: int) -> Moments:

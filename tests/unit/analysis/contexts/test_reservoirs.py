@@ -3,8 +3,8 @@ import pytest
 
 from helpers.planted_firings import Planted, planted
 from lightsae.analysis.contexts.reservoirs import Reservoir, weighted_scores
+from lightsae.analysis.reading.firings import AFTER, BEFORE, NO_TOKEN, Windows
 from lightsae.analysis.reading.text import TextRows
-from lightsae.analysis.reading.windows import AFTER, BEFORE, NO_TOKEN, Windows
 
 
 def kept(text: Planted, k: int, rows_at_once: int, seed: int | None = None) -> Windows:

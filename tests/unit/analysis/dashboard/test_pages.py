@@ -9,7 +9,7 @@ import pytest
 
 from helpers.fake_dictionary import HISTOGRAM_EDGES, VOCABULARY, fake_manifest, fake_tables
 from lightsae.analysis.dashboard import Colouring, Map, write_dashboard
-from lightsae.analysis.dashboard.scripts import rounded, write_script
+from lightsae.analysis.dashboard.data import rounded, write_script
 
 Received = Callable[[Path], Any]
 

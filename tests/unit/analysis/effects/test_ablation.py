@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightsae.analysis.effects.ablation import ablation_effects
-from lightsae.analysis.reading.windows import BEFORE, NO_TOKEN, WIDTH, Windows
+from lightsae.analysis.reading.firings import BEFORE, NO_TOKEN, WIDTH, Windows
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
 from lightsae.sae import JumpReLU, SiteRef, SparseAutoencoder, TopK, Transcoder, Widths

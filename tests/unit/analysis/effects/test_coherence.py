@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from lightsae.analysis.effects.coherence import document_coherence, window_coherence
-from lightsae.analysis.reading.windows import BEFORE, NO_TOKEN, WIDTH, Windows
+from lightsae.analysis.reading.firings import BEFORE, NO_TOKEN, WIDTH, Windows
 
 
 def windows_of(tokens: np.ndarray, documents: np.ndarray, there: np.ndarray) -> Windows:

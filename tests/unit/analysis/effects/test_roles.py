@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightsae.analysis.effects.roles import input_scores, output_scores
-from lightsae.analysis.reading.windows import BEFORE, WIDTH, Windows
+from lightsae.analysis.reading.firings import BEFORE, WIDTH, Windows
 from lightsae.lm import LanguageModel
 
 

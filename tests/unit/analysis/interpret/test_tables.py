@@ -15,14 +15,15 @@ from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatis
 from lightsae.analysis.dictionary.schema import TABLES
 from lightsae.analysis.effects.ablation import AblationEffects
 from lightsae.analysis.effects.coherence import Coherence
+from lightsae.analysis.effects.directions import Neighbours
 from lightsae.analysis.effects.logits import LogitEffects
-from lightsae.analysis.effects.neighbours import Neighbours
-from lightsae.analysis.interpret.tables import COFIRE_TOLD, IN_STRATUM, STRATA, Effects, Tables, make_tables
+from lightsae.analysis.effects.stage import Effects
+from lightsae.analysis.interpret.tables import COFIRE_TOLD, IN_STRATUM, STRATA, Tables, make_tables
 from lightsae.analysis.labels.rules import Rule
 from lightsae.analysis.labels.scoring import Scores
 from lightsae.analysis.labels.stage import OfflineLabels
 from lightsae.analysis.reading.firing_lists import FiringLists
-from lightsae.analysis.reading.windows import AFTER, BEFORE
+from lightsae.analysis.reading.firings import AFTER, BEFORE
 from lightsae.progress import Silence
 
 F = 6  # the last one is dead

@@ -7,7 +7,7 @@ import pytest
 
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of
 from lightsae.analysis.labels.rules import MOST_PATTERNS, PatternPlaces, PatternTable, Rule, learn_rules
-from lightsae.analysis.labels.token_scores import token_scores
+from lightsae.analysis.labels.scoring import token_scores
 from lightsae.analysis.reading.firing_lists import FiringLists
 
 TEXTS = [" cat", " dog", " red", " sun", "1", "2", "3", "(", ")", " Ant", " Bee", "\n"]

@@ -6,8 +6,7 @@ import pytest
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
-from lightsae.analysis.labels.scoring import Scores
-from lightsae.analysis.labels.token_scores import shuffled_scores, token_scores
+from lightsae.analysis.labels.scoring import Scores, shuffled_scores, token_scores
 from lightsae.analysis.reading.firing_lists import FiringLists
 
 TEXTS = [f" w{i}" for i in range(9)]

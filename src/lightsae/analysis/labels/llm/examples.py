@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.reading.windows import AFTER, BEFORE
+from lightsae.analysis.reading.firings import AFTER, BEFORE
 
 NEGATIVES = ("random", "near", "hard")
 Ints = NDArray[np.integer[Any]]

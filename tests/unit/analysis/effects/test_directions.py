@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lightsae.analysis.effects.neighbours import aligned_neurons, nearest_by_cosine
+from lightsae.analysis.effects.directions import aligned_neurons, nearest_by_cosine
 
 
 def test_nearest_is_that_of_all_pairs() -> None:
