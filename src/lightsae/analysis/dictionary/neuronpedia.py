@@ -102,19 +102,20 @@ def export_neuronpedia(
             (inside / part).mkdir(parents=True)
         for name, head in _heads(dictionary, release, source).items():
             _write_lines(inside / f"{name}.jsonl", [{**head, "creatorId": release.creator_id, "createdAt": when}])
+        edges = dictionary.manifest["histogram_edges"]
         for number, first in enumerate(range(0, len(dictionary), BATCH)):
-            told: dict[str, list[dict[str, Any]]] = {"features": [], "activations": [], "explanations": []}
+            lines: dict[str, list[dict[str, Any]]] = {"features": [], "activations": [], "explanations": []}
             for place, (row, windows) in enumerate(_batch(dictionary, first), start=first):
+                bins = _bins(edges, row["histogram"] or [])
                 vector = [] if decoder is None else [round(v, 6) for v in decoder[place].tolist()]
                 common = {"modelId": release.model, "layer": source, "index": str(row["feature"]), "createdAt": when}
                 own = {**common, "creatorId": release.creator_id}
-                edges = dictionary.manifest["histogram_edges"]
-                told["features"].append({**own, **_feature(row, edges, vector, hook)})
-                told["activations"] += [{**own, **_activation(w, row, windows, edges, dictionary.id)} for w in windows]
+                lines["features"].append({**own, **_feature(row, bins, vector, hook)})
+                lines["activations"] += [{**own, **_activation(w, row, windows, bins, dictionary.id)} for w in windows]
                 if row["label"] is not None:
-                    told["explanations"].append({**common, **_explanation(row, dictionary.id, release)})
-            for part, lines in told.items():
-                _write_lines(inside / part / f"batch-{number}.jsonl.gz", lines)
+                    lines["explanations"].append({**common, **_explanation(row, dictionary.id, release)})
+            for part, rows in lines.items():
+                _write_lines(inside / part / f"batch-{number}.jsonl.gz", rows)
     return Path(folder) / release.model / source
 
 
@@ -172,7 +173,7 @@ def _heads(dictionary: FeatureDictionary, release: Release, source: str) -> dict
     }
 
 
-def _feature(row: dict[str, Any], edges: list[float], vector: list[float], hook: str | None) -> dict[str, Any]:
+def _feature(row: dict[str, Any], bins: list[float], vector: list[float], hook: str | None) -> dict[str, Any]:
     promoted, suppressed = row["promoted"] or [], row["suppressed"] or []
     neurons, nearest = row["neurons"] or [], row["nearest"] or []
     return {
@@ -184,7 +185,7 @@ def _feature(row: dict[str, Any], edges: list[float], vector: list[float], hook:
         "neg_values": [token["logit"] for token in suppressed],
         "freq_hist_data_bar_heights": row["histogram"] or [],
         # A bar is placed by the middle of its bin.
-        "freq_hist_data_bar_values": [(a + b) / 2 for a, b in itertools.pairwise(edges)],
+        "freq_hist_data_bar_values": [(a + b) / 2 for a, b in itertools.pairwise(bins)],
         "logits_hist_data_bar_heights": [],
         "logits_hist_data_bar_values": [],
         "neuron_alignment_indices": [near["feature"] for near in neurons],
@@ -208,7 +209,7 @@ def _feature(row: dict[str, Any], edges: list[float], vector: list[float], hook:
 
 
 def _activation(
-    window: dict[str, Any], row: dict[str, Any], windows: list[dict[str, Any]], edges: list[float], dictionary: str
+    window: dict[str, Any], row: dict[str, Any], windows: list[dict[str, Any]], bins: list[float], dictionary: str
 ) -> dict[str, Any]:
     values = window["values"]
     largest = int(np.argmax(values))
@@ -218,7 +219,7 @@ def _activation(
     else:
         scores = [w["score"] for w in windows if w["stratum"] == window["stratum"]]
         low, high = min(scores), max(scores)
-        share = _share_between(low, high, row["histogram"] or [], edges)
+        share = _share_between(low, high, row["histogram"] or [], bins)
     return {
         "id": _id(dictionary, window["feature"], window["kind"], window["stratum"], window["rank"]),
         "tokens": window["texts"],
@@ -250,6 +251,17 @@ def _explanation(row: dict[str, Any], dictionary: str, release: Release) -> dict
 def _id(*parts: Any) -> str:
     """Return the id of a row. The same row keeps it: importing twice adds nothing."""
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:25]
+
+
+def _bins(edges: list[float], histogram: list[int]) -> list[float]:
+    """Return the ends of all bins; what the first and the last take in beyond the edges is put next to them.
+
+    >>> _bins([1.0, 2.0, 4.0], [0, 3, 5, 1])
+    [0.0, 1.0, 2.0, 4.0, 6.0]
+    """
+    if len(edges) != len(histogram) - 1:
+        return edges
+    return [0.0, *edges, 2 * edges[-1] - edges[-2]]
 
 
 def _share_between(low: float, high: float, histogram: list[int], edges: list[float]) -> float:

@@ -1,7 +1,7 @@
 """What changes in the next-token predictions when a feature is removed from texts on which it fires.
 
 Axes:    F features, B rows (one window of one feature each), S positions, D width of the site, V vocabulary.
-Units:   nats a token.
+Units:   nats per token.
 
 A row is a window taken out of its text, after BOS where the model has one. Out of its row a window has less context, so
 that a feature may fire otherwise than it did there: f_i is worked out anew, on the row that is ablated. Where it fires,
@@ -59,15 +59,15 @@ def ablation_effects(
     """Return what removing each feature does to the predictions on its best windows.
 
     Args:
-        model: The model of the sites that the dictionary reads, with its head in memory; causal.
-        sae: Dictionary, in eval mode.
+        model: The model of the sites that the SAE reads, with its head in memory; causal.
+        sae: In eval mode.
         windows: Of each feature, the best first.
-        site: Where the feature is removed; one that the dictionary predicts. Of a crosscoder the other sites are left.
+        site: Where the feature is removed; one that the SAE predicts. Of a crosscoder the other sites are left.
         per_feature: Windows of each.
         rows_at_once: Windows in one pass.
 
     Raises:
-        SiteError: The dictionary does not predict the site, or reads another model too.
+        SiteError: The SAE does not predict the site, or reads another model too.
         ModelError: The model is in memory without a next-token head.
     """
     rows = directions(sae, site).to(model.device)
@@ -75,7 +75,7 @@ def ablation_effects(
         raise ModelError(f"{model.name!r} is in memory without a next-token head: nothing to measure ablations on.")
     others = sorted({str(ref) for ref in sae.widths.read if ref.model != site.model})
     if others:
-        raise SiteError(f"the dictionary also reads {', '.join(others)}, of another model; ablation runs one model.")
+        raise SiteError(f"the SAE also reads {', '.join(others)}, of another model; ablation runs one model.")
     feature_of, slot_of = windows.there[:, :per_feature].nonzero()
     tokens, lengths = _rows(windows.tokens[feature_of, slot_of], model.bos_token_id)
     sums, counts = np.zeros((2, len(windows.scores))), np.zeros(len(windows.scores), np.int32)
@@ -121,7 +121,7 @@ def _clean_pass(
     features: Int[Tensor, " B"],
     inside: Bool[Tensor, "B S-1"],
 ) -> tuple[Float[Tensor, "N V"], Float[Tensor, "B S"], Bool[Tensor, "B S-1"]]:
-    """Run the model as it is, and encode what the dictionary reads on the way.
+    """Run the model as it is, and encode what the SAE reads on the way.
 
     Returns:
         Log-probabilities at the counted positions; each row's own feature's activation; which positions count: at or
