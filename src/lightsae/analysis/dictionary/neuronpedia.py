@@ -1,9 +1,9 @@
 """A feature dictionary as a folder that Neuronpedia imports.
 
     {model}/{source}/release.jsonl model.jsonl sourceset.jsonl source.jsonl
-    {model}/{source}/features/batch-N.jsonl.gz         a row a feature
-    {model}/{source}/activations/batch-N.jsonl.gz      a row a window
-    {model}/{source}/explanations/batch-N.jsonl.gz     a row a shown label
+    {model}/{source}/features/batch-N.jsonl.gz         one row per feature
+    {model}/{source}/activations/batch-N.jsonl.gz      one row per window
+    {model}/{source}/explanations/batch-N.jsonl.gz     one row per shown label
 
 Source: the import layout of Neuronpedia's own tools (hijohnnylin/neuronpedia, utils). Windows of near misses have no
 place there. Correlated neurons and the histogram of logits are left empty: the dictionary does not hold them.
@@ -52,7 +52,7 @@ class Release:
         creator: Who made it.
         creator_id: The creator's user id there.
         url: Where to read more.
-        created: Time of the rows; now, where none is given.
+        created: Time of the rows; now, if none is given.
     """
 
     model: str
@@ -78,7 +78,7 @@ def export_neuronpedia(
         dictionary: An open feature dictionary of an SAE that reads one portable site (`resid_post.6` ...).
         folder: A folder of the export's own.
         release: How it is to be called.
-        decoder: Directions in raw units, W_dec / output_scale, one row a feature; with them features can be steered.
+        decoder: Directions in raw units, W_dec / output_scale, one row per feature; with them features can be steered.
 
     Returns:
         The folder of the source inside, `{model}/{source}`.
@@ -191,12 +191,7 @@ def _feature(row: dict[str, Any], bins: list[float], vector: list[float], hook: 
         "neuron_alignment_indices": [near["feature"] for near in neurons],
         "neuron_alignment_values": [near["cosine"] for near in neurons],
         "neuron_alignment_l1": [],
-        "correlated_neurons_indices": [],
-        "correlated_neurons_pearson": [],
-        "correlated_neurons_l1": [],
-        "correlated_features_indices": [],
-        "correlated_features_pearson": [],
-        "correlated_features_l1": [],
+        **{f"correlated_{what}_{of}": [] for what in ("neurons", "features") for of in ("indices", "pearson", "l1")},
         "topkCosSimIndices": [near["feature"] for near in nearest],
         "topkCosSimValues": [near["cosine"] for near in nearest],
         "decoder_weights_dist": [],
@@ -278,9 +273,9 @@ def _hook(dictionary: FeatureDictionary) -> tuple[int, str | None]:
     read, predicted = (sae.get(part, []) for part in ("read", "predicted"))
     sites = [re.fullmatch(r"(\w+)\.(\d+)", entry["site"]) for entry in (*read, *predicted)]
     if len(read) != 1 or len(predicted) != 1 or sites[0] is None or sites[1] is None:
-        told = ", ".join(entry["site"] for entry in (*read, *predicted))
+        named = ", ".join(entry["site"] for entry in (*read, *predicted))
         raise FormatError(
-            f"Neuronpedia shows dictionaries of one layer, named like 'resid_post.6'; this one belongs to {told}."
+            f"Neuronpedia shows dictionaries of one layer, named like 'resid_post.6'; this one belongs to {named}."
         )
     part = _HOOKS.get(sites[1][1])
     return int(sites[0][2]), None if part is None else f"blocks.{sites[1][2]}.{part}"
@@ -291,8 +286,8 @@ def _check_replaceable(folder: str | Path, model: str) -> None:
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise FormatError(f"{str(folder)!r} is a file; name a folder for the Neuronpedia export.")
-    found = sorted(p for p in path.iterdir()) if path.exists() else []
-    for entry in found:
+    entries = sorted(p for p in path.iterdir()) if path.exists() else []
+    for entry in entries:
         sources = list(entry.iterdir()) if entry.is_dir() else []
         if entry.name != model or not sources or any(not (s / "source.jsonl").is_file() for s in sources):
             raise FormatError(f"{str(folder)!r} already holds {entry.name!r}; name a folder for the export alone.")

@@ -95,9 +95,9 @@ def writes_to_stream(model: LanguageModel, site: str) -> bool:
     Raises:
         SiteError: There is no such site.
     """
-    found = model.site(site)
+    chosen = model.site(site)
     written = [info for info in model.sites() if info.name.split(".")[0] in WRITES]
-    return (found.path, found.side) in {(info.path, info.side) for info in written}
+    return (chosen.path, chosen.side) in {(info.path, info.side) for info in written}
 
 
 def logits_of(
