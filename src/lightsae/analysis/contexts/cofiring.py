@@ -3,7 +3,7 @@
 Axes: F features, m candidate partners of each, T tokens of a batch.
 
 On the sample all pairs are counted (a sparse product of the firings with themselves). From there on only each feature's
-candidates are, a batch at a time, as the common bits of two bitmaps over its tokens: m * T / 8 bytes a feature,
+candidates are, a batch at a time, as the common bits of two bitmaps over its tokens: m * T / 8 bytes per feature,
 whatever the number of firings. The sample's counts are exact too, so that the sums are.
 """
 
@@ -29,7 +29,7 @@ class Cofiring:
 
     Args:
         n_features: F.
-        total_tokens: Of the whole pass.
+        total_tokens: Tokens of the whole pass.
         candidates: m.
     """
 
@@ -100,9 +100,9 @@ class Cofiring:
             (firings.feature_of, firings.token_of // 64),
             np.uint64(1) << (firings.token_of % 64).astype(np.uint64),
         )
-        here = np.flatnonzero(np.bincount(firings.feature_of, minlength=self.n_features))
-        for start in range(0, len(here), _CHUNK):
-            features = here[start : start + _CHUNK]
+        firing = np.flatnonzero(np.bincount(firings.feature_of, minlength=self.n_features))
+        for start in range(0, len(firing), _CHUNK):
+            features = firing[start : start + _CHUNK]
             own = bits[features]
             for column in range(self.m):
                 partner = self.partners[features, column]

@@ -31,8 +31,8 @@ class SavedPass:
         asked: Everything that the pass depends on, JSON values.
     """
 
-    def __init__(self, target: Path, asked: Mapping[str, Any]) -> None:
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def __init__(self, target: Path, inputs: Mapping[str, Any]) -> None:
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.path = target.absolute().with_name(f".{target.name}.pass-{digest}.npz")
 
     def load(self, statistics: Mapping[str, ContextStatistics]) -> int:

@@ -39,7 +39,7 @@ class ContextSettings:
         top: Windows around its strongest firings.
         sampled: Windows sampled by activation, from which strata are cut.
         near_misses: Windows where it nearly fired.
-        seed: Of the sample.
+        seed: Seed of the sample.
     """
 
     top: int = 16
@@ -55,7 +55,7 @@ class ContextStatistics:
         moments: Frequencies, sizes, histograms, documents.
         top, sampled, near_misses: Windows.
         on, before, after: Tokens on which a feature fires, and beside which it does.
-        cofiring: Which features fire together; None where it is not asked for.
+        cofiring: Which features fire together; None if it is not asked for.
         batches: Batches that have been counted.
     """
 
@@ -85,8 +85,8 @@ class ContextStatistics:
             counted in order, one at a time.
         """
         firings = Firings.of(self.source.encode(batch.activations), batch, counted)
-        wanted = self._read_batches % _NEAR_MISS_EVERY == 0 and self.settings.near_misses
-        near = self._near_misses(batch, firings) if wanted else None
+        sampled = self._read_batches % _NEAR_MISS_EVERY == 0 and self.settings.near_misses
+        near = self._near_misses(batch, firings) if sampled else None
         self._read_batches += 1
         return partial(self._count, firings, near)
 

@@ -81,7 +81,7 @@ class PairCounts:
         order = np.lexsort((self.keys, -self.counts, features))
         ordered = features[order]
         places = ranks(ordered)
-        shown = places < k
-        partners[ordered[shown], places[shown]] = self.keys[order[shown]] % self.n_partners
-        counts[ordered[shown], places[shown]] = self.counts[order[shown]]
+        kept = places < k
+        partners[ordered[kept], places[kept]] = self.keys[order[kept]] % self.n_partners
+        counts[ordered[kept], places[kept]] = self.counts[order[kept]]
         return partners, counts

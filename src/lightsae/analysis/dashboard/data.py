@@ -199,7 +199,7 @@ def _cofiring(edges: pa.Table) -> dict[int, list[list[Any]]]:
     partners: dict[int, list[list[Any]]] = defaultdict(list)
     for edge in edges.filter(pc.equal(edges["kind"], "cofire")).to_pylist():
         partners[edge["source"]].append([edge["target"], rounded(edge["weight"]), edge["count"]])
-    return {source: sorted(found, key=lambda partner: -(partner[1] or 0)) for source, found in partners.items()}
+    return {source: sorted(entries, key=lambda partner: -(partner[1] or 0)) for source, entries in partners.items()}
 
 
 def _by_feature(labels: pa.Table) -> dict[int, list[dict[str, Any]]]:
@@ -237,10 +237,10 @@ def word_index(features: pa.Table, contexts: pa.Table) -> dict[str, Any]:
         as the first and then differences, in base 36 with a space between.
     """
     numbers = features["feature"].to_numpy()
-    shown = contexts.filter(pc.not_equal(contexts["kind"], "near_miss")).select(["feature", "texts"])
+    firing = contexts.filter(pc.not_equal(contexts["kind"], "near_miss")).select(["feature", "texts"])
     pairs = []
-    for start in range(0, len(shown), _ROWS):
-        part = shown.slice(start, _ROWS)
+    for start in range(0, len(firing), _ROWS):
+        part = firing.slice(start, _ROWS)
         joined = pc.utf8_lower(pc.binary_join(part["texts"].cast(pa.list_(pa.string())), ""))
         words = pc.split_pattern_regex(joined, r"[^\p{L}\p{M}\p{N}_]+")
         rows = part["feature"].combine_chunks().take(pc.list_parent_indices(words.combine_chunks()))

@@ -62,8 +62,8 @@ def _density(features: pa.Table, neurons: pa.Table | None) -> Figure:
     figure = Figure(figsize=(4.2, 2.8), layout="constrained")
     axes = figure.subplots()
     for name, table, colour in _populations(features, neurons):
-        found = numbers(table, "frequency")
-        fired = np.log10(found[found > 0])
+        frequencies = numbers(table, "frequency")
+        fired = np.log10(frequencies[frequencies > 0])
         silent = len(table) - len(fired)
         _histogram(axes, fired, f"{name}, {silent:,} silent", colour)
     axes.set(xlabel="density: share of tokens on which it fires (log10)", ylabel="share")
@@ -93,9 +93,9 @@ def _coherence(features: pa.Table, neurons: pa.Table | None, columns: list[str])
     figure = Figure(figsize=(3.6 * len(columns), 2.8), layout="constrained")
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
         for name, table, colour in _populations(features, neurons):
-            found = numbers(table, column)
-            if len(found):
-                _histogram(axes, found, f"{name}, median {np.median(found):.2f}", colour)
+            values = numbers(table, column)
+            if len(values):
+                _histogram(axes, values, f"{name}, median {np.median(values):.2f}", colour)
         axes.set(xlabel=column.replace("_", " "), ylabel="share")
         axes.legend()
     return figure
@@ -121,8 +121,8 @@ def _map(one: Map, features: pa.Table) -> Figure:
     elif one.colours:
         classes = np.array([str(value) for value in one.colours[0].values])
         names, counts = np.unique(classes, return_counts=True)
-        shown = names[np.argsort(-counts)][:9].tolist()
-        _scatter(axes, x, y, classes, shown, [f"C{i}" for i in range(9)], size)
+        frequent = names[np.argsort(-counts)][:9].tolist()
+        _scatter(axes, x, y, classes, frequent, [f"C{i}" for i in range(9)], size)
     else:
         axes.scatter(x, y, s=size, color=AFTER, lw=0)
     axes.set_title(one.name)
@@ -133,13 +133,13 @@ def _map(one: Map, features: pa.Table) -> Figure:
 
 
 def _scatter(
-    axes: Axes, x: NDArray[Any], y: NDArray[Any], classes: NDArray[Any], shown: list[str], colours: list[str], size: int
+    axes: Axes, x: NDArray[Any], y: NDArray[Any], classes: NDArray[Any], named: list[str], colours: list[str], size: int
 ) -> None:
-    rest = ~np.isin(classes, shown)
+    rest = ~np.isin(classes, named)
     axes.scatter(x[rest], y[rest], s=size, color="0.8", lw=0)
-    for place, name in enumerate(shown):
-        here = classes == name
+    for place, name in enumerate(named):
+        members = classes == name
         colour = TIERS.get(name, colours[place])
         # matplotlib takes a name that begins with _ for one to be left out of the legend.
-        axes.scatter(x[here], y[here], s=size, color=colour, lw=0, label=f" {name}")
+        axes.scatter(x[members], y[members], s=size, color=colour, lw=0, label=f" {name}")
     axes.legend(markerscale=3, fontsize=7, loc="upper left")

@@ -128,6 +128,6 @@ class LiveEncoder:
         parts: dict[SiteRef, Tensor] = {}
         for name, lm in self.lms.items():
             sites = [ref.site for ref in self.sae.widths.read if ref.model == name]
-            found = lm.capture(ids.to(lm.device), sites)
-            parts |= {SiteRef(name, site): found[site][0].float() for site in sites}
+            captured = lm.capture(ids.to(lm.device), sites)
+            parts |= {SiteRef(name, site): captured[site][0].float() for site in sites}
         return torch.cat([parts[ref] for ref in self.sae.widths.read], dim=1)

@@ -145,8 +145,8 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def _text(self, length: int) -> str | None:
         try:
-            given = json.loads(self.rfile.read(length))
-            text = given["text"]
+            request = json.loads(self.rfile.read(length))
+            text = request["text"]
             # Half a surrogate pair can stand in JSON, and in no text.
             text.encode("utf-8")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -40,7 +40,7 @@ def write_tensorboard(
 
     Args:
         folder: As `tensorboard --logdir` takes it.
-        tables: Of the dictionary.
+        tables: Tables of the feature dictionary.
         W_dec: Decoder rows, by feature, for the projector; None: no projector.
         neurons: The tables of the raw neurons.
         maps: Drawn as figures.
@@ -62,7 +62,7 @@ def write_tensorboard(
 
 
 def _metadata(features: pa.Table) -> list[list[str]]:
-    """Return a row a feature; the projector's file has a line a row, and tabs between columns."""
+    """Return one row per feature; the projector's file has one line per row, and tabs between columns."""
     columns = features.select(["feature", "label", "tier", "frequency", "tokens_on"]).to_pylist()
     return [
         [

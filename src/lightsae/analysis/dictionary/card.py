@@ -34,19 +34,19 @@ def figures(tables: Mapping[str, pa.Table]) -> dict[str, float | int | None]:
     tiers = features["tier"].to_pylist()
     alive = sum(tier != "dead" for tier in tiers)
     labelled = np.array([tier in _LABELLED for tier in tiers], dtype=bool)
-    told: dict[str, float | int | None] = {
+    known: dict[str, float | int | None] = {
         "features": len(tiers),
         "alive": alive,
         "tested": alive - tiers.count("rare"),
         "labelled": int(labelled.sum()),
         "labelled_share": round(float(labelled.sum()) / alive, 4) if alive else None,
     }
-    told |= {f"tier_{tier}": tiers.count(tier) for tier in TIERS}
+    known |= {f"tier_{tier}": tiers.count(tier) for tier in TIERS}
     for name in ("precision", "recall"):
-        told[f"{name}_median"] = median(features[name].filter(pa.array(labelled)))
+        known[f"{name}_median"] = median(features[name].filter(pa.array(labelled)))
     for name in ("window_coherence", "document_coherence", "ablation_kl"):
-        told[f"{name}_median"] = median(features[name])
-    return told
+        known[f"{name}_median"] = median(features[name])
+    return known
 
 
 def write_card(path: Path, tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> None:

@@ -159,8 +159,8 @@ class FeatureDictionary:
         Raises:
             ConfigError: The text is empty, or a place is unknown.
         """
-        wanted = [in_] if isinstance(in_, str) else list(in_)
-        for place in wanted:
+        places = [in_] if isinstance(in_, str) else list(in_)
+        for place in places:
             if place not in _PLACES:
                 raise ConfigError(f"in_ holds {place!r}; write some of {list(_PLACES)}.{did_you_mean(place, _PLACES)}")
         if not text:
@@ -168,7 +168,7 @@ class FeatureDictionary:
         results: list[pa.Table] = []
         seen: list[int] = []
         # The places one after the other: the windows, by far the most text, are read only where the others fell short.
-        for place in (p for p in _PLACES if p in wanted):
+        for place in (p for p in _PLACES if p in places):
             if (left := limit - len(seen)) <= 0:
                 break
             results.append(

@@ -1,9 +1,9 @@
 """A feature dictionary as a folder that Neuronpedia imports.
 
     {model}/{source}/release.jsonl model.jsonl sourceset.jsonl source.jsonl
-    {model}/{source}/features/batch-N.jsonl.gz         a row a feature
-    {model}/{source}/activations/batch-N.jsonl.gz      a row a window
-    {model}/{source}/explanations/batch-N.jsonl.gz     a row a shown label
+    {model}/{source}/features/batch-N.jsonl.gz         one row per feature
+    {model}/{source}/activations/batch-N.jsonl.gz      one row per window
+    {model}/{source}/explanations/batch-N.jsonl.gz     one row per shown label
 
 Source: the import layout of Neuronpedia's own tools (hijohnnylin/neuronpedia, utils). Windows of near misses have no
 place there. Correlated neurons and the histogram of logits are left empty: the dictionary does not hold them.
@@ -52,7 +52,7 @@ class Release:
         creator: Who made it.
         creator_id: The creator's user id there.
         url: Where to read more.
-        created: Time of the rows; now, where none is given.
+        created: Time of the rows; now, if none is given.
     """
 
     model: str
@@ -78,7 +78,7 @@ def export_neuronpedia(
         dictionary: An open feature dictionary of an SAE that reads one portable site (`resid_post.6` ...).
         folder: A folder of the export's own.
         release: How it is to be called.
-        decoder: Directions in raw units, W_dec / output_scale, one row a feature; with them features can be steered.
+        decoder: Directions in raw units, W_dec / output_scale, one row per feature; with them features can be steered.
 
     Returns:
         The folder of the source inside, `{model}/{source}`.
@@ -102,19 +102,20 @@ def export_neuronpedia(
             (inside / part).mkdir(parents=True)
         for name, head in _heads(dictionary, release, source).items():
             _write_lines(inside / f"{name}.jsonl", [{**head, "creatorId": release.creator_id, "createdAt": when}])
+        edges = dictionary.manifest["histogram_edges"]
         for number, first in enumerate(range(0, len(dictionary), BATCH)):
-            told: dict[str, list[dict[str, Any]]] = {"features": [], "activations": [], "explanations": []}
+            lines: dict[str, list[dict[str, Any]]] = {"features": [], "activations": [], "explanations": []}
             for place, (row, windows) in enumerate(_batch(dictionary, first), start=first):
+                bins = _bins(edges, row["histogram"] or [])
                 vector = [] if decoder is None else [round(v, 6) for v in decoder[place].tolist()]
                 common = {"modelId": release.model, "layer": source, "index": str(row["feature"]), "createdAt": when}
                 own = {**common, "creatorId": release.creator_id}
-                edges = dictionary.manifest["histogram_edges"]
-                told["features"].append({**own, **_feature(row, edges, vector, hook)})
-                told["activations"] += [{**own, **_activation(w, row, windows, edges, dictionary.id)} for w in windows]
+                lines["features"].append({**own, **_feature(row, bins, vector, hook)})
+                lines["activations"] += [{**own, **_activation(w, row, windows, bins, dictionary.id)} for w in windows]
                 if row["label"] is not None:
-                    told["explanations"].append({**common, **_explanation(row, dictionary.id, release)})
-            for part, lines in told.items():
-                _write_lines(inside / part / f"batch-{number}.jsonl.gz", lines)
+                    lines["explanations"].append({**common, **_explanation(row, dictionary.id, release)})
+            for part, rows in lines.items():
+                _write_lines(inside / part / f"batch-{number}.jsonl.gz", rows)
     return Path(folder) / release.model / source
 
 
@@ -172,7 +173,7 @@ def _heads(dictionary: FeatureDictionary, release: Release, source: str) -> dict
     }
 
 
-def _feature(row: dict[str, Any], edges: list[float], vector: list[float], hook: str | None) -> dict[str, Any]:
+def _feature(row: dict[str, Any], bins: list[float], vector: list[float], hook: str | None) -> dict[str, Any]:
     promoted, suppressed = row["promoted"] or [], row["suppressed"] or []
     neurons, nearest = row["neurons"] or [], row["nearest"] or []
     return {
@@ -184,18 +185,13 @@ def _feature(row: dict[str, Any], edges: list[float], vector: list[float], hook:
         "neg_values": [token["logit"] for token in suppressed],
         "freq_hist_data_bar_heights": row["histogram"] or [],
         # A bar is placed by the middle of its bin.
-        "freq_hist_data_bar_values": [(a + b) / 2 for a, b in itertools.pairwise(edges)],
+        "freq_hist_data_bar_values": [(a + b) / 2 for a, b in itertools.pairwise(bins)],
         "logits_hist_data_bar_heights": [],
         "logits_hist_data_bar_values": [],
         "neuron_alignment_indices": [near["feature"] for near in neurons],
         "neuron_alignment_values": [near["cosine"] for near in neurons],
         "neuron_alignment_l1": [],
-        "correlated_neurons_indices": [],
-        "correlated_neurons_pearson": [],
-        "correlated_neurons_l1": [],
-        "correlated_features_indices": [],
-        "correlated_features_pearson": [],
-        "correlated_features_l1": [],
+        **{f"correlated_{what}_{of}": [] for what in ("neurons", "features") for of in ("indices", "pearson", "l1")},
         "topkCosSimIndices": [near["feature"] for near in nearest],
         "topkCosSimValues": [near["cosine"] for near in nearest],
         "decoder_weights_dist": [],
@@ -208,7 +204,7 @@ def _feature(row: dict[str, Any], edges: list[float], vector: list[float], hook:
 
 
 def _activation(
-    window: dict[str, Any], row: dict[str, Any], windows: list[dict[str, Any]], edges: list[float], dictionary: str
+    window: dict[str, Any], row: dict[str, Any], windows: list[dict[str, Any]], bins: list[float], dictionary: str
 ) -> dict[str, Any]:
     values = window["values"]
     largest = int(np.argmax(values))
@@ -218,7 +214,7 @@ def _activation(
     else:
         scores = [w["score"] for w in windows if w["stratum"] == window["stratum"]]
         low, high = min(scores), max(scores)
-        share = _share_between(low, high, row["histogram"] or [], edges)
+        share = _share_between(low, high, row["histogram"] or [], bins)
     return {
         "id": _id(dictionary, window["feature"], window["kind"], window["stratum"], window["rank"]),
         "tokens": window["texts"],
@@ -252,6 +248,17 @@ def _id(*parts: Any) -> str:
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()[:25]
 
 
+def _bins(edges: list[float], histogram: list[int]) -> list[float]:
+    """Return the ends of all bins; what the first and the last take in beyond the edges is put next to them.
+
+    >>> _bins([1.0, 2.0, 4.0], [0, 3, 5, 1])
+    [0.0, 1.0, 2.0, 4.0, 6.0]
+    """
+    if len(edges) != len(histogram) - 1:
+        return edges
+    return [0.0, *edges, 2 * edges[-1] - edges[-2]]
+
+
 def _share_between(low: float, high: float, histogram: list[int], edges: list[float]) -> float:
     """Return the share of the firings between two activations, as if they were evenly spread in each bin."""
     if not sum(histogram):
@@ -266,9 +273,9 @@ def _hook(dictionary: FeatureDictionary) -> tuple[int, str | None]:
     read, predicted = (sae.get(part, []) for part in ("read", "predicted"))
     sites = [re.fullmatch(r"(\w+)\.(\d+)", entry["site"]) for entry in (*read, *predicted)]
     if len(read) != 1 or len(predicted) != 1 or sites[0] is None or sites[1] is None:
-        told = ", ".join(entry["site"] for entry in (*read, *predicted))
+        named = ", ".join(entry["site"] for entry in (*read, *predicted))
         raise FormatError(
-            f"Neuronpedia shows dictionaries of one layer, named like 'resid_post.6'; this one belongs to {told}."
+            f"Neuronpedia shows dictionaries of one layer, named like 'resid_post.6'; this one belongs to {named}."
         )
     part = _HOOKS.get(sites[1][1])
     return int(sites[0][2]), None if part is None else f"blocks.{sites[1][2]}.{part}"
@@ -279,8 +286,8 @@ def _check_replaceable(folder: str | Path, model: str) -> None:
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise FormatError(f"{str(folder)!r} is a file; name a folder for the Neuronpedia export.")
-    found = sorted(p for p in path.iterdir()) if path.exists() else []
-    for entry in found:
+    entries = sorted(p for p in path.iterdir()) if path.exists() else []
+    for entry in entries:
         sources = list(entry.iterdir()) if entry.is_dir() else []
         if entry.name != model or not sources or any(not (s / "source.jsonl").is_file() for s in sources):
             raise FormatError(f"{str(folder)!r} already holds {entry.name!r}; name a folder for the export alone.")

@@ -1,6 +1,6 @@
-"""The tables of a feature dictionary: names and types of all columns. One row a feature, a context, an edge, a label.
+"""The tables of a feature dictionary: names and types of all columns. One row per feature, context, edge or label.
 
-Activations are in the dictionary's normalised units; `fires` counts tokens without attention sinks and special tokens.
+Activations are in the SAE's normalised units; `fires` counts tokens without attention sinks and special tokens.
 Columns that a build did not ask for are null.
 """
 
@@ -38,7 +38,7 @@ FEATURES = pa.schema(
         ("logit_concentration", pa.float32()),
         ("s_in", pa.float32()),
         ("s_out", pa.float32()),
-        # What changes when it is removed, on texts where it fires; nats a token.
+        # What changes when it is removed, on texts where it fires; nats per token.
         ("ablation_kl", pa.float32()),
         ("ablation_ce", pa.float32()),
         ("ablation_tokens", pa.int32()),

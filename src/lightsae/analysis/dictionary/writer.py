@@ -60,33 +60,33 @@ def write_dictionary(
         FormatError: A table or the manifest lacks something, or the folder holds something else.
         ConfigError: The disk is full, or there is no permission to write.
     """
-    told = _checked_manifest(manifest)
+    described = _checked_manifest(manifest)
     ready = {name: _checked_table(name, tables) for name in TABLES}
     _check_references(ready)
     _check_replaceable(folder)
     with replace_folder_atomically(folder) as staged:
         for name, table in ready.items():
             pq.write_table(table, staged / file_of(name), compression="zstd", row_group_size=ROW_GROUP)
-        told["files"] = {file_of(name): hash_file(staged / file_of(name)) for name in TABLES}
-        told["id"] = manifest_id(told)
-        told["extras"] = []
-        _write_json(staged / DESCRIPTION, told)
-        write_card(staged / CARD, ready, told)
+        described["files"] = {file_of(name): hash_file(staged / file_of(name)) for name in TABLES}
+        described["id"] = manifest_id(described)
+        described["extras"] = []
+        _write_json(staged / DESCRIPTION, described)
+        write_card(staged / CARD, ready, described)
         if extra is not None:
             own = {p.name for p in staged.iterdir()}
             extra(staged)
-            told["extras"] = sorted({p.name for p in staged.iterdir()} - own)
-            _write_json(staged / DESCRIPTION, told)
-    return str(told["id"])
+            described["extras"] = sorted({p.name for p in staged.iterdir()} - own)
+            _write_json(staged / DESCRIPTION, described)
+    return str(described["id"])
 
 
 def add_extra(folder: Path, name: str) -> None:
     """Note that something was added beside the tables, so that it counts as part of the folder; the id stays."""
-    told = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    if name not in told["extras"]:
-        told["extras"] = sorted([*told["extras"], name])
+    manifest = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if name not in manifest["extras"]:
+        manifest["extras"] = sorted([*manifest["extras"], name])
         with write_atomically(folder / DESCRIPTION) as staged:
-            _write_json(staged, told)
+            _write_json(staged, manifest)
 
 
 def file_of(table: str) -> str:
@@ -116,10 +116,10 @@ def _checked_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
         raise FormatError(f"The manifest's sae.sha256 is {sha256!r}; give the 64 digits that sae.json says.")
     try:
         # Through JSON and back: tuples become lists before they are hashed, as they will be when they are read.
-        told: dict[str, Any] = json.loads(_canonical(dict(manifest)))
+        plain: dict[str, Any] = json.loads(_canonical(dict(manifest)))
     except (TypeError, ValueError) as error:
         raise FormatError(f"The manifest of a feature dictionary is not plain JSON: {error}.") from error
-    return {"kind": KIND, **told, "schema_version": SCHEMA_VERSION}
+    return {"kind": KIND, **plain, "schema_version": SCHEMA_VERSION}
 
 
 def _checked_table(name: str, tables: Mapping[str, pa.Table]) -> pa.Table:
@@ -167,21 +167,21 @@ def _check_replaceable(folder: str | Path) -> None:
         if Path(folder).exists():
             raise FormatError(f"{str(folder)!r} is a file; name a folder to write the feature dictionary to.")
         return
-    found = {p.name for p in path.iterdir()}
-    if not found:
+    names = {p.name for p in path.iterdir()}
+    if not names:
         return
     try:
-        told = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        extras = told["extras"] if told["kind"] == KIND else None
+        manifest = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        extras = manifest["extras"] if manifest["kind"] == KIND else None
     except (OSError, ValueError, TypeError, KeyError):
         extras = None
     if extras is None:
         raise FormatError(
-            f"{str(folder)!r} already holds something else ({min(found)!r}); name a folder for the feature dictionary "
+            f"{str(folder)!r} already holds something else ({min(names)!r}); name a folder for the feature dictionary "
             "alone."
         )
     own = {DESCRIPTION, CARD, *map(file_of, TABLES), *extras}
-    if strange := sorted(found - own):
+    if strange := sorted(names - own):
         raise FormatError(
             f"{str(folder)!r} holds {strange[0]!r}, which is not part of the feature dictionary there and would be "
             "deleted; move it away, or name another folder."

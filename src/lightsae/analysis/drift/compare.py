@@ -26,7 +26,7 @@ Source:  MMCS: Sharkey et al. 2022; about 30% of latents are shared between seed
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ class DriftReport:
     """What `compare` found.
 
     Attributes:
-        features: A row a feature of A: feature, fires, match, cosine, correlation, verdict, parts, label, label_status.
+        features: One row per feature of A: feature, fires, match, cosine, correlation, verdict, parts, label and
+            label_status.
         summary: Counts and shares of verdicts and of label states, means (MMCS among them), thresholds, the null.
     """
 
@@ -110,26 +111,26 @@ class DriftReport:
 
     def to_json(self, path: str | Path) -> None:
         """Write summary and features to a JSON file."""
-        told = {"summary": self.summary, "features": self.features.to_pylist()}
+        report = {"summary": self.summary, "features": self.features.to_pylist()}
         with write_atomically(path) as temporary:
-            text = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
 
     def to_text(self, rows: int = 20) -> str:
         """Return the summary and the labelled features that changed the most, as lines for a terminal."""
-        told, null = self.summary, self.summary["null"]
-        lines = [f"{told['tested']} of {told['features']['a']} features fire often enough to be compared."]
+        summary, null = self.summary, self.summary["null"]
+        lines = [f"{summary['tested']} of {summary['features']['a']} features fire often enough to be compared."]
         lines.append(f"{'':12}{'features':>10}{'share':>9}{null['kind']:>11}")
         for verdict in VERDICTS:
-            share, base = told["shares"][verdict], null["shares"][verdict]
-            lines.append(f"{verdict:12}{told['verdicts'][verdict]:>10}{_number(share):>9}{_number(base):>11}")
+            share, base = summary["shares"][verdict], null["shares"][verdict]
+            lines.append(f"{verdict:12}{summary['verdicts'][verdict]:>10}{_number(share):>9}{_number(base):>11}")
         lines.append(f"{'':12}{'A to B':>10}{'B to A':>9}{'one to one':>12}")
         for measure in ("cosine", "correlation"):
-            means = told["means"][measure]
+            means = summary["means"][measure]
             values = f"{_number(means['a_to_b']):>10}{_number(means['b_to_a']):>9}{_number(means['one_to_one']):>12}"
             lines.append(f"{measure:12}{values}")
-        if any(told["labels"].values()):
-            lines.append("labels: " + ", ".join(f"{count} {status}" for status, count in told["labels"].items()))
+        if any(summary["labels"].values()):
+            lines.append("labels: " + ", ".join(f"{count} {status}" for status, count in summary["labels"].items()))
         order = {"lost": 0, "split": 1, "moved": 2}
         changed = [row for row in self.features.to_pylist() if row["label"] is not None and row["verdict"] in order]
         changed.sort(key=lambda row: (order[row["verdict"]], -row["fires"]))
@@ -191,12 +192,7 @@ def compare(
         **_shares(verdicts),
         "labels": {s: list(status.values()).count(s) for s in ("carried", "flagged", "revoked")},
         "means": _means(a, b, matching, thresholds),
-        "thresholds": {
-            "same": thresholds.same,
-            "floor": floor,
-            "coverage": thresholds.coverage,
-            "min_fires": thresholds.min_fires,
-        },
+        "thresholds": {"same": thresholds.same, "floor": floor, **asdict(thresholds)},
         "null": {
             "kind": null,
             **_shares(null_verdicts),
@@ -229,13 +225,15 @@ def _verdicts(
     return verdicts, [parts.get(i) for i in range(len(a))]
 
 
-def _parts(a: SAEOnText, b: SAEOnText, wanted: NDArray[np.int64], thresholds: DriftThresholds) -> dict[int, list[int]]:
+def _parts(
+    a: SAEOnText, b: SAEOnText, features: NDArray[np.int64], thresholds: DriftThresholds
+) -> dict[int, list[int]]:
     """Return, for those features of `a` that were split, the features of `b` that share its firings out."""
-    fires_a, fires_b = _indicators(a)[:, wanted], _indicators(b)
+    fires_a, fires_b = _indicators(a)[:, features], _indicators(b)
     counts_a, counts_b = (np.diff(fires.indptr) for fires in (fires_a, fires_b))
     overlaps = (fires_a.T @ fires_b).tocsr()
-    found = {}
-    for row, feature in enumerate(wanted.tolist()):
+    split = {}
+    for row, feature in enumerate(features.tolist()):
         span = slice(overlaps.indptr[row], overlaps.indptr[row + 1])
         others, shared = overlaps.indices[span], overlaps.data[span]
         inside = (shared >= PART_INSIDE * counts_b[others]) & (shared >= PART_ADDS * counts_a[row])
@@ -250,8 +248,8 @@ def _parts(a: SAEOnText, b: SAEOnText, wanted: NDArray[np.int64], thresholds: Dr
                 covered |= new
                 parts.append(other)
         if covered.mean() >= thresholds.coverage:
-            found[feature] = parts
-    return found
+            split[feature] = parts
+    return split
 
 
 def _stand_in(b: SAEOnText, seed: int) -> SAEOnText:
@@ -312,11 +310,11 @@ def _means(a: SAEOnText, b: SAEOnText, matching: FeatureMatching, thresholds: Dr
 
 
 def _quantiles(matching: FeatureMatching) -> dict[str, dict[str, float | None]]:
-    told = {}
+    quantiles = {}
     for measure in MEASURES:
         values = matching.matched[measure][np.isfinite(matching.matched[measure])]
-        told[measure] = {str(q): float(np.quantile(values, q)) if len(values) else None for q in _QUANTILES}
-    return told
+        quantiles[measure] = {str(q): float(np.quantile(values, q)) if len(values) else None for q in _QUANTILES}
+    return quantiles
 
 
 def _mean(values: NDArray[Any]) -> float | None:

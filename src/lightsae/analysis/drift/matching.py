@@ -90,11 +90,11 @@ def values_of(a: SAEOnText, b: SAEOnText, partners: NDArray[np.int64]) -> dict[s
     fires_a, fires_b = standardised(a.activations), standardised(b.activations)
     products = np.asarray(fires_a.scaled[:, there].multiply(fires_b.scaled[:, other]).sum(axis=0)).ravel()
     shift = fires_a.means[there] * fires_b.means[other]
-    told = {name: np.full(len(partners), np.nan) for name in MEASURES}
-    told["cosine"][there] = (rows_a * rows_b).sum(axis=1)
-    told["correlation"][there] = np.where(products != 0, products - shift, 0)
-    told["both"] = (told["cosine"] + told["correlation"]) / 2
-    return told
+    values = {name: np.full(len(partners), np.nan) for name in MEASURES}
+    values["cosine"][there] = (rows_a * rows_b).sum(axis=1)
+    values["correlation"][there] = np.where(products != 0, products - shift, 0)
+    values["both"] = (values["cosine"] + values["correlation"]) / 2
+    return values
 
 
 @dataclass(frozen=True)

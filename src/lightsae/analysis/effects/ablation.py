@@ -1,9 +1,9 @@
 """What changes in the next-token predictions when a feature is removed from texts on which it fires.
 
 Axes:    F features, B rows (one window of one feature each), S positions, D width of the site, V vocabulary.
-Units:   nats a token.
+Units:   nats per token.
 
-A row is a window taken out of its text, after BOS where the model has one. Out of its row a window has less context, so
+A row is a window taken out of its text, after BOS if the model has one. Out of its row a window has less context, so
 that a feature may fire otherwise than it did there: f_i is worked out anew, on the row that is ablated. Where it fires,
 x becomes x - f_i(x) d_i / output_scale. Position 0 is an attention sink: it is neither touched nor counted.
 """
@@ -59,15 +59,15 @@ def ablation_effects(
     """Return what removing each feature does to the predictions on its best windows.
 
     Args:
-        model: The model of the sites that the dictionary reads, with its head in memory; causal.
-        sae: Dictionary, in eval mode.
+        model: The model of the sites that the SAE reads, with its head in memory; causal.
+        sae: In eval mode.
         windows: Of each feature, the best first.
-        site: Where the feature is removed; one that the dictionary predicts. Of a crosscoder the other sites are left.
+        site: Where the feature is removed; one that the SAE predicts. Of a crosscoder the other sites are left.
         per_feature: Windows of each.
         rows_at_once: Windows in one pass.
 
     Raises:
-        SiteError: The dictionary does not predict the site, or reads another model too.
+        SiteError: The SAE does not predict the site, or reads another model too.
         ModelError: The model is in memory without a next-token head.
     """
     rows = directions(sae, site).to(model.device)
@@ -75,22 +75,22 @@ def ablation_effects(
         raise ModelError(f"{model.name!r} is in memory without a next-token head: nothing to measure ablations on.")
     others = sorted({str(ref) for ref in sae.widths.read if ref.model != site.model})
     if others:
-        raise SiteError(f"the dictionary also reads {', '.join(others)}, of another model; ablation runs one model.")
+        raise SiteError(f"the SAE also reads {', '.join(others)}, of another model; ablation runs one model.")
     feature_of, slot_of = windows.there[:, :per_feature].nonzero()
     tokens, lengths = _rows(windows.tokens[feature_of, slot_of], model.bos_token_id)
     sums, counts = np.zeros((2, len(windows.scores))), np.zeros(len(windows.scores), np.int32)
     for start in range(0, len(tokens), rows_at_once):
         part = slice(start, start + rows_at_once)
         features = torch.from_numpy(feature_of[part]).to(model.device)
-        here = torch.from_numpy(tokens[part]).to(model.device)
+        ids = torch.from_numpy(tokens[part]).to(model.device)
         # Rows are padded on the right: in a causal model no earlier token sees it.
         ends = torch.from_numpy(lengths[part, None]).to(model.device)
-        inside = torch.arange(1, here.shape[1], device=model.device) < ends
-        clean, activations, counted = _clean_pass(model, sae, here, features, inside)
+        inside = torch.arange(1, ids.shape[1], device=model.device) < ends
+        clean, activations, counted = _clean_pass(model, sae, ids, features, inside)
         removed = activations[..., None] * rows[features][:, None]
         with model.intervene(site.site, partial(torch.sub, other=removed)):
-            ablated = _log_probabilities(model, here, counted.clone)
-        targets = here[:, 1:][counted][:, None]
+            ablated = _log_probabilities(model, ids, counted.clone)
+        targets = ids[:, 1:][counted][:, None]
         kl = (clean.exp() * (clean - ablated)).sum(1)
         ce = (clean.gather(1, targets) - ablated.gather(1, targets))[:, 0]
         of_token = features[counted.nonzero()[:, 0]].cpu().numpy()
@@ -121,18 +121,18 @@ def _clean_pass(
     features: Int[Tensor, " B"],
     inside: Bool[Tensor, "B S-1"],
 ) -> tuple[Float[Tensor, "N V"], Float[Tensor, "B S"], Bool[Tensor, "B S-1"]]:
-    """Run the model as it is, and encode what the dictionary reads on the way.
+    """Run the model as it is, and encode what the SAE reads on the way.
 
     Returns:
         Log-probabilities at the counted positions; each row's own feature's activation; which positions count: at or
         after its first firing, with a next token.
     """
-    found: dict[SiteRef, Tensor] = {}
+    captured: dict[SiteRef, Tensor] = {}
     activations = torch.zeros(tokens.shape, device=tokens.device)
 
     def counted() -> Tensor:
         """All latents are encoded, since in most mechanisms they compete; what they read does not change later."""
-        latents = sae.encode_sparse(read_sites(found, sae.widths.read))
+        latents = sae.encode_sparse(read_sites(captured, sae.widths.read))
         of_token = latents.pattern.token_of
         own = latents.indices == features[of_token // tokens.shape[1]]
         activations.view(-1)[of_token[own]] = latents.values[own].float()
@@ -141,7 +141,7 @@ def _clean_pass(
 
     def note(ref: SiteRef, x: Tensor) -> None:
         # A copy: a later module could write in place.
-        found[ref] = x.flatten(0, 1).clone()
+        captured[ref] = x.flatten(0, 1).clone()
 
     mask = torch.zeros_like(inside)
     with ExitStack() as stack:

@@ -47,7 +47,7 @@ def window_coherence(windows: Windows, vocabulary: int, *, seed: int = 0) -> Coh
     Args:
         windows: Of all features: weights and the null come from all of them.
         vocabulary: Number of token ids.
-        seed: Of the null.
+        seed: Seed of the null.
     """
     tokens = windows.tokens[windows.there]
     halves = [_vectors(_bags(tokens), vocabulary), _vectors(_places(tokens, vocabulary), vocabulary * len(_PLACES))]
@@ -61,7 +61,7 @@ def document_coherence(windows: Windows, vocabulary: int, *, seed: int = 0) -> C
     Args:
         windows: Of all features: weights and the null come from all of them.
         vocabulary: Number of token ids.
-        seed: Of the null.
+        seed: Seed of the null.
     """
     tokens = windows.tokens[windows.there]
     return _with_null(_vectors(_bags(tokens), vocabulary), windows, windows.documents[windows.there], seed)

@@ -1,7 +1,7 @@
 """Direct logit effect: what a feature adds to the next-token logits through no layer but the final norm.
 
 Axes:    F features, D width of the residual stream, V vocabulary.
-Units:   logits (nats) for one unit of activation of the latent, which is one unit of the dictionary's normalised scale.
+Units:   logits (nats) for one unit of activation of the latent, which is one unit of the SAE's normalised scale.
 Source:  the logit lens (nostalgebraist 2020) on decoder rows; kurtosis of it as a sign of features that write tokens.
 
 Linear part only. The final norm is folded: centred where it is a LayerNorm, times its gain, divided by a fixed
@@ -61,10 +61,10 @@ def direct_logits(
     top: int = 10,
     chunk: int = 512,
 ) -> LogitEffects | None:
-    """Return what each feature of a dictionary adds to the logits directly.
+    """Return what each feature of an SAE adds to the logits directly.
 
     Args:
-        sae: Dictionary that predicts `site`.
+        sae: Predicts `site`.
         model: The model of that site, with its head in memory.
         site: Where the features write.
         norm_scale: What the final norm divides by: `final_norm_scale` of a text.
@@ -77,7 +77,7 @@ def direct_logits(
         the stream again, and in architectures without portable names.
 
     Raises:
-        SiteError: The dictionary does not predict the site, or the model has no such site.
+        SiteError: The SAE does not predict the site, or the model has no such site.
         ModelError: The model is in memory without a next-token head.
     """
     rows, norm = directions(sae, site), final_norm(model)
@@ -95,9 +95,9 @@ def writes_to_stream(model: LanguageModel, site: str) -> bool:
     Raises:
         SiteError: There is no such site.
     """
-    found = model.site(site)
+    chosen = model.site(site)
     written = [info for info in model.sites() if info.name.split(".")[0] in WRITES]
-    return (found.path, found.side) in {(info.path, info.side) for info in written}
+    return (chosen.path, chosen.side) in {(info.path, info.side) for info in written}
 
 
 def logits_of(

@@ -18,7 +18,7 @@ from lightsae.analysis.effects.directions import directions
 from lightsae.analysis.interpret.population import NEURONS, SAE
 from lightsae.analysis.interpret.run import Interpretation
 from lightsae.analysis.labels.patterns import CLASSES, class_of
-from lightsae.analysis.labels.wording import shown
+from lightsae.analysis.labels.wording import quoted
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.lm.model import vocabulary_of
 
@@ -63,7 +63,7 @@ class Presentation:
             Colouring(f"feature {feature}: {label}", latents[:, feature].cpu().numpy())
             for feature, label in self._telling_features(latents)
         ]
-        texts = [shown(vocabulary[token]) for token in tokens]
+        texts = [quoted(vocabulary[token]) for token in tokens]
         both = partial(activation_map, colours=colours, texts=texts, group="Activations")
         return [
             decoder_map(self._decoder(), features=torch.from_numpy(alive)),

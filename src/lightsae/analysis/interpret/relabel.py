@@ -145,7 +145,7 @@ def rewrite(dictionary: FeatureDictionary, tables: Mapping[str, pa.Table], label
             else:
                 shutil.copyfile(path, staged / path.name)
         if (staged / "index.html").is_file():
-            told = json.loads((staged / "dictionary.json").read_text(encoding="utf-8"))
-            rewrite_features(staged, dict(tables), told)
+            described = json.loads((staged / "dictionary.json").read_text(encoding="utf-8"))
+            rewrite_features(staged, dict(tables), described)
 
     return write_dictionary(old, tables, manifest, beside)

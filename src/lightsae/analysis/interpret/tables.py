@@ -47,7 +47,7 @@ def _features(
 ) -> pa.Table:
     moments = statistics.moments
     n = len(moments.fires)
-    shown = [tier in SHOWN for tier in labels.tiers]
+    passed = [tier in SHOWN for tier in labels.tiers]
     columns: dict[str, Any] = {
         "feature": np.arange(n),
         "fires": moments.fires,
@@ -63,10 +63,10 @@ def _features(
         "document_coherence": effects.document_coherence.values,
         "s_in": effects.s_in,
         "s_out": effects.s_out,
-        "label": [words if ok else None for words, ok in zip(labels.words, shown, strict=True)],
-        "label_source": ["rule" if ok else None for ok in shown],
-        "precision": [score.precision if ok else None for score, ok in zip(labels.scores, shown, strict=True)],
-        "recall": [score.recall if ok else None for score, ok in zip(labels.scores, shown, strict=True)],
+        "label": [words if ok else None for words, ok in zip(labels.words, passed, strict=True)],
+        "label_source": ["rule" if ok else None for ok in passed],
+        "precision": [score.precision if ok else None for score, ok in zip(labels.scores, passed, strict=True)],
+        "recall": [score.recall if ok else None for score, ok in zip(labels.scores, passed, strict=True)],
         "tier": labels.tiers,
     }
     for name, pairs in (("on", statistics.on), ("before", statistics.before), ("after", statistics.after)):

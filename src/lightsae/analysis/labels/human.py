@@ -1,6 +1,6 @@
 """Labels by people: out to a CSV file that any spreadsheet opens, and back.
 
-One row a feature. A person fills in `human_label`, `by` (who) and, if they like, `when` and `note`; the rest is for
+One row per feature. A person fills in `human_label`, `by` (who) and, if they like, `when` and `note`; the rest is for
 reading. `dictionary` ties the file to the dictionary that it came from. Cells that a spreadsheet would take for a
 formula get a leading apostrophe on the way out, and lose it on the way in.
 """
@@ -86,8 +86,8 @@ def export_csv(
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         for feature in chosen:
-            told = _row_of(known[feature], _shown(windows.get(feature, []), per_kind), dictionary_id)
-            writer.writerow({column: _guarded(cell) for column, cell in told.items()})
+            cells = _row_of(known[feature], _shown(windows.get(feature, []), per_kind), dictionary_id)
+            writer.writerow({column: _guarded(cell) for column, cell in cells.items()})
     return len(chosen)
 
 
@@ -165,11 +165,11 @@ def _row_of(known: Mapping[str, Any], windows: Sequence[Mapping[str, Any]], dict
 
 def _shown(rows: Sequence[dict[str, Any]], per_kind: int) -> list[dict[str, Any]]:
     """Return the windows to show: of the sampled ones, some from all strata, the strongest first."""
-    shown: list[dict[str, Any]] = []
+    chosen: list[dict[str, Any]] = []
     for kind in _KINDS:
         of_kind = sorted((r for r in rows if r["kind"] == kind), key=lambda r: (r["rank"], -(r["stratum"] or 0)))
-        shown += sorted(of_kind[:per_kind], key=lambda r: (-(r["stratum"] or 0), r["rank"]))
-    return shown
+        chosen += sorted(of_kind[:per_kind], key=lambda r: (-(r["stratum"] or 0), r["rank"]))
+    return chosen
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -187,8 +187,8 @@ def _label_of(feature: int, row: Mapping[str, str], where: str, when: str | None
     made = row.get("when") or when
     _check_time(row.get("when"), f"{where}, column 'when':")
     evidence = {"windows": row.get("evidence", ""), "note": row.get("note", ""), "dictionary": row["dictionary"]}
-    told: dict[str, Any] = dict.fromkeys(LABELS.names)
-    return told | {
+    empty: dict[str, Any] = dict.fromkeys(LABELS.names)
+    return empty | {
         "feature": feature,
         "label": label,
         "source": "human",

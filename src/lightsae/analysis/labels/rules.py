@@ -76,9 +76,9 @@ class PatternPlaces:
         self._sorted: dict[str, Keys] = {}
         places = np.flatnonzero(counted)
         for kind in KINDS:
-            here = keys.keys[kind][places]
-            order = np.argsort(here, kind="stable")
-            self._order[kind], self._sorted[kind] = places[order], here[order]
+            keys_there = keys.keys[kind][places]
+            order = np.argsort(keys_there, kind="stable")
+            self._order[kind], self._sorted[kind] = places[order], keys_there[order]
 
     def of(self, kind: str, key: int) -> Ints:
         """Return the tokens at which a pattern holds."""
@@ -162,9 +162,9 @@ def _cover(table: PatternTable, members: _Members, rate: float) -> Rule:
     heap: list[tuple[int, int, int]] = []
     for number, kind in enumerate(KINDS):
         ids, starts, _ = members.by_kind[kind]
-        here = np.diff(starts)
-        sure = (here * members.scale >= rate * (table.counts[kind][ids] + 1)) & (here >= least)
-        heap += [(-int(here[i]), number, int(i)) for i in np.flatnonzero(sure)]
+        held_at = np.diff(starts)
+        sure = (held_at * members.scale >= rate * (table.counts[kind][ids] + 1)) & (held_at >= least)
+        heap += [(-int(held_at[i]), number, int(i)) for i in np.flatnonzero(sure)]
     heapq.heapify(heap)
     left = np.ones(members.firings, bool)
     patterns: list[tuple[str, int]] = []
@@ -203,8 +203,8 @@ def _best_length(
     positives, touched, yes, right = len(choosing[feature]), [], 0, 0
     best, length = 0.0, 0
     for taken, (kind, key) in enumerate(rule.patterns, start=1):
-        here = places.of(kind, key)
-        new = here[~hit[here] & (here < choosing.tokens_read)]
+        holds_at = places.of(kind, key)
+        new = holds_at[~hit[holds_at] & (holds_at < choosing.tokens_read)]
         hit[new] = True
         touched.append(new)
         yes += len(new)

@@ -159,8 +159,8 @@ def derangement(count: int, seed: int) -> list[int]:
         raise ValueError("One label cannot be dealt to another feature; a floor needs two or more.")
     order = torch.randperm(count, generator=keyed_generator(seed, "labels/derangement")).tolist()
     dealt = [0] * count
-    for here, there in zip(order, order[1:] + order[:1], strict=True):
-        dealt[here] = there
+    for feature, other in zip(order, order[1:] + order[:1], strict=True):
+        dealt[feature] = other
     return dealt
 
 

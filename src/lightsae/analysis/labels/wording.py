@@ -28,7 +28,7 @@ def in_words(patterns: Sequence[Pattern], texts: Sequence[str]) -> str:
 
 def _shape(pattern: Pattern, texts: Sequence[str]) -> tuple[str, str]:
     """Return a phrase with a gap, and what goes into the gap: patterns of one phrase are told together."""
-    token = shown(texts[pattern.token]) if pattern.token >= 0 else _class(pattern.token_class)
+    token = quoted(texts[pattern.token]) if pattern.token >= 0 else _class(pattern.token_class)
     if pattern.kind == "token":
         return "{}", token
     if pattern.kind == "before":
@@ -37,7 +37,7 @@ def _shape(pattern: Pattern, texts: Sequence[str]) -> tuple[str, str]:
         return "{} two tokens after " + _escaped(_token(pattern.before[0], texts)), token
     if pattern.kind == "after_two":
         joined = "".join(texts[t] if t < len(texts) else "" for t in pattern.before)
-        return "{} after " + _escaped(shown(joined)), token
+        return "{} after " + _escaped(quoted(joined)), token
     if pattern.kind == "after_class":
         return "{} after " + _class(pattern.before_class), token
     if pattern.kind in ("in_state", "class_in_state"):
@@ -45,10 +45,10 @@ def _shape(pattern: Pattern, texts: Sequence[str]) -> tuple[str, str]:
     return _escaped(token) + " after {}", _token(pattern.before[0], texts)
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """Return a piece of text as it is quoted: in backticks, with newlines and indentation named.
 
-    >>> shown(" return"), shown("  "), shown(chr(10) + "    ")
+    >>> quoted(" return"), quoted("  "), quoted(chr(10) + "    ")
     ('`return`', '2 spaces', 'a newline and 4 spaces')
     """
     if not text.strip():
@@ -70,7 +70,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def _token(token: int, texts: Sequence[str], beyond: str = "the row's start") -> str:
-    return shown(texts[token]) if token < len(texts) else beyond
+    return quoted(texts[token]) if token < len(texts) else beyond
 
 
 def _class(number: int) -> str:

@@ -1,16 +1,17 @@
 """An SAE with what it needs to be read: the language models of its sites and its corpus, as its export tells."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightsae.activations.fills import ReadSettings
-from lightsae.activations.settings import DataSettings
+from lightsae.activations.settings import DataSettings, described
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.errors import ConfigError, ModelError, arg, under
@@ -35,23 +36,12 @@ _CORPUS = (
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Settings that take the place of those the SAE was trained with.
+    """Settings that take the place of those the SAE was trained with; None: as it was trained.
 
     Attributes:
         model: Language model, if the one of the training has another name here: Hub name, folder, or `builtin`.
-        model_revision: Revision of a Hub model.
         dataset: Another corpus; as in `lightsae fit`.
-        dataset_config: Configuration of a Hub dataset.
-        dataset_split: Split that training documents come from.
-        dataset_revision: Revision of a Hub dataset.
-        validation_split: Split that held-out documents come from; null: a share of the training documents.
-        text_column: Column that holds the text.
-        context_size: Tokens in a row.
-        dtype: Of the language model: `auto`, `float32`, `bfloat16`, `float16`.
-        model_batch_tokens: Tokens in one forward pass.
-        num_workers: Processes that tokenise.
         device: Where the models run: `cpu`, `cuda`, `cuda:1`, ...
-        trust_remote_code: Run code that a Hub model brings along.
 
     Raises:
         ConfigError: `model_batch_tokens` is below 1.
@@ -67,14 +57,19 @@ class TextSettings:
     text_column: str | None = None
     context_size: int | None = None
     dtype: str | None = None
-    model_batch_tokens: int = 8192
-    num_workers: int = 2
+    model_batch_tokens: int = DataSettings.model_batch_tokens
+    num_workers: int = DataSettings.num_workers
     device: str = "cpu"
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.model_batch_tokens < 1:
             raise ConfigError("model_batch_tokens", self.model_batch_tokens, "it must be at least 1")
+
+
+# What the other settings mean is said where they are declared.
+_SHARED = described(*(field.name for field in fields(TextSettings) if field.name not in ("model", "dataset", "device")))
+TextSettings.__doc__ = inspect.cleandoc(TextSettings.__doc__ or "").replace("\n\nRaises:", f"\n{_SHARED}\n\nRaises:")
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,19 @@ def test_neuronpedia_layout(dictionary: FeatureDictionary, tmp_path: Path, monke
     assert labelled == [label for label in dictionary.features()["label"].to_pylist() if label is not None]
 
 
+def test_neuronpedia_takes_the_edges_that_interpret_writes(tmp_path: Path) -> None:
+    """Those between the bins alone: one fewer than there are bins."""
+    manifest = fake_manifest(16)
+    manifest["histogram_edges"] = manifest["histogram_edges"][1:-1]
+    write_dictionary(tmp_path / "d", fake_tables(16), manifest)
+    inside = export_neuronpedia(FeatureDictionary.open(tmp_path / "d"), tmp_path / "np", RELEASE)
+    for row in lines(inside / "features" / "batch-0.jsonl.gz"):
+        if row["freq_hist_data_bar_heights"]:
+            assert len(row["freq_hist_data_bar_heights"]) == len(row["freq_hist_data_bar_values"]) == 9
+    shares = [window["binContains"] for window in lines(inside / "activations" / "batch-0.jsonl.gz")]
+    assert all(share == -1 or 0 <= share <= 1 for share in shares)
+
+
 def test_neuronpedia_again_gives_the_same_bytes_and_spares_what_is_not_its_own(
     dictionary: FeatureDictionary, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from lightsae.analysis.labels.patterns import CLASSES, Pattern
-from lightsae.analysis.labels.wording import PHRASES, TOKENS, in_words, shown
+from lightsae.analysis.labels.wording import PHRASES, TOKENS, in_words, quoted
 
 TEXTS = [" return", "self", "(", " {", "}", "\n    ", " ", "7", *[f"w{i}" for i in range(20)]]
 START = len(TEXTS)  # what stands before a row
@@ -81,4 +81,4 @@ def test_no_patterns_have_no_words() -> None:
     ],
 )
 def test_a_token_is_quoted(text: str, expected: str) -> None:
-    assert shown(text) == expected
+    assert quoted(text) == expected

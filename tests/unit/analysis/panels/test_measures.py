@@ -266,7 +266,7 @@ def test_a_dictionary_that_writes_at_several_sites_is_refused(model: LanguageMod
     both = {SiteRef(model.name, READ): 12, SiteRef(model.name, WRITTEN): 12}
     with torch.random.fork_rng():
         sae = Transcoder(Widths({SiteRef(model.name, READ): 12}, both), 20, mechanisms.ReLU())
-    with pytest.raises(SiteError, match="the dictionary writes at"):
+    with pytest.raises(SiteError, match="the SAE writes at"):
         Steered(model, sae, None).concept(0)
 
 

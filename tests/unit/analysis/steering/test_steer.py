@@ -169,7 +169,7 @@ def test_crosscoders(lm: LanguageModel, tokens: Tensor) -> None:
     sae = Crosscoder(Widths(refs, refs), 30, mechanisms.ReLU("free")).eval()
     with pytest.raises(SiteError, match=r"writes at 'resid_post.0', 'resid_post.2'; name one"), steer(lm, ADD, sae=sae):
         pass
-    with pytest.raises(SiteError, match=r"site is 'resid_post.1', but the dictionary belongs to"):
+    with pytest.raises(SiteError, match=r"site is 'resid_post.1', but the SAE belongs to"):
         steer(lm, ADD, sae=sae, site="resid_post.1").__enter__()
     clean = lm.capture(tokens, names)
     rows = sae.direction(3).detach().split(lm.width(names[0]))
@@ -259,7 +259,7 @@ def test_another_model_revision_or_site_is_refused(
     refused(nameless, ModelError, "has no name")
     with steer(other, ADD, sae=sae, any_model=True):
         other.logits(tokens)
-    refused(lm, SiteError, "site is 'resid_post.2', but the dictionary belongs to 'resid_post.1'", site="resid_post.2")
+    refused(lm, SiteError, "site is 'resid_post.2', but the SAE belongs to 'resid_post.1'", site="resid_post.2")
     elsewhere = TopK(Widths.autoencoder(SiteRef(lm.name, "resid_post.9"), 24), 40, k=4)
     refused(lm, SiteError, "the SAE's site is 'resid_post.9', but .* has layers 0..2", using=elsewhere)
     narrow = TopK(Widths.autoencoder(SiteRef(lm.name, SITE), 12), 40, k=4)

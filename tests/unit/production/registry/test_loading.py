@@ -118,7 +118,7 @@ def test_another_model_or_site_is_refused(production: Production, monkeypatch: p
     monkeypatch.setattr(loading, "site_in", lambda model, site: None)
     with pytest.raises(ModelError, match="made for 'builtin', and the model in use is 'gpt2'"):
         load_channel(registry, "production", _model("gpt2"))
-    with pytest.raises(SiteError, match=r"site is 'resid_post\.1', but the dictionary belongs to 'resid_post\.2'"):
+    with pytest.raises(SiteError, match=r"site is 'resid_post\.1', but the SAE belongs to 'resid_post\.2'"):
         load_channel(registry, "production", site="resid_post.1")
 
 

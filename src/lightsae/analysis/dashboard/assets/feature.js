@@ -176,8 +176,10 @@
 
   function drawHistogram(element, population, row) {
     const { manifest } = ls.value("manifest");
-    const edges = (population.name === "neurons" && manifest.neuron_histogram_edges) || manifest.histogram_edges;
+    let edges = (population.name === "neurons" && manifest.neuron_histogram_edges) || manifest.histogram_edges;
     if (!element || !row.histogram || !edges) return;
+    // Inner edges alone: the first bin takes what lies below them, the last what lies above.
+    if (edges.length < row.histogram.length) edges = [0, ...edges];
     // Bins to the last one that holds something; the edges may be on any scale.
     const end = row.histogram.reduce((last, count, i) => (count ? i + 1 : last), 1);
     const names = row.histogram.slice(0, end).map((_, i) => `${ls.number(edges[i])} – ${edges[i + 1] === undefined ? "∞" : ls.number(edges[i + 1])}`);
