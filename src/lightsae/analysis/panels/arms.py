@@ -59,7 +59,7 @@ RANDOMS = (RANDOM, SECOND_RANDOM, PLACEBO)
 
 @dataclass(frozen=True)
 class Steered:
-    """A language model with the SAE that steers it.
+    """A language model with the SAE that steers it. The attributes are arguments of `steer`.
 
     Attributes:
         model: With its head.
@@ -83,16 +83,7 @@ class Steered:
         """Return a context in which the model is steered; without interventions nothing happens in it."""
         if not interventions:
             return nullcontext()
-        return steer(
-            self.model,
-            interventions,
-            self.sae,
-            dictionary=self.dictionary,
-            positions=self.positions,
-            skip_first=self.skip_first,
-            mean_norm=self.mean_norm,
-            any_model=self.any_model,
-        )
+        return steer(interventions=interventions, **vars(self))
 
     def concept(self, feature: int) -> Concept:
         """Return what a feature stands for, as far as it is known.

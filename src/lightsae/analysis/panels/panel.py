@@ -12,116 +12,22 @@ directions differ by more than chance does, each has effects of its own: so one 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.panels.arms import FEATURE, PLACEBO, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Arm, Steered
+from lightsae.analysis.panels.settings import PanelSettings
 from lightsae.analysis.panels.side_effects import SideEffects, UnrelatedText
-from lightsae.analysis.panels.sweep import Sweep, Sweeper, SweepSettings
-from lightsae.errors import ConfigError, arg
+from lightsae.analysis.panels.sweep import Sweep, Sweeper
 from lightsae.metrics.intervals import Interval
 from lightsae.progress import Progress
-from lightsae.randomness import keyed_generator
 
 RELIABLE, WEAK, HARMFUL = "reliable", "weak", "harmful"
 FLOORS = (RANDOM, SECOND_RANDOM)
 ARMS = (*FLOORS, PLACEBO, SHUFFLED, PROMPT)
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which features a panel looks at.
-
-    Attributes:
-        features: Their numbers; null: by the rules that follow.
-        tiers: Confidence tiers to take from.
-        min_s_out: Least output score (S_out).
-        order: sample: drawn by the seed, so that shares hold for all that the rules admit; s_out: the largest first.
-        count: How many.
-    """
-
-    features: Sequence[int] | None = None
-    tiers: Sequence[str] = ("high", "medium")
-    min_s_out: float = 0.0
-    order: str = "sample"
-    count: int = 20
-
-    def __post_init__(self) -> None:
-        if self.order not in ("sample", "s_out"):
-            raise ConfigError("order", self.order, "write sample or s_out")
-        if self.count < 1:
-            raise ConfigError("count", self.count, "write how many features, 1 or more")
-        if self.features is not None and not self.features:
-            raise ConfigError(f"{arg('features')} is empty; write some numbers, or null to choose by the rules.")
-
-    def of(self, dictionary: FeatureDictionary, seed: int) -> list[int]:
-        """Return the features.
-
-        Raises:
-            ConfigError: No feature fits.
-        """
-        if self.features is not None:
-            return list(dict.fromkeys(self.features))
-        table = dictionary.sql(
-            "SELECT feature FROM features WHERE list_contains($tiers, tier) AND coalesce(s_out, 0) >= $least "
-            "ORDER BY s_out DESC NULLS LAST, feature",
-            {"tiers": list(self.tiers), "least": self.min_s_out},
-        )
-        admitted: list[int] = table["feature"].to_pylist()
-        if not admitted:
-            raise ConfigError(
-                f"no feature has a tier among {', '.join(self.tiers)} and an S_out of {self.min_s_out} or more; "
-                "widen the panel's choice."
-            )
-        if self.order == "sample":
-            admitted.sort()
-            drawn = torch.randperm(len(admitted), generator=keyed_generator(seed, "panel"))[: self.count]
-            return sorted(admitted[place] for place in drawn.tolist())
-        return admitted[: self.count]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What steering may cost.
-
-    Attributes:
-        max_ce_rise: Nats per token on unrelated held-out text.
-        max_others_changed: Of the other features that fire there, the share that may change.
-    """
-
-    max_ce_rise: float = 0.5
-    max_others_changed: float = 1.0
-
-
-@dataclass(frozen=True)
-class PanelSettings:
-    """A panel.
-
-    Attributes:
-        prompts: The first, third ... choose the dose; the others report.
-        choose: Which features.
-        sweep: Doses, draws, limits of the choice.
-        limits: What steering may cost.
-        held_out_rows: Rows of held-out text that side effects are measured on.
-    """
-
-    prompts: Sequence[str]
-    choose: Choice = field(default_factory=Choice)
-    sweep: SweepSettings = field(default_factory=SweepSettings)
-    limits: Limits = field(default_factory=Limits)
-    held_out_rows: int = 16
-
-    def __post_init__(self) -> None:
-        if len(self.prompts) < 4:
-            raise ConfigError(
-                f"{arg('prompts')} holds {len(self.prompts)}; write four or more, for intervals on either half."
-            )
-        if self.held_out_rows < 2:
-            raise ConfigError("held_out_rows", self.held_out_rows, "write two or more")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.writer import add_extra
 from lightsae.analysis.labels.wording import shortened
+from lightsae.analysis.panels.arms import NONE
 from lightsae.analysis.panels.judged import RATINGS, Judged
 from lightsae.analysis.panels.measures import Measure
 from lightsae.analysis.panels.sweep import Measured, Sweep
@@ -76,13 +77,13 @@ def draw_sweep(sweep: Sweep) -> Figure:
 
 def _pane(axes: Axes, sweep: Sweep, measure: Measure) -> None:
     for arm in dict.fromkeys(one.arm for one in sweep.measured):
-        points = sorted((one for one in sweep.measured if one.arm == arm), key=lambda one: one.dose)
-        gains = [(one.dose, gain) for one in points if (gain := one.shift(measure, sweep.plain)) is not None]
+        doses = sorted(one.dose for one in sweep.measured if one.arm == arm)
+        gains = [(dose, gain) for dose in doses if (gain := sweep.shift(arm, measure, dose)) is not None]
         if arm.line:
             for _, gain in gains:
                 axes.axhline(gain.mean, color=arm.colour, ls=arm.line, lw=1, label=arm.words)
             continue
-        nothing = sweep.plain.shift(measure, sweep.plain)
+        nothing = sweep.shift(NONE, measure)
         assert nothing is not None
         line = sorted([(0.0, nothing), *gains], key=lambda point: point[0])
         axes.plot([d for d, _ in line], [g.mean for _, g in line], "o-", ms=3, color=arm.colour, label=arm.words)

@@ -11,8 +11,9 @@ from rich.markup import escape
 from lightsae.analysis.labels.wording import shortened
 from lightsae.analysis.panels.arms import FEATURE, RANDOM, Arm
 from lightsae.analysis.panels.load import load_steered
-from lightsae.analysis.panels.panel import PanelSettings, Tested, test_features
+from lightsae.analysis.panels.panel import Tested, test_features
 from lightsae.analysis.panels.panel_report import panel_report, write_panel
+from lightsae.analysis.panels.settings import PanelSettings
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.command import Bars, check_folder, command
 from lightsae.cli.tables import console, print_paths, table

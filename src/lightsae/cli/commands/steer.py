@@ -12,8 +12,10 @@ from lightsae.analysis.labels.llm.judge import Budget, Judge
 from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Arm, Steered
 from lightsae.analysis.panels.judged import BEST, HARMONIC, Judged, judge_texts
 from lightsae.analysis.panels.load import load_steered
-from lightsae.analysis.panels.measures import Measure, Meter, Values, interval
-from lightsae.analysis.panels.sweep import KINDS, Sweep, Sweeper, SweepSettings
+from lightsae.analysis.panels.measures import Measure, Values, interval
+from lightsae.analysis.panels.meter import Meter
+from lightsae.analysis.panels.settings import KINDS, SweepSettings
+from lightsae.analysis.panels.sweep import Sweep, Sweeper
 from lightsae.analysis.panels.sweep_report import show_on_page, side_by_side, write_sweep
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.analysis.steering.interventions import Ablate, Intervention, ProjectOut
@@ -172,14 +174,8 @@ def run_steer(settings: SteerSettings, asked: JudgeSettings, sampling: Sampling,
         steered.concept(feature)
         with steered.by(interventions) as steering:
             caption = str(steering)
-        meter = Meter(
-            steered,
-            vocabulary,
-            encode_prompts(steered.model, prompts),
-            samples=settings.samples,
-            sampling=sampling,
-            seed=settings.seed,
-        )
+        draws = SweepSettings(samples=settings.samples, seed=settings.seed, sampling=sampling)
+        meter = Meter(steered, vocabulary, encode_prompts(steered.model, prompts), draws)
         _compare(meter, caption, prompts, interventions, settings, grader)
         return
     assert settings.out is not None

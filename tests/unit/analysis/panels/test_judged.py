@@ -15,7 +15,8 @@ from lightsae.analysis.labels.llm.endpoint import EndpointJudge
 from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Steered
 from lightsae.analysis.panels.concepts import Concept
 from lightsae.analysis.panels.judged import PROMPTS, RATINGS, Judged, harmonic_mean, judge_texts, parse_grade
-from lightsae.analysis.panels.sweep import Measured, Sweep, SweepSettings
+from lightsae.analysis.panels.settings import SweepSettings
+from lightsae.analysis.panels.sweep import Measured, Sweep
 from lightsae.analysis.panels.sweep_report import write_sweep
 from lightsae.cli.commands.steer import _print_judged, run_steer
 from lightsae.errors import ConfigError, ModelError

@@ -11,7 +11,9 @@ import torch
 
 from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
 from lightsae.analysis.panels.concepts import Concept
-from lightsae.analysis.panels.measures import Measure, Meter, interval, shift
+from lightsae.analysis.panels.measures import Measure, interval, shift
+from lightsae.analysis.panels.meter import Meter
+from lightsae.analysis.panels.settings import SweepSettings
 from lightsae.analysis.steering.interventions import Ablate, Add, Clamp
 from lightsae.errors import ConfigError, SiteError
 from lightsae.lm import LanguageModel
@@ -60,7 +62,7 @@ def meter(steered: Steered, model: LanguageModel) -> Meter:
 
 def a_meter(steered: Steered, **changed: Any) -> Meter:
     given = {"samples": SAMPLES, "sampling": DRAWN, "seed": 0, "rows_at_once": 4} | changed
-    return Meter(steered, words(steered.model), PROMPTS, **given)
+    return Meter(steered, words(steered.model), PROMPTS, SweepSettings(**given))
 
 
 def words(model: LanguageModel) -> list[str]:

@@ -18,9 +18,6 @@ from lightsae.analysis.panels.panel import (
     HARMFUL,
     RELIABLE,
     WEAK,
-    Choice,
-    Limits,
-    PanelSettings,
     moves_label,
     moves_target,
     summary,
@@ -28,8 +25,9 @@ from lightsae.analysis.panels.panel import (
 )
 from lightsae.analysis.panels.panel import Tested as OneTested
 from lightsae.analysis.panels.panel_report import draw_panel, panel_report, write_panel
+from lightsae.analysis.panels.settings import Choice, Limits, PanelSettings, SweepSettings
 from lightsae.analysis.panels.side_effects import SideEffects
-from lightsae.analysis.panels.sweep import Measured, Sweep, SweepSettings
+from lightsae.analysis.panels.sweep import Measured, Sweep
 from lightsae.errors import ConfigError
 from lightsae.lm.generate import Samples
 from lightsae.metrics.intervals import Interval

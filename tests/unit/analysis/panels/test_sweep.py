@@ -12,8 +12,9 @@ import torch
 
 from lightsae.analysis.panels import sweep as sweep_module
 from lightsae.analysis.panels.arms import FEATURE, NONE, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
-from lightsae.analysis.panels.measures import Meter
-from lightsae.analysis.panels.sweep import Sweep, Sweeper, SweepSettings
+from lightsae.analysis.panels.meter import Meter
+from lightsae.analysis.panels.settings import SweepSettings
+from lightsae.analysis.panels.sweep import Sweep, Sweeper
 from lightsae.analysis.panels.sweep_report import draw_sweep
 from lightsae.analysis.steering.interventions import Add
 from lightsae.errors import ConfigError
@@ -76,8 +77,8 @@ class PlannedMeter:
 
     made: list["PlannedMeter"] = []  # noqa: RUF012
 
-    def __init__(self, steered: Steered, vocabulary: Any, prompts: list[list[int]], **given: Any) -> None:
-        self.prompts, self.given = prompts, given
+    def __init__(self, steered: Steered, vocabulary: Any, prompts: list[list[int]], settings: SweepSettings) -> None:
+        self.prompts, self.given = prompts, vars(settings)
         self.plan = (ON_CHOOSING, ON_REPORTING)[len(self.made)]
         self.made.append(self)
 
@@ -169,7 +170,7 @@ def test_figures_are_those_of_a_meter_on_each_half(steered: Steered) -> None:
     words = [""] * steered.model.model.config.vocab_size
 
     def meter(prompts: list[list[int]], seed: int) -> Meter:
-        return Meter(steered, words, prompts, samples=2, sampling=SHORT, seed=seed)
+        return Meter(steered, words, prompts, settings(samples=2, seed=seed))
 
     what = [Add(PLANTED, 0.2, "latent")]
     choosing, reporting = meter(ids[0::2], 0), meter(ids[1::2], 1)
