@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lightsae.analysis.dictionary.card import write_card
-from lightsae.analysis.dictionary.schema import SCHEMA_VERSION, TABLES
+from lightsae.analysis.dictionary.schema import KEYS, SCHEMA_VERSION, TABLES, file_of
 from lightsae.errors import FormatError
 from lightsae.formats.files import find_folder, hash_file, replace_folder_atomically, write_atomically
 
@@ -30,7 +30,6 @@ KIND = "lightsae feature dictionary"
 UNHASHED = ("id", "extras")
 # Rows that are read at the least when one feature is asked for: its own, and those of its neighbours in the file.
 ROW_GROUP = 2048
-_SORTED_BY = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
 _REQUIRED = ("sae", "model", "tokenizer", "corpus", "tokens", "seeds", "code_version", "histogram_edges", "labels")
 
 
@@ -90,11 +89,6 @@ def add_extra(folder: Path, name: str) -> None:
             _write_json(staged, told)
 
 
-def file_of(table: str) -> str:
-    """Return the file name of a table."""
-    return f"{table}.parquet"
-
-
 def manifest_id(manifest: Mapping[str, Any]) -> str:
     """Return the id that a manifest's contents give."""
     hashed = {key: value for key, value in manifest.items() if key not in UNHASHED}
@@ -137,9 +131,9 @@ def _checked_table(name: str, tables: Mapping[str, pa.Table]) -> pa.Table:
         table = table.select(schema.names).cast(schema).replace_schema_metadata(None)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise FormatError(f"The table {name!r} does not fit its schema: {error}") from error
-    key = table[_SORTED_BY[name]]
+    key = table[KEYS[name]]
     if key.null_count:
-        raise FormatError(f"The table {name!r} has rows without {_SORTED_BY[name]!r}.")
+        raise FormatError(f"The table {name!r} has rows without {KEYS[name]!r}.")
     order = pa.array(key.to_numpy().argsort(kind="stable"))
     return table.take(order).combine_chunks()
 
@@ -149,7 +143,7 @@ def _check_references(tables: Mapping[str, pa.Table]) -> None:
     known = tables["features"]["feature"].combine_chunks()
     if len(known) != len(known.unique()):
         raise FormatError("The table 'features' has two rows of the same feature.")
-    for name, column in (("contexts", "feature"), ("edges", "source"), ("edges", "target"), ("labels", "feature")):
+    for name, column in (*KEYS.items(), ("edges", "target")):
         unknown = pc.filter(tables[name][column], pc.invert(pc.is_in(tables[name][column], known)))
         if len(unknown):
             raise FormatError(f"The table {name!r} has {column} {unknown[0].as_py()}, which 'features' does not have.")
