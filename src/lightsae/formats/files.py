@@ -146,6 +146,22 @@ def locate(folder: str | Path, holds: str) -> Path:
     raise FormatError(f"The folder {str(folder)!r} does not exist.{did_you_mean(path.name, siblings)}")
 
 
+def entries(folder: str | Path, purpose: str) -> list[Path]:
+    """Return what a folder that is to be replaced holds, by name; nothing if it does not exist yet.
+
+    Args:
+        folder: As the user wrote it.
+        purpose: What the folder is for, for the message: "to save the SAE in".
+
+    Raises:
+        FormatError: It is a file.
+    """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise FormatError(f"{str(folder)!r} is a file; name a folder {purpose}.")
+    path = find_folder(folder)
+    return sorted(path.iterdir()) if path is not None else []
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file.
 

@@ -17,7 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 from lightsae.errors import ConfigError, FormatError, did_you_mean
-from lightsae.formats.files import check_fields, check_version, hash_file, locate, read_json, replace_folder_atomically
+from lightsae.formats.files import (
+    check_fields,
+    check_version,
+    entries,
+    hash_file,
+    locate,
+    read_json,
+    replace_folder_atomically,
+)
 from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SiteRef, SparseAutoencoder, Widths
 
 FORMAT_VERSION = 1
@@ -39,14 +47,11 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, provenance: dict[str, A
         FormatError: The folder holds files of something else.
         ConfigError: The disk is full, or there is no permission to write.
     """
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise FormatError(f"{str(folder)!r} is a file; name a folder to save the SAE in.")
-    others = sorted(p.name for p in path.iterdir() if p.name not in (TENSORS, DESCRIPTION)) if path.exists() else []
-    if others:
-        raise FormatError(
-            f"{str(folder)!r} already holds other files ({others[0]!r}); name a folder for the SAE alone."
-        )
+    for path in entries(folder, "to save the SAE in"):
+        if path.name not in (TENSORS, DESCRIPTION):
+            raise FormatError(
+                f"{str(folder)!r} already holds other files ({path.name!r}); name a folder for the SAE alone."
+            )
     with replace_folder_atomically(folder) as staged:
         write_sae(sae, staged, provenance)
 

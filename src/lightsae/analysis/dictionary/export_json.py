@@ -37,7 +37,7 @@ def export_case_study(
     """
     for name, value in {"features": features, "contexts": contexts, "before": before, "after": after}.items():
         if value < 0:
-            raise ConfigError(f"{name} is {value}; write 0 or more.")
+            raise ConfigError(name, value, "write 0 or more")
     rows = dictionary.sql(
         "WITH strongest AS (SELECT feature, max FROM features WHERE max IS NOT NULL"
         "  ORDER BY max DESC, feature LIMIT $features)"
@@ -45,11 +45,11 @@ def export_case_study(
         " WHERE kind = 'top' AND rank < $contexts ORDER BY max DESC, feature, rank",
         {"features": features, "contexts": contexts},
     ).to_pylist()
-    told: dict[str, list[dict[str, Any]]] = {}
+    windows: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         texts, peak = row["texts"], row["peak"]
         first = max(0, peak - before)
-        told.setdefault(str(row["feature"]), []).append(
+        windows.setdefault(str(row["feature"]), []).append(
             {
                 "score": row["score"],
                 "target": texts[peak],
@@ -58,4 +58,4 @@ def export_case_study(
             }
         )
     with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(windows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -169,7 +169,9 @@ class FeatureDictionary:
             raise ConfigError("The text to search for is empty; write at least one character.")
         hits = _HITS.empty_table()
         # The places one after the other: the windows, by far the most text, are read only if the others fell short.
-        for place in (p for p in _PLACES if p in places and len(hits) < limit):
+        for place in (place for place in _PLACES if place in places):
+            if len(hits) >= limit:
+                break
             more = self.sql(
                 f"SELECT feature, label, tier, frequency, $place AS place, found FROM"
                 f" (SELECT feature, first(found) AS found FROM ({_PLACES[place]}) GROUP BY feature)"
