@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader never meets half of one.
+"""Writing files and folders so that a reader never meets half of one, and reading what they say of themselves.
 
 What is written goes first to a hidden name beside the target (same file system, so that renaming is atomic), is flushed
 to the disk, and then takes the target's name. The hidden names are fixed: what a killed process leaves behind, the next
@@ -7,12 +7,14 @@ write of the same target clears away.
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightsae.errors import ConfigError, FormatError, did_you_mean
 
@@ -144,6 +146,22 @@ def locate(folder: str | Path, holds: str) -> Path:
     raise FormatError(f"The folder {str(folder)!r} does not exist.{did_you_mean(path.name, siblings)}")
 
 
+def entries(folder: str | Path, purpose: str) -> list[Path]:
+    """Return what a folder that is to be replaced holds, by name; nothing if it does not exist yet.
+
+    Args:
+        folder: As the user wrote it.
+        purpose: What the folder is for, for the message: "to save the SAE in".
+
+    Raises:
+        FormatError: It is a file.
+    """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise FormatError(f"{str(folder)!r} is a file; name a folder {purpose}.")
+    path = find_folder(folder)
+    return sorted(path.iterdir()) if path is not None else []
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file.
 
@@ -152,6 +170,59 @@ def hash_file(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(folder: str | Path, name: str, otherwise: str, again: str) -> dict[str, Any]:
+    """Read the JSON object by which a folder says what it holds.
+
+    Args:
+        folder: As the user wrote it.
+        name: The file in it.
+        otherwise: What to do if there is no such file, neither there nor in a folder below.
+        again: What to do about damage: "export it again".
+
+    Raises:
+        FormatError: The folder or the file is missing, or is no JSON object.
+    """
+    path, shown = locate(folder, name), str(Path(folder, name))
+    try:
+        description = json.loads((path / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        # Somebody may name the run's folder for what lies in it.
+        below = sorted(p.parent for pattern in ("*", "*/*") for p in path.glob(f"{pattern}/{name}"))
+        hint = f"Did you mean {str(below[0])!r}?" if below else otherwise
+        raise FormatError(f"{str(folder)!r} has no {name!r}. {hint}") from error
+    except ValueError as error:
+        raise FormatError(f"{shown!r} is not valid JSON ({error}); {again}.") from error
+    if not isinstance(description, dict):
+        raise FormatError(f"{shown!r} holds a {type(description).__name__}, where an object should be; {again}.")
+    return description
+
+
+def check_version(description: Mapping[str, Any], shown: str, field: str, newest: int, again: str) -> None:
+    """Refuse a description that a newer lightsae wrote; see `check_fields`."""
+    check_fields(description, shown, {field: int}, again)
+    if description[field] > newest:
+        raise FormatError(
+            f"{shown!r} has {field.replace('_', ' ')} {description[field]}, and this lightsae reads up to {newest}: "
+            "pip install --upgrade lightsae"
+        )
+
+
+def check_fields(description: Mapping[str, Any], shown: str, fields: Mapping[str, type], again: str) -> None:
+    """Refuse a description in which a field is missing or of another type.
+
+    Args:
+        description: What `read_json` read.
+        shown: The file as the user would write it.
+        fields: The types of the fields.
+        again: As in `read_json`.
+    """
+    for name, kind in fields.items():
+        value = description.get(name)
+        if not isinstance(value, kind):
+            problem = "is missing" if value is None else f"is {value!r}"
+            raise FormatError(f"{shown!r}: {name!r} {problem}, where a {kind.__name__} should be; {again}.")
 
 
 def _set_aside(folder: str | Path) -> Path:

@@ -17,11 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 from lightsae.errors import ConfigError, FormatError, did_you_mean
-from lightsae.formats.files import hash_file, locate, replace_folder_atomically
+from lightsae.formats.files import (
+    check_fields,
+    check_version,
+    entries,
+    hash_file,
+    locate,
+    read_json,
+    replace_folder_atomically,
+)
 from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SiteRef, SparseAutoencoder, Widths
 
 FORMAT_VERSION = 1
 TENSORS, DESCRIPTION = "sae.safetensors", "sae.json"
+_AGAIN = "copy or export it again"
 
 
 def save_sae(sae: SparseAutoencoder, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
@@ -38,14 +47,11 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, provenance: dict[str, A
         FormatError: The folder holds files of something else.
         ConfigError: The disk is full, or there is no permission to write.
     """
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise FormatError(f"{str(folder)!r} is a file; name a folder to save the SAE in.")
-    others = sorted(p.name for p in path.iterdir() if p.name not in (TENSORS, DESCRIPTION)) if path.exists() else []
-    if others:
-        raise FormatError(
-            f"{str(folder)!r} already holds other files ({others[0]!r}); name a folder for the SAE alone."
-        )
+    for path in entries(folder, "to save the SAE in"):
+        if path.name not in (TENSORS, DESCRIPTION):
+            raise FormatError(
+                f"{str(folder)!r} already holds other files ({path.name!r}); name a folder for the SAE alone."
+            )
     with replace_folder_atomically(folder) as staged:
         write_sae(sae, staged, provenance)
 
@@ -96,18 +102,17 @@ def build_sae(description: Mapping[str, Any], folder: str | Path, device: str | 
     path = locate(folder, DESCRIPTION) / TENSORS
     if not path.is_file():
         raise FormatError(f"{str(folder)!r} has no {TENSORS!r}; copy the whole exported folder again.")
-    if (found := hash_file(path)) != description["sha256"]:
+    shown = str(Path(folder, TENSORS))
+    if (now := hash_file(path)) != description["sha256"]:
         raise FormatError(
-            f"{str(Path(folder, TENSORS))!r} is damaged or cut short: its SHA-256 starts with {found[:12]}, but "
-            f"{DESCRIPTION} says {description['sha256'][:12]}. Copy or export it again."
+            f"{shown!r} is damaged or cut short: its SHA-256 starts with {now[:12]}, but {DESCRIPTION} says "
+            f"{description['sha256'][:12]}; {_AGAIN}."
         )
     try:
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:
-        raise FormatError(
-            f"{str(Path(folder, TENSORS))!r} is not a safetensors file ({error}); export it again."
-        ) from error
-    _check_shapes(tensors, sae, Path(folder, TENSORS))
+        raise FormatError(f"{shown!r} is not a safetensors file ({error}); export it again.") from error
+    _check_shapes(tensors, sae, shown)
     sae.load_state_dict(tensors, assign=True)
     left = [name for name, buffer in sae.named_buffers() if buffer.is_meta]
     assert not left, f"buffers {left} are neither saved nor rebuilt"
@@ -120,26 +125,11 @@ def describe_sae(folder: str | Path) -> dict[str, Any]:
     Raises:
         FormatError: The folder or the file is missing or damaged, or was written by a newer version.
     """
-    path = locate(folder, DESCRIPTION) / DESCRIPTION
+    description = read_json(folder, DESCRIPTION, "Name a folder that save_sae or a run wrote.", _AGAIN)
     shown = str(Path(folder, DESCRIPTION))
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FormatError(f"{str(folder)!r} has no {DESCRIPTION!r}.{_exports_below(folder)}") from error
-    except ValueError as error:
-        raise FormatError(f"{shown!r} is not valid JSON ({error}); copy or export it again.") from error
-    if not isinstance(description, dict):
-        raise FormatError(
-            f"{shown!r} holds a {type(description).__name__}, not an export's description; export it again."
-        )
-    version = _field(description, "format_version", int, shown)
-    if version > FORMAT_VERSION:
-        raise FormatError(
-            f"{shown!r} has format version {version}, and this lightsae reads up to {FORMAT_VERSION}: "
-            "pip install --upgrade lightsae"
-        )
-    for name, kind in {"variant": str, "settings": dict, "widths": dict, "sha256": str, "provenance": dict}.items():
-        _field(description, name, kind, shown)
+    check_version(description, shown, "format_version", FORMAT_VERSION, _AGAIN)
+    fields = {"variant": str, "settings": dict, "widths": dict, "sha256": str, "provenance": dict}
+    check_fields(description, shown, fields, _AGAIN)
     return description
 
 
@@ -149,12 +139,10 @@ def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAuto
     if variant not in VARIANTS:
         hint = did_you_mean(variant, VARIANTS) or " A newer lightsae may know it."
         raise FormatError(f"{shown!r}: variant is {variant!r}; known are {', '.join(VARIANTS)}.{hint}")
-    read, predicted = (_field(description["widths"], key, list, shown) for key in ("read", "predicted"))
+    check_fields(description["widths"], shown, {"read": list, "predicted": list}, _AGAIN)
     try:
         with torch.device("meta"):
-            widths = Widths(_from_list(read), _from_list(predicted))
-            sae = VARIANTS[variant](widths, **_settings(description["settings"]))
-            return sae.eval()
+            return VARIANTS[variant](_widths(description["widths"]), **_settings(description["settings"])).eval()
     except (ConfigError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise FormatError(
@@ -182,50 +170,36 @@ def _settings(told: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _check_shapes(tensors: dict[str, torch.Tensor], sae: SparseAutoencoder, path: Path) -> None:
+def _check_shapes(tensors: dict[str, torch.Tensor], sae: SparseAutoencoder, shown: str) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
     if lacking := sorted(expected.keys() - tensors.keys()):
         if lacking[0].endswith("threshold"):
             raise FormatError(
-                f"{str(path)!r} lacks {lacking[0]!r}, without which a {type(sae).__name__} would fire on everything; "
+                f"{shown!r} lacks {lacking[0]!r}, without which a {type(sae).__name__} would fire on everything; "
                 "export it again from its training checkpoint."
             )
-        raise FormatError(f"{str(path)!r} lacks the tensor {lacking[0]!r}; export it again.")
+        raise FormatError(f"{shown!r} lacks the tensor {lacking[0]!r}; export it again.")
     if surplus := sorted(tensors.keys() - expected.keys()):
-        raise FormatError(f"{str(path)!r} holds a tensor {surplus[0]!r} that a {type(sae).__name__} does not have.")
+        raise FormatError(f"{shown!r} holds a tensor {surplus[0]!r} that a {type(sae).__name__} does not have.")
     for name, shape in expected.items():
         if (found := tuple(tensors[name].shape)) != shape:
             raise FormatError(
-                f"{str(path)!r}: {name} has shape {found}, but {DESCRIPTION} asks for {shape}; export it again."
+                f"{shown!r}: {name} has shape {found}, but {DESCRIPTION} asks for {shape}; export it again."
             )
-
-
-def _exports_below(folder: str | Path) -> str:
-    """Name an export inside the folder, as where somebody gives the run's folder."""
-    path = Path(folder)
-    below = sorted(p.parent for pattern in ("*", "*/*") for p in path.glob(f"{pattern}/{DESCRIPTION}"))
-    return f" Did you mean {str(below[0])!r}?" if below else " Name a folder that save_sae or a run wrote."
-
-
-def _field(holder: Mapping[str, Any], name: str, kind: type, shown: str) -> Any:
-    value = holder.get(name)
-    if not isinstance(value, kind):
-        found = "is missing" if value is None else f"is {value!r}"
-        raise FormatError(f"{shown!r}: {name!r} {found}, where a {kind.__name__} should be; export it again.")
-    return value
 
 
 def widths_entry(widths: Widths) -> dict[str, Any]:
     """Return sites and widths as JSON values."""
-    return {"read": _to_list(widths.read), "predicted": _to_list(widths.predicted)}
+    return {
+        side: [{"model": ref.model, "site": ref.site, "width": width} for ref, width in sites.items()]
+        for side, sites in (("read", widths.read), ("predicted", widths.predicted))
+    }
 
 
-def _to_list(widths: dict[SiteRef, int]) -> list[dict[str, Any]]:
-    return [{"model": ref.model, "site": ref.site, "width": width} for ref, width in widths.items()]
-
-
-def _from_list(widths: list[dict[str, Any]]) -> dict[SiteRef, int]:
-    return {SiteRef(entry["model"], entry["site"]): entry["width"] for entry in widths}
+def _widths(entry: Mapping[str, Any]) -> Widths:
+    """Undo `widths_entry`."""
+    sides = [{SiteRef(e["model"], e["site"]): e["width"] for e in entry[side]} for side in ("read", "predicted")]
+    return Widths(*sides)
 
 
 def tensor_hash(sae: SparseAutoencoder) -> str:

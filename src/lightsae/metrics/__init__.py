@@ -1,13 +1,12 @@
 """Figures over all tokens seen: tensors in, numbers out."""
 
-from lightsae.metrics.frequencies import LatentFrequencies
 from lightsae.metrics.language_model import (
     counted_targets,
     cross_entropy_recovered,
     token_cross_entropy,
     token_kl_divergence,
 )
-from lightsae.metrics.pooled import PooledMetric, TokenMean
+from lightsae.metrics.pooled import LatentFrequencies, PooledMetric, TokenMean
 from lightsae.metrics.reconstruction import FractionOfVarianceExplained, ReconstructionStatistics
 
 __all__ = [

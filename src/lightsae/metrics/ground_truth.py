@@ -32,6 +32,17 @@ class Matching(NamedTuple):
     features: Int[Tensor, " M"]
     cosines: Float[Tensor, " M"]
 
+    @property
+    def mcc(self) -> Float[Tensor, ""]:
+        """Mean |cosine| of the pairs."""
+        return self.cosines.double().mean()
+
+    def recovered(self, features: int, threshold: float = 0.9) -> Bool[Tensor, " n"]:
+        """Return which of the `features` true features have a partner at |cosine| above the threshold."""
+        close = torch.zeros(features, dtype=torch.bool)
+        close[self.features] = self.cosines > threshold
+        return close
+
 
 def match(directions: Float[Tensor, "F D"], features: Float[Tensor, "n D"]) -> Matching:
     """Match latents with true features one to one. On the CPU; 4,096 latents and 16,384 features take seconds.
@@ -44,18 +55,6 @@ def match(directions: Float[Tensor, "F D"], features: Float[Tensor, "n D"]) -> M
     partners = torch.from_numpy(assign(cosines.numpy()))
     rows = (partners != NO_PARTNER).nonzero().squeeze(1)
     return Matching(rows, partners[rows], cosines[rows, partners[rows]])
-
-
-def mcc(matching: Matching) -> Float[Tensor, ""]:
-    """Mean |cosine| of the matched pairs."""
-    return matching.cosines.double().mean()
-
-
-def recovered(matching: Matching, features: int, threshold: float = 0.9) -> Bool[Tensor, " n"]:
-    """Return which true features have a partner at |cosine| above the threshold."""
-    found = torch.zeros(features, dtype=torch.bool, device=matching.cosines.device)
-    found[matching.features] = matching.cosines > threshold
-    return found
 
 
 def detection(
@@ -141,13 +140,13 @@ class GroundTruthScores(PooledMetric):
     def compute(self) -> dict[str, Tensor]:
         pairs = self.matching.features
         counts = [state.cpu()[pairs] for state in (self.both, self.latent, self.feature)]
-        scores, found = detection(*counts), recovered(self.matching, self.features, self.threshold).double()
-        figures = {"mcc": mcc(self.matching), "recovered": found.mean()}
+        scores, recovered = detection(*counts), self.matching.recovered(self.features, self.threshold).double()
+        figures = {"mcc": self.matching.mcc, "recovered": recovered.mean()}
         figures |= {name: each.nanmean() for name, each in scores.items()}
         if self.latents < self.features:
             most_frequent = self.probabilities.argsort(descending=True, stable=True)[: self.latents]
-            figures["recovered_most_frequent"] = found[most_frequent].mean()
+            figures["recovered_most_frequent"] = recovered[most_frequent].mean()
         for name, members in decades(self.probabilities).items():
-            figures[f"recovered_{name}"] = found[members].mean()
+            figures[f"recovered_{name}"] = recovered[members].mean()
             figures[f"f1_{name}"] = scores["f1"][members[pairs]].nanmean()
         return figures

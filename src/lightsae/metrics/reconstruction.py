@@ -45,6 +45,31 @@ class ReconstructionSums(NamedTuple):
     def unpack(cls, packed: Float[Tensor, "*G P"]) -> "ReconstructionSums":
         return cls._make([*packed[..., :7].unbind(-1), packed[..., 7:]])
 
+    @property
+    def fve(self) -> Float[Tensor, "*G"]:
+        """1 - sum|x - x_hat|^2 / sum|x - mean|^2: 1 perfect, 0 as good as predicting the mean, below 0 worse."""
+        return 1 - self.error / self.spread
+
+    @property
+    def mse(self) -> Float[Tensor, "*G"]:
+        """Mean of (x - x_hat)^2 over tokens and dimensions; square of the activations' unit."""
+        return self.error / (self.tokens * self.mean.shape[-1])
+
+    @property
+    def l0(self) -> Float[Tensor, "*G"]:
+        """Mean number of non-zero latents per token."""
+        return self.fired / self.tokens
+
+    @property
+    def relative_reconstruction_bias(self) -> Float[Tensor, "*G"]:
+        """E|x_hat|^2 / E<x, x_hat>: 1 is unbiased, below 1 the reconstructions are too short (shrinkage)."""
+        return self.predicted / self.product
+
+    @property
+    def mean_cosine(self) -> Float[Tensor, "*G"]:
+        """Mean over tokens of the cosine between x and x_hat; a zero vector counts as 0."""
+        return self.cosine / self.tokens
+
 
 def reconstruction_sums(
     x: Float[Tensor, "T D"],
@@ -89,31 +114,6 @@ def merge(parts: ReconstructionSums) -> ReconstructionSums:
     return summed._replace(spread=summed.spread + between, mean=mean)
 
 
-def fraction_of_variance_explained(sums: ReconstructionSums) -> Float[Tensor, "*G"]:
-    """1 - sum|x - x_hat|^2 / sum|x - mean|^2: 1 perfect, 0 as good as predicting the mean, below 0 worse than it."""
-    return 1 - sums.error / sums.spread
-
-
-def mean_squared_error(sums: ReconstructionSums) -> Float[Tensor, "*G"]:
-    """Mean of (x - x_hat)^2 over tokens and dimensions; square of the activations' unit."""
-    return sums.error / (sums.tokens * sums.mean.shape[-1])
-
-
-def l0(sums: ReconstructionSums) -> Float[Tensor, "*G"]:
-    """Mean number of non-zero latents a token."""
-    return sums.fired / sums.tokens
-
-
-def relative_reconstruction_bias(sums: ReconstructionSums) -> Float[Tensor, "*G"]:
-    """E|x_hat|^2 / E<x, x_hat>: 1 is unbiased, below 1 the reconstructions are too short (shrinkage)."""
-    return sums.predicted / sums.product
-
-
-def cosine_similarity(sums: ReconstructionSums) -> Float[Tensor, "*G"]:
-    """Mean over tokens of the cosine between x and x_hat; a zero vector counts as 0."""
-    return sums.cosine / sums.tokens
-
-
 def _merge_packed(packed: Tensor) -> Tensor:
     return merge(ReconstructionSums.unpack(packed)).pack()
 
@@ -151,12 +151,12 @@ class ReconstructionStatistics(PooledMetric):
     def compute(self) -> dict[str, Tensor]:
         groups = ReconstructionSums.unpack(self.packed)
         everything, no_sinks = merge(groups), ReconstructionSums.unpack(self.packed[0])
-        figures = {"l0": l0(everything)}
+        figures = {"l0": everything.l0}
         for suffix, sums in (("", everything), ("_no_sinks", no_sinks)):
-            figures[f"fve{suffix}"] = fraction_of_variance_explained(sums)
-            figures[f"mse{suffix}"] = mean_squared_error(sums)
-            figures[f"relative_reconstruction_bias{suffix}"] = relative_reconstruction_bias(sums)
-            figures[f"cosine{suffix}"] = cosine_similarity(sums)
+            figures[f"fve{suffix}"] = sums.fve
+            figures[f"mse{suffix}"] = sums.mse
+            figures[f"relative_reconstruction_bias{suffix}"] = sums.relative_reconstruction_bias
+            figures[f"cosine{suffix}"] = sums.mean_cosine
         return figures
 
 
@@ -184,4 +184,4 @@ class FractionOfVarianceExplained(PooledMetric):
         self.packed = _merge_packed(torch.cat([self.packed[None], sums.pack()]))
 
     def compute(self) -> Tensor:
-        return fraction_of_variance_explained(ReconstructionSums.unpack(self.packed))
+        return ReconstructionSums.unpack(self.packed).fve

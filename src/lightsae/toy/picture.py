@@ -68,13 +68,8 @@ def draw(solutions: Sequence[Solution]) -> Figure:
 def _title(axes: Axes, solution: Solution) -> None:
     features = solution.W.shape[1]
     axes.set_title(f"S = {solution.sparsity:g}", fontsize=11, pad=17)
-    axes.text(
-        *(0.5, 1.03, f"{solution.represented} of {features} features"),
-        transform=axes.transAxes,
-        ha="center",
-        fontsize=8.5,
-        color="0.4",
-    )
+    below = f"{solution.represented} of {features} features"
+    axes.text(0.5, 1.03, below, transform=axes.transAxes, ha="center", fontsize=8.5, color="0.4")
 
 
 def _colours(features: int) -> Any:
@@ -124,21 +119,20 @@ def _draw_norms(axes: Axes, solution: Solution, limit: float, named: bool) -> No
 
 def _name_colours(figure: Figure, features: int) -> None:
     colours = _colours(features)
-    # Of many features, the first and the last tell the scale.
-    shown = range(features) if features <= NAMED else (0, features - 1)
-    handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=7, color=colours[i], mec=INK, mew=0.6) for i in shown
-    ]
-    labels = [f"feature {i + 1}" if features > NAMED else str(i + 1) for i in shown]
-    if features > 1:
-        labels[0] += " (most important)" if features > NAMED else ""
-    title = "" if features > NAMED else "Features, the most important first:"
-    blank = Line2D([], [], linestyle="")
+    if features > NAMED:
+        # Of many features, the first and the last tell the scale.
+        entries, named = [], {0: "feature 1 (most important)", features - 1: f"feature {features}"}
+    else:
+        entries = [(Line2D([], [], linestyle=""), "Features, the most important first:")]
+        named = {i: str(i + 1) for i in range(features)}
+    for i, name in named.items():
+        entries.append(
+            (Line2D([], [], linestyle="", marker="o", markersize=7, color=colours[i], mec=INK, mew=0.6), name)
+        )
     figure.legend(
-        [blank, *handles] if title else handles,
-        [title, *labels] if title else labels,
+        *zip(*entries, strict=True),
         loc="lower center",
-        ncols=len(handles) + 1,
+        ncols=len(entries),
         frameon=False,
         fontsize=8.5,
         handletextpad=0.2,

@@ -52,12 +52,12 @@ class Superposition:
     def __post_init__(self) -> None:
         for name in ("features", "dimensions", "restarts", "steps", "batch"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; write 1 or more.")
+                raise ConfigError(name, getattr(self, name), "write 1 or more")
         for name in ("importance", "lr"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; write a number above 0.")
+                raise ConfigError(name, getattr(self, name), "write a number above 0")
         if not self.sparsities or not all(0 <= sparsity <= SPARSEST for sparsity in self.sparsities):
-            raise ConfigError(f"sparsities is {self.sparsities}; write probabilities from 0 to {SPARSEST}.")
+            raise ConfigError("sparsities", self.sparsities, f"write probabilities from 0 to {SPARSEST}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lightsae.metrics.ground_truth import GroundTruthScores, decades, detection, match, mcc, recovered
+from lightsae.metrics.ground_truth import GroundTruthScores, decades, detection, match
 
 T, n, D = 400, 12, 8
 
@@ -40,7 +40,7 @@ def test_no_other_matching_has_a_larger_sum(latents: int, features: int) -> None
     assert len(found.latents.unique()) == len(found.features.unique()) == min(latents, features)
     assert found.cosines.sum().item() == pytest.approx(best, rel=1e-5)
     torch.testing.assert_close(found.cosines.double(), cosines[found.latents, found.features], rtol=1e-5, atol=1e-6)
-    assert mcc(found).item() == pytest.approx(best / min(latents, features), rel=1e-5)
+    assert found.mcc.item() == pytest.approx(best / min(latents, features), rel=1e-5)
 
 
 def test_a_zero_direction_matches_nothing_well() -> None:
@@ -48,15 +48,15 @@ def test_a_zero_direction_matches_nothing_well() -> None:
     directions[3] = 0
     found = match(directions, FEATURES)
     assert found.cosines.isfinite().all()
-    assert recovered(found, n).tolist() == [feature != 3 for feature in range(n)]
+    assert found.recovered(n).tolist() == [feature != 3 for feature in range(n)]
 
 
 def test_recovered_asks_for_more_than_the_threshold() -> None:
     found = match(FEATURES[:5], FEATURES)._replace(cosines=torch.tensor([0.95, 0.91, 0.9, 0.5, 1.0]))
     expected = torch.zeros(n, dtype=torch.bool)
     expected[found.features[[0, 1, 4]]] = True
-    assert torch.equal(recovered(found, n), expected), "features without a partner are not recovered"
-    assert recovered(found, n, threshold=0.94).sum() == 2
+    assert torch.equal(found.recovered(n), expected), "features without a partner are not recovered"
+    assert found.recovered(n, threshold=0.94).sum() == 2
 
 
 def test_detection_of_what_fires_and_of_what_never_does() -> None:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lightsae.metrics import (
-    TokenMean,
     counted_targets,
     cross_entropy_recovered,
     token_cross_entropy,
@@ -55,26 +54,3 @@ def test_recovered_is_one_for_no_loss_and_zero_for_the_ablation():
     assert cross_entropy_recovered(clean, clean, ablated) == 1
     assert cross_entropy_recovered(clean, ablated, ablated) == 0
     assert cross_entropy_recovered(clean, torch.tensor(4.0), ablated) == 0.75
-
-
-def test_token_mean_pools_over_tokens_and_masks_without_touching_what_is_masked():
-    mean = TokenMean()
-    mean.update(torch.tensor([1.0, math.inf, 3.0]), torch.tensor([True, False, True]))
-    mean.update(torch.tensor([8.0]))
-    assert mean.compute() == 4
-    assert mean.tokens == 3
-
-
-def test_token_mean_of_vectors_keeps_its_digits_in_half_precision():
-    values = torch.full((4096, 2), 100.125, dtype=torch.bfloat16)
-    mean = TokenMean(2).to(torch.bfloat16)
-    mean.update(values, torch.ones(4096, dtype=torch.bool))
-    assert torch.equal(mean.compute(), values[0].double())
-
-
-def test_token_means_merge():
-    first, second = TokenMean(), TokenMean()
-    first.update(torch.tensor([1.0]))
-    second.update(torch.tensor([4.0, 4.0]))
-    first.merge_state(second)
-    assert first.compute() == 3

@@ -1,15 +1,19 @@
 """The card of a feature dictionary: what it is, how it was made, its figures, and what its labels are good for."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-TIERS = ("high", "medium", "unlabelled", "rare", "dead")
+from lightsae.analysis.dictionary.schema import TIERS
+
 _LABELLED = ("high", "medium")
+# What the card calls each figure.
 _NAMES = {
     "features": "features",
     "alive": "alive (fire on the text read)",
@@ -21,7 +25,13 @@ _NAMES = {
     "window_coherence_median": "coherence of windows, median",
     "document_coherence_median": "coherence of documents, median",
     "ablation_kl_median": "KL when ablated, nats a token, median",
+    **{f"tier_{tier}": f"tier {tier}" for tier in TIERS},
 }
+_MAKING = ("tokenizer", "corpus", "tokens", "seeds", "code_version", "labels")
+# What Markdown or HTML would read as a mark.
+_HARMLESS = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;", "*": "\\*", "[": "\\[", "_": "\\_"}
+)
 
 
 def figures(tables: Mapping[str, pa.Table]) -> dict[str, float | int | None]:
@@ -31,22 +41,22 @@ def figures(tables: Mapping[str, pa.Table]) -> dict[str, float | int | None]:
     shows both populations side by side. A median over nothing is None.
     """
     features = tables["features"]
-    tiers = features["tier"].to_pylist()
-    alive = sum(tier != "dead" for tier in tiers)
-    labelled = np.array([tier in _LABELLED for tier in tiers], dtype=bool)
-    known: dict[str, float | int | None] = {
-        "features": len(tiers),
+    labelled = features.filter(pc.field("tier").isin(_LABELLED))
+    tiers = Counter(features["tier"].to_pylist())
+    alive = len(features) - tiers["dead"]
+    return {
+        "features": len(features),
         "alive": alive,
-        "tested": alive - tiers.count("rare"),
-        "labelled": int(labelled.sum()),
-        "labelled_share": round(float(labelled.sum()) / alive, 4) if alive else None,
+        "tested": alive - tiers["rare"],
+        "labelled": len(labelled),
+        "labelled_share": round(len(labelled) / alive, 4) if alive else None,
+        **{f"tier_{tier}": tiers[tier] for tier in TIERS},
+        **{f"{name}_median": median(labelled[name]) for name in ("precision", "recall")},
+        **{
+            f"{name}_median": median(features[name])
+            for name in ("window_coherence", "document_coherence", "ablation_kl")
+        },
     }
-    known |= {f"tier_{tier}": tiers.count(tier) for tier in TIERS}
-    for name in ("precision", "recall"):
-        known[f"{name}_median"] = median(features[name].filter(pa.array(labelled)))
-    for name in ("window_coherence", "document_coherence", "ablation_kl"):
-        known[f"{name}_median"] = median(features[name])
-    return known
 
 
 def write_card(path: Path, tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> None:
@@ -55,7 +65,7 @@ def write_card(path: Path, tables: Mapping[str, pa.Table], manifest: Mapping[str
         f"# Feature dictionary {manifest['id'][:12]}",
         _about(manifest),
         "## Figures\n\n" + _figures(tables, manifest),
-        "## How it was made\n\n" + _making(manifest),
+        "## How it was made\n\n" + _markdown(["", ""], [[_cell(part), _cell(manifest[part])] for part in _MAKING]),
         _USE,
         _open(manifest),
     ]
@@ -97,19 +107,13 @@ def _about(manifest: Mapping[str, Any]) -> str:
 def _figures(tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> str:
     summary = manifest.get("summary") or {}
     ours, neurons = figures(tables), summary.get("neurons")
-    names = _NAMES | {f"tier_{tier}": f"tier {tier}" for tier in TIERS}
     head = ["", "features"] + (["raw neurons"] if neurons else [])
-    rows = [[name, _cell(ours[key])] + ([_cell(neurons.get(key))] if neurons else []) for key, name in names.items()]
+    rows = [[name, _cell(ours[key])] + ([_cell(neurons.get(key))] if neurons else []) for key, name in _NAMES.items()]
     text = _markdown(head, rows)
     if floors := summary.get("floors"):
         text += "\n\nFloors, the score that no meaning at all would get:\n\n"
         text += _markdown(["floor", "value"], [[_cell(key), _cell(value)] for key, value in floors.items()])
     return text
-
-
-def _making(manifest: Mapping[str, Any]) -> str:
-    parts = ("tokenizer", "corpus", "tokens", "seeds", "code_version", "labels")
-    return _markdown(["", ""], [[_cell(p), _cell(manifest[p])] for p in parts])
 
 
 def _open(manifest: Mapping[str, Any]) -> str:
@@ -137,9 +141,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
     text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    for mark, harmless in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("`", "&#96;")):
-        text = text.replace(mark, harmless)
-    return " ".join(text.split()).replace("*", "\\*").replace("[", "\\[").replace("_", "\\_")
+    return " ".join(text.translate(_HARMLESS).split())
 
 
 def median(column: pa.ChunkedArray | NDArray[Any]) -> float | None:

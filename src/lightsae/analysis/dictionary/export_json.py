@@ -37,7 +37,7 @@ def export_case_study(
     """
     for name, value in {"features": features, "contexts": contexts, "before": before, "after": after}.items():
         if value < 0:
-            raise ConfigError(f"{name} is {value}; write 0 or more.")
+            raise ConfigError(name, value, "write 0 or more")
     rows = dictionary.sql(
         "WITH strongest AS (SELECT feature, max FROM features WHERE max IS NOT NULL"
         "  ORDER BY max DESC, feature LIMIT $features)"

@@ -4,6 +4,7 @@ Nothing is loaded at opening but dictionary.json; queries read the Parquet files
 through Parquet's row groups.
 """
 
+import glob
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from lightsae.analysis.dictionary.card import TIERS
-from lightsae.analysis.dictionary.integrity import check_tables, read_manifest
-from lightsae.analysis.dictionary.schema import KEYS, TABLES
-from lightsae.analysis.dictionary.writer import DESCRIPTION, file_of
+from lightsae.analysis.dictionary.integrity import read_manifest
+from lightsae.analysis.dictionary.schema import KEYS, TABLES, TIERS, file_of
 from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean
-from lightsae.formats.files import locate
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -37,7 +35,14 @@ _PLACES = {
         " WHERE kind <> 'near_miss') WHERE contains(lower(found), lower($text))"
     ),
 }
-_TIER_ORDER = "coalesce(list_position($tiers, tier), 99)"
+# What a search returns.
+_HITS = pa.schema(
+    [
+        *(TABLES["features"].field(name) for name in ("feature", "label", "tier", "frequency")),
+        ("place", pa.string()),
+        ("found", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class FeatureDictionary:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
         self._datasets = {name: ds.dataset(folder / file_of(name), format="parquet") for name in TABLES}
-        self._connection = _connect({name: str((folder / file_of(name)).resolve()) for name in TABLES})
+        self._connection = _connect(folder.resolve())
         self._lock = threading.Lock()
 
     @classmethod
@@ -85,10 +90,7 @@ class FeatureDictionary:
         Raises:
             FormatError: The folder or a file is missing, damaged, changed, or of a newer version.
         """
-        path = locate(folder, DESCRIPTION)
-        manifest = read_manifest(path, folder)
-        check_tables(path, folder, manifest, verify)
-        return cls(path, manifest)
+        return cls(*read_manifest(folder, verify))
 
     @property
     def id(self) -> str:
@@ -165,23 +167,21 @@ class FeatureDictionary:
                 raise ConfigError(f"in_ holds {place!r}; write some of {list(_PLACES)}.{did_you_mean(place, _PLACES)}")
         if not text:
             raise ConfigError("The text to search for is empty; write at least one character.")
-        results: list[pa.Table] = []
-        seen: list[int] = []
-        # The places one after the other: the windows, by far the most text, are read only where the others fell short.
-        for place in (p for p in _PLACES if p in places):
-            if (left := limit - len(seen)) <= 0:
+        hits = _HITS.empty_table()
+        # The places one after the other: the windows, by far the most text, are read only if the others fell short.
+        for place in (place for place in _PLACES if place in places):
+            if len(hits) >= limit:
                 break
-            results.append(
-                self._query(
-                    f"SELECT feature, label, tier, frequency, $place AS place, found FROM"
-                    f" (SELECT feature, first(found) AS found FROM ({_PLACES[place]}) GROUP BY feature)"
-                    f" JOIN features USING (feature) WHERE NOT list_contains($seen::INTEGER[], feature)"
-                    f" ORDER BY {_TIER_ORDER}, frequency DESC, feature LIMIT {int(left)}",
-                    {"text": text, "place": place, "seen": seen, "tiers": list(TIERS)},
-                )
+            more = self.sql(
+                f"SELECT feature, label, tier, frequency, $place AS place, found FROM"
+                f" (SELECT feature, first(found) AS found FROM ({_PLACES[place]}) GROUP BY feature)"
+                f" JOIN features USING (feature) WHERE NOT list_contains($seen::INTEGER[], feature)"
+                f" ORDER BY coalesce(list_position($tiers, tier), 99), frequency DESC, feature"
+                f" LIMIT {int(limit) - len(hits)}",
+                {"text": text, "place": place, "seen": hits["feature"].to_pylist(), "tiers": list(TIERS)},
             )
-            seen += results[-1]["feature"].to_pylist()
-        return pa.concat_tables(results) if results else _NOTHING_FOUND.empty_table()
+            hits = pa.concat_tables([hits, more])
+        return hits
 
     def filter(
         self,
@@ -213,9 +213,10 @@ class FeatureDictionary:
             many = not bound and isinstance(value, list | tuple | set | frozenset)
             values[f"v{number}"] = list(value) if many else value
             clauses.append(f"list_contains($v{number}, {column})" if many else f"{column} {sign} $v{number}")
-        order = "feature" if order_by is None else f"{_column(order_by, 'order_by')} {_DIRECTION[descending]}, feature"
-        query = f"SELECT * FROM features WHERE {' AND '.join(clauses or ['true'])} ORDER BY {order}"
-        return self._query(query if limit is None else f"{query} LIMIT {int(limit)}", values)
+        direction = "DESC" if descending else "ASC"
+        order = "" if order_by is None else f"{_column(order_by, 'order_by')} {direction} NULLS LAST, "
+        query = f"SELECT * FROM features WHERE {' AND '.join(clauses or ['true'])} ORDER BY {order}feature"
+        return self.sql(query if limit is None else f"{query} LIMIT {int(limit)}", values)
 
     def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
         """Answer a SELECT over the tables `features`, `contexts`, `edges` and `labels`. Nothing can be written.
@@ -227,7 +228,14 @@ class FeatureDictionary:
         Raises:
             ConfigError: The query is wrong, or is something else than one SELECT.
         """
-        return self._query(query, dict(parameters or {}))
+        try:
+            with self._lock:
+                statements = self._connection.extract_statements(query)
+                if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                    raise ConfigError("The query has to be one SELECT statement; the dictionary is read-only.")
+                return self._connection.sql(query, params=dict(parameters or {})).to_arrow_table()
+        except duckdb.Error as error:
+            raise ConfigError(f"The query cannot be answered: {str(error).strip().splitlines()[0]}") from error
 
     def check_belongs_to(self, sae: SavedSAE | SparseAutoencoder | str | Path) -> None:
         """Refuse any SAE but the one that this dictionary was made for.
@@ -256,43 +264,19 @@ class FeatureDictionary:
                 f"labels do not hold there. Give that SAE, or {build}"
             )
 
-    def _query(self, query: str, parameters: dict[str, Any]) -> pa.Table:
-        try:
-            with self._lock:
-                statements = self._connection.extract_statements(query)
-                if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                    raise ConfigError("The query has to be one SELECT statement; the dictionary is read-only.")
-                return self._connection.sql(query, params=parameters).to_arrow_table()
-        except duckdb.Error as error:
-            raise ConfigError(f"The query cannot be answered: {str(error).strip().splitlines()[0]}") from error
 
-
-def _connect(files: Mapping[str, str]) -> Any:
+def _connect(folder: Path) -> Any:
     """Return a connection that sees the tables alone: no other file, and no variable of the program."""
     connection = duckdb.connect(":memory:", config={"python_enable_replacements": False})
-    # Brackets take the meaning from the characters that would make a path a pattern.
-    plain = {name: "".join(f"[{c}]" if c in "*?[" else c for c in path) for name, path in files.items()}
-    allowed = ", ".join(_quoted(path) for path in (*files.values(), *plain.values()))
-    connection.execute(f"SET allowed_paths = [{allowed}]")
-    for name, path in plain.items():
-        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({_quoted(path)})")
+    paths = {name: str(folder / file_of(name)) for name in TABLES}
+    # DuckDB takes a path for a pattern, and asks leave for both the pattern and the file that it finds.
+    patterns = {name: glob.escape(path) for name, path in paths.items()}
+    connection.execute("SET allowed_paths = $paths", {"paths": [*paths.values(), *patterns.values()]})
+    for name, pattern in patterns.items():
+        connection.read_parquet(pattern).create_view(name)
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-_DIRECTION = {True: "DESC NULLS LAST", False: "ASC NULLS LAST"}
-_NOTHING_FOUND = pa.schema(
-    [
-        *(TABLES["features"].field(name) for name in ("feature", "label", "tier", "frequency")),
-        ("place", pa.string()),
-        ("found", pa.string()),
-    ]
-)
 
 
 def _column(name: str, where: str) -> str:

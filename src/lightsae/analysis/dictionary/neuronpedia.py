@@ -26,9 +26,10 @@ from torch import Tensor
 
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
 from lightsae.errors import ConfigError, FormatError
-from lightsae.formats.files import replace_folder_atomically
+from lightsae.formats.files import entries, replace_folder_atomically
 
 BATCH = 1024
+_PARTS = ("features", "activations", "explanations")
 _HOOKS = {
     "resid_pre": "hook_resid_pre",
     "resid_post": "hook_resid_post",
@@ -95,16 +96,21 @@ def export_neuronpedia(
     layer, hook = _hook(dictionary)
     source = f"{layer}-{release.source_set}"
     when = (release.created or datetime.now(UTC)).isoformat()
-    _check_replaceable(folder, release.model)
+    for entry in entries(folder, "for the Neuronpedia export"):
+        # Nothing is deleted but an earlier export of the same model.
+        sources = list(entry.iterdir()) if entry.is_dir() else []
+        if entry.name != release.model or not sources or not all((s / "source.jsonl").is_file() for s in sources):
+            raise FormatError(f"{str(folder)!r} already holds {entry.name!r}; name a folder for the export alone.")
+    edges = dictionary.manifest["histogram_edges"]
     with replace_folder_atomically(folder) as staged:
         inside = staged / release.model / source
-        for part in ("features", "activations", "explanations"):
+        for part in _PARTS:
             (inside / part).mkdir(parents=True)
         for name, head in _heads(dictionary, release, source).items():
             _write_lines(inside / f"{name}.jsonl", [{**head, "creatorId": release.creator_id, "createdAt": when}])
         edges = dictionary.manifest["histogram_edges"]
         for number, first in enumerate(range(0, len(dictionary), BATCH)):
-            lines: dict[str, list[dict[str, Any]]] = {"features": [], "activations": [], "explanations": []}
+            lines: dict[str, list[dict[str, Any]]] = {part: [] for part in _PARTS}
             for place, (row, windows) in enumerate(_batch(dictionary, first), start=first):
                 bins = _bins(edges, row["histogram"] or [])
                 vector = [] if decoder is None else [round(v, 6) for v in decoder[place].tolist()]
@@ -273,24 +279,12 @@ def _hook(dictionary: FeatureDictionary) -> tuple[int, str | None]:
     read, predicted = (sae.get(part, []) for part in ("read", "predicted"))
     sites = [re.fullmatch(r"(\w+)\.(\d+)", entry["site"]) for entry in (*read, *predicted)]
     if len(read) != 1 or len(predicted) != 1 or sites[0] is None or sites[1] is None:
-        named = ", ".join(entry["site"] for entry in (*read, *predicted))
+        names = ", ".join(entry["site"] for entry in (*read, *predicted))
         raise FormatError(
-            f"Neuronpedia shows dictionaries of one layer, named like 'resid_post.6'; this one belongs to {named}."
+            f"Neuronpedia shows dictionaries of one layer, named like 'resid_post.6'; this one belongs to {names}."
         )
     part = _HOOKS.get(sites[1][1])
     return int(sites[0][2]), None if part is None else f"blocks.{sites[1][2]}.{part}"
-
-
-def _check_replaceable(folder: str | Path, model: str) -> None:
-    """Refuse to delete anything but an earlier export of the same model."""
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise FormatError(f"{str(folder)!r} is a file; name a folder for the Neuronpedia export.")
-    entries = sorted(p for p in path.iterdir()) if path.exists() else []
-    for entry in entries:
-        sources = list(entry.iterdir()) if entry.is_dir() else []
-        if entry.name != model or not sources or any(not (s / "source.jsonl").is_file() for s in sources):
-            raise FormatError(f"{str(folder)!r} already holds {entry.name!r}; name a folder for the export alone.")
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -50,7 +50,7 @@ FEATURES = pa.schema(
         ("label_source", pa.string()),  # rule, llm, human
         ("precision", pa.float32()),  # of the shown label, by the test that decides: tokens (rule), windows (llm)
         ("recall", pa.float32()),
-        ("tier", pa.string()),  # high, medium, unlabelled, rare (fires too seldom to be tested), dead
+        ("tier", pa.string()),  # one of TIERS; rare: fires too seldom to be tested
     ]
 )
 
@@ -106,5 +106,11 @@ LABELS = pa.schema(
 )
 
 TABLES = {"features": FEATURES, "contexts": CONTEXTS, "edges": EDGES, "labels": LABELS}
-# The column that says which feature a row belongs to; tables are sorted by it.
+# The column with the feature that a row belongs to; rows are sorted by it.
 KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
+TIERS = ("high", "medium", "unlabelled", "rare", "dead")
+
+
+def file_of(table: str) -> str:
+    """Return the file name of a table."""
+    return f"{table}.parquet"

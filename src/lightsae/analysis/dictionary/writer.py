@@ -12,6 +12,7 @@ another SAE, and the same inputs give the same id. `id` itself, the list of extr
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lightsae.analysis.dictionary.card import write_card
-from lightsae.analysis.dictionary.schema import KEYS, SCHEMA_VERSION, TABLES
+from lightsae.analysis.dictionary.schema import KEYS, SCHEMA_VERSION, TABLES, file_of
 from lightsae.errors import FormatError
-from lightsae.formats.files import find_folder, hash_file, replace_folder_atomically, write_atomically
+from lightsae.formats.files import entries, find_folder, hash_file, replace_folder_atomically, write_atomically
 
 DESCRIPTION, CARD = "dictionary.json", "card.md"
 KIND = "lightsae feature dictionary"
@@ -60,38 +61,32 @@ def write_dictionary(
         FormatError: A table or the manifest lacks something, or the folder holds something else.
         ConfigError: The disk is full, or there is no permission to write.
     """
-    described = _checked_manifest(manifest)
+    description = _checked_manifest(manifest)
     ready = {name: _checked_table(name, tables) for name in TABLES}
     _check_references(ready)
     _check_replaceable(folder)
     with replace_folder_atomically(folder) as staged:
         for name, table in ready.items():
             pq.write_table(table, staged / file_of(name), compression="zstd", row_group_size=ROW_GROUP)
-        described["files"] = {file_of(name): hash_file(staged / file_of(name)) for name in TABLES}
-        described["id"] = manifest_id(described)
-        described["extras"] = []
-        _write_json(staged / DESCRIPTION, described)
-        write_card(staged / CARD, ready, described)
+        description["files"] = {file_of(name): hash_file(staged / file_of(name)) for name in TABLES}
+        description |= {"id": manifest_id(description), "extras": []}
+        _write_json(staged / DESCRIPTION, description)
+        write_card(staged / CARD, ready, description)
         if extra is not None:
-            own = {p.name for p in staged.iterdir()}
+            own = {path.name for path in staged.iterdir()}
             extra(staged)
-            described["extras"] = sorted({p.name for p in staged.iterdir()} - own)
-            _write_json(staged / DESCRIPTION, described)
-    return str(described["id"])
+            description["extras"] = sorted({path.name for path in staged.iterdir()} - own)
+            _write_json(staged / DESCRIPTION, description)
+    return str(description["id"])
 
 
 def add_extra(folder: Path, name: str) -> None:
     """Note that something was added beside the tables, so that it counts as part of the folder; the id stays."""
-    manifest = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    if name not in manifest["extras"]:
-        manifest["extras"] = sorted([*manifest["extras"], name])
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if name not in description["extras"]:
+        description["extras"] = sorted([*description["extras"], name])
         with write_atomically(folder / DESCRIPTION) as staged:
-            _write_json(staged, manifest)
-
-
-def file_of(table: str) -> str:
-    """Return the file name of a table."""
-    return f"{table}.parquet"
+            _write_json(staged, description)
 
 
 def manifest_id(manifest: Mapping[str, Any]) -> str:
@@ -148,7 +143,7 @@ def _check_references(tables: Mapping[str, pa.Table]) -> None:
     known = tables["features"]["feature"].combine_chunks()
     if len(known) != len(known.unique()):
         raise FormatError("The table 'features' has two rows of the same feature.")
-    for name, column in (("contexts", "feature"), ("edges", "source"), ("edges", "target"), ("labels", "feature")):
+    for name, column in (*KEYS.items(), ("edges", "target")):
         unknown = pc.filter(tables[name][column], pc.invert(pc.is_in(tables[name][column], known)))
         if len(unknown):
             raise FormatError(f"The table {name!r} has {column} {unknown[0].as_py()}, which 'features' does not have.")
@@ -162,27 +157,20 @@ def _check_references(tables: Mapping[str, pa.Table]) -> None:
 
 def _check_replaceable(folder: str | Path) -> None:
     """Refuse to replace anything but an earlier dictionary with what was written along with it."""
-    path = find_folder(folder)
-    if path is None:
-        if Path(folder).exists():
-            raise FormatError(f"{str(folder)!r} is a file; name a folder to write the feature dictionary to.")
+    names = {path.name for path in entries(folder, "to write the feature dictionary to")}
+    own: set[str] = set()
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        manifest = json.loads(((find_folder(folder) or Path(folder)) / DESCRIPTION).read_text(encoding="utf-8"))
+        if manifest["kind"] == KIND:
+            own = {DESCRIPTION, CARD, *map(file_of, TABLES), *manifest["extras"]}
+    if not (foreign := sorted(names - own)):
         return
-    names = {p.name for p in path.iterdir()}
-    if not names:
-        return
-    try:
-        manifest = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        extras = manifest["extras"] if manifest["kind"] == KIND else None
-    except (OSError, ValueError, TypeError, KeyError):
-        extras = None
-    if extras is None:
+    if not own:
         raise FormatError(
-            f"{str(folder)!r} already holds something else ({min(names)!r}); name a folder for the feature dictionary "
+            f"{str(folder)!r} already holds something else ({foreign[0]!r}); name a folder for the feature dictionary "
             "alone."
         )
-    own = {DESCRIPTION, CARD, *map(file_of, TABLES), *extras}
-    if strange := sorted(names - own):
-        raise FormatError(
-            f"{str(folder)!r} holds {strange[0]!r}, which is not part of the feature dictionary there and would be "
-            "deleted; move it away, or name another folder."
-        )
+    raise FormatError(
+        f"{str(folder)!r} holds {foreign[0]!r}, which is not part of the feature dictionary there and would be "
+        "deleted; move it away, or name another folder."
+    )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.dictionary.schema import TABLES
-from lightsae.analysis.dictionary.writer import CARD, file_of
+from lightsae.analysis.dictionary.schema import TABLES, file_of
+from lightsae.analysis.dictionary.writer import CARD
 from lightsae.analysis.dictionary.writer import DESCRIPTION as DICTIONARY
 from lightsae.errors import FormatError
 from lightsae.formats.files import find_folder, hash_file, locate

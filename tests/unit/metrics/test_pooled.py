@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from lightsae.metrics import LatentFrequencies
+from lightsae.metrics import LatentFrequencies, TokenMean
 
 
 def test_dead_and_dense_shares_and_frequencies():
@@ -40,3 +42,26 @@ def test_counts_survive_half_precision():
     metric = LatentFrequencies(1)
     metric.to(torch.bfloat16).update(torch.tensor([4097]), 8193)
     assert metric.firings.item() == 4097
+
+
+def test_token_mean_pools_over_tokens_and_masks_without_touching_what_is_masked():
+    mean = TokenMean()
+    mean.update(torch.tensor([1.0, math.inf, 3.0]), torch.tensor([True, False, True]))
+    mean.update(torch.tensor([8.0]))
+    assert mean.compute() == 4
+    assert mean.tokens == 3
+
+
+def test_token_mean_of_vectors_keeps_its_digits_in_half_precision():
+    values = torch.full((4096, 2), 100.125, dtype=torch.bfloat16)
+    mean = TokenMean(2).to(torch.bfloat16)
+    mean.update(values, torch.ones(4096, dtype=torch.bool))
+    assert torch.equal(mean.compute(), values[0].double())
+
+
+def test_token_means_merge():
+    first, second = TokenMean(), TokenMean()
+    first.update(torch.tensor([1.0]))
+    second.update(torch.tensor([4.0, 4.0]))
+    first.merge_state(second)
+    assert first.compute() == 3
