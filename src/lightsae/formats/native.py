@@ -152,19 +152,21 @@ def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAuto
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Return an SAE's settings as JSON values."""
-    told = {}
-    for name, value in settings.items():
+
+    def as_json(value: Any) -> Any:
         if isinstance(value, Mechanism):
-            value = {"name": type(value).__name__, **value.settings}
-        told[name] = asdict(value) if isinstance(value, Refinements) else value
-    return told
+            return {"name": type(value).__name__, **value.settings}
+        return asdict(value) if isinstance(value, Refinements) else value
+
+    return {name: as_json(value) for name, value in settings.items()}
 
 
-def _settings(told: dict[str, Any]) -> dict[str, Any]:
+def _settings(plain: dict[str, Any]) -> dict[str, Any]:
     """Undo `plain`."""
-    settings = dict(told)
+    settings = dict(plain)
     if isinstance(mechanism := settings.get("mechanism"), dict):
-        settings["mechanism"] = MECHANISMS[mechanism["name"]](**{k: v for k, v in mechanism.items() if k != "name"})
+        arguments = dict(mechanism)
+        settings["mechanism"] = MECHANISMS[arguments.pop("name")](**arguments)
     if isinstance(refinements := settings.get("refinements"), dict):
         settings["refinements"] = Refinements(**refinements)
     return settings

@@ -64,15 +64,13 @@ class Provenance:
             FormatError: The configuration in it is not YAML.
         """
         config = values.get("config")
-        data: dict[str, Any] = {}
-        if isinstance(config, str):
-            try:
-                loaded = yaml.safe_load(config)
-            except yaml.YAMLError as error:
-                raise FormatError(f"{where!r}: the configuration in sae.json is not YAML; export it again.") from error
-            data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
-        said = {name: value for name, value in values.items() if name != "config" and value is not None}
-        return cls({**data, **said}, values)
+        try:
+            loaded = yaml.safe_load(config) if isinstance(config, str) else None
+        except yaml.YAMLError as error:
+            raise FormatError(f"{where!r}: the configuration in sae.json is not YAML; export it again.") from error
+        data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
+        resolved = {name: value for name, value in values.items() if name != "config" and value is not None}
+        return cls({**data, **resolved}, values)
 
 
 class SavedSAE:
@@ -120,15 +118,8 @@ class SavedSAE:
             return sae
         if not isinstance(sae, SparseAutoencoder):
             return cls.open(sae, device)
-        saved = cls(
-            {
-                "variant": type(sae).__name__,
-                "settings": plain(sae.settings),
-                "widths": widths_entry(sae.widths),
-                "provenance": {},
-            },
-            None,
-        )
+        description = {"variant": type(sae).__name__, "settings": plain(sae.settings), "provenance": {}}
+        saved = cls({**description, "widths": widths_entry(sae.widths)}, None)
         saved.sae = sae
         return saved
 
@@ -145,18 +136,12 @@ class SavedSAE:
 
     @cached_property
     def sha256(self) -> str:
-        told = self._description.get("sha256")
-        return told if told is not None else tensor_hash(self.sae)
+        return self._description.get("sha256") or tensor_hash(self.sae)
 
     @property
     def entry(self) -> dict[str, Any]:
         """What a manifest says of it; nothing of it depends on where the folder lies."""
-        return {
-            "variant": self.variant,
-            "sha256": self.sha256,
-            "d_sae": self.settings.get("d_sae"),
-            **self.widths,
-        }
+        return {"variant": self.variant, "sha256": self.sha256, "d_sae": self.settings.get("d_sae"), **self.widths}
 
     def __str__(self) -> str:
         return str(self.folder) if self.folder is not None else self.variant

@@ -22,7 +22,8 @@ def read_manifest(folder: str | Path, verify: bool) -> tuple[Path, dict[str, Any
         verify: Whether to compare the tables with the hashes in dictionary.json.
     """
     shown = str(Path(folder, DESCRIPTION))
-    manifest = read_json(folder, DESCRIPTION, "Build one: lightsae interpret --sae DIR --out FOLDER", _AGAIN)
+    otherwise = "It is no feature dictionary. Build one: lightsae interpret --sae DIR --out FOLDER"
+    manifest = read_json(folder, DESCRIPTION, otherwise, _AGAIN)
     if manifest.get("kind") != KIND:
         raise FormatError(f"{shown!r} does not describe a feature dictionary; name a folder that interpret wrote.")
     check_version(manifest, shown, "schema_version", SCHEMA_VERSION, _AGAIN)

@@ -10,7 +10,7 @@ from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.command import Bars, command
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown
-from lightsae.formats.native import describe_sae
+from lightsae.formats.saved_sae import SavedSAE
 
 _EXAMPLES = (
     "lightsae drift run_1/sae run_2/sae --out drift.json",
@@ -67,7 +67,7 @@ def run_drift(
     with bars.stage("matching", 1):
         report = compare(first, second, labels=labels, reseeds=null, thresholds=thresholds)
     # So that the report is known again, wherever its file goes.
-    report.summary["sae"] = {"a": describe_sae(a)["sha256"], "b": describe_sae(b)["sha256"]}
+    report.summary["sae"] = {"a": SavedSAE.open(a).sha256, "b": SavedSAE.open(b).sha256}
     print(report.to_text(rows))
     if out is not None:
         report.to_json(out)
@@ -78,7 +78,7 @@ def _check_sites(a: str, others: Sequence[str]) -> None:
     """Refuse SAEs of different sites, whose directions and activations have nothing in common."""
 
     def sites(folder: str) -> list[str]:
-        return [entry["site"] for entry in describe_sae(folder)["widths"]["predicted"]]
+        return [entry["site"] for entry in SavedSAE.open(folder).widths["predicted"]]
 
     expected = sites(a)
     for other in others:

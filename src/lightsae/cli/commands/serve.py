@@ -13,7 +13,7 @@ from lightsae.analysis.dashboard.server import DashboardServer
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
 from lightsae.cli.settings.command import command
 from lightsae.errors import ConfigError, FormatError
-from lightsae.formats.native import describe_sae, load_sae
+from lightsae.formats.saved_sae import SavedSAE
 
 _EXAMPLES = (
     "lightsae serve dictionary",
@@ -67,10 +67,11 @@ def run_serve(
 
 
 def _encoder(dictionary: FeatureDictionary, folder: str, live: LiveSettings) -> LiveEncoder:
-    dictionary.check_belongs_to(folder)
+    saved = SavedSAE.open(folder, live.device)
+    dictionary.check_belongs_to(saved)
     return LiveEncoder.load(
-        load_sae(folder, live.device),
-        describe_sae(folder)["provenance"],
+        saved.sae,
+        saved.provenance.values,
         live.device,
         live.model,
         revision=live.model_revision,
