@@ -9,17 +9,16 @@ Each is a question of its own, and no question says by which arm a text was writ
 prompt. Source: arXiv:2501.17148 (AxBench), whose three grades these are; the questions are worded here.
 """
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.labels.llm.judge import Budget, Judge, Message
+from lightsae.analysis.labels.llm.judge import Judge
 from lightsae.analysis.labels.llm.prompts import Prompt, parse_choice
 from lightsae.analysis.labels.llm.session import JudgeSession, Tally, run_session
 from lightsae.analysis.panels.arms import NONE, Arm
@@ -67,16 +66,8 @@ HARMONIC = "harmonic"
 RATINGS = (*PROMPTS, HARMONIC)
 
 
-class _Question(NamedTuple):
-    """One rating of one text; a text that two arms wrote alike is asked about once."""
-
-    rating: str
-    system: str
-    user: str
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        return [{"role": "system", "content": self.system}, {"role": "user", "content": self.user}]
+# One rating of one text, with what the judge is given of it; a text that two arms wrote alike is asked about once.
+_Question = tuple[Prompt, str]
 
 
 @dataclass(frozen=True)
@@ -183,19 +174,20 @@ def judge_texts(
 
     async def ask(session: JudgeSession) -> tuple[dict[_Question, int], JudgeSession]:
         async def grade(question: _Question) -> int | None:
-            return await session.ask(PROMPTS[question.rating], question.messages, parse_grade)
+            prompt, user = question
+            return await session.ask(prompt, prompt.turns(user), parse_grade)
 
         questions = list(dict.fromkeys(one for *_, one in places))
         with progress.stage("grades", len(questions)) as done:
             return await session.each(questions, grade, at_once=_AT_ONCE, done=done), session
 
-    answers, session = run_session(judge, cache, _InTurn(budget_tokens), ask)
+    answers, session = run_session(judge, cache, budget_tokens, ask)
     grades = {
         arm: {name: np.full((len(texts), len(texts[0])), np.nan) for name in PROMPTS} for arm, texts in arms.items()
     }
     for arm, number, sample, question in places:
         if (grade := answers.get(question)) is not None:
-            grades[arm][question.rating][number, sample] = grade
+            grades[arm][question[0].name][number, sample] = grade
     rated = {arm: Rated({**own, HARMONIC: harmonic_mean(list(own.values()))}) for arm, own in grades.items()}
     return Judged(judge.name, rated, session.tally, session.stopped)
 
@@ -214,19 +206,6 @@ def parse_grade(text: str) -> int | None:
     return None if choice is None else choice + 1
 
 
-class _InTurn(Budget):
-    """A budget that goes to the questions in their order: one that waits is not passed by those behind it."""
-
-    def __init__(self, tokens: int | None) -> None:
-        super().__init__(tokens)
-        self._turn = asyncio.Lock()
-
-    async def reserve(self, messages: Sequence[Message], max_tokens: int) -> int:
-        """See `Budget.reserve`."""
-        async with self._turn:
-            return await super().reserve(messages, max_tokens)
-
-
 def _places(
     label: str, prompts: Sequence[str], arms: Mapping[Arm, Sequence[Sequence[str]]]
 ) -> Iterator[tuple[Arm, int, int, _Question]]:
@@ -236,9 +215,8 @@ def _places(
             for sample, text in enumerate(texts[number]):
                 places = {"label": " ".join(label.split()), "prompt": prompt, "text": text}
                 quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in places.items()}
-                for rating, question in PROMPTS.items():
-                    system, user = question.messages(**quoted)
-                    yield arm, number, sample, _Question(rating, system["content"], user["content"])
+                for question in PROMPTS.values():
+                    yield arm, number, sample, (question, question.user.format(**quoted))
 
 
 def _over_known(values: NDArray[np.float64]) -> Interval | None:

@@ -11,7 +11,8 @@ from lightsae.analysis.labels.gate import DEAD, RARE, Gate
 from lightsae.analysis.labels.human import export_csv as export_csv_file
 from lightsae.analysis.labels.human import import_csv as import_csv_file
 from lightsae.analysis.labels.llm.endpoint import open_judge
-from lightsae.analysis.labels.llm.label_features import LabelPass, PassSettings, label_features
+from lightsae.analysis.labels.llm.label_features import LabelPass, label_features
+from lightsae.analysis.labels.llm.material import PassSettings
 from lightsae.analysis.labels.llm.prompts import PROMPTS
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, command

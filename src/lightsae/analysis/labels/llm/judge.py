@@ -59,7 +59,8 @@ class Budget:
     """Keeps a run below a number of tokens, prompts and answers together.
 
     Before a question is sent, its greatest cost is set aside, estimated at 3 bytes per token of the prompt; so the cap
-    holds unless a prompt has more tokens than that.
+    holds unless a prompt has more tokens than that. It goes to the questions in their order: one that waits is not
+    passed by those behind it.
 
     Args:
         tokens: The cap; None for none.
@@ -69,7 +70,7 @@ class Budget:
         if tokens is not None and tokens < 0:
             raise ConfigError(f"The budget is {tokens} tokens; it must be 0 or more.")
         self.cap, self.spent, self._reserved = tokens, 0, 0
-        self._booked = asyncio.Event()
+        self._booked, self._turn = asyncio.Event(), asyncio.Lock()
 
     async def reserve(self, messages: Sequence[Message], max_tokens: int) -> int:
         """Set aside what a question may cost, and return it; waits for others if it may fit once they are answered.
@@ -78,12 +79,13 @@ class Budget:
             BudgetSpent: It is more than what is left, whatever the others come to.
         """
         most = estimated_tokens(messages) + max_tokens
-        while self.cap is not None and self.spent + self._reserved + most > self.cap:
-            if self.spent + most > self.cap:
-                raise BudgetSpent(f"The budget of {self.cap} tokens is spent: {self.spent} were used.")
-            self._booked.clear()
-            await self._booked.wait()
-        self._reserved += most
+        async with self._turn:
+            while self.cap is not None and self.spent + self._reserved + most > self.cap:
+                if self.spent + most > self.cap:
+                    raise BudgetSpent(f"The budget of {self.cap} tokens is spent: {self.spent} were used.")
+                self._booked.clear()
+                await self._booked.wait()
+            self._reserved += most
         return most
 
     def book(self, reserved: int, answer: Answer | None) -> None:

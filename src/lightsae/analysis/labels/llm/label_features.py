@@ -15,15 +15,12 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from lightsae.analysis.dictionary.schema import LABELS
-from lightsae.analysis.labels.gate import Gate
-from lightsae.analysis.labels.llm.examples import NEGATIVES
-from lightsae.analysis.labels.llm.judge import Budget, Judge
-from lightsae.analysis.labels.llm.material import FeatureMaterial, Labelled
+from lightsae.analysis.labels.llm.judge import Judge
+from lightsae.analysis.labels.llm.material import FeatureMaterial, Labelled, PassSettings
 from lightsae.analysis.labels.llm.prompts import EXPLAIN, PROMPTS, explain_messages, parse_explanation
-from lightsae.analysis.labels.llm.scoring_tests import detect, discriminate, fuzz
+from lightsae.analysis.labels.llm.scoring_tests import Results, detect, discriminate, fuzz
 from lightsae.analysis.labels.llm.session import JudgeSession, Tally, run_session
-from lightsae.analysis.labels.scoring import Scores, shuffled
-from lightsae.errors import ConfigError, arg
+from lightsae.analysis.labels.scoring import shuffled
 
 Value = TypeVar("Value")
 Progress = Callable[[str, int, int], None]
@@ -56,30 +53,6 @@ class LabelPass:
     def table(self) -> pa.Table:
         """Return the rows as a table of `schema.LABELS`."""
         return pa.Table.from_pylist(self.rows, schema=LABELS)
-
-
-@dataclass(frozen=True)
-class PassSettings:
-    """How the pass goes.
-
-    Attributes:
-        gate: What a label has to reach.
-        seed: Seed for the order of windows, misplaced marks and the floor.
-        batch: Windows per question.
-        floor: Features whose tests are repeated with labels of others; 0 for none.
-        at_once: Features under way at once.
-    """
-
-    gate: Gate = field(default_factory=Gate)
-    seed: int = 0
-    batch: int = 10
-    floor: int = 20
-    at_once: int = 16
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("floor", 0), ("at_once", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ConfigError(f"{arg(name)} of the labelling pass is {value}; it must be at least {least}.")
 
 
 def label_features(
@@ -116,30 +89,25 @@ def label_features(
             in the cache.
         ConfigError, FormatError: The cache cannot be used.
     """
-    settings = settings or PassSettings()
+    people = {row["feature"]: row for row in given}
 
     async def work(session: JudgeSession) -> LabelPass:
-        return await _Pass(features, material_of, session, settings, given, progress).run()
+        return await _Pass(session, features, material_of, settings or PassSettings(), people, progress).run()
 
-    return run_session(judge, cache, Budget(budget_tokens), work)
+    return run_session(judge, cache, budget_tokens, work)
 
 
+@dataclass
 class _Pass:
-    """One run of `label_features`."""
+    """One run of `label_features`, whose arguments these are; `given` by feature."""
 
-    def __init__(
-        self,
-        features: Sequence[int],
-        material_of: Callable[[int], FeatureMaterial],
-        session: JudgeSession,
-        settings: PassSettings,
-        given: Sequence[Mapping[str, Any]],
-        progress: Progress | None,
-    ) -> None:
-        self.features, self.material_of, self.session, self.settings = features, material_of, session, settings
-        self.given = {row["feature"]: row for row in given}
-        self.progress = progress
-        self.result = LabelPass(tally=session.tally)
+    session: JudgeSession
+    features: Sequence[int]
+    material_of: Callable[[int], FeatureMaterial]
+    settings: PassSettings
+    given: Mapping[int, Mapping[str, Any]]
+    progress: Progress | None
+    result: LabelPass = field(default_factory=LabelPass)
 
     async def run(self) -> LabelPass:
         result = self.result
@@ -155,7 +123,7 @@ class _Pass:
         await self._find_floor([f for f in named if f in tested], labels)
         result.rare.sort()
         result.unexplained.sort()
-        result.stopped = self.session.stopped
+        result.tally, result.stopped = self.session.tally, self.session.stopped
         return result
 
     async def _each(
@@ -177,33 +145,18 @@ class _Pass:
         return await self.session.each(features, unless_rare, at_once=self.settings.at_once, done=done)
 
     async def _explain(self, material: FeatureMaterial) -> str | None:
-        messages = explain_messages(
-            material.shown,
-            near_misses=material.shown_near_misses,
-            tokens=material.tokens,
-            promoted=material.promoted,
-        )
-        explanation = await self.session.ask(EXPLAIN, messages, parse_explanation)
-        if explanation is None or explanation.label is None:
+        label = await self.session.ask(EXPLAIN, explain_messages(material), parse_explanation)
+        if not label:
             self.result.unexplained.append(material.feature)
             return None
-        return explanation.label
+        return label
 
     async def _score(self, material: FeatureMaterial, label: str) -> tuple[Labelled, list[dict[str, Any]]]:
-        scores = await self._detect(material, label)
-        seed = self.settings.seed
-        if (marks := await fuzz(self.session, label, material.positives, seed, self.settings.batch)) is not None:
-            scores["fuzzing", "mismarked"] = marks
-        near = material.negatives.get("near", ())
-        if (choices := await discriminate(self.session, label, material.positives, near, seed)) is not None:
-            scores["discrimination", "near"] = choices
+        scores: Results = {}
+        for test in (detect, fuzz, discriminate):
+            scores |= await test(self.session, label, material, self.settings)
         labelled = Labelled(material.feature, label, scores, self.settings.gate)
         return labelled, [self._row(material, labelled, *key) for key in scores]
-
-    async def _detect(self, material: FeatureMaterial, label: str) -> dict[tuple[str, str], Scores]:
-        seed, batch = self.settings.seed, self.settings.batch
-        by_kind = await detect(self.session, label, material.positives, material.negatives, seed, batch)
-        return {("detection", kind): by_kind[kind] for kind in NEGATIVES if kind in by_kind}
 
     def _row(self, material: FeatureMaterial, labelled: Labelled, test: str, negatives: str) -> dict[str, Any]:
         """Return a row of the table `labels`."""
@@ -234,7 +187,9 @@ class _Pass:
         if len(chosen) < 2:
             return
         dealt = shuffled({feature: labels[feature] for feature in chosen}, self.settings.seed)
-        tests = await self._each("floor", chosen, lambda material: self._detect(material, dealt[material.feature]))
+        tests = await self._each(
+            "floor", chosen, lambda material: detect(self.session, dealt[material.feature], material, self.settings)
+        )
         if not tests:
             return
         results = [Labelled(feature, dealt[feature], scores, self.settings.gate) for feature, scores in tests.items()]

@@ -1,13 +1,13 @@
-"""What a language model is shown of a feature and tested on, and the label that came of it."""
+"""What a language model is shown of a feature and tested on, how, and the label that came of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.llm.examples import Example, ScorePool, negatives, positives, windows_of
 from lightsae.analysis.labels.scoring import Scores, weakest
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, arg
 
 
 @dataclass(frozen=True)
@@ -123,3 +123,27 @@ class Labelled:
     def passed(self) -> bool:
         """Whether the label may be shown."""
         return all(self.gate.passed(scores) for scores in self.deciding) and bool(self.deciding)
+
+
+@dataclass(frozen=True)
+class PassSettings:
+    """How the pass goes.
+
+    Attributes:
+        gate: What a label has to reach.
+        seed: Seed for the order of windows, misplaced marks and the floor.
+        batch: Windows per question.
+        floor: Features whose tests are repeated with labels of others; 0 for none.
+        at_once: Features under way at once.
+    """
+
+    gate: Gate = field(default_factory=Gate)
+    seed: int = 0
+    batch: int = 10
+    floor: int = 20
+    at_once: int = 16
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("floor", 0), ("at_once", 1)):
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{arg(name)} of the labelling pass is {value}; it must be at least {least}.")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lightsae.analysis.labels.llm.examples import Example
+from lightsae.analysis.labels.llm.material import FeatureMaterial
 
 # Goes up when the drawing of windows below changes: it is part of every prompt's version.
 _RENDERING = 1
@@ -48,7 +49,11 @@ class Prompt:
 
     def messages(self, **places: str) -> list[dict[str, str]]:
         """Return the chat turns, with the places filled in; braces in what fills them mean nothing."""
-        return [{"role": "system", "content": self.system}, {"role": "user", "content": self.user.format(**places)}]
+        return self.turns(self.user.format(**places))
+
+    def turns(self, user: str) -> list[dict[str, str]]:
+        """Return the chat turns, with what stands in the user's."""
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
 
 _DATA = (
@@ -94,27 +99,14 @@ DISCRIMINATION = Prompt(
 PROMPTS = {prompt.name: prompt for prompt in (EXPLAIN, DETECTION, FUZZING, DISCRIMINATION)}
 
 
-def explain_messages(
-    firing: Sequence[Example],
-    *,
-    near_misses: Sequence[Example] = (),
-    tokens: Sequence[tuple[str, float]] = (),
-    promoted: Sequence[str] = (),
-) -> list[dict[str, str]]:
-    """Return the question for a label.
-
-    Args:
-        firing: Windows in which the feature fires, the strongest first, then a sample over all strengths.
-        near_misses: Windows in which it nearly fires.
-        tokens: Tokens that it fires on, with their share of its firings.
-        promoted: Next tokens that it makes likelier.
-    """
-    strongest = max((max(example.values) for example in firing), default=0.0)
+def explain_messages(material: FeatureMaterial) -> list[dict[str, str]]:
+    """Return the question for a label of a feature."""
+    strongest = max((max(example.values) for example in material.shown), default=0.0)
     return EXPLAIN.messages(
-        firing=_numbered([with_strengths(example, strongest) for example in firing]),
-        near_misses=_numbered([plain(example) for example in near_misses]),
-        tokens=", ".join(f"{_quoted(text)} {share:.0%}" for text, share in tokens) or "(not known)",
-        promoted=", ".join(_quoted(text) for text in promoted) or "(not known)",
+        firing=_numbered([with_strengths(example, strongest) for example in material.shown]),
+        near_misses=_numbered([plain(example) for example in material.shown_near_misses]),
+        tokens=", ".join(f"{_quoted(text)} {share:.0%}" for text, share in material.tokens) or "(not known)",
+        promoted=", ".join(_quoted(text) for text in material.promoted) or "(not known)",
     )
 
 
@@ -150,21 +142,14 @@ def misplaced(example: Example, draw: np.random.Generator) -> list[int] | None:
     return sorted(draw.choice(others, count, replace=False).tolist()) if 0 < count <= len(others) else None
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """A usable answer to EXPLAIN; `label` is None if the model saw no common property."""
+def parse_explanation(text: str) -> str | None:
+    """Read an answer to EXPLAIN; "" if the model saw no common property, None if it is not an answer."""
 
-    label: str | None
-
-
-def parse_explanation(text: str) -> Explanation | None:
-    """Read an answer to EXPLAIN; None if it is not one."""
-
-    def read(value: Any) -> Explanation | None:
+    def read(value: Any) -> str | None:
         if value is None:
-            return Explanation(None)
+            return ""
         label = " ".join(value.split()).strip(" .") if isinstance(value, str) else ""
-        return Explanation(label) if 0 < len(label) <= _LONGEST_LABEL else None
+        return label if 0 < len(label) <= _LONGEST_LABEL else None
 
     return _last(text, "label", read)
 

@@ -8,13 +8,14 @@ Windows are shuffled, so that neither their number nor their place tells anythin
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from lightsae.analysis.labels.llm.examples import Example
+from lightsae.analysis.labels.llm.examples import NEGATIVES
+from lightsae.analysis.labels.llm.material import FeatureMaterial, PassSettings
 from lightsae.analysis.labels.llm.prompts import (
     DETECTION,
     DISCRIMINATION,
@@ -33,40 +34,38 @@ from lightsae.analysis.labels.scoring import Scores, discrimination_scores
 # Windows of similar features beside the right one, and how often a choice is asked for.
 OTHERS, TRIALS = 3, 10
 Value = TypeVar("Value")
+Results = dict[tuple[str, str], Scores]  # by test and kind of negatives
 
 
-async def detect(
-    session: JudgeSession,
-    label: str,
-    positives: Sequence[Example],
-    negatives: Mapping[str, Sequence[Example]],
-    seed: int,
-    batch: int,
-) -> dict[str, Scores]:
+async def detect(session: JudgeSession, label: str, material: FeatureMaterial, settings: PassSettings) -> Results:
     """Return the scores of detection against each kind of negatives; a kind without windows is left out.
 
     The verdicts on the positives are the same in all of them.
     """
-    windows = [*positives, *(example for kind in negatives for example in negatives[kind])]
-    kinds = ["positive"] * len(positives) + [kind for kind in negatives for _ in negatives[kind]]
-    order = np.random.default_rng(seed).permutation(len(windows)).tolist()
-    in_order = await _verdicts(session, DETECTION, label, [plain(windows[i]) for i in order], batch)
+    windows, kinds = list(material.positives), ["positive"] * len(material.positives)
+    for kind, examples in material.negatives.items():
+        windows += examples
+        kinds += [kind] * len(examples)
+    order = np.random.default_rng(settings.seed).permutation(len(windows)).tolist()
+    in_order = await _verdicts(session, DETECTION, label, [plain(windows[i]) for i in order], settings.batch)
     verdicts = dict(zip(order, in_order, strict=True))
     scores = {}
-    for kind in negatives:
-        if positives and negatives[kind]:
+    for kind in NEGATIVES:
+        if material.positives and material.negatives.get(kind):
             chosen = [i for i in range(len(windows)) if kinds[i] in ("positive", kind)]
-            scores[kind] = Scores.of([kinds[i] == "positive" for i in chosen], [verdicts[i] for i in chosen])
+            truths = [kinds[i] == "positive" for i in chosen]
+            scores["detection", kind] = Scores.of(truths, [verdicts[i] for i in chosen])
     return scores
 
 
-async def fuzz(session: JudgeSession, label: str, positives: Sequence[Example], seed: int, batch: int) -> Scores | None:
-    """Return the scores of fuzzing; None if no window's marks can be misplaced.
+async def fuzz(session: JudgeSession, label: str, material: FeatureMaterial, settings: PassSettings) -> Results:
+    """Return the scores of fuzzing; none if no window's marks can be misplaced.
 
     A window's two versions never stand in one question: side by side, they would betray each other.
     """
-    draw = np.random.default_rng(seed)
-    pairs = [(marked(e), marked(e, wrong)) for e in positives if (wrong := misplaced(e, draw)) is not None]
+    draw = np.random.default_rng(settings.seed)
+    misplacements = [(e, misplaced(e, draw)) for e in material.positives]
+    pairs = [(marked(e), marked(e, wrong)) for e, wrong in misplacements if wrong is not None]
     rounds: list[list[tuple[bool, str]]] = [[], []]
     for number, (right, wrong_text) in enumerate(pairs):
         rounds[number % 2].append((True, right))
@@ -74,21 +73,20 @@ async def fuzz(session: JudgeSession, label: str, positives: Sequence[Example], 
     scores = Scores(0, 0, 0, 0)
     for windows in rounds:
         mixed = [windows[i] for i in draw.permutation(len(windows)).tolist()]
-        verdicts = await _verdicts(session, FUZZING, label, [text for _, text in mixed], batch)
+        verdicts = await _verdicts(session, FUZZING, label, [text for _, text in mixed], settings.batch)
         scores += Scores.of([truth for truth, _ in mixed], verdicts)
-    return scores if pairs else None
+    return {("fuzzing", "mismarked"): scores} if pairs else {}
 
 
-async def discriminate(
-    session: JudgeSession, label: str, positives: Sequence[Example], near: Sequence[Example], seed: int
-) -> Scores | None:
-    """Return the scores of discrimination; None if there are too few windows of similar features.
+async def discriminate(session: JudgeSession, label: str, material: FeatureMaterial, settings: PassSettings) -> Results:
+    """Return the scores of discrimination; none if there are too few windows of similar features.
 
     The positives are taken evenly from their strata, one per trial.
     """
+    positives, near = material.positives, material.negatives.get("near", ())
     if len(near) < OTHERS or not positives:
-        return None
-    draw = np.random.default_rng(seed)
+        return {}
+    draw = np.random.default_rng(settings.seed)
     chosen = np.linspace(0, len(positives) - 1, min(TRIALS, len(positives))).round().astype(int).tolist()
     asked, answers = [], []
     for i in chosen:
@@ -97,7 +95,7 @@ async def discriminate(
         excerpts.insert(answers[-1], plain(positives[i]))
         messages = judge_messages(DISCRIMINATION, label, excerpts)
         asked.append(session.ask(DISCRIMINATION, messages, partial(parse_choice, count=OTHERS + 1)))
-    return discrimination_scores(await _all(asked), answers, OTHERS + 1)
+    return {("discrimination", "near"): discrimination_scores(await _all(asked), answers, OTHERS + 1)}
 
 
 async def _verdicts(

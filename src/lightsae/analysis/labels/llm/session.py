@@ -141,10 +141,11 @@ class JudgeSession:
 def run_session(
     judge: Judge,
     cache: str | Path | None,
-    budget: Budget,
+    budget_tokens: int | None,
     work: Callable[[JudgeSession], Coroutine[Any, Any, Value]],
 ) -> Value:
     """Open the cache, do the work in an event loop of its own, and close the judge and the cache."""
+    budget = Budget(budget_tokens)
 
     async def work_and_close(session: JudgeSession) -> Value:
         try:

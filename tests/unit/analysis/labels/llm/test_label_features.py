@@ -11,8 +11,8 @@ from lightsae.analysis.dictionary.schema import LABELS
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.llm.endpoint import EndpointJudge
 from lightsae.analysis.labels.llm.examples import NEGATIVES, negatives, positives
-from lightsae.analysis.labels.llm.label_features import LabelPass, PassSettings, label_features
-from lightsae.analysis.labels.llm.material import FeatureMaterial
+from lightsae.analysis.labels.llm.label_features import LabelPass, label_features
+from lightsae.analysis.labels.llm.material import FeatureMaterial, PassSettings
 from lightsae.errors import ModelError
 
 FEATURES = [0, 1, 3, 5]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from lightsae.analysis.labels.llm.examples import Example
+from lightsae.analysis.labels.llm.material import FeatureMaterial
 from lightsae.analysis.labels.llm.prompts import (
     DETECTION,
     EXPLAIN,
     PROMPTS,
-    Explanation,
     explain_messages,
     judge_messages,
     marked,
@@ -41,10 +41,12 @@ def test_misplaced_marks_are_as_many_and_all_wrong() -> None:
 
 def test_the_question_holds_all_that_is_known() -> None:
     silent = Example((" near",), (0.0,), 0, 1, False, "near")
-    _, user = explain_messages([WINDOW], near_misses=[silent], tokens=[("b", 0.5)], promoted=[" up"])
+    nothing = FeatureMaterial(0, shown=[], positives=[], negatives={})
+    known = {"shown": [WINDOW], "shown_near_misses": [silent], "tokens": [("b", 0.5)], "promoted": [" up"]}
+    _, user = explain_messages(dataclasses.replace(nothing, **known))
     for part in ("1.  a«<<b>>↵»{9}", "1.  near", "`b` 50%", "` up`"):
         assert part in user["content"]
-    (_, bare) = explain_messages([])
+    (_, bare) = explain_messages(nothing)
     assert "(none)" in bare["content"]
     assert "(not known)" in bare["content"]
     # A label with a line break could pass for an excerpt.
@@ -68,11 +70,11 @@ def test_versions_tell_prompts_apart() -> None:
     ],
 )
 def test_explanations_are_found(text: str, label: str) -> None:
-    assert parse_explanation(text) == Explanation(label)
+    assert parse_explanation(text) == label
 
 
 def test_no_common_property_is_an_answer() -> None:
-    assert parse_explanation('{"label": null}') == Explanation(None)
+    assert parse_explanation('{"label": null}') == ""
 
 
 @pytest.mark.parametrize(
