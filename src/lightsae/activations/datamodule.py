@@ -155,8 +155,8 @@ class ActivationDataModule(DataSettings, LightningDataModule):
 
     def _sites_of_the_run(self) -> tuple[SiteRef, ...]:
         """Return every site that some dictionary of the run reads or predicts: one forward pass serves them all."""
-        places = getattr(getattr(self.trainer, "lightning_module", None), "places", None)
-        widths = [self.widths_at(*place) for place in places()] if places is not None else [self.widths_at()]
+        widths_of = getattr(getattr(self.trainer, "lightning_module", None), "widths", None)
+        widths = widths_of(self).values() if widths_of is not None else [self.widths_at()]
         return tuple(dict.fromkeys(site for each in widths for site in (*each.read, *each.predicted)))
 
     def _set_run_length(self, trainer: Trainer) -> int:

@@ -13,7 +13,7 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.callbacks.base import SAECallback
 from lightsae.metrics.ground_truth import GroundTruthScores
-from lightsae.sae.sparse_ops import Latents
+from lightsae.sae.sparse_ops import Latents, as_sparse
 
 
 class GroundTruth(SAECallback):
@@ -74,8 +74,6 @@ class GroundTruth(SAECallback):
 
 def firings(latents: Latents) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
     """Return the token and the latent of every positive entry."""
-    if isinstance(latents, Tensor):
-        tokens, indices = (latents > 0).nonzero(as_tuple=True)
-        return tokens, indices
-    fires = latents.values > 0
-    return latents.pattern.token_of[fires], latents.indices[fires]
+    sparse = as_sparse(latents)
+    fires = sparse.values > 0
+    return sparse.pattern.token_of[fires], sparse.indices[fires]

@@ -76,7 +76,7 @@ class LanguageModelMetrics(SAECallback):
         self._refuse_if(batch_rows < 1, "batch_rows", batch_rows, "write 1 or more")
         self.max_rows, self.batch_rows = max_rows, batch_rows
         self._language_model: LanguageModel | None = None
-        self._told = False
+        self._explained = False
         self._means: dict[str, TokenMean] = {}
         self._activation_means: dict[SiteRef, TokenMean] = {}
         self._rows: list[Rows] = []
@@ -86,7 +86,7 @@ class LanguageModelMetrics(SAECallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         # Another run may bring another model.
-        self._told, self._ablated_rows, self._ablations = False, [], {}
+        self._explained, self._ablated_rows, self._ablations = False, [], {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._language_model = self._usable_model()
@@ -108,8 +108,8 @@ class LanguageModelMetrics(SAECallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        model, rows = self._language_model, self._take_rows(batch)
-        if model is None or rows is None:
+        model = self._language_model
+        if model is None or (rows := self._take_rows(batch)) is None:
             return
         self._rows.append(rows)
         counted_tokens = rows.tokens.numel()
@@ -146,32 +146,29 @@ class LanguageModelMetrics(SAECallback):
                 figures[f"ce_recovered{suffix}"] = cross_entropy_recovered(clean, spliced, zero)
             figures["ce_recovered_mean"] = cross_entropy_recovered(clean, figures["ce_spliced"], figures["ce_mean"])
             self.log_pooled(name, figures)
-        self._rows = []
 
     def _usable_model(self) -> LanguageModel | None:
         """Return the run's language model if it predicts tokens; otherwise say, once, why nothing is logged."""
         model: LanguageModel | None = getattr(self.data, "language_model", None)
         if model is not None and model.has_next_token_head:
             return model
-        if not self._told:
+        if not self._explained:
             why = "there is no language model here" if model is None else f"{model.name} has no next-token head"
             rank_zero_info(f"LanguageModelMetrics: {why}, so there are no val/ce_* and no val/kl.")
-            self._told = True
+            self._explained = True
         return None
 
     def _take_rows(self, batch: ActivationBatch) -> Rows | None:
-        """Return those rows of the batch that are still wanted."""
-        if self._language_model is None:
-            return None
+        """Return those rows of the batch that are to be evaluated; None once there are `max_rows`."""
         shape = batch_shape(batch)
-        wanted = shape[0]
+        count = shape[0]
         if self.max_rows is not None:
-            wanted = min(wanted, self.max_rows - sum(len(rows.tokens) for rows in self._rows))
-        if wanted <= 0:
+            count = min(count, self.max_rows - sum(len(rows.tokens) for rows in self._rows))
+        if count <= 0:
             return None
         # Copies: they are read again at the end, when the stream may have written over the batch.
-        tokens, special = (t.reshape(shape)[:wanted].clone() for t in (batch.tokens, batch.special))
-        return Rows(tokens, special, {s: mask.reshape(shape)[:wanted].clone() for s, mask in batch.sinks.items()})
+        tokens, special = (t.reshape(shape)[:count].clone() for t in (batch.tokens, batch.special))
+        return Rows(tokens, special, {s: mask.reshape(shape)[:count].clone() for s, mask in batch.sinks.items()})
 
     def _chunks(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         for start in range(0, len(rows.tokens), self.batch_rows):

@@ -5,11 +5,12 @@ Sources: Relative norms and their histogram: Lindsey et al. 2024, "Sparse Crossc
          Diffing". Classes of two sites: Minder et al. 2025, arXiv:2504.02922.
 """
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning import LightningModule, Trainer
@@ -112,15 +113,15 @@ def shares(classes: Int[Tensor, " F"], sites: Sequence[str]) -> dict[str, float]
 
 def write_table(path: Path, sae: Crosscoder, dead: Bool[Tensor, " F"]) -> None:
     """Write a line of values separated by commas for each latent: its class, whether it is dead, and its norms."""
-    sites = site_names(sae)
-    norms, relative, names = sae.site_norms().detach(), sae.relative_norms().float(), class_names(sites)
-    rows = zip(classify(relative).tolist(), dead.tolist(), norms.tolist(), relative.tolist(), strict=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["latent", "class", "dead", *(f"{key}_{s}" for key in ("norm", "relative_norm") for s in sites)])
-        for latent, (number, is_dead, *values) in enumerate(rows):
-            figures = [f"{value:.6g}" for row in values for value in row]
-            table.writerow([latent, names[number], str(is_dead).lower(), *figures])
+    sites, relative = site_names(sae), sae.relative_norms().float().cpu()
+    norms = {"norm": sae.site_norms().detach().float().cpu(), "relative_norm": relative}
+    names = class_names(sites)
+    columns: dict[str, Any] = {
+        "class": [names[number] for number in classify(relative).tolist()],
+        "dead": [str(is_dead).lower() for is_dead in dead.tolist()],
+    }
+    columns |= {f"{key}_{site}": values[:, i].numpy() for key, values in norms.items() for i, site in enumerate(sites)}
+    pd.DataFrame(columns).to_csv(path, index_label="latent", float_format="%.6g", lineterminator="\n")
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -170,11 +171,11 @@ def _draw_many(axes: Axes, relative: Tensor, classes: Tensor, sites: Sequence[st
         ordered.T.numpy(), aspect="auto", origin="lower", interpolation="nearest", vmin=0, vmax=1, cmap="viridis",
         extent=(0, 1, -0.5, len(sites) - 0.5),
     )  # fmt: skip
-    told = shares(classes, sites)
-    axes.set_yticks(range(len(sites)), [f"{site}\nonly here {told[f'only_{site}']:.1%}" for site in sites], fontsize=9)
+    share = shares(classes, sites)
+    axes.set_yticks(range(len(sites)), [f"{site}\nonly here {share[f'only_{site}']:.1%}" for site in sites], fontsize=9)
     axes.set_xticks([])
     axes.set_xlabel(f"{len(classes):,} latents, ordered from the first site to the last")
-    axes.set_title(f"Latents alive, by relative decoder norm; shared {told['shared']:.1%}", loc="left", fontsize=11)
+    axes.set_title(f"Latents alive, by relative decoder norm; shared {share['shared']:.1%}", loc="left", fontsize=11)
     colours = axes.figure.colorbar(image, ax=axes, pad=0.02)
     colours.outline.set_visible(False)
     colours.set_label("share of the latent's decoder norm")

@@ -14,7 +14,7 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.base import SAECallback, add_histogram, log_once
 from lightsae.metrics import LatentFrequencies, ReconstructionStatistics, TokenMean
 from lightsae.sae import SAEOutput, SparseAutoencoder
-from lightsae.sae.sparse_ops import Latents
+from lightsae.sae.sparse_ops import Latents, as_sparse
 
 HISTOGRAM_VALUES = 100_000
 
@@ -139,9 +139,6 @@ def firing_counts(latents: Latents) -> Int[Tensor, " F"]:
 
 def positive_latents(output: SAEOutput, mask: Tensor, limit: int = HISTOGRAM_VALUES) -> Float[Tensor, " N"]:
     """Return the positive latents of the tokens in `mask`, evenly thinned out to `limit` at most."""
-    latents = output.latents
-    if isinstance(latents, Tensor):
-        values = latents[(latents > 0) & mask[:, None]]
-    else:
-        values = latents.values[(latents.values > 0) & mask[latents.pattern.token_of]]
+    latents = as_sparse(output.latents)
+    values = latents.values[(latents.values > 0) & mask[latents.pattern.token_of]]
     return values[:: max(1, -(-len(values) // limit))]

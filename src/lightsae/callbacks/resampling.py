@@ -120,10 +120,7 @@ def resample(
     sae.b_enc[dead] = 0
     sae.mechanism.revive(dead)
     own = [(parameter, (dead,)) for parameter in sae.mechanism.parameters()]
-    for parameter, entries in (
-        *((sae.W_dec, (dead,)), (sae.W_enc, (slice(None), dead)), (sae.b_enc, (dead,))),
-        *own,
-    ):
+    for parameter, entries in ((sae.W_dec, (dead,)), (sae.W_enc, (slice(None), dead)), (sae.b_enc, (dead,)), *own):
         for key in ("exp_avg", "exp_avg_sq"):
             if key in optimizer.state[parameter]:
                 optimizer.state[parameter][key][entries] = 0

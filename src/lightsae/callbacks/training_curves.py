@@ -39,13 +39,13 @@ class TrainingCurves(SAECallback):
         logger.experiment.flush()
         folder = Path(logger.log_dir)
         tokens_per_step = self.module.tokens_seen / trainer.global_step
+        by_sae: dict[str, dict[str, Curve]] = {name: {} for name in self.module.saes}
         keys = [f"{part}/{key}" for part in ("train", "val") for key in PANELS]
-        tags = {name: {key: self.module.tag(name, key) for key in keys} for name in self.module.saes}
-        every_tag = {tag for by_key in tags.values() for tag in by_key.values()}
-        curves = read_curves(folder, every_tag, tokens_per_step)
-        by_sae = {
-            name: {key: curves[tag] for key, tag in by_key.items() if tag in curves} for name, by_key in tags.items()
-        }
+        tags = {self.module.tag(name, key): (name, key) for name in by_sae for key in keys}
+        curves = read_curves(folder, tags, tokens_per_step)
+        for tag, curve in curves.items():
+            name, key = tags[tag]
+            by_sae[name][key] = curve
         if curves:
             with write_atomically(folder / "training_curves.png") as path:
                 draw(by_sae).savefig(path, dpi=150)
@@ -65,13 +65,11 @@ def read_curves(folder: Path, tags: Iterable[str], tokens_per_step: float) -> di
     # Histograms are parsed all the same; keep one of each.
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 1}, purge_orphaned_data=False)
     events.Reload()
-    there = set(events.Tags()["scalars"])
     curves = {}
-    for tag in tags:
-        if tag in there:
-            kept = latest(events.Scalars(tag))
-            # Lightning counts steps from 0, and logs step n after it.
-            curves[tag] = [(event.step + 1) * tokens_per_step for event in kept], [event.value for event in kept]
+    for tag in set(events.Tags()["scalars"]).intersection(tags):
+        kept = latest(events.Scalars(tag))
+        # Lightning counts steps from 0, and logs step n after it.
+        curves[tag] = [(event.step + 1) * tokens_per_step for event in kept], [event.value for event in kept]
     return curves
 
 

@@ -20,7 +20,7 @@ from lightsae.sae.mechanisms.base import Encoding, Mechanism
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements, align
 from lightsae.sae.sites import SiteRef, Widths
-from lightsae.sae.sparse_ops import Latents, Selection, SparseLatents, decode, encode_selected
+from lightsae.sae.sparse_ops import Latents, Selection, SparseLatents, as_sparse, decode, encode_selected
 from lightsae.sae.usage import LatentUsage
 
 MEDIAN_TOKENS = 16384
@@ -189,8 +189,7 @@ class SparseAutoencoder(nn.Module):
 
     def encode_sparse(self, x: Float[Tensor, "T D"]) -> SparseLatents:
         """Return the latents of raw activations as values and indices, in normalised units."""
-        latents = self._encoding(self._normalised(x)).latents
-        return SparseLatents.from_dense(latents) if isinstance(latents, Tensor) else latents
+        return as_sparse(self._encoding(self._normalised(x)).latents)
 
     def pre_activations(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T F"]:
         """Return what the mechanism would choose from, of raw activations: dense, before any second step."""
@@ -256,8 +255,8 @@ class SparseAutoencoder(nn.Module):
             align(self.W_enc, self.W_dec)
 
     def extra_repr(self) -> str:
-        said = f"d_in={self.d_in}, d_sae={self.d_sae}"
-        return said if self.d_out == self.d_in else f"{said}, d_out={self.d_out}"
+        sizes = f"d_in={self.d_in}, d_sae={self.d_sae}"
+        return sizes if self.d_out == self.d_in else f"{sizes}, d_out={self.d_out}"
 
     def direction(self, latent: int) -> Float[Tensor, " O"]:
         """Return what one unit of a latent adds to the raw activations: d_i / output_scale."""

@@ -22,6 +22,7 @@ from lightsae.sae.output import SAEOutput
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import SparseLatents, SparsePattern, decode
+from lightsae.sae.usage import over_ranks
 
 GROUPS = 5
 DECAY = 0.99
@@ -115,11 +116,8 @@ class Matryoshka(SparseAutoencoder):
     def commit(self) -> None:
         super().commit()
         if self.order == "frequency":
-            fired = torch.stack(self._fired).mean(0)
+            fired = over_ranks(torch.stack(self._fired).mean(0), "mean")
             self._fired.clear()
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(fired)
-                fired /= torch.distributed.get_world_size()
             self.frequency.lerp_(fired, 1 - DECAY)
 
     def _group_of_latents(self) -> Int[Tensor, " F"]:

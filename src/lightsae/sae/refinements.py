@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightsae.errors import ConfigError, arg
 from lightsae.sae.sites import Widths
-from lightsae.sae.sparse_ops import Latents, SparseLatents, row_products
+from lightsae.sae.sparse_ops import Latents, SparseLatents, as_sparse, row_products
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Refinements:
         self, latents: Latents, residual: Float[Tensor, "T D"], W_dec: Float[Tensor, "F D"], threshold: float
     ) -> SparseLatents:
         """Drop each latent whose leave-one-out share <x - x_hat, d_i> + f_i |d_i|^2 falls below the threshold."""
-        sparse = SparseLatents.from_dense(latents) if isinstance(latents, Tensor) else latents
+        sparse = as_sparse(latents)
         with torch.no_grad():
             own = sparse.values * W_dec.square().sum(1)[sparse.indices]
             kept = row_products(residual, W_dec, sparse.pattern) + own >= threshold

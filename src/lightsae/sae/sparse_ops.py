@@ -110,6 +110,11 @@ Latents = Tensor | SparseLatents
 Selection = Callable[[Tensor], tuple[Tensor, SparsePattern]]
 
 
+def as_sparse(latents: Latents) -> SparseLatents:
+    """Return latents as values and indices; see `SparseLatents.from_dense`."""
+    return SparseLatents.from_dense(latents) if isinstance(latents, Tensor) else latents
+
+
 def decode(latents: Latents, W_dec: Float[Tensor, "F D"]) -> Float[Tensor, "T D"]:
     """Return the sum of each token's decoder rows, weighted by its latents; no bias."""
     if isinstance(latents, Tensor):

@@ -5,12 +5,29 @@ Axes: F latents. Windows are counted in tokens, never in steps.
 Lives beside the SAE, not in it: an export does not carry it, a checkpoint does.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from lightsae.sae.sparse_ops import Latents
+
+
+def is_distributed() -> bool:
+    """Return whether several processes train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def over_ranks(values: Tensor, reduction: Literal["sum", "mean", "max"]) -> Tensor:
+    """Reduce a tensor over all processes, in place, and return it; with a single one it stays as it is."""
+    if is_distributed():
+        op = torch.distributed.ReduceOp.MAX if reduction == "max" else torch.distributed.ReduceOp.SUM
+        torch.distributed.all_reduce(values, op)
+        if reduction == "mean":
+            values /= torch.distributed.get_world_size()
+    return values
 
 
 class LatentUsage(nn.Module):
@@ -73,11 +90,8 @@ class LatentUsage(nn.Module):
     @torch.no_grad()
     def commit(self) -> None:
         """End an optimiser step: reduce over ranks, then move the counts on by the step's tokens."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            fired = self.fired.to(torch.uint8)
-            torch.distributed.all_reduce(fired, torch.distributed.ReduceOp.MAX)
-            torch.distributed.all_reduce(self.pending_tokens)
-            self.fired.copy_(fired)
+        over_ranks(self.fired.view(torch.uint8), "max")
+        over_ranks(self.pending_tokens, "sum")
         self.silent_tokens.add_(self.pending_tokens).mul_(~self.fired)
         self.fired.zero_()
         self.pending_tokens.zero_()

@@ -64,27 +64,24 @@ def check_entries(sae: MakeSAE | None, saes: Mapping[str, Entry] | None) -> dict
     return dict(saes)
 
 
-def merge_coefficients(sae: SparseAutoencoder, *given: Coefficients) -> dict[str, Schedule]:
-    """Return every loss term's schedule: the variant's defaults, and over them what was given; the last one wins.
+def merge_coefficients(sae: SparseAutoencoder, *levels: Coefficients) -> dict[str, Schedule]:
+    """Return every loss term's schedule: the variant's defaults, and over them the run's and the entry's.
 
     Raises:
         ConfigError: A term of the last one is none of the variant's.
     """
     mechanism = sae.mechanism
-    merged = {
-        term: Schedule(value, mechanism.default_warm_up.get(term, 0.0))
-        for term, value in mechanism.default_coefficients.items()
-    }
-    for place, coefficients in enumerate(given):
+    merged: dict[str, float | Schedule] = dict(mechanism.default_coefficients)
+    for level, coefficients in enumerate(levels, 1):
         for term, value in coefficients.items():
-            if term not in merged and place < len(given) - 1:
-                continue  # what is set for a whole run concerns those SAEs that have the term
-            if term not in merged:
+            if term in merged:
+                merged[term] = value
+            elif level == len(levels):  # what is set for a whole run concerns those SAEs that have the term
                 raise ConfigError(
                     f"{arg(f'coefficients.{term}')}: {type(sae).__name__} has the loss terms {', '.join(merged)}."
                     + did_you_mean(term, merged)
                 )
-            if not isinstance(value, Schedule):
-                value = Schedule(float(value), mechanism.default_warm_up.get(term, 0.0))
-            merged[term] = value
-    return merged
+    return {
+        term: value if isinstance(value, Schedule) else Schedule(float(value), mechanism.default_warm_up.get(term, 0.0))
+        for term, value in merged.items()
+    }

@@ -20,13 +20,13 @@ from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
+from lightsae.sae.usage import is_distributed
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
 
 if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
-    from lightsae.activations.settings import SiteNames
 
 DEAD_AFTER = 10_000_000
 DEAD_AFTER_SHARE = 0.05
@@ -69,16 +69,14 @@ class SAEModule(LightningModule):
         super().__init__()
         if lr is not None and lr <= 0:
             raise ConfigError("lr", lr, "it must be above 0")
-        for name, length in (("lr_warm_up", lr_warm_up), ("lr_decay", lr_decay)):
-            if length < 0:
-                raise ConfigError(name, length, "write a share of the run (0.05) or steps (200)")
+        with under(warm_up="lr_warm_up", decay="lr_decay"):
+            self.lr_schedule = Schedule(1.0, lr_warm_up, lr_decay)
         if dead_after is not None and dead_after < 1:
             raise ConfigError("dead_after", dead_after, "it counts tokens, so write 1 or more")
         self.entries = check_entries(sae, saes)
-        self.given_coefficients = dict(coefficients or {})
+        self.run_coefficients = dict(coefficients or {})
         self.short_form = sae is not None
-        self.lr, self.lr_warm_up, self.lr_decay, self.dead_after = lr, lr_warm_up, lr_decay, dead_after
-        self.start = start
+        self.lr, self.dead_after, self.start = lr, dead_after, start
         self.saes, self.usage = nn.ModuleDict(), nn.ModuleDict()
         self.coefficients: dict[str, dict[str, Schedule]] = {}
         self.timings = Timings()
@@ -121,30 +119,39 @@ class SAEModule(LightningModule):
             ConfigError: A setting does not fit.
         """
         built: dict[str, SparseAutoencoder] = {}
+        widths = self.widths(data)
         for name, entry in self.entries.items():
             if self.short_form:
                 with section("model.sae"):
-                    sae = entry.sae(data.widths_at())
-                self.coefficients[name] = merge_coefficients(sae, self.given_coefficients)
+                    sae = entry.sae(widths[name])
+                self.coefficients[name] = merge_coefficients(sae, self.run_coefficients)
             else:
                 with under(f"saes.{name}"):
-                    widths = data.widths_at(entry.site, entry.target_site)
                     with under("sae"):
-                        sae = entry.sae(widths)
-                    self.coefficients[name] = merge_coefficients(sae, self.given_coefficients, entry.coefficients)
+                        sae = entry.sae(widths[name])
+                    self.coefficients[name] = merge_coefficients(sae, self.run_coefficients, entry.coefficients)
                     if entry.start is not None:
                         check_start(entry.start, sae)
             if entry.start is None:
                 check_start(self.start, sae)
             built[name] = sae
-        for term in self.given_coefficients:
+        for term in self.run_coefficients:
             if not any(term in terms for terms in self.coefficients.values()):
                 raise ConfigError(f"{arg(f'coefficients.{term}')}: none of the SAEs has this loss term.")
         return built
 
-    def places(self) -> list[tuple["SiteNames", "SiteNames"]]:
-        """Return, for each SAE, the names of the sites that it reads and predicts; None: the data's own."""
-        return [(entry.site, entry.target_site) for entry in self.entries.values()]
+    @section("model")
+    def widths(self, data: "ActivationDataModule") -> dict[str, Widths]:
+        """Return the sites of every SAE, by its name.
+
+        Raises:
+            SiteError: There is no such site; the message names the entry.
+        """
+        widths = {}
+        for name, entry in self.entries.items():
+            with under(f"saes.{name}"):
+                widths[name] = data.widths_at(entry.site, entry.target_site)
+        return widths
 
     @section("model")
     def on_fit_start(self) -> None:
@@ -154,7 +161,7 @@ class SAEModule(LightningModule):
         for name, sae in self.each_sae().items():
             sample = data.sample_without_sinks({**sae.widths.read, **sae.widths.predicted})
             start_weights(sae, self.entries[name].start or self.start, sample, data.normalisation, data.seed)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
+            if is_distributed():
                 # Each rank measured its own fill, and DDP has shared the weights already: rank 0's start is all's.
                 for tensor in sae.state_dict().values():
                     torch.distributed.broadcast(tensor, src=0)
@@ -168,6 +175,10 @@ class SAEModule(LightningModule):
         usage = self.usage[name]
         assert isinstance(usage, LatentUsage)
         return usage
+
+    def learning_rate(self, name: str) -> float:
+        """Return the peak learning rate of an SAE: its entry's, the run's, or its variant's."""
+        return self.entries[name].lr or self.lr or self.each_sae()[name].default_lr
 
     def tag(self, name: str, tag: str) -> str:
         """Return the name under which a figure of an SAE is logged."""
@@ -249,7 +260,7 @@ class SAEModule(LightningModule):
         groups: list[dict[str, Any]] = [
             {
                 "params": list(sae.parameters()),
-                "lr": self.entries[name].lr or self.lr or sae.default_lr,
+                "lr": self.learning_rate(name),
                 "betas": sae.mechanism.adam_betas,
                 "eps": sae.mechanism.adam_eps,
                 "name": name,
@@ -257,8 +268,8 @@ class SAEModule(LightningModule):
             for name, sae in self.each_sae().items()
         ]
         optimizer = Adam(groups, fused=True)
-        schedule, total = Schedule(1.0, self.lr_warm_up, self.lr_decay), self.total_steps
-        scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step, total))
+        total = self.total_steps
+        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: ActivationBatch, batch_idx: int) -> None:
@@ -293,8 +304,8 @@ def check_checkpoint(
     stored = checkpoint.get("lightsae")
     if stored is None:
         raise CheckpointError(f"--ckpt_path: {name} was not written by lightsae fit.")
-    found = {key: describe(sae) for key, sae in saes.items()}
-    if difference := first_difference(stored["dictionaries"], found):
+    configured = {key: describe(sae) for key, sae in saes.items()}
+    if difference := first_difference(stored["dictionaries"], configured):
         raise CheckpointError(f"--ckpt_path: {name} does not fit the configuration: {difference}.")
 
 
@@ -310,10 +321,10 @@ def describe(sae: SparseAutoencoder) -> dict[str, Any]:
     }
 
 
-def first_difference(stored: Mapping[str, Any], found: Mapping[str, Any], where: str = "") -> str | None:
+def first_difference(stored: Mapping[str, Any], configured: Mapping[str, Any], where: str = "") -> str | None:
     """Return the first disagreement of two nested descriptions in words, or None."""
-    for key in {**stored, **found}:
-        a, b = stored.get(key), found.get(key)
+    for key in {**stored, **configured}:
+        a, b = stored.get(key), configured.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             if inner := first_difference(a, b, f"{where}{key}."):
                 return inner

@@ -1,12 +1,13 @@
 """Where the weights of a training start: random and tied, at data points, or at a saved SAE."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightsae.errors import ConfigError, arg
-from lightsae.formats.native import describe_sae, load_sae, plain
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -22,21 +23,27 @@ def check_start(start: str, sae: SparseAutoencoder) -> None:
     """
     if start in (TIED, DATA):
         return
-    saved = describe_sae(start)
-    widths = [sum(site["width"] for site in saved["widths"][side]) for side in ("read", "predicted")]
-    settings, mine = saved["settings"], plain(sae.settings)
-    found = {"variant": saved["variant"], "d_sae": settings.get("d_sae"), "d_in": widths[0], "d_out": widths[1]}
-    wanted = {"variant": type(sae).__name__, "d_sae": sae.d_sae, "d_in": sae.d_in, "d_out": sae.d_out}
-    # Others have no threshold, or rows of other norms: the weights would mean something else.
-    for told, of in ((found, settings), (wanted, mine)):
-        mechanism = of.get("mechanism", of)
-        told |= {"mechanism": mechanism.get("name"), "decoder_norm": mechanism.get("decoder_norm")}
-    for name, value in wanted.items():
-        if found[name] != value:
+    stored, configured = _kind_of_weights(SavedSAE.open(start)), _kind_of_weights(SavedSAE.of(sae))
+    for name, value in configured.items():
+        if stored[name] != value:
             raise ConfigError(
-                f"{arg('start')} is {start!r}, a saved SAE whose {name} is {found[name]}, and here it is {value}; "
+                f"{arg('start')} is {start!r}, a saved SAE whose {name} is {stored[name]}, and here it is {value}; "
                 "fine-tuning needs the same."
             )
+
+
+def _kind_of_weights(saved: SavedSAE) -> dict[str, Any]:
+    # Other mechanisms have no threshold, or rows of other norms: the weights would mean something else.
+    mechanism = saved.settings.get("mechanism", saved.settings)
+    d_in, d_out = (sum(site["width"] for site in saved.widths[side]) for side in ("read", "predicted"))
+    return {
+        "variant": saved.variant,
+        "d_sae": saved.settings.get("d_sae"),
+        "d_in": d_in,
+        "d_out": d_out,
+        "mechanism": mechanism.get("name"),
+        "decoder_norm": mechanism.get("decoder_norm"),
+    }
 
 
 def start_weights(
@@ -49,17 +56,16 @@ def start_weights(
         start: `tied`, `data`, or the folder of a saved SAE.
         sample: Raw activations at the SAE's sites, of the same tokens, without attention sinks.
         normalisation: See `SparseAutoencoder.start_from`. A saved SAE keeps its scales.
-        seed: Of the draws.
+        seed: Seed for random directions and data points.
     """
     sae.reset_parameters(keyed_generator(seed, "weights"))
     if start in (TIED, DATA):
         points = keyed_generator(seed, "data points") if start == DATA else None
         sae.start_from(sample, normalisation, points)
         return
-    saved = load_sae(start)
     with torch.no_grad():
         state = sae.state_dict()
-        for name, tensor in saved.state_dict().items():
+        for name, tensor in SavedSAE.open(start).sae.state_dict().items():
             if name in state and state[name].shape == tensor.shape:
                 state[name].copy_(tensor)
     sae.constrain()

@@ -206,6 +206,15 @@ def test_an_entry_that_cannot_work_is_named(
     assert "model.sae." not in error.value.as_typed(), "named as the user wrote it"
 
 
+def test_a_wrong_site_is_the_entrys_where_a_fit_asks_for_it_first(
+    data: ActivationDataModule, quiet: dict[str, Any]
+) -> None:
+    module = SAEModule(saes={"good": Entry(top_k, **AT), "bad": Entry(top_k, site="resid_post.7")})
+    with refused(SiteError, r"^model\.saes\.bad\.site is 'resid_post\.7'") as error:
+        Trainer(**quiet, max_steps=1).fit(module, data)
+    assert str(error.value).startswith("saes.bad.site is 'resid_post.7'")
+
+
 def test_in_the_short_form_keys_keep_their_names(data: ActivationDataModule) -> None:
     build: list[tuple[Callable[[Widths], SparseAutoencoder], str]] = [
         (lambda w: Transcoder(w, 16, mechanisms.TopK(99)), r"^model\.sae\.mechanism\.k is 99"),

@@ -66,7 +66,7 @@ def summarise(module: SAEModule, figures: dict[str, float]) -> list[SweepEntry]:
                 read=list(sae.widths.read),
                 predicted=list(sae.widths.predicted),
                 coefficients={term: asdict(schedule) for term, schedule in module.coefficients[name].items()},
-                lr=module.entries[name].lr or module.lr or sae.default_lr,
+                lr=module.learning_rate(name),
                 tokens=module.tokens_seen,
                 figures={key: value if math.isfinite(value) else None for key, value in own.items()},
             )

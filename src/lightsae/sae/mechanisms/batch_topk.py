@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightsae.sae.mechanisms.topk import TopK
 from lightsae.sae.sparse_ops import Latents, SparsePattern
+from lightsae.sae.usage import over_ranks
 
 DECAY = 0.99
 # Entries below this share of the threshold are left out of the selection, where enough others remain.
@@ -69,11 +70,8 @@ class BatchTopK(TopK):
 
     @torch.no_grad()
     def commit(self) -> None:
-        smallest = torch.stack(self._smallest).mean()
+        smallest = over_ranks(torch.stack(self._smallest).mean(), "mean")
         self._smallest.clear()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(smallest)
-            smallest /= torch.distributed.get_world_size()
         self.threshold.lerp_(smallest.to(self.threshold.dtype), 1 - DECAY)
 
 

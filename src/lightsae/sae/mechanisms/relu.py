@@ -17,7 +17,7 @@ from lightsae.errors import ConfigError
 from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.sites import Widths
-from lightsae.sae.usage import LatentUsage
+from lightsae.sae.usage import LatentUsage, over_ranks
 
 DecoderNorm = Literal["free", "unit"]
 P_STEPS = 10
@@ -121,11 +121,8 @@ class ReLU(Mechanism):
     def commit(self) -> None:
         if self.p_end == 1:
             return
-        before, after = torch.stack(self._penalties).sum(0).unbind()
+        before, after = (over_ranks(total, "sum") for total in torch.stack(self._penalties).sum(0).unbind())
         self._penalties.clear()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(before)
-            torch.distributed.all_reduce(after)
         p = torch.full_like(self.p, self.present_p)
         # Between the ten steps nothing moves, not by a rounding error; and a batch on which nothing fires says nothing.
         ratio = torch.where((p != self.p) & (after > 0), before / after, 1)
