@@ -44,8 +44,8 @@ def test_fit_begins_with_what_people_change(lightsae: Run) -> None:
         "Examples",
         "General",
         "Data",
-        "Dictionary",
-        "Several dictionaries in one run",
+        "SAE",
+        "Several SAEs in one run",
         *(f"--model.sae {name}" for name in VARIANTS),
         "Options of every variant",
         "Loss and learning rate",
@@ -102,7 +102,7 @@ def test_no_python_in_the_help(lightsae: Run) -> None:
 
 def test_validate_is_about_the_checkpoint(lightsae: Run) -> None:
     text = lightsae("validate", "--help").out
-    assert headings(text)[:4] == ["Examples", "General", "Data", "Dictionary"]
+    assert headings(text)[:4] == ["Examples", "General", "Data", "SAE"]
     assert "--ckpt_path PATH" in text
     assert "--trainer." not in text
     assert "lightsae fit --help" in text

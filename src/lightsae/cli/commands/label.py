@@ -73,8 +73,8 @@ def run_label(
         text: What differs from the training.
         features: Which features; null: all that fire often enough.
         concurrency: Questions under way at once.
-        export_csv: Write a file for people to fill in.
-        import_csv: Read a file that people filled in.
+        export_csv: File to write, for people to fill in.
+        import_csv: File to read, which people filled in.
         when: Time of the imported labels, ISO 8601, if a row has none.
     """
     ways = {"judge": asked.judge, "export_csv": export_csv, "import_csv": import_csv}

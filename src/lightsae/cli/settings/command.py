@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
@@ -23,7 +23,6 @@ from lightsae.errors import ConfigError, FormatError, under
 from lightsae.formats.files import find_folder
 from lightsae.progress import LINE_SECONDS, Heartbeat
 
-T = TypeVar("T")
 # Settings of the text that `fit` has under `data`; the device is the Trainer's there.
 _FIT_NAMES = {f"data.{one.name}": one.name for one in fields(TextSettings) if one.name != "device"}
 _YAML = get_loader("yaml")
@@ -111,8 +110,12 @@ def command(
             parser.add_function_arguments(function, as_group=False, as_positional=positional, skip=set(flat))
             for kind in flat.values():
                 parser.add_settings(kind)  # type: ignore[arg-type]
-            given = parser.parse_args(list(args))
-            values = {name: settings_from(hint, given) if name in flat else given[name] for name, hint in hints.items()}
+            # This makes the dataclasses inside the dataclasses; the outer ones have no key of their own.
+            parsed = parser.instantiate(parser.parse_args(list(args)))
+            values = {
+                name: hint(**{one.name: parsed[one.name] for one in fields(hint)}) if name in flat else parsed[name]
+                for name, hint in hints.items()
+            }
             # These commands call the arguments of the language model so.
             with under(name_or_path="model", revision="model_revision"):
                 function(**values)
@@ -121,17 +124,6 @@ def command(
         return run
 
     return decorate
-
-
-def settings_from(kind: type[T], given: Any) -> T:
-    """Return the settings of a dataclass, and of those inside it, that a parser read by `add_class_arguments`."""
-    hints = get_type_hints(kind)
-    values = {}
-    for one in fields(kind):  # type: ignore[arg-type]
-        value = given[one.name]
-        inner = hints[one.name]
-        values[one.name] = settings_from(inner, value) if _unread(inner, value) else value
-    return kind(**values)
 
 
 def check_folder(out: Path, mark: str) -> None:
@@ -149,10 +141,6 @@ def check_folder(out: Path, mark: str) -> None:
         raise ConfigError(f"out is {str(out)!r}, which is a file; name a folder.")
     if out.is_dir() and os.listdir(out) and find_folder(out) and not (out / mark).is_file():
         raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
-
-
-def _unread(kind: Any, value: Any) -> bool:
-    return isinstance(kind, type) and is_dataclass(kind) and not is_dataclass(value)
 
 
 class Bars:

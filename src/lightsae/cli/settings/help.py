@@ -39,24 +39,21 @@ _WORDS = {
     "config": "Settings from a YAML file; may be given several times, and later ones win.",
     "print_config": "Print all settings as they would be used, as YAML, and exit.",
     "seed_everything": "Seed of every random draw.",
-    "model.sae": f"The variant of dictionary: {', '.join(VARIANTS)}. Its own settings follow below.",
+    "model.sae": f"The variant of SAE: {', '.join(VARIANTS)}. Its own settings follow below.",
     "model.sae.mechanism": f"What makes the latents sparse: {', '.join(MECHANISMS)}. Its own settings are those listed "
     "under that variant, written --model.sae.mechanism.k and so on.",
-    "model.saes": "In a file, in place of model.sae: several dictionaries, trained on one stream.",
+    "model.saes": "In a file, in place of model.sae: several SAEs, trained on one stream.",
     "model.coefficients": "Weight of a loss term, --model.coefficients.l1 8; in a file also with a schedule, "
     "l1: {value: 8, warm_up: 0.05, decay: 0}. Terms left out keep the variant's defaults.",
     "trainer.max_steps": "Length of the run in optimiser steps; or give data.training_tokens.",
     "trainer.accelerator": "cpu, gpu, cuda, mps, or auto: the best there is.",
-    "trainer.devices": "How many devices, or a list of their numbers.",
     "trainer.precision": "32-true, or bf16-mixed: faster on most hardware; the weights stay float32.",
     "trainer.val_check_interval": "Steps between validations; there is one at the end in any case.",
     "trainer.log_every_n_steps": "Steps between figures in TensorBoard.",
-    "trainer.gradient_clip_val": "Clip the gradient to this norm, each dictionary by itself.",
-    "trainer.accumulate_grad_batches": "Batches that make one optimiser step.",
+    "trainer.gradient_clip_val": "Clip the gradient to this norm, each SAE by itself.",
     "trainer.callbacks": "More callbacks, best written in the file: trainer: {callbacks: [{class_path: "
     "DeadLatentResampling, init_args: {steps: [5000, 10000]}}]}",
     "trainer.default_root_dir": "Folder in which lightning_logs/version_N is made; this folder by default.",
-    "trainer.enable_progress_bar": "Show the progress bar.",
 }
 _SEVERAL = """\
 In a file, under `model`: one pass of the language model serves all; each has its own place, loss and learning rate, and
@@ -85,13 +82,6 @@ _NAMES_OF_VALUES = {
     "model.sae.mechanism": "MECHANISM",
     "data.site": "SITE",
     "data.target_site": "SITE",
-    "trainer.default_root_dir": "FOLDER",
-    "trainer.precision": "TEXT",
-    "trainer.accelerator": "TEXT",
-    "trainer.val_check_interval": "INT",
-    "trainer.gradient_clip_val": "NUMBER",
-    "sparsities": "LIST",
-    "out": "FOLDER",
 }
 _METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "{true,false}"}
 
@@ -106,7 +96,7 @@ class Section:
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Says the kind of value in place of the setting's name in capitals, and leaves Python's types out."""
+    """Names the kind of value, not the setting in capitals, leaves Python's types out, and wraps paragraphs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -157,6 +147,7 @@ def arranged(
     # --data FILE.yaml and the like: nobody needs it beside --config.
     whole = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
     left = {action.dest: action for action in actions if action.dest in names and action.dest not in whole}
+    left["ckpt_path"].help = _CKPT_PATH[command]
 
     def take(*wanted: str) -> list[argparse.Action]:
         return [left.pop(name) for name in wanted if name in left]
@@ -173,14 +164,18 @@ def arranged(
         Section("General", None, begin),
         Section("Data", "Where activations come from: a language model and text, or activation files.", data),
         Section(
-            "Dictionary",
+            "SAE",
             "Name a variant first, then its settings: --model.sae TopK --model.sae.d_sae 3072 --model.sae.k 20\n\n"
             "The width of what it reads follows from model and site.",
             model,
         ),
-        Section("Several dictionaries in one run", _SEVERAL),
+        Section("Several SAEs in one run", _SEVERAL),
         *(
-            Section(f"--model.sae {name}", _first_paragraph(kind), [a for a in actions_of(kind) if _is_own(a)])
+            Section(
+                f"--model.sae {name}",
+                (inspect.getdoc(kind) or "").split("\n\n")[0],
+                [a for a in actions_of(kind) if not a.dest.startswith(_REFINEMENTS) and not a.dest.endswith(".help")],
+            )
             for name, kind in VARIANTS.items()
         ),
         Section(
@@ -204,20 +199,6 @@ def arranged(
     ]
 
 
-def _is_own(action: argparse.Action) -> bool:
-    """Whether a setting is a variant's own, not one that all have."""
-    return not action.dest.startswith(_REFINEMENTS) and not action.dest.endswith(".help")
-
-
-def checkpoint_words(command: str) -> str:
-    """Return what --ckpt_path means to a command."""
-    return _CKPT_PATH[command]
-
-
-def _first_paragraph(kind: type) -> str:
-    return (inspect.getdoc(kind) or "").split("\n\n")[0]
-
-
 def _plain(text: str, shorten: bool) -> str:
     """Return a docstring without its markup; of Lightning's, which are long, the first sentence."""
     text = re.sub(r":\w+:`~?([^`]+)`", lambda found: found[1].rpartition(".")[2], " ".join(text.split()))
@@ -228,6 +209,8 @@ def _plain(text: str, shorten: bool) -> str:
 def _metavar(action: argparse.Action) -> str:
     if action.dest in _NAMES_OF_VALUES:
         return _NAMES_OF_VALUES[action.dest]
+    if file := re.match(r"(File|Folder)\b", _WORDS.get(action.dest) or action.help or ""):
+        return file[1].upper()
     if action.choices:
         return "{" + ",".join(map(str, action.choices)) + "}"
     hint: Any = getattr(action, "_typehint", None) or action.type

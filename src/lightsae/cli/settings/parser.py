@@ -8,14 +8,15 @@ from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightsae.cli.settings.grid import expand_grid
-from lightsae.cli.settings.help import HelpFormatter, arranged, checkpoint_words, settings_of
+from lightsae.cli.settings.help import HelpFormatter, arranged, settings_of
 from lightsae.cli.settings.wording import in_short, names_of_classes
 from lightsae.errors import ConfigError
 from lightsae.sae import MECHANISMS, VARIANTS
 
 _NO_SETTINGS = ("help", "config", "print_config")
-_CHOICES = {"model.sae": list(VARIANTS), "model.sae.mechanism": list(MECHANISMS)}
-_CHOICES_WITHIN = {"sae": list(VARIANTS), "mechanism": list(MECHANISMS)}
+# As the parser of the command calls them, and as those of classes do.
+_CHOICES = {key: list(VARIANTS) for key in ("model.sae", "sae")}
+_CHOICES |= {key: list(MECHANISMS) for key in ("model.sae.mechanism", "mechanism")}
 _YAML = get_loader("yaml")
 set_loader("lightsae", lambda text: expand_grid(_YAML(text)), exceptions=(yaml.YAMLError,))
 
@@ -44,9 +45,6 @@ class Parser(LightningArgumentParser):
     def format_help(self, *args: Any) -> str:
         if not self._command:
             return super().format_help(*args)
-        for action in self._actions:
-            if action.dest == "ckpt_path":
-                action.help = checkpoint_words(self._command)
         groups = self._action_groups
         self._action_groups = arranged(self._command, self._actions, _actions_of)  # type: ignore[assignment]
         try:
@@ -58,18 +56,15 @@ class Parser(LightningArgumentParser):
         keys = [action.dest for action in self._actions if action.dest.rpartition(".")[2] not in _NO_SETTINGS]
         if not self.exit_on_error:
             # The parser of a class: another one reports what it finds, or tries the next type of a union.
-            super().error(in_short(message, keys, _CHOICES_WITHIN, owner=self._class_name), ex)
+            super().error(in_short(message, keys, _CHOICES, owner=self._class_name), ex)
         command = getattr(ex, "subcommand_parser", None)
         if command is not None:
             command.error(message)
         of_variants = {f"model.sae.{name}" for kind in VARIANTS.values() for name in settings_of(kind)}
-        raise ConfigError(in_short(message, [*keys, *sorted(of_variants)], self._classes())) from None
-
-    def _classes(self) -> dict[str, list[str]]:
-        """Return the names of the classes that can be given for each setting that takes one."""
         hints = {action.dest: getattr(action, "_typehint", None) for action in self._actions}
         known = {key: names_of_classes(hint) for key, hint in hints.items() if key.startswith("trainer.")}
-        return {key: names for key, names in known.items() if names} | _CHOICES
+        classes = {key: names for key, names in known.items() if names} | _CHOICES
+        raise ConfigError(in_short(message, [*keys, *sorted(of_variants)], classes)) from None
 
 
 def _actions_of(variant: type) -> list[argparse.Action]:

@@ -1,5 +1,6 @@
 """What the user typed: checked before anything slow is imported, and held against what came of it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ def check_config_files(typed: Sequence[str]) -> None:
             what = "is a folder" if file.is_dir() else "does not exist"
             raise ConfigError(f"--config is {str(file)!r}, which {what}.{did_you_mean(file.name, near)}")
         try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            settings, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise ConfigError(f"--config {file}: {_yaml_problem(error)}") from None
-        if key := _repeated_key(yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)):
+        if key := _repeated_key(tree):
             raise ConfigError(f"--config {file}: {key}, and the first would be lost; rename one.")
         if not isinstance(settings, dict):
             found = "is empty" if settings is None else f"holds a {type(settings).__name__}"
@@ -83,9 +85,9 @@ def _repeated_key(node: Any, path: str = "") -> str | None:
     seen: set[str] = set()
     for key, value in node.value:
         name = f"{path}{key.value}"
-        if key.value in seen:
+        if name in seen:
             return f"{name} stands there twice (line {key.start_mark.line + 1})"
-        seen.add(key.value)
+        seen.add(name)
         if found := _repeated_key(value, f"{name}."):
             return found
     return None
@@ -95,19 +97,12 @@ def _options(typed: Sequence[str]) -> list[tuple[str, str | None]]:
     """Return (key, value) of every option; the value of `--key value` is the next word."""
     found: list[tuple[str, str | None]] = []
     for place, word in enumerate(typed):
-        if word.startswith("-") and len(word) > 1 and not _is_number(word):
+        # -3 and -inf are values.
+        if re.match(r"--|-[ch]\b", word):
             key, given, value = word.lstrip("-").partition("=")
             following = typed[place + 1] if place + 1 < len(typed) else None
             found.append((key, value if given else following))
     return found
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _yaml_problem(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""jsonargparse's messages, put into one line of the user's own terms: key, value found, what to write."""
+"""jsonargparse's messages in one line: what is wrong with a key or a value, and what to write; others as they are."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -8,19 +8,15 @@ from lightsae.errors import did_you_mean
 
 # Stands before and after what the parser of a class says of a setting, inside what the parser of the command says.
 SETTING = "\N{SECTION SIGN}"
-_LONGEST_VALUE = 80
-MANY = 10
-IMPORT_PATH = " Write its name, or its import path."
+_LONGEST_VALUE, _LONGEST_LINE = 80, 400
+_MANY = 10
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true, false",
     "str": "text",
     "list": "a list",
-    "Sequence": "a list",
-    "Iterable": "a list",
     "dict": "`name: value` pairs",
-    "Mapping": "`name: value` pairs",
     "NoneType": "null",
 }
 
@@ -44,30 +40,6 @@ def in_short(message: str, keys: Collection[str], classes: Mapping[str, list[str
     return _one_line(message) if words is None else words
 
 
-def _words(message: str, keys: Collection[str], classes: Mapping[str, list[str]], owner: str) -> str | None:
-    unknown = re.search(r"(?:does not accept option|Option) '([^']+)'|unrecognized arguments: (\S+)", message, re.I)
-    if unknown:
-        key = unknown[1] or unknown[2].partition("=")[0]
-        if owner:
-            key = key.lstrip("-")
-            has = f"it has {', '.join(keys)}" if keys else "it has none"
-            return f"{key}: {owner} has no such setting; {has}.{did_you_mean(key, keys)}"
-        if unknown[1]:
-            return f"{key} is not a setting.{_near_key(key, keys)}"
-        if not key.startswith("-"):
-            return f"{key!r} stands where an option is expected; options are written --key value."
-        return f"{key} is not an option.{_near_key(key.lstrip('-'), keys, '--')}"
-    if missing := re.match(r"the following arguments are required: ([^,]+)", message):
-        # The command's own name comes first: fit.model.lr.
-        key = re.sub(r"^(fit|validate)\.", "", missing[1])
-        return f"{key} is missing; {owner} needs it." if owner else f"{key} is missing."
-    if bare := re.match(r"argument (\S+): expected", message):
-        return f"{bare[1].rpartition('/')[2]} stands without a value; write one after it."
-    if of_key := re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL):
-        return _of_key(of_key[1], of_key[2], classes)
-    return None
-
-
 def names_of_classes(hint: Any) -> list[str]:
     """Return the names of the known subclasses of every class in a type hint."""
     if isinstance(hint, type) and not get_args(hint):
@@ -79,64 +51,72 @@ def names_of_classes(hint: Any) -> list[str]:
     return list(dict.fromkeys(name for part in inner for name in names_of_classes(part)))
 
 
-def _of_key(key: str, problem: str, classes: Mapping[str, list[str]]) -> str:
-    """Word a problem with the value of a key that exists."""
-    if SETTING in problem:
-        words = problem.split(SETTING)[1]
-        if "SparseAutoencoder" not in words:
-            return f"{key}.{words}"
-        name = re.split(r"[\s:]", words)[0]
-        return (
-            f"{key}: {name} is set, but no variant is chosen; write --{key} TopK before it "
-            "(in a file: class_path: TopK, and the settings under init_args)."
-        )
-    if file := re.match(r"Unable to load config '(.*?)'", problem):
-        return f"{key} is {file[1]!r}, and there is no such file; write settings as --{key}.NAME VALUE."
-    wrong_class = re.search(r"import path string: (\S+)|Import path (\S+) does not|'([^']+)' to be a subclass", problem)
-    if wrong_class and key in classes:
-        name, known = next(filter(None, wrong_class.groups())), classes[key]
-        listing = f" Known: {', '.join(known)}." if len(known) <= MANY else ""
-        near = did_you_mean(name, known)
-        return f"{key} is {name!r}, which is not known.{near}{listing}{'' if near or listing else IMPORT_PATH}"
+def _words(message: str, keys: Collection[str], classes: Mapping[str, list[str]], owner: str) -> str | None:
+    unknown = re.search(
+        r"(?:does not accept option|Option) '([^']+)'|unrecognized arguments: --([^\s=]+)", message, re.I
+    )
+    if unknown:
+        key, dashes = unknown[1] or unknown[2], "" if unknown[1] else "--"
+        if owner == "SparseAutoencoder":
+            return f"{key} is set, but no variant is chosen before it; write --model.sae TopK (class_path: TopK) first."
+        if owner:
+            has = f"it has {', '.join(keys)}" if keys else "it has none"
+            return f"{key}: {owner} has no such setting; {has}.{did_you_mean(key, keys)}"
+        return f"{dashes}{key} is not {'an option' if dashes else 'a setting'}.{_near_key(key, keys, dashes)}"
+    if missing := re.match(r"the following arguments are required: ([^,]+)", message):
+        # The command's own name comes first: fit.model.lr.
+        key = re.sub(r"^(fit|validate)\.", "", missing[1])
+        return f"{key} is missing{f'; {owner} needs it' if owner else ''}."
+    if of_key := re.match(r'Parser key "([^"]+)":?\s*(.*)', message, re.DOTALL):
+        key, problem = of_key.groups()
+        if SETTING in problem:
+            return f"{key}.{problem.split(SETTING)[1]}"
+        return _wrong_class(key, problem, classes) or _wrong_value(key, problem) or f"{key}: {_one_line(problem)}"
+    return None
+
+
+def _wrong_class(key: str, problem: str, classes: Mapping[str, list[str]]) -> str | None:
+    wrong = re.search(r"import path string: (\S+)|Import path (\S+) does not", problem)
+    if not wrong or key not in classes:
+        return None
+    name, known = wrong[1] or wrong[2], classes[key]
+    near = did_you_mean(name, known)
+    # Of many, the known ones would be a page.
+    listing = f" Known: {', '.join(known)}." if len(known) <= _MANY else ""
+    return f"{key} is {name!r}, which is not known.{near}{listing or ('' if near else ' Write its import path.')}"
+
+
+def _wrong_value(key: str, problem: str) -> str | None:
     values = re.findall(r"(?:Given value|Got value): (.*)", problem)
-    value = values[-1] if values else ""
-    if nested := re.match(r"NestedArg\(key='([^']+)', val=(.*)\)$", value):
-        key, value = f"{key}.{nested[1]}", nested[2]
-    expected = _expected(problem, part=bool(nested))
-    if not expected or not values:
-        return f"{key}: {_one_line(problem)}"
+    kinds = re.findall(r"Expected (?:an? )?(?:typing\.)?(?:Literal\[(.+?)\](?:\.|\n|$)|<class '(\w+)'>)", problem)
+    words = dict.fromkeys(word for choices, kind in kinds for word in _expected(choices, kind))
+    if not values or not words:
+        return None
+    value = values[-1]
+    if part := re.match(r"NestedArg\(key='([^']+)', val=(.*)\)$", value):
+        key, value = f"{key}.{part[1]}", part[2]
+        words = {word: None for word in words if word != "null" or len(words) == 1}
     if not re.match(r"""[-+.\d\[{'"]|\w+\(""", value):
         value = repr(value)
     value = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}..."
-    return f"{key} is {value}; write {', '.join(expected[:-1])}{' or ' if expected[1:] else ''}{expected[-1]}."
+    return f"{key} is {value}; write {' or '.join(', '.join(words).rsplit(', ', 1))}."
 
 
-def _expected(problem: str, part: bool) -> list[str]:
-    """Return the kinds of value that would do; null is for the whole of a value, not for a `part` of it."""
-    kinds = r"Expected an? (?:(?:typing\.)?Literal\[(.+?)\](?:\.|\n|$)|<class '(?:[\w.]*\.)?(\w+)'>)"
-    expected: dict[str, None] = {}
-    for choices, kind in re.findall(kinds, problem):
-        words = choices.replace("'", "") if choices else _TYPES.get(kind, "")
-        expected |= dict.fromkeys(words.split(", ") if words else [])
-    if "a number" in expected:
-        expected.pop("a whole number", None)
-    if part and len(expected) > 1:
-        expected.pop("null", None)
-    return list(expected)
+def _expected(choices: str, kind: str) -> list[str]:
+    return choices.replace("'", "").split(", ") if choices else _TYPES.get(kind, kind).split(", ")
 
 
-def _near_key(wrong: str, keys: Collection[str], before: str = "") -> str:
+def _near_key(wrong: str, keys: Collection[str], dashes: str) -> str:
     """Suggest a key: one of the same section, or else one that is called so elsewhere, or else any that is near."""
-    section, _, name = wrong.rpartition(".")
-    siblings = [key for key in keys if key.rpartition(".")[0] == section]
+    section, dot, name = wrong.rpartition(".")
+    siblings = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section]
+    if near := did_you_mean(name, siblings):
+        return near.replace("mean '", f"mean '{dashes}{section}{dot}")
     alike = [key for key in keys if key.rpartition(".")[2] == name]
-    near = did_you_mean(name, [key.rpartition(".")[2] for key in siblings])
-    near = near.replace("mean '", f"mean '{section}." if section else "mean '")
-    if not near:
-        near = f" Did you mean {alike[0]!r}?" if alike else "" if siblings else did_you_mean(wrong, keys)
-    return near.replace("mean '", f"mean '{before}")
+    near = f" Did you mean {alike[0]!r}?" if alike else "" if siblings else did_you_mean(wrong, keys)
+    return near.replace("mean '", f"mean '{dashes}")
 
 
 def _one_line(message: str) -> str:
     line = " ".join(part.strip(" -") for part in message.splitlines() if part.strip(" -"))
-    return line if len(line) <= 400 else f"{line[:400]}..."
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."

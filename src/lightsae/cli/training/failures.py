@@ -62,8 +62,12 @@ def tidy_end(trainer: Trainer) -> Iterator[None]:
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     is_new = not folder.exists()
     try:
-        with explain_full_disk(folder):
+        try:
             yield
+        except OSError:
+            # A failure to write that nobody nearer has explained.
+            with explain_os_errors(folder):
+                raise
     except SystemExit as end:
         # Lightning ends the process with 1 here, whatever the signal was.
         if not isinstance(end.__context__, Interrupted):
@@ -74,26 +78,12 @@ def tidy_end(trainer: Trainer) -> Iterator[None]:
     except (LightsaeError, MisconfigurationException) as error:
         mistake = error if isinstance(error, LightsaeError) else ConfigError(_line(error))
         if trainer.global_step > 0:
-            mistake.args = (f"{mistake.args[0]} {_what_is_kept(trainer, folder)}",)
+            last = folder / "checkpoints" / "last.ckpt"
+            what = f"; {shown(last)} is kept." if last.is_file() else ", before the first checkpoint."
+            mistake.args = (f"{mistake.args[0]} Stopped after step {trainer.global_step}{what}",)
         elif is_new and trainer.is_global_zero:
             _remove_run(trainer, folder)
         raise mistake from error.__cause__
-
-
-@contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn a failure to write that nobody nearer has explained into a ConfigError that names the folder."""
-    try:
-        yield
-    except OSError:
-        with explain_os_errors(folder):
-            raise
-
-
-def _what_is_kept(trainer: Trainer, folder: Path) -> str:
-    stopped = f"Stopped after step {trainer.global_step}"
-    last = folder / "checkpoints" / "last.ckpt"
-    return f"{stopped}; {shown(last)} is kept." if last.is_file() else f"{stopped}, before the first checkpoint."
 
 
 def _remove_run(trainer: Trainer, folder: Path) -> None:

@@ -34,12 +34,6 @@ _COPIES_ON_DISK = 3 * 2 + 2
 _BESIDES = 1 << 20
 
 
-def check_seed(seed: bool | int) -> None:
-    """Raise where a number is no seed."""
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed_everything is {seed}; write 0 or more, below 2**32.")
-
-
 def check_settings(command: str, config: Any) -> None:
     """Raise where settings contradict each other, or ask for hardware that is not there.
 
@@ -131,10 +125,6 @@ def _check_folder(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ConfigError(
-            f"trainer.default_root_dir: {existing} has {_in_megabytes(free)} free, and the checkpoints and exports of "
-            f"this run need {_in_megabytes(needed)}; free some, or write another folder."
+            f"trainer.default_root_dir: {existing} has {free / 1e6:,.1f} MB free, and the checkpoints and exports of "
+            f"this run need {needed / 1e6:,.1f} MB; free some, or write another folder."
         )
-
-
-def _in_megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

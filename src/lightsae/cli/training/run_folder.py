@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from lightsae.errors import CheckpointError, ConfigError
+from lightsae.errors import CheckpointError
 from lightsae.formats.files import write_atomically
 
 # What tells one run from another; the rest of the configuration is in config.yaml.
@@ -21,8 +21,6 @@ FINAL_FIGURES = ("val/fve", "val/fve_no_sinks", "val/ce_recovered", "val/l0", "v
 def run_of_config(files: Sequence[Path]) -> Path | None:
     """Return the run folder that a config file lies in, if it lies in one."""
     for file in reversed(files):
-        if not file.is_file():
-            raise ConfigError(f"--config is {str(file)!r}, which does not exist.")
         if (file.parent / "checkpoints").is_dir() or file.name.startswith("config.resume"):
             return file.parent
     return files[-1].parent if files and files[-1].name == "config.yaml" else None

@@ -3,11 +3,11 @@
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -29,7 +29,7 @@ from lightsae.cli.settings.parser import Parser
 from lightsae.cli.settings.typed import check_typed_options, config_files
 from lightsae.cli.training.failures import explain_classes, explain_trainer, tidy_end
 from lightsae.cli.training.opening import announce
-from lightsae.cli.training.preflight import check_seed, check_settings, preflight
+from lightsae.cli.training.preflight import check_settings, preflight
 from lightsae.cli.training.report import report
 from lightsae.cli.training.run_folder import SaveRunConfig, find_checkpoint, run_of_config
 from lightsae.errors import ConfigError
@@ -49,6 +49,8 @@ CALLBACKS: dict[str, type] = {
     "language_model_metrics": LanguageModelMetrics,
     "throughput": Throughput,
 }
+# They have no settings, and what they write depends on the run alone.
+_ALWAYS: tuple[Callable[[], Callback], ...] = (TrainingCurves, SweepSummary, ModelDiff, GroundTruth, FinalValidation)
 TRAINER_DEFAULTS = {
     # An endless stream has no epochs; validation is asked for in steps, and comes once more at the end.
     "check_val_every_n_epoch": None,
@@ -60,7 +62,10 @@ TRAINER_DEFAULTS = {
 }
 # What Lightning tells in every run, and advertisements.
 _NO_NEWS = (
-    *("Seed set to", "GPU available: False", "TPU available: False", "Restoring states from"),
+    "Seed set to",
+    "GPU available: False",
+    "TPU available: False",
+    "Restoring states from",
     "\N{ELECTRIC LIGHT BULB} Tip:",
 )
 
@@ -102,7 +107,10 @@ class TrainingCLI(LightningCLI):
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
     def _set_seed(self) -> None:
-        check_seed(self.config[self.subcommand].seed_everything)
+        # Lightning would warn, and take another.
+        seed = self.config[self.subcommand].seed_everything
+        if not 0 <= seed < 2**32:
+            raise ConfigError("seed_everything", seed, "write 0 or more, below 2**32")
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
@@ -113,14 +121,13 @@ class TrainingCLI(LightningCLI):
         check_typed_options(self.typed, config)
         check_settings(str(self.subcommand), config)
         run = run_of_config(config_files(self.typed))
-        asked_for_last = config.ckpt_path == "last"
+        if self.subcommand == "fit" and config.ckpt_path == "last":
+            self.run_folder = run
         config.ckpt_path = find_checkpoint(config.ckpt_path, run)
         if self.subcommand == "validate" and config.ckpt_path is None:
             raise ConfigError(
                 "--ckpt_path is missing; name a checkpoint, or write `last` with --config RUN/config.yaml."
             )
-        if self.subcommand == "fit" and asked_for_last:
-            self.run_folder = run
         self.save_config_kwargs = {"resuming": self.run_folder is not None}
 
     def instantiate_classes(self) -> None:
@@ -136,16 +143,7 @@ class TrainingCLI(LightningCLI):
         bar = [TrainingProgressBar()] if config.enable_progress_bar is not False else []
         with explain_trainer():
             return super().instantiate_trainer(
-                callbacks=[
-                    *(config.callbacks or []),
-                    TrainingCurves(),
-                    SweepSummary(),
-                    ModelDiff(),
-                    GroundTruth(),
-                    FinalValidation(),
-                    *bar,
-                ],
-                **kwargs,
+                callbacks=[*(config.callbacks or []), *(kind() for kind in _ALWAYS), *bar], **kwargs
             )
 
     def _logger(self, root: str | None) -> TensorBoardLogger:
@@ -184,11 +182,6 @@ def run_training(command: str, args: list[str]) -> int:
     return 0
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return not any(text in message for text in _NO_NEWS)
-
-
 def _quiet_third_parties() -> None:
     """Silence warnings that a user of this command can do nothing about, each by name."""
     # Lightning 2.6 calls jsonargparse by names that it will drop.
@@ -206,4 +199,4 @@ def _quiet_third_parties() -> None:
     warnings.filterwarnings("ignore", message=".*`max_epochs` was not set.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(_is_news)
+        logging.getLogger(name).addFilter(lambda record: not any(text in record.getMessage() for text in _NO_NEWS))

@@ -27,7 +27,7 @@ LITERAL = "Parser key \"data.dtype\":\n  Expected a typing.Literal['auto', 'floa
     [
         ("Unrecognized arguments: --data.sight x", "--data.sight is not an option. Did you mean '--data.site'?"),
         ("unrecognized arguments: --max_steps=3", "--max_steps is not an option. Did you mean '--trainer.max_steps'?"),
-        ("unrecognized arguments: x", "'x' stands where an option is expected; options are written --key value."),
+        ("unrecognized arguments: x", "unrecognized arguments: x"),
         (
             "Subcommand 'fit' does not accept option 'data.batch_token'",
             "data.batch_token is not a setting. Did you mean 'data.batch_tokens'?",
@@ -35,7 +35,7 @@ LITERAL = "Parser key \"data.dtype\":\n  Expected a typing.Literal['auto', 'floa
         ("Subcommand 'fit' does not accept option 'zzz'", "zzz is not a setting."),
         (
             "argument -c/--config: expected one argument",
-            "--config stands without a value; write one after it.",
+            "argument -c/--config: expected one argument",
         ),
         ("the following arguments are required: fit.data.site", "data.site is missing."),
         (UNION, "data.seed is 'x'; write a whole number or null."),
@@ -50,7 +50,7 @@ LITERAL = "Parser key \"data.dtype\":\n  Expected a typing.Literal['auto', 'floa
         ),
         (
             'Parser key "trainer.callbacks":\n  Expected a dot import path string: Zzz',
-            "trainer.callbacks is 'Zzz', which is not known. Write its name, or its import path.",
+            "trainer.callbacks is 'Zzz', which is not known. Write its import path.",
         ),
         (
             f'Parser key "model.sae":\n  - {SETTING}k is missing; TopK needs it.{SETTING}. Got value: Namespace()',
