@@ -6,11 +6,13 @@ prompts, draw the same numbers: with nothing steered the texts are the same, tok
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from lightsae.errors import ConfigError, ModelError, arg
@@ -109,7 +111,7 @@ def generate_samples(
     with progress.stage("generate", len(owners)) as done, torch.random.fork_rng(devices=devices):
         for batch, start in enumerate(range(0, len(owners), rows_at_once)):
             part = owners[start : start + rows_at_once]
-            tokens, mask = _padded([ids[owner] for owner in part], settings.pad_token_id, inner.device)
+            tokens, mask = padded([ids[owner] for owner in part], settings.pad_token_id, inner.device)
             torch.manual_seed(keyed_generator(seed, "generate", batch).initial_seed())
             rows = inner.generate(tokens, attention_mask=mask, generation_config=settings)[:, tokens.shape[1] :]
             for owner, row in zip(part, rows.tolist(), strict=True):
@@ -117,6 +119,15 @@ def generate_samples(
             done(start + len(part))
     texts = [[tokenizer.decode(row, skip_special_tokens=True) for row in rows] for rows in made]
     return Samples(ids, texts, made)
+
+
+def padded(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device, side: str = "left"
+) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+    """Return rows of tokens, padded on one side, and what is real of them: 1, else 0."""
+    tokens = [torch.tensor(row, dtype=torch.long) for row in rows]
+    fill = partial(pad_sequence, batch_first=True, padding_side=side)
+    return fill(tokens, padding_value=pad).to(device), fill([torch.ones_like(row) for row in tokens]).to(device)
 
 
 def encode_prompts(model: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
@@ -182,14 +193,6 @@ def _settings(inner: Any, tokenizer: Any, sampling: Sampling) -> GenerationConfi
         use_cache=True,
         **drawn,
     )
-
-
-def _padded(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
-    """Return rows of tokens, padded on the left, and what is real of them."""
-    longest = max(map(len, rows))
-    tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    return tokens, mask
 
 
 def _until_end(row: list[int], end: int | list[int] | None) -> list[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from lightsae.analysis.labels.llm.judge import Judge
@@ -87,10 +88,7 @@ class Rated:
 
     def values(self, rating: str) -> NDArray[np.float64]:
         """Return a rating's mean over the rated texts of each prompt, (n,); NaN if none was rated."""
-        grades = self.grades[rating]
-        known = ~np.isnan(grades)
-        sums, counts = np.where(known, grades, 0.0).sum(1), known.sum(1)
-        means: NDArray[np.float64] = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+        means: NDArray[np.float64] = pd.DataFrame(self.grades[rating]).mean(axis=1).to_numpy()
         return means
 
     def interval(self, rating: str) -> Interval | None:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightsae.lm import LanguageModel
+from lightsae.lm.generate import padded
 from lightsae.lm.hooks import hooked
 
 
@@ -60,15 +61,14 @@ def read(
     Args:
         model: With its head.
         prompts: (n,) token ids, none empty.
-        texts: (n,) token ids.
+        texts: (n,) token ids, not all of them empty.
         pad: Any token; it is masked.
     """
     device = model.device
-    before = max(map(len, prompts))
-    length = max(1, max(map(len, texts)))
-    opened = torch.tensor([[pad] * (before - len(p)) + list(p) for p in prompts], device=device)
-    tokens = torch.tensor([list(t) + [pad] * (length - len(t)) for t in texts], device=device)
-    mask = torch.tensor([[0] * (before - len(p)) + [1] * (len(p) + length) for p in prompts], device=device)
+    opened, real = padded(prompts, pad, device)
+    tokens, there = padded(texts, pad, device, side="right")
+    before, length = opened.shape[1], tokens.shape[1]
+    mask = torch.cat([real, torch.ones_like(tokens)], 1)
     places = (mask.cumsum(1) - 1).clamp(min=0)
     # Some models work positions out from the mask, and take none.
     takes = "position_ids" in inspect.signature(model.model.forward).parameters
@@ -88,8 +88,7 @@ def read(
             **placed(slice(before, -1)),
         )
         logits.append(rest.logits)
-    there = torch.arange(length, device=device) < torch.tensor([len(t) for t in texts], device=device)[:, None]
-    return Reading(torch.cat(logits, 1).float().log_softmax(-1), tokens, there)
+    return Reading(torch.cat(logits, 1).float().log_softmax(-1), tokens, there.bool())
 
 
 @contextmanager

@@ -10,7 +10,6 @@ Axes: B rows, S positions, F features, D width read.
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -85,5 +84,6 @@ def _jaccard_distance(one: Bool[Tensor, "B S F"], other: Bool[Tensor, "B S F"], 
 
 def _means(values: Tensor, where: Tensor) -> list[float]:
     """Return each row's mean over what counts; rows in which nothing does are left out."""
-    sums, counts = (values * where).sum(1).tolist(), where.sum(1).tolist()
-    return [float(np.float64(total) / count) for total, count in zip(sums, counts, strict=True) if count]
+    sums, counts = (values * where).sum(1).double(), where.sum(1)
+    means: list[float] = (sums / counts)[counts > 0].tolist()
+    return means

@@ -101,26 +101,25 @@ class Plan:
             inside: Which tokens are in scope; None: all.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
-        new, moved, coefficients = x, inside, None
+        new = x
+        touched = []  # by what is not done to every token: the tokens that it is done to
         if self._rows is not None:
             assert latents is not None
             coefficients = self._coefficients(latents).to(wide)
             new = torch.addmm(x.to(wide), coefficients, self._rows.to(wide))
-            if self._constant is None and self._out is None:
-                own = (coefficients != 0).any(1)
-                moved = own if moved is None else moved & own
+            touched.append((coefficients != 0).any(1))
         if self._constant is not None:
             new = new + self._constant.to(wide)
         if self._out is not None:
             new = self._project(new.to(wide), latents)
-            if not self._out_conditions.always and self._constant is None:
+            if not self._out_conditions.always:
                 assert latents is not None
-                own = self._out_conditions.hold(latents).any(1)
-                if coefficients is not None:
-                    own = own | (coefficients != 0).any(1)
-                moved = own if moved is None else moved & own
+                touched.append(self._out_conditions.hold(latents).any(1))
+        scope = [] if inside is None else [inside]
+        if self._constant is None and (self._out is None or not self._out_conditions.always):
+            scope.append(reduce(torch.logical_or, touched))
         new = new.to(x.dtype)
-        return new if moved is None else torch.where(moved[:, None], new, x)
+        return torch.where(reduce(torch.logical_and, scope)[:, None], new, x) if scope else new
 
     def _coefficients(self, latents: Float[Tensor, "T m"]) -> Float[Tensor, "T n"]:
         """Return how much of each direction is written."""

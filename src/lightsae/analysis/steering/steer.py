@@ -222,8 +222,9 @@ def steer(
     sae = saved.sae
     if isinstance(dictionary, str | Path):
         dictionary = FeatureDictionary.open(dictionary)
-    if dictionary is not None:
-        _check_dictionary(dictionary, sae)
+    if dictionary is not None and dictionary.id not in (compared := _belonging.setdefault(sae, set())):
+        dictionary.check_belongs_to(sae)
+        compared.add(dictionary.id)
     conditions = [condition.feature for one in several if (condition := one.condition()) is not None]
     check_feature(sae, max(one for one in (*(one.feature for one in several), *conditions) if one is not None))
     target = choose_site(sae, site)
@@ -235,12 +236,12 @@ def steer(
         check_model(model, target.model, revision if first else None)
     if mean_norm is None:
         mean_norm = mean_norm_of(dictionary, sae, target, saved.provenance)
-    if mean_norm is None and (one := next((one for one in several if _in_norms(one)), None)):
+    if mean_norm is None and (one := next((one for one in several if _needed(one, "norm")), None)):
         raise ConfigError(
             f"{one}: the mean norm at {target.site} is not known; give a feature dictionary, the SAE's "
             "folder or mean_norm=..., or write an amount in unit='latent'."
         )
-    maxima = _maxima(dictionary, sorted({feature for one in several for feature in _in_maxima(one)}))
+    maxima = _maxima(dictionary, sorted({feature for one in several for feature in _needed(one, "max")}))
     steering = Steering(model, several, sae, target, Passes(positions, skip_first), mean_norm, maxima)
     with steering.open():
         yield steering
@@ -252,31 +253,18 @@ def check_feature(sae: SparseAutoencoder, feature: int) -> None:
         raise ConfigError(f"feature {feature} does not exist: the SAE has {sae.d_sae}, from 0.")
 
 
-def _check_dictionary(dictionary: FeatureDictionary, sae: SparseAutoencoder) -> None:
-    compared = _belonging.setdefault(sae, set())
-    if dictionary.id not in compared:
-        dictionary.check_belongs_to(sae)
-        compared.add(dictionary.id)
-
-
 def direction_at(sae: SparseAutoencoder, site: SiteRef, feature: int) -> Float[Tensor, " D"]:
     """Return what one unit of a feature adds at one of the sites that an SAE predicts, in raw units."""
     return Widths.split(sae.direction(feature).detach().float(), sae.widths.predicted)[site].clone()
 
 
-def _in_norms(one: Intervention) -> bool:
-    """Return whether an intervention needs the mean norm."""
-    amount = one.amount()
-    return amount is not None and amount[1] == "norm" and amount[0] != 0
-
-
-def _in_maxima(one: Intervention) -> list[int]:
-    """Return the features whose maximum an intervention needs."""
+def _needed(one: Intervention, unit: str) -> list[int]:
+    """Return the features of which an intervention has an amount, or a threshold, in a unit."""
     amount, condition = one.amount(), one.condition()
-    needed = [one.feature] if amount is not None and amount[1] == "max" and amount[0] != 0 else []
-    if condition is not None and condition.unit == "max" and condition.feature is not None:
-        needed.append(condition.feature)
-    return needed
+    features = [one.feature] if amount is not None and amount[1] == unit and amount[0] != 0 else []
+    if condition is not None and condition.unit == unit and condition.feature is not None:
+        features.append(condition.feature)
+    return features
 
 
 def _maxima(dictionary: FeatureDictionary | None, features: list[int]) -> dict[int, float]:
