@@ -48,15 +48,27 @@ class SweepEntry:
     @property
     def details(self) -> dict[str, str]:
         """What can tell SAEs of one family and site apart: settings and weights by name, in words."""
-        told = dict(_flatten(self.settings))
-        for term, schedule in self.coefficients.items():
-            told |= {term if key == "value" else f"{term}.{key}": _word(value) for key, value in schedule.items()}
-        return told | {"lr": _word(self.lr)}
+        details = _flatten({**self.settings, **self.coefficients, "lr": self.lr})
+        return {name.removesuffix(".value"): f"{x:g}" if isinstance(x, float) else str(x) for name, x in details}
 
 
-def layer_of(site: str) -> int | None:
-    """Return the layer that a site's name tells: the first of its parts, between dots, that is a number."""
-    return next((int(part) for part in site.split(".") if part.isdecimal()), None)
+# A part between dots that is a number. What a colon ends is a model's name, whose number is a version.
+LAYER = re.compile(r"(?:^|\.)(\d+)(?=[. ]|$)")
+
+
+def layer_of(place: str) -> int | None:
+    """Return the first layer that a site's name, or a place made of several, tells.
+
+    >>> [layer_of(place) for place in ("mlp_in.3 + mlp_out.4", "llama-3.2:resid_post.7", "embed")]
+    [3, 7, None]
+    """
+    layer = LAYER.search(place)
+    return int(layer[1]) if layer else None
+
+
+def kind_of(place: str) -> str:
+    """Return a place's name without the numbers of its layers: what can be followed through the layers."""
+    return LAYER.sub("", place)
 
 
 def place_names(entries: Iterable[SweepEntry]) -> dict[str, str]:
@@ -68,16 +80,6 @@ def place_names(entries: Iterable[SweepEntry]) -> dict[str, str]:
         read, predicted = (" + ".join(short[site] for site in sites) for sites in (entry.read, entry.predicted))
         places[entry.name] = read if read == predicted else f"{read} \N{RIGHTWARDS ARROW} {predicted}"
     return places
-
-
-def in_order(place: str) -> tuple[str, int]:
-    """Sort by kind of site, then by layer."""
-    return kind_of(place), next((int(number) for number in re.findall(r"\.(\d+)(?=\.| |$)", place)), -1)
-
-
-def kind_of(place: str) -> str:
-    """Return a place's name without its layer's number: what can be followed through the layers."""
-    return re.sub(r"\.\d+(?=\.|:| |$)", "", place)
 
 
 def point_labels(entries: Sequence[SweepEntry], places: Mapping[str, str]) -> dict[str, str]:
@@ -94,8 +96,8 @@ def point_labels(entries: Sequence[SweepEntry], places: Mapping[str, str]) -> di
 def differing(entries: Sequence[SweepEntry]) -> list[str]:
     """Return the names of those details that are not the same everywhere."""
     details = [entry.details for entry in entries]
-    keys = dict.fromkeys(key for told in details for key in told)
-    return [key for key in keys if len({told.get(key) for told in details}) > 1]
+    keys = dict.fromkeys(key for of_one in details for key in of_one)
+    return [key for key in keys if len({of_one.get(key) for of_one in details}) > 1]
 
 
 def words_for(entry: SweepEntry, keys: Iterable[str]) -> str:
@@ -111,13 +113,9 @@ def grouped(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     return groups
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, _word(value)
-
-
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+            yield prefix + key, value

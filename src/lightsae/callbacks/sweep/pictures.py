@@ -7,6 +7,8 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle, product
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from matplotlib import colormaps, patheffects
@@ -21,7 +23,6 @@ from lightsae.callbacks.sweep.entries import (
     SweepEntry,
     differing,
     grouped,
-    in_order,
     kind_of,
     layer_of,
     place_names,
@@ -66,15 +67,16 @@ def draw_pareto(entries: Sequence[SweepEntry]) -> Figure | None:
     A line joins a family's SAEs of one site; the marker tells the site, a ring that no SAE that predicts
     the same sites is as good with fewer latents, or better with as many.
     """
-    keys = [key for key in QUALITY if _points(entries, "l0", key)]
+    keys = [key for key in QUALITY if _points(entries, key)]
     if not keys:
         return None
     colours, places = _colours(entries), place_names(entries)
-    markers = {place: MARKERS[i % len(MARKERS)] for i, place in enumerate(sorted(set(places.values()), key=in_order))}
+    ordered = sorted(set(places.values()), key=lambda place: (kind_of(place), layer_of(place) or 0, place))
+    markers = dict(zip(ordered, cycle(MARKERS), strict=False))
     figure, panels = _figure(len(keys), 5.6 if len(keys) == 1 else 10.5, 5.2)
     labels = point_labels(entries, places)
     for axes, key in zip(panels, keys, strict=True):
-        points = _points(entries, "l0", key)
+        points = _points(entries, key)
         # Alone at its site, an SAE is the best of one.
         rivals = [group for group in grouped(points, _predicts).values() if len(group) > 1]
         best = {p.entry.name for group in rivals for p in pareto_optimal(group)}
@@ -83,11 +85,9 @@ def draw_pareto(entries: Sequence[SweepEntry]) -> Figure | None:
             colour = colours[line[0].entry.family]
             axes.plot([p.x for p in line], [p.y for p in line], color=colour, linewidth=1.2, alpha=0.6, zorder=2)
             for p in line:
-                rings: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.8}
-                if p.entry.name in best:
-                    rings = {"markeredgecolor": "black", "markeredgewidth": 1.3}
-                marker = markers[places[p.entry.name]]
-                axes.plot(p.x, p.y, marker, color=colour, markersize=7, zorder=3, **rings)
+                edge = ("black", 1.3) if p.entry.name in best else ("white", 0.8)
+                look: dict[str, Any] = {"color": colour, "markeredgecolor": edge[0], "markeredgewidth": edge[1]}
+                axes.plot(p.x, p.y, markers[places[p.entry.name]], markersize=7, zorder=3, **look)
         style_pane(axes, QUALITY[key], "Active latents per token (L0)")
         axes.margins(0.1, 0.12)
         _scale(axes, "x", [p.x for p in points])
@@ -103,10 +103,10 @@ def draw_pareto(entries: Sequence[SweepEntry]) -> Figure | None:
     # Labels are placed last, where everything else is already.
     figure.draw_without_rendering()
     for axes, key in zip(panels, keys, strict=True):
-        shown = points = _points(entries, "l0", key)
+        labelled = points = _points(entries, key)
         if len(points) > MOST_LABELS:
-            shown = [p for group in grouped(points, _predicts).values() for p in pareto_optimal(group)]
-        texts = [(p.x, p.y, labels[p.entry.name], colours[p.entry.family]) for p in shown]
+            labelled = [p for group in grouped(points, _predicts).values() for p in pareto_optimal(group)]
+        texts = [(p.x, p.y, labels[p.entry.name], colours[p.entry.family]) for p in labelled]
         place_labels(axes, texts, [(p.x, p.y) for p in points])
     return figure
 
@@ -204,37 +204,31 @@ def place_labels(
     figure = axes.get_figure(root=True)
     assert figure is not None
     inside, pixel = axes.get_window_extent().frozen(), figure.dpi / 72
-    dots = [_box(x, y, 9 * pixel, 9 * pixel) for x, y in axes.transData.transform(list(points))]
-    taken: list[Bbox] = []
+    taken = [Bbox([xy, xy]).padded(4.5 * pixel) for xy in axes.transData.transform(list(points))]
     directions = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)]
     for x, y, text, colour in labels:
         note = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=8, ha="center", va="center")
         extent = note.get_window_extent()
-        centre, best = axes.transData.transform((x, y)), (math.inf, 0.0, 0.0, extent)
-        for place, (distance, (right, up)) in enumerate((r, d) for r in (6, 13, 22, 32) for d in directions):
+        spots = []
+        for place, (distance, (right, up)) in enumerate(product((6, 13, 22, 32), directions)):
             dx = right * (extent.width / 2 + distance * pixel)
             dy = up * (extent.height / 2 + distance * pixel)
-            box = _box(centre[0] + dx, centre[1] + dy, extent.width + 2 * pixel, extent.height + pixel)
-            covered = sum(_common(box, other) for other in (*taken, *dots))
-            outside = box.width * box.height - _common(box, inside)
-            cost = (covered + outside) / (box.width * box.height) + 0.004 * place
-            if cost < best[0]:
-                best = (cost, dx, dy, box)
-        note.set_position((best[1] / pixel, best[2] / pixel))
+            box = extent.translated(dx, dy).padded(pixel, pixel / 2)
+            area = box.width * box.height
+            covered = sum(_common(box, other) for other in taken) + area - _common(box, inside)
+            spots.append((covered / area + 0.004 * place, dx, dy, box))
+        _, dx, dy, box = min(spots, key=itemgetter(0))
+        note.set_position((dx / pixel, dy / pixel))
         note.set_color((0.7 * colour[0], 0.7 * colour[1], 0.7 * colour[2]))
         note.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
         note.set_in_layout(False)
-        taken.append(best[3])
-
-
-def _box(x: float, y: float, width: float, height: float) -> Bbox:
-    return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
+        taken.append(box)
 
 
 def _common(a: BboxBase, b: BboxBase) -> float:
     """Return the area that two boxes have in common."""
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return float(max(0.0, width) * max(0.0, height))
+    common = Bbox.intersection(a, b)
+    return 0.0 if common is None else float(common.width * common.height)
 
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -274,19 +268,18 @@ def _colours(entries: Sequence[SweepEntry]) -> dict[str, Colour]:
     return {family: colormaps["turbo"](0.05 + 0.9 * i / (len(families) - 1)) for i, family in enumerate(families)}
 
 
-def _points(entries: Iterable[SweepEntry], x: str, y: str) -> list[Point]:
-    found = ((entry.figures.get(x), entry.figures.get(y), entry) for entry in entries)
-    return [Point(a, b, entry) for a, b, entry in found if a is not None and b is not None and b >= LOWEST]
+def _points(entries: Iterable[SweepEntry], key: str) -> list[Point]:
+    figures = ((entry.figures.get("l0"), entry.figures.get(key), entry) for entry in entries)
+    return [Point(x, y, entry) for x, y, entry in figures if x is not None and y is not None and y >= LOWEST]
 
 
 def _below(entries: Iterable[SweepEntry], keys: Iterable[str]) -> list[str]:
     """Return what is to be said of figures that are too low to be drawn."""
-    found = {key: {e.name: y for e in entries if (y := e.figures.get(key)) is not None and y < LOWEST} for key in keys}
-    return [
-        f"Below the picture, {key}: {', '.join(f'{name} {value:.3g}' for name, value in low.items())}."
-        for key, low in found.items()
-        if low
-    ]
+    notes = []
+    for key in keys:
+        low = [f"{e.name} {y:.3g}" for e in entries if (y := e.figures.get(key)) is not None and y < LOWEST]
+        notes += [f"Below the picture, {key}: {', '.join(low)}."] if low else []
+    return notes
 
 
 def _predicts(point: Point) -> tuple[SiteRef, ...]:
