@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lightsae.errors import ConfigError, arg
-from lightsae.formats.native import describe_sae, load_sae, plain
+from lightsae.formats.files import locate
+from lightsae.formats.native import DESCRIPTION, describe_sae, load_sae, plain
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -22,6 +23,7 @@ def check_start(start: str, sae: SparseAutoencoder) -> None:
     """
     if start in (TIED, DATA):
         return
+    locate(start, DESCRIPTION, "start")
     saved = describe_sae(start)
     widths = [sum(site["width"] for site in saved["widths"][side]) for side in ("read", "predicted")]
     settings, mine = saved["settings"], plain(sae.settings)
