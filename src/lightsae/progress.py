@@ -29,9 +29,6 @@ class NullProgress:
         yield lambda done: None
 
 
-Silence = NullProgress
-
-
 class Heartbeat:
     """Calls a function at least every `seconds` while it is open.
 

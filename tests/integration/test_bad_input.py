@@ -245,7 +245,7 @@ model:
     "a mechanism missing": says(
         "model.sae.mechanism is missing", options="--model.sae Matryoshka --model.sae.d_sae 24", without=SAE
     ),
-    "a start that is no folder": says("'none'", "does not exist", options="--model.start none"),
+    "a start that is no folder": says("model.start is 'none'", "does not exist", options="--model.start none"),
     "settings of a world that is not asked for": says("data.synthetic", yaml="data: {synthetic: {features: 64}}"),
 }
 CONFIGURATION = {

@@ -41,7 +41,7 @@ def says(command: str, *fragments: str) -> Case:
 INTERPRETING = {
     "nothing": says("interpret", "sae, out is missing", "lightsae interpret --sae DIR --out FOLDER"),
     "no out": says("interpret --sae sae", "out is missing"),
-    "unknown sae": says(f"{INTERPRET} --sae none", "'none' does not exist"),
+    "unknown sae": says(f"{INTERPRET} --sae none", "sae is 'none', which does not exist"),
     "folder of exports": says(f"{INTERPRET} --sae .", "no 'sae.json'", "Did you mean"),
     "sae without a model": says(f"{INTERPRET} --sae no_model", "'no_model'", "without a language model"),
     "out is a file": says(f"{INTERPRET} --out a_file", "out is 'a_file'", "which is a file"),
@@ -80,7 +80,7 @@ PREDICTING = {
     "predict: below a file": says(f"{PREDICT} --out a_file/new.parquet", "Cannot write 'a_file/new.parquet'"),
     "predict: no tokens": says(f"{PREDICT} --tokens 0", "tokens is 0", "1 or more"),
     "predict: unknown split": says(f"{PREDICT} --split test", "split is 'test'", "train or validation"),
-    "predict: unknown sae": says(f"{PREDICT} --sae none", "'none' does not exist"),
+    "predict: unknown sae": says(f"{PREDICT} --sae none", "sae is 'none', which does not exist"),
 }
 LABELLING = {
     "label: nothing": says("label", "folder is missing"),

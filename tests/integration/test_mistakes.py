@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lightsae import ActivationDataModule, SAEModule, load_sae
+from lightsae import ActivationDataModule, SAEModule
 from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.analysis.drift.compare import DriftThresholds
 from lightsae.analysis.interpret.run import InterpretSettings
-from lightsae.analysis.reading.loaded_sae import TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.callbacks import DeadLatentResampling, ExportSAE, Throughput
 from lightsae.errors import LightsaeError
 from lightsae.lm.generate import Sampling
@@ -221,7 +221,9 @@ MISTAKES = {
     "dead after nothing": Mistake(
         "[model.]dead_after is 0; it counts tokens, so write 1 or more.", module(dead_after=0), "--model.dead_after 0"
     ),
-    "a start that is nowhere": Mistake("The folder 'none' does not exist.", module(start="none"), "--model.start none"),
+    "a start that is nowhere": Mistake(
+        "[model.]start is 'none', which does not exist.", module(start="none"), "--model.start none"
+    ),
     "k of an entry": Mistake(
         "[model.]saes.a.sae.k is 64; it must lie in 1..d_sae (24).",
         module(saes={"a": Entry(top_k(d_sae=24, k=64))}),
@@ -292,7 +294,9 @@ MISTAKES = {
         "steps is 0; write 1 or more.", lambda _: Superposition(steps=0), "superpose --steps 0"
     ),
     "an SAE that is nowhere": Mistake(
-        "The folder 'none' does not exist.", lambda _: load_sae("none"), "predict --sae none --out y.parquet"
+        "sae is 'none', which does not exist.",
+        lambda _: LoadedSAE.load("none", TextSettings()),
+        "predict --sae none --out y.parquet",
     ),
 }
 

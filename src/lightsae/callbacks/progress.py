@@ -39,6 +39,7 @@ class TrainingProgressBar(TQDMProgressBar):
         self._began = self._drawn = 0.0
         self._validation_began: float | None = None
         self._validated = self._tenths = 0
+        self._all_read = False
         self._figures: dict[str, str] = {}
         self._heartbeat: Heartbeat | None = None
         self._module: SAEModule | None = None
@@ -114,7 +115,7 @@ class TrainingProgressBar(TQDMProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
-        self._validated, self._validation_began = 0, self._clock()
+        self._validated, self._all_read, self._validation_began = 0, False, self._clock()
 
     def on_validation_batch_start(self, *hook: Any, **named: Any) -> None:
         super().on_validation_batch_start(*hook, **named)
@@ -203,7 +204,12 @@ class TrainingProgressBar(TQDMProgressBar):
         total = self.total_val_batches_current_dataloader if batches else float("inf")
         if total == float("inf"):
             return [f"validation, batch {batches:,}"]
-        seconds = (self._clock() - self._validation_began) / batches * (total - batches)
+        elapsed = self._clock() - self._validation_began
+        if batches == total and self._all_read:
+            # It has been said once; what other callbacks measure after the last batch may take as long as the batches.
+            return [f"validation, all {batches:,} batches read", f"{Tqdm.format_interval(elapsed)} so far"]
+        self._all_read = batches == total
+        seconds = elapsed / batches * (total - batches)
         return [f"validation, batch {batches:,} of {total:,}", f"{Tqdm.format_interval(seconds)} left"]
 
     def _end_lines(self) -> None:

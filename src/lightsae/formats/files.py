@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightsae.errors import ConfigError, FormatError, did_you_mean
+from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
 
 _MEANING = {
     errno.ENOSPC: "no space is left on the disk; free some, or choose another folder.",
@@ -126,12 +126,13 @@ def find_folder(folder: str | Path) -> Path | None:
     return next((path for path in (Path(folder), _set_aside(folder)) if path.is_dir()), None)
 
 
-def locate(folder: str | Path, holds: str) -> Path:
+def locate(folder: str | Path, holds: str, argument: str = "") -> Path:
     """Return where the contents of `folder` are, as `find_folder`, or say which folder was probably meant.
 
     Args:
         folder: As the user wrote it.
         holds: The file that such a folder has, for the message.
+        argument: What the caller calls the folder, for the message.
 
     Raises:
         FormatError: There is no such folder.
@@ -143,7 +144,8 @@ def locate(folder: str | Path, holds: str) -> Path:
     if path.exists():
         raise FormatError(f"{str(folder)!r} is a file; name the folder that holds {holds!r}.")
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    raise FormatError(f"The folder {str(folder)!r} does not exist.{did_you_mean(path.name, siblings)}")
+    what = f"{arg(argument)} is {str(folder)!r}, which" if argument else f"The folder {str(folder)!r}"
+    raise FormatError(f"{what} does not exist.{did_you_mean(path.name, siblings)}")
 
 
 def entries(folder: str | Path, purpose: str) -> list[Path]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from lightsae.errors import ConfigError, arg
+from lightsae.formats.files import locate
+from lightsae.formats.native import DESCRIPTION
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -23,6 +25,7 @@ def check_start(start: str, sae: SparseAutoencoder) -> None:
     """
     if start in (TIED, DATA):
         return
+    locate(start, DESCRIPTION, "start")
     stored, configured = _kind_of_weights(SavedSAE.open(start)), _kind_of_weights(SavedSAE.of(sae))
     for name, value in configured.items():
         if stored[name] != value:

@@ -32,7 +32,7 @@ F, BATCH = 24, 64
 DEAD = [2, 3, 11, 17]
 
 
-class Silence(Callback):
+class NullProgress(Callback):
     """After two steps some latents fall far too low to fire: they have moments by then."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -76,7 +76,9 @@ def train(activation_file: Callable[..., str], quiet: dict[str, Any]) -> Callabl
         module = SAEModule(sae, coefficients={}, lr=0.01, dead_after=dead_after)
         data = ActivationDataModule(activations=activation_file(rows), batch_tokens=BATCH, buffer_tokens=512, seed=seed)
         trainer = Trainer(
-            **(quiet | trainer_options), max_steps=steps, callbacks=[Silence(), *callbacks, before, resampling, after]
+            **(quiet | trainer_options),
+            max_steps=steps,
+            callbacks=[NullProgress(), *callbacks, before, resampling, after],
         )
         trainer.fit(module, data)
         return before, after, trainer

@@ -274,7 +274,7 @@ def test_other_settings_may_differ(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start", "said"),
-    [("tide", r"'tide' does not exist"), ("datum", "does not exist"), ("empty", "has no 'sae.json'")],
+    [("tide", r"start is 'tide', which does not exist"), ("datum", "does not exist"), ("empty", "has no 'sae.json'")],
 )
 def test_a_start_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, said: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,8 @@ from lightsae.activations.settings import DataSettings, described
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.errors import ConfigError, ModelError, arg, under
+from lightsae.formats.files import locate
+from lightsae.formats.native import DESCRIPTION
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -104,6 +106,7 @@ class LoadedSAE:
             ModelError: A language model cannot be had, or is not the one that the SAE reads.
             SiteError: It has no such site.
         """
+        locate(folder, DESCRIPTION, "sae")
         saved = SavedSAE.open(folder, settings.device)
         trained, widths = saved.provenance, saved.sae.widths.read | saved.sae.widths.predicted
         names = list(dict.fromkeys(site.model for site in widths))

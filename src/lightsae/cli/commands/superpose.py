@@ -44,7 +44,7 @@ def run_superpose(settings: Superposition, out: str | None = None) -> None:
         solutions = train(settings, done)
     folder = Path(out) if out else _next_folder()
     _write(folder, settings, solutions)
-    rows = table("sparsity", "loss", "features represented", "dimensions a feature", words=())
+    rows = table("sparsity", "loss", "features represented", "dimensions per feature", words=())
     for one in solutions:
         represented = f"{one.represented} of {len(one.norms)}"
         rows.add_row(f"{one.sparsity:g}", f"{one.loss:.4f}", represented, f"{one.dimensions_per_feature:.2f}")

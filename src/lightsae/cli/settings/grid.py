@@ -34,7 +34,7 @@ def expand_grid(settings: Any) -> Any:
     for family, entry in grid.items():
         for name, one in _combinations(str(family), entry):
             if name in saes:
-                raise ConfigError(f"model.grid.{family}: two dictionaries would be called {name!r}; rename one.")
+                raise ConfigError(f"model.grid.{family}: two SAEs would be called {name!r}; rename one.")
             saes[name] = one
     rest = {key: value for key, value in model.items() if key != "grid"}
     return settings | {"model": rest | {"saes": saes}}

@@ -25,7 +25,7 @@ _MEANINGS = {
     "val/relative_reconstruction_bias": "1 is unbiased, below 1 shrunk",
     "val/ce_recovered": "of what zero ablation costs",
     "val/ce_recovered_mean": "of what mean ablation costs",
-    "val/kl": "nats a token, spliced against clean",
+    "val/kl": "nats per token, spliced against clean",
     "val/share_shared": "of the living latents, shared by all sites",
     "val/truth/recovered": "true features found (cosine > 0.9)",
     "val/truth/mcc": "mean cosine with the matched features",
@@ -123,7 +123,7 @@ def _where_next(out: Console, folder: Path, command: str, several: bool) -> None
     sae = "sae/NAME" if several else "sae"
     if command == "fit":
         rows += [
-            ("dictionaries" if several else "dictionary", f'{run}/{sae}/   lightsae.load_sae("{run}/{sae}")'),
+            ("SAEs" if several else "SAE", f'{run}/{sae}/   lightsae.load_sae("{run}/{sae}")'),
             ("curves", f"{run}/training_curves.png   tensorboard --logdir {shown(folder.parent)}"),
             ("go on", f"lightsae fit --config {run}/config.yaml --ckpt_path last"),
             ("measure", f"lightsae validate --config {run}/config.yaml --ckpt_path last"),

@@ -10,7 +10,7 @@ from lightsae.analysis.contexts import statistics as contexts
 from lightsae.analysis.contexts import token_counts as pairs
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
-from lightsae.progress import Silence
+from lightsae.progress import NullProgress
 
 SETTINGS = ContextSettings(top=4, sampled=5, near_misses=3, seed=2)
 
@@ -26,7 +26,7 @@ def empty(text: Planted) -> dict[str, ContextStatistics]:
 def gather(text: Planted, target: Path, rows_at_once: int = 2, fails_at: int = -1) -> dict[str, ContextStatistics]:
     found = empty(text)
     reader = text.reader(rows_at_once, fails_at)
-    gather_contexts(found, reader, text.rows, SavedPass(target, {"seed": 2}), Silence())
+    gather_contexts(found, reader, text.rows, SavedPass(target, {"seed": 2}), NullProgress())
     return found
 
 
@@ -76,7 +76,7 @@ def test_a_finished_pass_is_not_read_again_and_other_questions_have_another_stat
 def test_progress_is_told_in_tokens(tmp_path: Path) -> None:
     text, told = planted(), []
 
-    class Listener(Silence):
+    class Listener(NullProgress):
         def stage(self, name, total):  # type: ignore[no-untyped-def]
             told.append((name, total))
             return _Telling(told)
@@ -133,7 +133,7 @@ def test_a_source_without_near_misses_and_none_asked_for(tmp_path: Path) -> None
     source = text.source
     source.nearly = lambda activations: None  # type: ignore[method-assign]
     found = ContextStatistics(source, text.vocabulary, text.rows.tokens.size, SETTINGS, together=False)
-    gather_contexts({"x": found}, text.reader(2), text.rows, SavedPass(tmp_path / "d", {}), Silence())
+    gather_contexts({"x": found}, text.reader(2), text.rows, SavedPass(tmp_path / "d", {}), NullProgress())
     assert not found.near_misses.windows().there.any()
     assert found.moments.fires.any()
 

@@ -24,7 +24,7 @@ from lightsae.analysis.labels.scoring import Scores
 from lightsae.analysis.labels.stage import OfflineLabels
 from lightsae.analysis.reading.firing_lists import FiringLists
 from lightsae.analysis.reading.firings import AFTER, BEFORE
-from lightsae.progress import Silence
+from lightsae.progress import NullProgress
 
 F = 6  # the last one is dead
 VOCABULARY = [f"<{i}>" for i in range(11)]
@@ -40,7 +40,7 @@ def text() -> Planted:
 def found(text: Planted, tmp_path_factory: pytest.TempPathFactory) -> ContextStatistics:
     statistics = ContextStatistics(text.source, text.vocabulary, text.rows.tokens.size, SETTINGS, together=True)
     saved = SavedPass(tmp_path_factory.mktemp("pass") / "d", {})
-    gather_contexts({"features": statistics}, text.reader(3), text.rows, saved, Silence())
+    gather_contexts({"features": statistics}, text.reader(3), text.rows, saved, NullProgress())
     return statistics
 
 
@@ -242,7 +242,7 @@ def test_effects_come_to_their_columns(found: ContextStatistics) -> None:
 
 def test_without_any_edges_there_is_an_empty_table(text: Planted, tmp_path: Path) -> None:
     alone = ContextStatistics(text.source, text.vocabulary, text.rows.tokens.size, SETTINGS, together=False)
-    gather_contexts({"features": alone}, text.reader(3), text.rows, SavedPass(tmp_path / "d", {}), Silence())
+    gather_contexts({"features": alone}, text.reader(3), text.rows, SavedPass(tmp_path / "d", {}), NullProgress())
     edges = make_tables(alone, some_effects(), labels(), VOCABULARY)["edges"]
     assert len(edges) == 0
     assert edges.schema.equals(TABLES["edges"])

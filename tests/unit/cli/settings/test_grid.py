@@ -55,7 +55,7 @@ def test_anything_else_is_left_alone(settings: Any) -> None:
         ([1], "entries by name"),
         ({"a": 3}, "entries by name"),
         ({"a": {"lr": []}}, r"model\.grid\.a\.lr is an empty list"),
-        ({"a": {"x": ["u v", "u_v"]}}, "two dictionaries would be called 'a_u_v'"),
+        ({"a": {"x": ["u v", "u_v"]}}, "two SAEs would be called 'a_u_v'"),
     ],
 )
 def test_what_is_no_grid(grid: Any, says: str) -> None:

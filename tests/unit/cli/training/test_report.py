@@ -99,9 +99,9 @@ def test_where_next_names_what_a_sweep_left(printed: Any, tmp_path: Path, monkey
         (run / name).touch()
     lines = printed({"a": FIGURES, "b": FIGURES}, run)
     assert "sweep         runs/version_0/sweep.json, sweep.png" in lines
-    assert 'dictionaries  runs/version_0/sae/NAME/   lightsae.load_sae("runs/version_0/sae/NAME")' in lines
+    assert 'SAEs          runs/version_0/sae/NAME/   lightsae.load_sae("runs/version_0/sae/NAME")' in lines
     lines = printed({"": FIGURES}, run)
-    assert 'dictionary    runs/version_0/sae/   lightsae.load_sae("runs/version_0/sae")' in lines
+    assert 'SAE           runs/version_0/sae/   lightsae.load_sae("runs/version_0/sae")' in lines
     assert not any("sweep" in line for line in lines)
 
 
