@@ -19,7 +19,6 @@ CHROMIUM = next(
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
 HOSTILE = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
-SECONDS = 2.0
 
 
 class Dom(HTMLParser):
@@ -143,15 +142,17 @@ def test_a_page_of_a_feature_shows_its_evidence(browse: Callable[..., Dom], tmp_
     assert "unlabelled" not in searched.text.split("Fires on")[1]
 
 
-def test_thirty_thousand_features_open_in_two_seconds(browse: Callable[..., Dom], tmp_path: Path) -> None:
+def test_thirty_thousand_features_open_nearly_as_soon_as_a_hundred(browse: Callable[..., Dom], tmp_path: Path) -> None:
     # The list loads nothing but the features' columns: the contexts of a few stand for those of all.
     tables, copies = fake_tables(1000), 30
+    write_dashboard(tmp_path / "few", fake_tables(100), fake_manifest(100))
     features = pa.concat_tables([tables["features"]] * copies)
     tables["features"] = features.set_column(0, features.schema.field(0), pa.array(range(1000 * copies), pa.int32()))
-    write_dashboard(tmp_path, tables, fake_manifest(1000 * copies))
-    # No virtual time, which does not count work. The better one of two: the first run also starts the browser.
-    doms = [browse(tmp_path, milliseconds=0) for _ in range(2)]
-    took = [int(dom.ready[1]) for dom in doms if dom.ready]
-    assert took
-    assert min(took) < 1000 * SECONDS
-    assert doms[0].tags.count("a") > 10
+    write_dashboard(tmp_path / "many", tables, fake_manifest(1000 * copies))
+    # No virtual time, which does not count work. The better of two, in turn: other processes may be busy.
+    doms = [browse(tmp_path / name, milliseconds=0) for name in ("few", "many") * 2]
+    few, many = ([int(dom.ready[1]) for dom in doms[first::2] if dom.ready] for first in (0, 1))
+    assert few
+    assert many
+    assert min(many) < 4 * min(few)
+    assert doms[1].tags.count("a") > 10

@@ -225,7 +225,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """NullProgress the bar over tensors and the report on keys, nothing else; downloads keep their bars."""
+    """Silence the bar over tensors and the report on keys, nothing else; downloads keep their bars."""
 
     def is_news(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()

@@ -32,7 +32,7 @@ F, BATCH = 24, 64
 DEAD = [2, 3, 11, 17]
 
 
-class NullProgress(Callback):
+class Silence(Callback):
     """After two steps some latents fall far too low to fire: they have moments by then."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -78,7 +78,7 @@ def train(activation_file: Callable[..., str], quiet: dict[str, Any]) -> Callabl
         trainer = Trainer(
             **(quiet | trainer_options),
             max_steps=steps,
-            callbacks=[NullProgress(), *callbacks, before, resampling, after],
+            callbacks=[Silence(), *callbacks, before, resampling, after],
         )
         trainer.fit(module, data)
         return before, after, trainer

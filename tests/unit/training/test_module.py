@@ -389,7 +389,7 @@ class Keep(Callback):
         return self.folder / f"step={step}.ckpt"
 
 
-class NullProgress(Callback):
+class Silence(Callback):
     """The first nine latents start far too low to fire."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -429,7 +429,7 @@ def test_a_resumed_fit_ends_in_the_same_bits(
 
     def fit(callbacks: list[Callback], **more: Any) -> Fit:
         torch.manual_seed(len(callbacks))  # the global generator must not matter
-        resampling = [NullProgress(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
+        resampling = [Silence(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
         return Fit(
             path, quiet, given["sae"], 26, [Count(), *resampling, *callbacks], model=given["model"],
             gradient_clip_val=1.0, accumulate_grad_batches=accumulate, log_every_n_steps=1, **more,
@@ -599,7 +599,7 @@ def test_what_observes_changes_no_bit(path: str, quiet: dict[str, Any], tmp_path
     given = RESAMPLING if case == "resampling" else AUXK
 
     def fit(*observers: Callback, **options: Any) -> dict[str, Any]:
-        acting = [NullProgress(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
+        acting = [Silence(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
         return Fit(path, quiet, given["sae"], 24, [*observers, *acting], model=given["model"], **options).state
 
     silent = fit()
@@ -664,7 +664,7 @@ class Report(Callback):
 @pytest.mark.parametrize("case", ["resampling", "auxk"])
 def test_two_processes_end_with_the_same_weights(path: str, quiet: dict[str, Any], tmp_path: Path, case: str) -> None:
     given = RESAMPLING if case == "resampling" else AUXK
-    acting = [NullProgress(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
+    acting = [Silence(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
     Fit(
         path, quiet, given["sae"], 24, [*acting, Report(tmp_path)], model=given["model"],
         data={"buffer_tokens": 256}, strategy="ddp_fork", devices=2, plugins=[],

@@ -63,7 +63,7 @@ def test_every_mechanism_and_structure_is_in_the_sweep(tiny_text: Any) -> None:
     assert {ReLU, PlainTopK, BatchTopK, Matryoshka, Transcoder, Crosscoder} <= {type(sae) for sae in built}
 
 
-class NullProgress(Callback):
+class Silence(Callback):
     """Some latents of each dictionary start far too low to fire: something for resampling and for AuxK."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,7 +106,7 @@ def fit(tiny_text: Any, quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
         saes: dict[str, Entry], *callbacks: Callback, ckpt_path: Path | None = None, **options: Any
     ) -> tuple[SAEModule, Trainer]:
         torch.manual_seed(len(saes) + len(callbacks))  # the global generator must not matter
-        acting = [NullProgress(), DeadLatentResampling(RESAMPLED, at_most=3)]
+        acting = [Silence(), DeadLatentResampling(RESAMPLED, at_most=3)]
         module = SAEModule(saes=saes, lr=0.01, dead_after=64, coefficients={"mse": 2.0})
         trainer = Trainer(
             **(quiet | {"max_steps": STEPS, "gradient_clip_val": 0.1} | options),
@@ -173,7 +173,7 @@ def test_the_short_form_is_an_entry_alone(fit: Fit, tiny_text: Any, quiet: dict[
     module = SAEModule(batch_topk, lr=0.01, dead_after=64, coefficients={"mse": 2.0})
     alone = Trainer(
         **quiet, max_steps=STEPS, gradient_clip_val=0.1,
-        callbacks=[NullProgress(), DeadLatentResampling(RESAMPLED, at_most=3)],
+        callbacks=[Silence(), DeadLatentResampling(RESAMPLED, at_most=3)],
     )  # fmt: skip
     alone.fit(module, ActivationDataModule(**settings(tiny_text), site=ACT))
     assert not differing(end_of(together, trainer, "batch_topk"), end_of(module, alone, "sae"))

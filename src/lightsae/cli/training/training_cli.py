@@ -183,7 +183,7 @@ def run_training(command: str, args: list[str]) -> int:
 
 
 def _quiet_third_parties() -> None:
-    """NullProgress warnings that a user of this command can do nothing about, each by name."""
+    """Silence warnings that a user of this command can do nothing about, each by name."""
     # Lightning 2.6 calls jsonargparse by names that it will drop.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # Lightning 2.6 calls a function that torch 2.13 deprecates.

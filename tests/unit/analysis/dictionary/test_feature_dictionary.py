@@ -2,7 +2,9 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -204,13 +206,26 @@ def test_it_belongs_to_one_sae_alone(tmp_path: Path) -> None:
             dictionary.check_belongs_to(other)
 
 
+def processor_seconds(action: Callable[[], Any]) -> float:
+    """Return the least processor time of three runs: other processes may be busy."""
+    times = []
+    for _ in range(3):
+        before = time.process_time()
+        action()
+        times.append(time.process_time() - before)
+    return min(times)
+
+
 def test_thirty_thousand_features_answer_quickly(tmp_path: Path) -> None:
     write_dictionary(tmp_path / "d", fake_tables(30_000), fake_manifest(30_000))
-    started = time.perf_counter()
+    # What it costs to read every table once: a search of everything may cost some of these, a look-up none.
+    reading = processor_seconds(
+        lambda: [pq.read_table(file).to_pandas() for file in (tmp_path / "d").glob("*.parquet")]
+    )
     dictionary = FeatureDictionary.open(tmp_path / "d")
-    opened = time.perf_counter()
+    assert processor_seconds(lambda: FeatureDictionary.open(tmp_path / "d")) < reading / 2
     # Found nowhere: every place is read to its end.
     assert dictionary.search("nowhere to be found").num_rows == 0
-    searched = time.perf_counter()
+    assert processor_seconds(lambda: dictionary.search("nowhere to be found")) < 1.5 * reading
     assert len(dictionary.feature(29_000).contexts) == 5
-    assert max(opened - started, searched - opened, time.perf_counter() - searched) < 1.0
+    assert processor_seconds(lambda: dictionary.feature(29_000).contexts) < reading / 4
