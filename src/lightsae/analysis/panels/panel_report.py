@@ -58,7 +58,9 @@ def write_panel(folder: Path, tested: Sequence[Tested], report: Mapping[str, Any
 def draw_panel(tested: Sequence[Tested]) -> Figure:
     """Return the figure: what each feature moves, beside a random direction, and what it costs."""
     ordered = sorted(tested, key=_target_gain)
-    names = [f"{one.sweep.concept.feature}  {_short(one.sweep.concept.label, 34)}" for one in ordered]
+    names = [
+        f"{one.sweep.concept.feature}  {shortened(one.sweep.concept.label or 'unlabelled', 34)}" for one in ordered
+    ]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.4 + 0.26 * len(ordered)), layout="constrained")
         panes = figure.subplots(1, 3, sharey=True, width_ratios=(2, 2, 1.4))
@@ -135,7 +137,7 @@ def _markdown(tested: Sequence[Tested], report: Mapping[str, Any]) -> str:
         sweep = one.sweep
         cells = [
             str(sweep.concept.feature),
-            _cell(_short(sweep.concept.label, 60)),
+            _label(one, 60),
             one.verdict + (f": {'; '.join(one.reasons)}" if one.reasons else ""),
             f"{sweep.taken:g} {sweep.settings.unit}",
             *(f"{_gain(one, FEATURE, name)} ({_gain(one, RANDOM, name)})" for name in ("target", "concept", "follows")),
@@ -145,7 +147,7 @@ def _markdown(tested: Sequence[Tested], report: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## One text each", ""]
     for one in tested:
-        lines.append(f"**{one.sweep.concept.feature}** {_cell(_short(one.sweep.concept.label, 100))}")
+        lines.append(f"**{one.sweep.concept.feature}** {_label(one, 100)}")
         lines.append("")
         lines += [_example(one, arm) for arm in (NONE, FEATURE, SHUFFLED, PROMPT) if one.sweep.at(arm)]
         lines.append("")
@@ -156,7 +158,7 @@ def _example(one: Tested, arm: Arm) -> str:
     measured = one.sweep.at(arm)
     assert measured is not None
     text = json.dumps(one.sweep.prompts[0] + measured.samples.texts[0][0], ensure_ascii=False)
-    return f"- {arm.words}: `{_short(text, _QUOTED).replace('`', chr(39))}`"
+    return f"- {arm.words}: `{shortened(text, _QUOTED).replace('`', chr(39))}`"
 
 
 def _gain(one: Tested, arm: Arm, measure: str) -> str:
@@ -170,9 +172,6 @@ def _percent(share: Mapping[str, Any]) -> str:
     return f"{share['share']:.0%} [{share['low']:.0%}, {share['high']:.0%}] of {share['of']}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _short(text: str | None, most: int) -> str:
-    return shortened(text or "unlabelled", most)
+def _label(one: Tested, most: int) -> str:
+    """Return a feature's label as a cell of a table."""
+    return shortened(one.sweep.concept.label or "unlabelled", most).replace("|", "\\|").replace("\n", " ")
