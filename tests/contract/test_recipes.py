@@ -115,6 +115,6 @@ def test_sweeps_run_shortened(
         args += ["--data.model", str(make_model("llama", 4)), "--data.dataset", str(tiny_corpus)]
     assert run(*args) == 0
     folder = tmp_path / "lightning_logs/version_0"
-    told = {entry["name"] for entry in json.loads((folder / "sweep.json").read_text())["dictionaries"]}
-    assert told == {path.parent.name for path in folder.glob("sae/*/sae.json")}
+    names = {entry["name"] for entry in json.loads((folder / "sweep.json").read_text())["dictionaries"]}
+    assert names == {path.parent.name for path in folder.glob("sae/*/sae.json")}
     assert (folder / "sweep.png").is_file()

@@ -37,8 +37,8 @@ def l0(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 
 
 def test_a_larger_coefficient_leaves_fewer_latents(l0: dict[str, float]) -> None:
-    found = [l0[f"l0_{c}".replace(".", "_")] for c in COEFFICIENTS]
-    assert found[0] > 1.2 * found[1] > 1.2 * 1.2 * found[2], found
+    latents_per_token = [l0[f"l0_{c}".replace(".", "_")] for c in COEFFICIENTS]
+    assert latents_per_token[0] > 1.2 * latents_per_token[1] > 1.2 * 1.2 * latents_per_token[2], latents_per_token
 
 
 def test_a_target_is_hit_within_5_percent(l0: dict[str, float]) -> None:

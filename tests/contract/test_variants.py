@@ -328,18 +328,18 @@ def test_the_loss_reaches_every_parameter_and_leaves_the_usage_alone(
 
 
 def test_gradients_reach_the_input(sae: SparseAutoencoder, x: Tensor) -> None:
-    double, given = sae.double(), x[:4].double().requires_grad_()
+    double, raw = sae.double(), x[:4].double().requires_grad_()
     weights = torch.randn(4, sae.d_out, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    (double(given).x_hat * weights).sum().backward()
+    (double(raw).x_hat * weights).sum().backward()
 
     def value(place: int, by: float) -> Tensor:
-        moved = given.detach().clone()
+        moved = raw.detach().clone()
         moved.view(-1)[place] += by
         return (double(moved).x_hat * weights).sum().detach()
 
-    numeric = torch.stack([(value(i, 1e-6) - value(i, -1e-6)) / 2e-6 for i in range(given.numel())])
-    assert given.grad is not None
-    torch.testing.assert_close(given.grad.view(-1), numeric, rtol=1e-4, atol=1e-4)
+    numeric = torch.stack([(value(i, 1e-6) - value(i, -1e-6)) / 2e-6 for i in range(raw.numel())])
+    assert raw.grad is not None
+    torch.testing.assert_close(raw.grad.view(-1), numeric, rtol=1e-4, atol=1e-4)
 
 
 def test_losses_do_not_depend_on_the_unit_of_the_data(
@@ -349,8 +349,10 @@ def test_losses_do_not_depend_on_the_unit_of_the_data(
     with torch.no_grad():
         other.input_scale.div_(64)
         other.output_scale.div_(64)
-    here, there = sae.loss_terms(y, sae(x), usage), other.loss_terms(y * 64, other(x * 64), usage)
-    assert {name: value.item() for name, value in here.items()} == {name: value.item() for name, value in there.items()}
+    terms, rescaled = sae.loss_terms(y, sae(x), usage), other.loss_terms(y * 64, other(x * 64), usage)
+    assert {name: value.item() for name, value in terms.items()} == {
+        name: value.item() for name, value in rescaled.items()
+    }
 
 
 # -- constraints -----------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Rows:
 class LanguageModelMetrics(SAECallback):
     """Log how much of the language model's prediction survives splicing, in validation. Observes only.
 
-    For each SAE, in nats a token: `val/ce_clean`, `val/ce_spliced` (reconstructions in place of the activations
+    For each SAE, in nats per token: `val/ce_clean`, `val/ce_spliced` (reconstructions in place of the activations
     at the SAE's site, at all positions), `val/ce_zero` and `val/ce_mean` (zeros, or the mean activation, there),
     `val/kl` (clean || spliced); `val/ce_recovered` = (zero - spliced) / (zero - clean), and `val/ce_recovered_mean`
     with the mean ablation. The `..._no_sinks` figures (ce_spliced, ce_zero, ce_recovered, kl) leave the activations of
@@ -54,7 +54,7 @@ class LanguageModelMetrics(SAECallback):
     All are means over the same `val/ce_tokens` predictions: those whose target exists and is no special token. The mean
     activation is that of all tokens of the evaluated rows but the sinks, whose norms would be most of it.
 
-    A validation costs 1 + 2 * SAEs forward passes of the whole model, and the first one 3 more a site: what
+    A validation costs 1 + 2 * SAEs forward passes of the whole model, and the first one 3 more per site: what
     ablation does depends neither on the SAE nor on its training. Without a next-token head (BERT), or with
     activations from files, it says so and logs nothing. Where several models are read, it is `data.model` that is
     spliced and measured, at those sites that lie in it.

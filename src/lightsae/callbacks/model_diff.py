@@ -132,7 +132,7 @@ def draw(relative: Float[Tensor, "F S"], classes: Int[Tensor, " F"], sites: Sequ
 
     Args:
         relative: Each site's share of a latent's decoder norm; at least one latent.
-        classes: Of these latents, as places in `class_names`.
+        classes: Class of each of these latents, as a place in `class_names`.
         sites: What to call the sites.
     """
     figure = Figure(figsize=(7.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))

@@ -149,7 +149,7 @@ class SparseAutoencoder(nn.Module):
             sample: Activations of the same tokens at every site, without attention sinks.
             normalisation: "sqrt_d" makes the mean norm sqrt(width), "unit" the mean squared norm 1, "none" keeps raw
                 units.
-            points: Where given, each latent starts at a data point drawn with it: its decoder row and encoder column
+            points: If given, each latent starts at a data point drawn with it: its decoder row and encoder column
                 point from the median to that token's activation.
 
         Raises:
@@ -294,7 +294,7 @@ class SparseAutoencoder(nn.Module):
 
 
 def _per_column(scales: Tensor, widths: Mapping[SiteRef, int]) -> Tensor:
-    """Spread one factor a site over the site's columns; one site needs no spreading."""
+    """Spread one factor per site over the site's columns; one site needs no spreading."""
     if len(widths) == 1:
         return scales
     return torch.cat([scale.expand(width) for scale, width in zip(scales, widths.values(), strict=True)])

@@ -18,7 +18,7 @@ def geometric_median(x: Float[Tensor, "T D"], *, tol: float = 1e-6, max_iters: i
     """Return the point with the least summed Euclidean distance to the rows of `x`.
 
     Args:
-        x: Activations, one row a token.
+        x: Activations, one row per token.
         tol: Stop when an update moves less than this share of the mean distance.
         max_iters: Cap on updates; each costs O(T * D).
 

@@ -156,7 +156,7 @@ def row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 <<
     """Return <a[token(n)], b[latent(n)]> for every entry n, a chunk at a time: gathered rows stay in the cache."""
     out = a.new_empty(len(pattern.indices))
     if pattern.per_token:
-        # A token's entries lie together: one small matrix product a token, and no copies of `a`.
+        # A token's entries lie together: one small matrix product per token, and no copies of `a`.
         k = pattern.per_token
         rows, indices = max(1, chunk // k), pattern.indices.view(-1, k)
         for start in range(0, len(indices), rows):

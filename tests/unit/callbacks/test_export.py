@@ -29,13 +29,13 @@ def test_provenance_tells_data_tokens_step_config_and_versions(small_run, tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("model: {lr: 0.1}\n")
     run = small_run(ExportSAE(), steps=5)
-    told = describe_sae(run.folder / "sae")["provenance"]
-    assert told["model"] == "toy"
-    assert told["tokens_seen"] == 5 * run.data.batch_tokens
-    assert told["step"] == 5
-    assert told["config"] == "model: {lr: 0.1}\n"
-    assert told["versions"]["torch"] == torch.__version__
-    assert str(tmp_path) not in json.dumps(told)
+    provenance = describe_sae(run.folder / "sae")["provenance"]
+    assert provenance["model"] == "toy"
+    assert provenance["tokens_seen"] == 5 * run.data.batch_tokens
+    assert provenance["step"] == 5
+    assert provenance["config"] == "model: {lr: 0.1}\n"
+    assert provenance["versions"]["torch"] == torch.__version__
+    assert str(tmp_path) not in json.dumps(provenance)
 
 
 def test_every_checkpoint_has_its_export(small_run):

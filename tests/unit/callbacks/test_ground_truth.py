@@ -67,17 +67,17 @@ def figures(trainer: Trainer) -> dict[str, float]:
 
 
 def test_a_perfect_dictionary_scores_one_and_a_random_one_low() -> None:
-    found = figures(run(GroundTruth(), good=perfect, bad=random))
+    scores = figures(run(GroundTruth(), good=perfect, bad=random))
     names = {"mcc", "recovered", "f1", "precision", "recall", "recovered_1e-1", "f1_1e-1"}
-    assert set(found) == {
+    assert set(scores) == {
         *(f"good/val/truth/{name}" for name in names),
         *(f"bad/val/truth/{name}" for name in (*names, "recovered_most_frequent")),
     }
     for name in names:
-        assert found[f"good/val/truth/{name}"] == pytest.approx(1, abs=1e-5)
-    assert found["bad/val/truth/recovered"] == 0
-    assert found["bad/val/truth/mcc"] < 0.8
-    assert found["bad/val/truth/f1"] < 0.8
+        assert scores[f"good/val/truth/{name}"] == pytest.approx(1, abs=1e-5)
+    assert scores["bad/val/truth/recovered"] == 0
+    assert scores["bad/val/truth/mcc"] < 0.8
+    assert scores["bad/val/truth/f1"] < 0.8
 
 
 def test_figures_are_those_over_all_held_out_tokens() -> None:

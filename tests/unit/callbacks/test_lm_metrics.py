@@ -53,8 +53,8 @@ class Rows(LightningDataModule):
         if self.language_model is None:
             captured = {SITE: torch.randn(ROWS, CONTEXT, D)}
         else:
-            found = self.language_model.capture(tokens, [site.site for site in (SITE, MLP, LAST)])
-            captured = {site: found[site.site] for site in (SITE, MLP, LAST)}
+            by_name = self.language_model.capture(tokens, [site.site for site in (SITE, MLP, LAST)])
+            captured = {site: by_name[site.site] for site in (SITE, MLP, LAST)}
             captured[ELSEWHERE] = 3 * captured[SITE]
         x = {site: values.flatten(0, 1) for site, values in captured.items()}
         flat, special = tokens.flatten(), tokens.flatten() < 2
@@ -101,10 +101,10 @@ class Constant(Transcoder):
         return SAEOutput(x, x.new_zeros(len(x), 4), self.value.expand(len(x), D), torch.ones(1))
 
 
-def dictionaries(**given: SparseAutoencoder) -> SAEModule:
-    if given.keys() == {"sae"}:
-        return SAEModule(lambda _: given["sae"])
-    return SAEModule(saes={name: Entry(lambda _, sae=sae: sae) for name, sae in given.items()})
+def dictionaries(**saes: SparseAutoencoder) -> SAEModule:
+    if saes.keys() == {"sae"}:
+        return SAEModule(lambda _: saes["sae"])
+    return SAEModule(saes={name: Entry(lambda _, sae=sae: sae) for name, sae in saes.items()})
 
 
 def a_trainer(callback: LanguageModelMetrics) -> Trainer:
@@ -113,9 +113,9 @@ def a_trainer(callback: LanguageModelMetrics) -> Trainer:
     )
 
 
-def validate(data: Rows, callback: LanguageModelMetrics | None = None, **given: SparseAutoencoder) -> dict[str, float]:
+def validate(data: Rows, callback: LanguageModelMetrics | None = None, **saes: SparseAutoencoder) -> dict[str, float]:
     trainer = a_trainer(callback or LanguageModelMetrics())
-    return dict(trainer.validate(dictionaries(**given), data, verbose=False)[0])
+    return dict(trainer.validate(dictionaries(**saes), data, verbose=False)[0])
 
 
 @pytest.fixture
@@ -143,123 +143,123 @@ def reference_ce(data: Rows, write: Any = None, *sites: SiteRef) -> float:
 
 
 def test_the_identity_costs_nothing(data):
-    found = validate(data, sae=Replace(1.0))
-    assert found["val/ce_spliced"] == found["val/ce_clean"]
-    assert found["val/ce_spliced_no_sinks"] == found["val/ce_clean"]
+    figures = validate(data, sae=Replace(1.0))
+    assert figures["val/ce_spliced"] == figures["val/ce_clean"]
+    assert figures["val/ce_spliced_no_sinks"] == figures["val/ce_clean"]
     for name in ("ce_recovered", "ce_recovered_mean", "ce_recovered_no_sinks"):
-        assert found[f"val/{name}"] == 1, name
-    assert found["val/kl"] == found["val/kl_no_sinks"] == 0
+        assert figures[f"val/{name}"] == 1, name
+    assert figures["val/kl"] == figures["val/kl_no_sinks"] == 0
 
 
 def test_zeros_recover_nothing(data):
-    found = validate(data, sae=Replace(0.0))
-    assert found["val/ce_spliced"] == found["val/ce_zero"]
-    assert found["val/ce_spliced_no_sinks"] == found["val/ce_zero_no_sinks"]
-    assert found["val/ce_recovered"] == found["val/ce_recovered_no_sinks"] == 0
-    assert found["val/kl"] > 0
+    figures = validate(data, sae=Replace(0.0))
+    assert figures["val/ce_spliced"] == figures["val/ce_zero"]
+    assert figures["val/ce_spliced_no_sinks"] == figures["val/ce_zero_no_sinks"]
+    assert figures["val/ce_recovered"] == figures["val/ce_recovered_no_sinks"] == 0
+    assert figures["val/kl"] > 0
 
 
 def test_the_mean_recovers_nothing_of_the_mean_ablation(data):
-    found = validate(data, sae=Replace(0.0, data.mean_without_sinks()))
-    assert found["val/ce_spliced"] == pytest.approx(found["val/ce_mean"], rel=1e-6)
-    assert found["val/ce_recovered_mean"] == pytest.approx(0, abs=1e-5)
+    figures = validate(data, sae=Replace(0.0, data.mean_without_sinks()))
+    assert figures["val/ce_spliced"] == pytest.approx(figures["val/ce_mean"], rel=1e-6)
+    assert figures["val/ce_recovered_mean"] == pytest.approx(0, abs=1e-5)
 
 
 def test_cross_entropies_are_those_of_the_model_itself(data):
-    found = validate(data, sae=Replace(0.5))
+    figures = validate(data, sae=Replace(0.5))
     sinks = (data.tokens.flatten(0, 1) < 2)[..., None]  # in these rows, position 0 and the special tokens
     mean = data.mean_without_sinks()
-    assert found["val/ce_clean"] == pytest.approx(reference_ce(data), rel=1e-5)
-    assert found["val/ce_spliced"] == pytest.approx(reference_ce(data, lambda x: 0.5 * x), rel=1e-5)
+    assert figures["val/ce_clean"] == pytest.approx(reference_ce(data), rel=1e-5)
+    assert figures["val/ce_spliced"] == pytest.approx(reference_ce(data, lambda x: 0.5 * x), rel=1e-5)
     spared = reference_ce(data, lambda x: torch.where(sinks, x, 0.5 * x))
-    assert found["val/ce_spliced_no_sinks"] == pytest.approx(spared, rel=1e-5)
-    assert found["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x), rel=1e-5)
+    assert figures["val/ce_spliced_no_sinks"] == pytest.approx(spared, rel=1e-5)
+    assert figures["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x), rel=1e-5)
     spared = reference_ce(data, lambda x: torch.where(sinks, x, 0 * x))
-    assert found["val/ce_zero_no_sinks"] == pytest.approx(spared, rel=1e-5)
-    assert found["val/ce_mean"] == pytest.approx(reference_ce(data, lambda x: mean.expand_as(x)), rel=1e-5)
+    assert figures["val/ce_zero_no_sinks"] == pytest.approx(spared, rel=1e-5)
+    assert figures["val/ce_mean"] == pytest.approx(reference_ce(data, lambda x: mean.expand_as(x)), rel=1e-5)
     # 2 batches of 5 rows of 8 targets, one of them in each batch the end of a document.
-    assert found["val/ce_tokens"] == 2 * (5 * 8 - 1)
-    values = {name.removeprefix("val/"): value for name, value in found.items()}
+    assert figures["val/ce_tokens"] == 2 * (5 * 8 - 1)
+    values = {name.removeprefix("val/"): value for name, value in figures.items()}
     expected = (values["ce_zero"] - values["ce_spliced"]) / (values["ce_zero"] - values["ce_clean"])
     assert values["ce_recovered"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_kl_is_a_mean_over_the_predictions_that_count(data):
-    found = validate(data, sae=Replace(0.5))
+    figures = validate(data, sae=Replace(0.5))
     model, tokens = data.language_model, data.tokens.flatten(0, 1)
     with model.intervene(SITE.site, lambda x: 0.5 * x):
         spliced = model.logits(tokens).log_softmax(-1)
     kl = functional.kl_div(spliced, model.logits(tokens).log_softmax(-1), log_target=True, reduction="none").sum(-1)
-    assert found["val/kl"] == pytest.approx(kl[:, :-1][tokens[:, 1:] >= 2].mean().item(), rel=1e-5)
+    assert figures["val/kl"] == pytest.approx(kl[:, :-1][tokens[:, 1:] >= 2].mean().item(), rel=1e-5)
 
 
 def test_every_dictionary_is_measured_by_itself(data):
-    found = validate(data, good=Replace(0.9), bad=Replace(0.1))
+    figures = validate(data, good=Replace(0.9), bad=Replace(0.1))
     for name, factor in (("good", 0.9), ("bad", 0.1)):
         alone = validate(data, sae=Replace(factor))
         for key, value in alone.items():
-            assert found[f"{name}/{key}"] == value, key
+            assert figures[f"{name}/{key}"] == value, key
 
 
 def test_a_crosscoder_is_spliced_in_at_all_its_sites(data):
     identity = validate(data, sae=Replace(1.0, 0.0, MLP, LAST))
     assert identity["val/ce_recovered"] == 1
-    found = validate(data, sae=Replace(0.5, 0.0, MLP, LAST))
+    figures = validate(data, sae=Replace(0.5, 0.0, MLP, LAST))
     # Half of what the model has there by itself, not of what it has once the first site is changed.
     captured = data.language_model.capture(data.tokens.flatten(0, 1), [MLP.site, LAST.site])
     halves = {site: lambda _, half=0.5 * captured[site.site]: half for site in (MLP, LAST)}
-    assert found["val/ce_spliced"] == pytest.approx(reference_ce(data, halves), rel=1e-5)
-    assert found["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x, MLP, LAST), rel=1e-5)
+    assert figures["val/ce_spliced"] == pytest.approx(reference_ce(data, halves), rel=1e-5)
+    assert figures["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x, MLP, LAST), rel=1e-5)
 
 
 def test_a_transcoder_is_spliced_in_where_it_predicts(data):
     value = torch.linspace(-1, 1, D)
-    found = validate(data, sae=Constant(value))
-    assert found["val/ce_spliced"] == pytest.approx(reference_ce(data, lambda x: value.expand_as(x), MLP), rel=1e-5)
-    assert found["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x, MLP), rel=1e-5)
+    figures = validate(data, sae=Constant(value))
+    assert figures["val/ce_spliced"] == pytest.approx(reference_ce(data, lambda x: value.expand_as(x), MLP), rel=1e-5)
+    assert figures["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x, MLP), rel=1e-5)
 
 
 def test_each_site_has_its_own_ablation(data):
-    here, there = Replace(0.5), Replace(0.5, 0.0, LAST)
-    found = validate(data, here=here, again=Replace(0.1), there=there, transcoder=Constant(torch.zeros(D)))
+    saes = {"here": Replace(0.5), "again": Replace(0.1), "there": Replace(0.5, 0.0, LAST)}
+    figures = validate(data, **saes, transcoder=Constant(torch.zeros(D)))
     for name, site in (("here", SITE), ("again", SITE), ("there", LAST), ("transcoder", MLP)):
         zero = reference_ce(data, lambda x: 0 * x, site)
-        assert found[f"{name}/val/ce_zero"] == pytest.approx(zero, rel=1e-5), name
-    assert found["here/val/ce_zero"] != found["there/val/ce_zero"]
-    assert found["transcoder/val/ce_recovered"] == pytest.approx(0, abs=1e-5)
+        assert figures[f"{name}/val/ce_zero"] == pytest.approx(zero, rel=1e-5), name
+    assert figures["here/val/ce_zero"] != figures["there/val/ce_zero"]
+    assert figures["transcoder/val/ce_recovered"] == pytest.approx(0, abs=1e-5)
 
 
 def test_of_two_models_the_first_is_spliced(data):
     both, alone = Replace(0.5, 0.0, SITE, ELSEWHERE), Replace(0.5)
-    found, expected = validate(data, sae=both), validate(data, sae=alone)
-    assert found == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
+    figures, expected = validate(data, sae=both), validate(data, sae=alone)
+    assert figures == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
 
 
 def test_a_dictionary_of_the_other_model_alone_says_nothing_of_the_first(data):
-    found = validate(data, here=Replace(0.5), chat=Replace(0.5, 0.0, ELSEWHERE))
+    figures = validate(data, here=Replace(0.5), chat=Replace(0.5, 0.0, ELSEWHERE))
     alone = validate(data, sae=Replace(0.5))
     for key, value in alone.items():
-        assert found[f"here/{key}"] == pytest.approx(value, rel=1e-6)
-    chat = {key: value for key, value in found.items() if key.startswith("chat/")}
+        assert figures[f"here/{key}"] == pytest.approx(value, rel=1e-6)
+    chat = {key: value for key, value in figures.items() if key.startswith("chat/")}
     assert not chat or chat["chat/val/ce_spliced"] == chat["chat/val/ce_clean"]
     assert not any(math.isinf(value) for value in chat.values())
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 100])
 def test_rows_at_once_change_nothing(data, batch_rows):
-    found = validate(data, LanguageModelMetrics(batch_rows=batch_rows), sae=Replace(0.5))
+    figures = validate(data, LanguageModelMetrics(batch_rows=batch_rows), sae=Replace(0.5))
     other = validate(data, sae=Replace(0.5))
-    assert found == {name: pytest.approx(value, rel=1e-5) for name, value in other.items()}
+    assert figures == {name: pytest.approx(value, rel=1e-5) for name, value in other.items()}
 
 
 @pytest.mark.parametrize("max_rows", [3, 7])
 def test_max_rows_takes_the_first_rows(data, max_rows):
-    found = validate(data, LanguageModelMetrics(max_rows=max_rows), sae=Replace(0.5))
+    figures = validate(data, LanguageModelMetrics(max_rows=max_rows), sae=Replace(0.5))
     rows = data.tokens.flatten(0, 1)[:max_rows]
-    assert found["val/ce_tokens"] == (rows[:, 1:] >= 2).sum()
+    assert figures["val/ce_tokens"] == (rows[:, 1:] >= 2).sum()
     data.tokens = rows[None]
-    assert found["val/ce_spliced"] == pytest.approx(reference_ce(data, lambda x: 0.5 * x), rel=1e-5)
-    assert found["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x), rel=1e-5)
+    assert figures["val/ce_spliced"] == pytest.approx(reference_ce(data, lambda x: 0.5 * x), rel=1e-5)
+    assert figures["val/ce_zero"] == pytest.approx(reference_ce(data, lambda x: 0 * x), rel=1e-5)
 
 
 def test_ablations_are_computed_once_while_the_rows_stay_the_same(data, monkeypatch):
@@ -283,9 +283,9 @@ def test_ablations_are_computed_once_while_the_rows_stay_the_same(data, monkeypa
 
 
 def test_half_precision_models_are_measured_in_full(data):
-    found = validate(Rows(tiny_llama(torch.bfloat16)), sae=Replace(0.5))
-    assert all(math.isfinite(value) for value in found.values())
-    assert found["val/ce_clean"] == pytest.approx(validate(data, sae=Replace(0.5))["val/ce_clean"], rel=0.02)
+    figures = validate(Rows(tiny_llama(torch.bfloat16)), sae=Replace(0.5))
+    assert all(math.isfinite(value) for value in figures.values())
+    assert figures["val/ce_clean"] == pytest.approx(validate(data, sae=Replace(0.5))["val/ce_clean"], rel=0.02)
 
 
 def tiny_bert() -> LanguageModel:

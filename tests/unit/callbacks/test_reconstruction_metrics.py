@@ -103,21 +103,21 @@ def test_validation_figures_are_exact_over_all_tokens(tmp_path):
     collect = Collect()
     trainer, _ = fit(tmp_path, [ReconstructionMetrics(every_n_steps=3), collect])
     x, x_hat, latents, sinks = (torch.cat(parts).double() for parts in zip(*collect.batches, strict=True))
-    found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    assert set(found) == VAL
+    figures = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert set(figures) == VAL
     assert len(collect.batches) > 1
-    assert found["val/tokens"] == len(x)
+    assert figures["val/tokens"] == len(x)
     fve = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-    assert found["val/fve"] == pytest.approx(fve.item(), rel=1e-5)
+    assert figures["val/fve"] == pytest.approx(fve.item(), rel=1e-5)
     x_rest, x_hat_rest = x[sinks == 0], x_hat[sinks == 0]
     fve = 1 - (x_rest - x_hat_rest).square().sum() / (x_rest - x_rest.mean(0)).square().sum()
     assert 0 < sinks.sum() < len(x)
-    assert found["val/fve_no_sinks"] == pytest.approx(fve.item(), rel=1e-5)
-    assert found["val/mse"] == pytest.approx((x - x_hat).square().mean().item(), rel=1e-5)
-    assert found["val/l0"] == pytest.approx((latents > 0).sum(1).double().mean().item(), rel=1e-5)
+    assert figures["val/fve_no_sinks"] == pytest.approx(fve.item(), rel=1e-5)
+    assert figures["val/mse"] == pytest.approx((x - x_hat).square().mean().item(), rel=1e-5)
+    assert figures["val/l0"] == pytest.approx((latents > 0).sum(1).double().mean().item(), rel=1e-5)
     frequency = (latents > 0).double().mean(0)
-    assert found["val/dead_fraction"] == pytest.approx((frequency == 0).double().mean().item())
-    assert found["val/dense_fraction"] == pytest.approx((frequency > 0.1).double().mean().item())
+    assert figures["val/dead_fraction"] == pytest.approx((frequency == 0).double().mean().item())
+    assert figures["val/dense_fraction"] == pytest.approx((frequency > 0.1).double().mean().item())
 
 
 def test_training_figures_come_every_n_steps_and_reach_the_progress_bar(tmp_path):

@@ -94,11 +94,11 @@ def rows(state: dict[str, Any], part: str = "weights") -> dict[str, Tensor]:
     if part == "weights":
         w = state["weights"]
         return {"W_enc": w["W_enc"].T, "W_dec": w["W_dec"], "b_enc": w["b_enc"][:, None]}
-    found = {}
+    by_tensor = {}
     for key in ("exp_avg", "exp_avg_sq"):
         m = {name: moments[key] for name, moments in state["moments"].items()}
-        found |= {f"W_enc {key}": m["W_enc"].T, f"W_dec {key}": m["W_dec"], f"b_enc {key}": m["b_enc"][:, None]}
-    return found
+        by_tensor |= {f"W_enc {key}": m["W_enc"].T, f"W_dec {key}": m["W_dec"], f"b_enc {key}": m["b_enc"][:, None]}
+    return by_tensor
 
 
 LIVE = [i for i in range(F) if i not in DEAD]
@@ -201,11 +201,11 @@ def test_drawn_in_proportion_to_the_squared_loss(scale: float) -> None:
     assert torch.equal(read, predicted)
     losses = torch.tensor([0.0, 1.0, 4.0, 9.0])
     expected = losses**2 / (losses**2).sum()
-    found = torch.stack([(read == value * scale).float().mean() for value in x.flatten()])
-    assert found[0] == 0
+    shares = torch.stack([(read == value * scale).float().mean() for value in x.flatten()])
+    assert shares[0] == 0
     for place in (1, 2, 3):
         p = expected[place].item()
-        assert found[place].item() == pytest.approx(p, abs=5 * (p * (1 - p) / count) ** 0.5)
+        assert shares[place].item() == pytest.approx(p, abs=5 * (p * (1 - p) / count) ** 0.5)
 
 
 def test_half_precision_and_other_targets() -> None:

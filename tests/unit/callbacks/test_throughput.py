@@ -54,11 +54,11 @@ def test_it_logs_every_n_steps_and_never_repeats(small_run):
 
 def test_the_report_holds_the_totals_and_the_machine(small_run):
     run = small_run(Throughput(), steps=5)
-    told = report(run)
-    assert told["tokens"] == 5 * run.data.batch_tokens
-    assert told["tokens_per_second"] == pytest.approx(told["tokens"] / told["seconds"]["total"], rel=0.05)
-    assert 0 < told["share_sae_step"] <= 1
-    assert told["machine"]["device"].startswith("cpu")
+    totals = report(run)
+    assert totals["tokens"] == 5 * run.data.batch_tokens
+    assert totals["tokens_per_second"] == pytest.approx(totals["tokens"] / totals["seconds"]["total"], rel=0.05)
+    assert 0 < totals["share_sae_step"] <= 1
+    assert totals["machine"]["device"].startswith("cpu")
 
 
 class Sleeper(Callback):

@@ -168,7 +168,7 @@ def test_inference_leaves_it_alone(arbitrary: Make, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"p_end": 0.0}, r"p_end is 0\.0; write a power above 0 and up to 1"),
         ({"p_end": 1.1}, r"p_end is 1\.1"),
@@ -176,6 +176,6 @@ def test_inference_leaves_it_alone(arbitrary: Make, x: Tensor) -> None:
         ({"p_begin": -0.1}, r"p_begin is -0\.1"),
     ],
 )
-def test_settings_that_cannot_work(settings: dict[str, float], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_cannot_work(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ReLU(Widths.of(D), F, **settings)

@@ -291,7 +291,7 @@ def test_multi_has_a_default_weight_only_where_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("kind", [TopK, BatchTopK])
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"k": 0}, r"k is 0; it must lie in 1\.\.d_sae \(13\)"),
         ({"k": 2, "k_start": 14}, r"k_start is 14"),
@@ -302,7 +302,7 @@ def test_multi_has_a_default_weight_only_where_it_is_asked_for() -> None:
         ({"k": 2, "k_start": 4, "k_fall": 1.5}, r"k_fall is 1\.5"),
     ],
 )
-def test_settings_that_cannot_work(kind: type[TopK], settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as error:
+def test_settings_that_cannot_work(kind: type[TopK], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
         kind(Widths.of(D), F, **settings)
     assert "\n" not in str(error.value)

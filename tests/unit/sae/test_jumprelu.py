@@ -164,7 +164,7 @@ def test_a_target_above_the_count_lowers_thresholds(
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"target_l0": 0.0}, r"target_l0 is 0\.0"),
         ({"target_l0": F + 1.0}, r"target_l0 is 14\.0; .*d_sae \(13\)"),
@@ -173,6 +173,6 @@ def test_a_target_above_the_count_lowers_thresholds(
         ({"start_l0": 0.0}, r"start_l0 is 0\.0"),
     ],
 )
-def test_settings_that_cannot_work(settings: dict, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_cannot_work(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         JumpReLU(Widths.of(D), F, **settings)

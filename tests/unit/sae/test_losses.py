@@ -271,7 +271,7 @@ def test_nearest_power_of_two(value: float, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "message"),
     [
         (lambda: TopK(Widths.of(4), d_sae=8, k=9), "k is 9"),
         (lambda: TopK(Widths.of(4), d_sae=8, k=0), "k is 0"),
@@ -279,6 +279,6 @@ def test_nearest_power_of_two(value: float, expected: int) -> None:
         (lambda: ReLU(Widths.of(4), d_sae=0), "d_sae is 0"),
     ],
 )
-def test_settings_that_cannot_work(build: Callable[[], SparseAutoencoder], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_cannot_work(build: Callable[[], SparseAutoencoder], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build()

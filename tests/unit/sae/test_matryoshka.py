@@ -230,7 +230,7 @@ def test_by_default_each_prefix_is_twice_the_one_before(d_sae: int, bounds: list
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"groups": [3, 4]}, r"groups is \[3, 4\], which adds up to 7; it has to be d_sae \(16\)"),
         ({"groups": [17]}, "adds up to 17"),
@@ -239,8 +239,8 @@ def test_by_default_each_prefix_is_twice_the_one_before(d_sae: int, bounds: list
         ({"groups": []}, r"groups is \[\]"),
     ],
 )
-def test_groups_that_cannot_work(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as error:
+def test_groups_that_cannot_work(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
         Matryoshka(Widths.of(D), F, mechanisms.TopK(2), **settings)
     assert "\n" not in str(error.value)
 

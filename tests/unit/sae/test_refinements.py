@@ -128,7 +128,7 @@ def test_the_second_step_and_its_gradients_follow_the_formula(
 def test_gradients_to_the_input_are_those_of_both_steps(arbitrary: Make, x: Tensor, kind: str) -> None:
     """As attributions need them."""
     sae = arbitrary(BUILD[kind](Refinements(second_step=0.3))).eval()
-    assert torch.autograd.gradcheck(lambda given: sae(given).x_hat, (x.clone().requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda raw: sae(raw).x_hat, (x.clone().requires_grad_(),))
 
 
 def test_it_holds_at_inference_too(arbitrary: Make, weights_of: Make, x: Tensor) -> None:
@@ -219,13 +219,13 @@ def test_in_training_nothing_is_pruned(arbitrary: Make, weights_of: Make, x: Ten
 @pytest.mark.parametrize("kind", BUILD)
 def test_gradients_pass_through_what_pruning_leaves(arbitrary: Make, x: Tensor, kind: str) -> None:
     sae = arbitrary(BUILD[kind](Refinements(prune=0.3))).eval()
-    given = x.clone().requires_grad_()
-    output = sae(given)
+    raw = x.clone().requires_grad_()
+    output = sae(raw)
     output.x_hat.sum().backward()
-    assert given.grad is not None
+    assert raw.grad is not None
     silent = ~(output.dense_latents() > 0).any(1)
-    assert (given.grad[silent] == 0).all()
-    assert given.grad[~silent].abs().sum() > 0
+    assert (raw.grad[silent] == 0).all()
+    assert raw.grad[~silent].abs().sum() > 0
 
 
 @pytest.mark.parametrize("layout", ["rows", "ragged", "dense"])

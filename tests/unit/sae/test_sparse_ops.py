@@ -152,16 +152,16 @@ def test_gradcheck_of_decode(kind: str) -> None:
 @pytest.mark.parametrize("k", [1, 3, F])
 def test_encode_top_k_and_its_gradients(k: int, with_centre: bool) -> None:
     x, weights = normal(T, D, seed=1), normal(T, F, seed=2)
-    given = [leaf(D, seed=3), leaf(D, F, seed=4), leaf(F, seed=5)]
-    reference = [tensor.detach().clone().requires_grad_() for tensor in given]
-    latents = encode_selected(x, given[0] if with_centre else None, given[1], given[2], top(k))
+    parameters = [leaf(D, seed=3), leaf(D, F, seed=4), leaf(F, seed=5)]
+    reference = [tensor.detach().clone().requires_grad_() for tensor in parameters]
+    latents = encode_selected(x, parameters[0] if with_centre else None, parameters[1], parameters[2], top(k))
     (latents.to_dense() * weights).sum().backward()
 
     centred = x - reference[0] if with_centre else x
     expected = dense_top(centred @ reference[1] + reference[2], k)
     (expected * weights).sum().backward()
     torch.testing.assert_close(latents.to_dense(), expected, **CLOSE)
-    for mine, theirs in zip(given, reference, strict=True):
+    for mine, theirs in zip(parameters, reference, strict=True):
         if theirs.grad is None:
             assert mine.grad is None
         else:
@@ -171,15 +171,15 @@ def test_encode_top_k_and_its_gradients(k: int, with_centre: bool) -> None:
 @pytest.mark.parametrize("threshold", [0.3, 100.0])
 def test_encode_with_any_number_of_latents(threshold: float) -> None:
     x, weights = normal(T, D, seed=1), normal(T, F, seed=2)
-    given = [leaf(D, seed=3), leaf(D, F, seed=4), leaf(F, seed=5)]
-    reference = [tensor.detach().clone().requires_grad_() for tensor in given]
-    latents = encode_selected(x, *given, above(threshold))
+    parameters = [leaf(D, seed=3), leaf(D, F, seed=4), leaf(F, seed=5)]
+    reference = [tensor.detach().clone().requires_grad_() for tensor in parameters]
+    latents = encode_selected(x, *parameters, above(threshold))
     (latents.to_dense() * weights).sum().backward()
     pre = (x - reference[0]) @ reference[1] + reference[2]
     expected = torch.where(pre > threshold, pre, 0)
     (expected * weights).sum().backward()
     torch.testing.assert_close(latents.to_dense(), expected, **CLOSE)
-    for mine, theirs in zip(given, reference, strict=True):
+    for mine, theirs in zip(parameters, reference, strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, **CLOSE)
 
 

@@ -228,8 +228,8 @@ def test_a_plain_variant_predicts_what_it_reads(make: Callable[[Widths], Any]) -
     ],
 )
 def test_refinements_that_need_the_input_as_the_target(refinements: Refinements, name: str) -> None:
-    said = rf"refinements\.{name}, but it needs an SAE that predicts what it reads"
-    with pytest.raises(ConfigError, match=said):
+    message = rf"refinements\.{name}, but it needs an SAE that predicts what it reads"
+    with pytest.raises(ConfigError, match=message):
         Transcoder(ACROSS, F, mechanisms.TopK(2), refinements=refinements)
 
 

@@ -163,7 +163,7 @@ def test_names_that_do_not(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "message"),
     [
         ({}, r"model\.sae is missing"),
         ({"saes": {}}, r"model\.sae is missing"),
@@ -172,16 +172,16 @@ def test_names_that_do_not(name: str) -> None:
         ({"saes": {"a": Entry(top_k, lr=-1.0)}}, r"model\.saes\.a\.lr is -1\.0"),
     ],
 )
-def test_forms_that_cannot_work(given: dict[str, Any], said: str) -> None:
-    with refused(ConfigError, said):
-        SAEModule(**given)
+def test_forms_that_cannot_work(settings: dict[str, Any], message: str) -> None:
+    with refused(ConfigError, message):
+        SAEModule(**settings)
 
 
 AT = {"site": "resid_post.0"}
 
 
 @pytest.mark.parametrize(
-    ("entry", "model", "kind", "said"),
+    ("entry", "model", "kind", "message"),
     [
         (Entry(relu, **AT, coefficients={"l2": 1.0}), {}, ConfigError,
          r"model\.saes\.bad\.coefficients\.l2: ReLU has the loss terms mse, l1\. Did you mean 'l1'\?"),
@@ -198,10 +198,10 @@ AT = {"site": "resid_post.0"}
     ],
 )  # fmt: skip
 def test_an_entry_that_cannot_work_is_named(
-    data: ActivationDataModule, entry: Entry, model: dict[str, Any], kind: type[Exception], said: str
+    data: ActivationDataModule, entry: Entry, model: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     module = SAEModule(saes={"good": Entry(top_k, **AT), "bad": entry}, **model)
-    with refused(kind, said) as error:
+    with refused(kind, message) as error:
         module.build(data)
     assert "model.sae." not in error.value.as_typed(), "named as the user wrote it"
 
@@ -220,8 +220,8 @@ def test_in_the_short_form_keys_keep_their_names(data: ActivationDataModule) -> 
         (lambda w: Transcoder(w, 16, mechanisms.TopK(99)), r"^model\.sae\.mechanism\.k is 99"),
         (lambda w: Transcoder(w, 0, mechanisms.TopK(2)), r"^model\.sae\.d_sae is 0"),
     ]
-    for make, said in build:
-        with refused(LightsaeError, said):
+    for make, message in build:
+        with refused(LightsaeError, message):
             SAEModule(make).build(data)
     with refused(ConfigError, r"^model\.coefficients\.l1: Transcoder has the loss terms mse, auxk"):
         SAEModule(lambda w: Transcoder(w, 16, mechanisms.TopK(2)), coefficients={"l1": 1.0}).build(data)

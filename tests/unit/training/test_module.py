@@ -262,13 +262,13 @@ def test_given_coefficients_and_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [({"lr": 0.0}, "model.lr is 0"), ({"lr": -1.0}, "model.lr is -1"), ({"dead_after": 0}, "model.dead_after is 0")],
 )
-def test_settings_that_cannot_work(settings: dict[str, Any], said: str) -> None:
-    with refused(ConfigError, said) as error:
+def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
+    with refused(ConfigError, message) as error:
         SAEModule(top_k, **settings)
-    assert str(error.value).startswith(said.removeprefix("model.")), "somebody in a notebook has no sections"
+    assert str(error.value).startswith(message.removeprefix("model.")), "somebody in a notebook has no sections"
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def quick_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_resumed_fit_ends_in_the_same_bits(
     path: str, quiet: dict[str, Any], tmp_path: Path, case: str, accumulate: int
 ) -> None:
-    given = RESAMPLING if case == "resampling" else AUXK
+    setup = RESAMPLING if case == "resampling" else AUXK
     revived: list[int] = []
     auxk: list[float] = []
 
@@ -429,9 +429,9 @@ def test_a_resumed_fit_ends_in_the_same_bits(
 
     def fit(callbacks: list[Callback], **more: Any) -> Fit:
         torch.manual_seed(len(callbacks))  # the global generator must not matter
-        resampling = [Silence(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
+        resampling = [Silence(), DeadLatentResampling(setup["resampled"], at_most=3)] if setup["resampled"] else []
         return Fit(
-            path, quiet, given["sae"], 26, [Count(), *resampling, *callbacks], model=given["model"],
+            path, quiet, setup["sae"], 26, [Count(), *resampling, *callbacks], model=setup["model"],
             gradient_clip_val=1.0, accumulate_grad_batches=accumulate, log_every_n_steps=1, **more,
         )  # fmt: skip
 
@@ -440,7 +440,7 @@ def test_a_resumed_fit_ends_in_the_same_bits(
     if case == "auxk":
         assert sum(value > 0 for value in auxk) > 10, "AuxK was at work"
     else:
-        assert all(revived[step * accumulate - 1] > 0 for step in given["resampled"]), "there was something to resample"
+        assert all(revived[step * accumulate - 1] > 0 for step in setup["resampled"]), "there was something to resample"
     for step in (1, 7, 9, 13, 25):
         revived.clear()
         resumed = fit([], ckpt_path=keep.at(step))
@@ -529,7 +529,7 @@ def test_a_checkpoint_of_step_n_holds_constrained_weights(path: str, quiet: dict
 
 
 @pytest.mark.parametrize(
-    ("sae", "said"),
+    ("sae", "text"),
     [
         (lambda w: TopK(w, d_sae=F + 1, k=3, k_aux=4), "d_sae is 24 in the checkpoint and 25"),
         (lambda w: TopK(w, d_sae=F, k=4, k_aux=4), "k is 3 in the checkpoint and 4"),
@@ -537,10 +537,10 @@ def test_a_checkpoint_of_step_n_holds_constrained_weights(path: str, quiet: dict
         (relu, "variant is 'TopK' in the checkpoint and 'ReLU'"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit(path: str, quiet: dict[str, Any], tmp_path: Path, sae: Make, said: str) -> None:
+def test_a_checkpoint_that_does_not_fit(path: str, quiet: dict[str, Any], tmp_path: Path, sae: Make, text: str) -> None:
     keep = Keep(tmp_path)
     Fit(path, quiet, steps=2, callbacks=[keep])
-    with pytest.raises(CheckpointError, match=said) as error:
+    with pytest.raises(CheckpointError, match=text) as error:
         Fit(path, quiet, sae, 4, ckpt_path=keep.at(2))
     assert "\n" not in str(error.value)
 
@@ -596,11 +596,11 @@ def test_nan_in_the_data_stops_the_fit(path: str, quiet: dict[str, Any]) -> None
 @pytest.mark.usefixtures("quick_refresh")
 @pytest.mark.parametrize("case", ["resampling", "auxk"])
 def test_what_observes_changes_no_bit(path: str, quiet: dict[str, Any], tmp_path: Path, case: str) -> None:
-    given = RESAMPLING if case == "resampling" else AUXK
+    setup = RESAMPLING if case == "resampling" else AUXK
 
     def fit(*observers: Callback, **options: Any) -> dict[str, Any]:
-        acting = [Silence(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
-        return Fit(path, quiet, given["sae"], 24, [*observers, *acting], model=given["model"], **options).state
+        acting = [Silence(), DeadLatentResampling(setup["resampled"], at_most=3)] if setup["resampled"] else []
+        return Fit(path, quiet, setup["sae"], 24, [*observers, *acting], model=setup["model"], **options).state
 
     silent = fit()
     logger = TensorBoardLogger(tmp_path, name="", version="run")
@@ -663,10 +663,10 @@ class Report(Callback):
 @pytest.mark.usefixtures("quick_refresh")
 @pytest.mark.parametrize("case", ["resampling", "auxk"])
 def test_two_processes_end_with_the_same_weights(path: str, quiet: dict[str, Any], tmp_path: Path, case: str) -> None:
-    given = RESAMPLING if case == "resampling" else AUXK
-    acting = [Silence(), DeadLatentResampling(given["resampled"], at_most=3)] if given["resampled"] else []
+    setup = RESAMPLING if case == "resampling" else AUXK
+    acting = [Silence(), DeadLatentResampling(setup["resampled"], at_most=3)] if setup["resampled"] else []
     Fit(
-        path, quiet, given["sae"], 24, [*acting, Report(tmp_path)], model=given["model"],
+        path, quiet, setup["sae"], 24, [*acting, Report(tmp_path)], model=setup["model"],
         data={"buffer_tokens": 256}, strategy="ddp_fork", devices=2, plugins=[],
     )  # fmt: skip
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -233,16 +233,16 @@ def test_a_resumed_fine_tuning_does_not_start_again(
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "text"),
     [
         (lambda: BatchTopK(SELF, F, k=3), "whose variant is TopK, and here it is BatchTopK"),
         (lambda: TopK(SELF, F + 1, k=3), f"whose d_sae is {F}, and here it is {F + 1}"),
         (lambda: TopK(Widths.autoencoder(A, 7), F, k=3), "whose d_in is 6, and here it is 7"),
     ],
 )
-def test_a_saved_dictionary_that_does_not_fit(make: Callable[[], SparseAutoencoder], said: str, tmp_path: Path) -> None:
+def test_a_saved_dictionary_that_does_not_fit(make: Callable[[], SparseAutoencoder], text: str, tmp_path: Path) -> None:
     save_sae(trained("TopK"), tmp_path / "sae")
-    with pytest.raises(ConfigError, match=rf"^start is '.*sae', a saved SAE {said}; .* the same") as error:
+    with pytest.raises(ConfigError, match=rf"^start is '.*sae', a saved SAE {text}; .* the same") as error:
         check_start(str(tmp_path / "sae"), make())
     assert "\n" not in str(error.value)
 
@@ -273,13 +273,13 @@ def test_other_settings_may_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "said"),
+    ("start", "message"),
     [("tide", r"start is 'tide', which does not exist"), ("datum", "does not exist"), ("empty", "has no 'sae.json'")],
 )
-def test_a_start_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, said: str) -> None:
+def test_a_start_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises((ConfigError, FormatError), match=said) as error:
+    with pytest.raises((ConfigError, FormatError), match=message) as error:
         check_start(start, MAKE["TopK"]())
     assert "\n" not in str(error.value)
 

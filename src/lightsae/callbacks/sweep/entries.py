@@ -22,10 +22,10 @@ class SweepEntry:
         settings: The variant's settings.
         read: Sites read.
         predicted: Sites predicted.
-        coefficients: Of each loss term, as {value, warm_up, decay}.
+        coefficients: Schedule of each loss term, as {value, warm_up, decay}.
         lr: Peak learning rate.
         tokens: Training tokens seen.
-        figures: Final validation figures, without `val/`; None where one is not finite.
+        figures: Final validation figures, without `val/`; None if one is not finite.
     """
 
     name: str

@@ -175,7 +175,7 @@ def draw_layers(entries: Sequence[SweepEntry]) -> Figure | None:
 def _lines(
     entries: Sequence[SweepEntry], at: Mapping[str, float], kinds: Mapping[str, str]
 ) -> dict[str, list[SweepEntry]]:
-    """Return a line a family and kind of site, or several where a family has several SAEs at one place."""
+    """Return a line per family and kind of site, or several if a family has several SAEs at one place."""
     lines: dict[str, list[SweepEntry]] = {}
     for (family, kind), group in grouped(entries, lambda e: (e.family, kinds[e.name])).items():
         label = family + (f", {kind}" if len(set(kinds.values())) > 1 else "")
@@ -274,7 +274,7 @@ def _points(entries: Iterable[SweepEntry], key: str) -> list[Point]:
 
 
 def _below(entries: Iterable[SweepEntry], keys: Iterable[str]) -> list[str]:
-    """Return what is to be said of figures that are too low to be drawn."""
+    """Return the notes on figures that are too low to be drawn."""
     notes = []
     for key in keys:
         low = [f"{e.name} {y:.3g}" for e in entries if (y := e.figures.get(key)) is not None and y < LOWEST]

@@ -70,7 +70,7 @@ class TopK(Mechanism):
 
     @property
     def present_k(self) -> int:
-        """Latents a token now: falling in training, k at inference."""
+        """Latents per token now: falling in training, k at inference."""
         if self.k_start is None or not self.training:
             return self.k
         return round(self.k + (self.k_start - self.k) * max(0.0, 1 - self.progress / self.k_fall))
@@ -101,7 +101,7 @@ class TopK(Mechanism):
         return terms
 
     def select_many(self, pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
-        """Select as `select` does, but k latents a token."""
+        """Select as `select` does, but k latents per token."""
         return largest_of_each(pre, k)
 
     def _auxk(

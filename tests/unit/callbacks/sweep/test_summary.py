@@ -62,12 +62,12 @@ def test_a_sweep_ends_with_its_file_and_picture(small_run):
     assert first["coefficients"]["l1"]["value"] == run.module.coefficients["a"]["l1"].value
     assert first["lr"] == 0.01
     assert first["tokens"] == run.module.tokens_seen == 96
-    for told in (first, second):
-        logged = float(run.trainer.callback_metrics[f"{told['name']}/val/fve"])
-        assert told["figures"]["fve"] == pytest.approx(logged)
-        assert told["figures"]["ce_recovered"] == 0.75
-        assert told["figures"]["broken"] is None
-        assert not any("/" in key for key in told["figures"])
+    for summary in (first, second):
+        logged = float(run.trainer.callback_metrics[f"{summary['name']}/val/fve"])
+        assert summary["figures"]["fve"] == pytest.approx(logged)
+        assert summary["figures"]["ce_recovered"] == 0.75
+        assert summary["figures"]["broken"] is None
+        assert not any("/" in key for key in summary["figures"])
     assert "NaN" not in text
     assert (run.folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     # Both read the same site.
@@ -81,8 +81,8 @@ def test_validate_sums_up_too(small_run):
     run = small_run(SweepSummary(), ReconstructionMetrics(), steps=3, names=("a", "b"), validate_every=3)
     (run.folder / "sweep.json").unlink()
     run.trainer.validate(run.module, run.data, verbose=False)
-    told = json.loads((run.folder / "sweep.json").read_text())["dictionaries"]
-    assert [one["figures"]["tokens"] for one in told] == [96, 96]
+    summaries = json.loads((run.folder / "sweep.json").read_text())["dictionaries"]
+    assert [one["figures"]["tokens"] for one in summaries] == [96, 96]
 
 
 def test_validation_in_training_writes_nothing_yet(small_run):
