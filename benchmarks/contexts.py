@@ -26,7 +26,7 @@ from lightsae.analysis.reading.text import TextRows, Texts
 from lightsae.formats.native import save_sae
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import vocabulary_of
-from lightsae.progress import Silence
+from lightsae.progress import NullProgress
 from lightsae.sae import SiteRef, TopK, Widths
 from sweep import language_model
 
@@ -43,7 +43,7 @@ def counted(source: SAEFeatures, reader: ActivationReader, rows: TextRows, vocab
     gathered = ContextStatistics(source, vocabulary, rows.tokens.size, ContextSettings(), together=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        gather_contexts({"features": gathered}, reader, rows, SavedPass(Path(folder, "x"), {}), Silence())
+        gather_contexts({"features": gathered}, reader, rows, SavedPass(Path(folder, "x"), {}), NullProgress())
     return time.perf_counter() - start
 
 
