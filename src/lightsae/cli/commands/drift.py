@@ -92,6 +92,5 @@ def _check_sites(a: str, others: Sequence[str]) -> None:
 def _labels(folder: str, sae: str) -> dict[int, str]:
     dictionary = FeatureDictionary.open(folder)
     dictionary.check_belongs_to(sae)
-    features = dictionary.features()
-    pairs = zip(features["feature"].to_pylist(), features["label"].to_pylist(), strict=True)
-    return {feature: label for feature, label in pairs if label is not None}
+    rows = dictionary.features().select(["feature", "label"]).to_pylist()
+    return {row["feature"]: row["label"] for row in rows if row["label"] is not None}

@@ -149,8 +149,8 @@ def _chosen(dictionary: FeatureDictionary, given: list[int] | None) -> list[int]
             what = f"holds {unknown[0]}" if unknown else "is empty"
             raise ConfigError(f"features {what}; the dictionary has {len(features)} features, from 0.")
         return given
-    tiers = zip(features["feature"].to_pylist(), features["tier"].to_pylist(), strict=True)
-    return [feature for feature, tier in tiers if tier not in (DEAD, RARE)]
+    rows = features.select(["feature", "tier"]).to_pylist()
+    return [row["feature"] for row in rows if row["tier"] not in (DEAD, RARE)]
 
 
 def _report(result: LabelPass, passed: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lightsae.cli.settings.command import Bars, command
@@ -21,6 +22,8 @@ _EXAMPLES = (
     "lightsae superpose --features 20 --dimensions 5 --sparsities '[0, 0.9, 0.99]'",
 )
 _RUNS = Path("lightning_logs")
+# What the numbers' file says of each model.
+_NUMBERS = ("sparsity", "loss", "represented", "dimensions_per_feature", "norms", "interference", "W", "b")
 
 
 @command("[--config FILE.yaml] [OPTIONS]", _EXAMPLES)
@@ -56,23 +59,15 @@ def _write(folder: Path, settings: Superposition, solutions: Sequence[Solution])
     figure = draw(solutions)
     with replace_folder_atomically(folder) as staged:
         figure.savefig(staged / "superposition.png", dpi=150)
-        numbers = {"settings": asdict(settings), "models": [_numbers(solution) for solution in solutions]}
+        models = [{name: _plain(getattr(solution, name)) for name in _NUMBERS} for solution in solutions]
+        numbers = {"settings": asdict(settings), "models": models}
         (staged / "superposition.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         with SummaryWriter(str(staged)) as writer:
             writer.add_figure("superposition", figure)
 
 
-def _numbers(solution: Solution) -> dict[str, Any]:
-    return {
-        "sparsity": solution.sparsity,
-        "loss": solution.loss,
-        "represented": solution.represented,
-        "dimensions_per_feature": solution.dimensions_per_feature,
-        "norms": solution.norms.tolist(),
-        "interference": solution.interference.tolist(),
-        "W": solution.W.tolist(),
-        "b": solution.b.tolist(),
-    }
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def _next_folder() -> Path:

@@ -32,27 +32,18 @@ _MEANINGS = {
     "val/truth/f1": "latents as detectors of those features",
     "val/tokens": "held-out tokens",
 }
-# The columns of the table of several SAEs, and how their figures are written.
+# The columns of the table of several SAEs: heading, and how their figures are written.
 _COLUMNS = {
-    "fve": ".4f",
-    "fve_no_sinks": ".4f",
-    "l0": ".1f",
-    "l0_in_training": ".1f",
-    "dead_fraction": ".1%",
-    "ce_recovered": ".4f",
-    "kl": ".4f",
-    "truth/recovered": ".3f",
-    "truth/mcc": ".3f",
-    "truth/f1": ".3f",
-}
-_HEADERS = {
-    "fve_no_sinks": "fve\nno sinks",
-    "l0_in_training": "l0 in\ntraining",
-    "dead_fraction": "dead",
-    "ce_recovered": "ce\nrecovered",
-    "truth/recovered": "truth\nfound",
-    "truth/mcc": "truth\nmcc",
-    "truth/f1": "truth\nf1",
+    "fve": ("fve", ".4f"),
+    "fve_no_sinks": ("fve\nno sinks", ".4f"),
+    "l0": ("l0", ".1f"),
+    "l0_in_training": ("l0 in\ntraining", ".1f"),
+    "dead_fraction": ("dead", ".1%"),
+    "ce_recovered": ("ce\nrecovered", ".4f"),
+    "kl": ("kl", ".4f"),
+    "truth/recovered": ("truth\nfound", ".3f"),
+    "truth/mcc": ("truth\nmcc", ".3f"),
+    "truth/f1": ("truth\nf1", ".3f"),
 }
 
 
@@ -104,13 +95,14 @@ def _table_of_one(figures: Mapping[str, float]) -> Table:
 
 def _table_of_several(by_name: Mapping[str, Mapping[str, float]]) -> Table:
     """Return a row per SAE; of the columns those that any of them has a figure for."""
-    columns = {key: form for key, form in _COLUMNS.items() if any(key in figures for figures in by_name.values())}
-    rows = table("validation", *(_HEADERS.get(key, key) for key in columns))
+    columns = {key: column for key, column in _COLUMNS.items() if any(key in figures for figures in by_name.values())}
+    rows = table("validation", *(heading for heading, _ in columns.values()))
     rows.columns[0].overflow = "fold"
     for column in rows.columns[1:]:
         column.no_wrap = True
     for name, figures in by_name.items():
-        rows.add_row(name, *(format(figures[key], form) if key in figures else "" for key, form in columns.items()))
+        cells = (format(figures[key], form) if key in figures else "" for key, (_, form) in columns.items())
+        rows.add_row(name, *cells)
     return rows
 
 
