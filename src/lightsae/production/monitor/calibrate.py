@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -24,12 +25,12 @@ from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
-from lightsae.lm.model import vocabulary_of
+from lightsae.lm.model import name_of, revision_of, vocabulary_of
 from lightsae.production.monitor.conformal import Documents, Values, share_of, threshold_for
 from lightsae.production.monitor.drift_watch import Frequencies
 from lightsae.production.monitor.thresholds import Calibrated, Tested, Thresholds
 from lightsae.production.monitor.watched_features import WatchedFeatures
-from lightsae.production.monitor.watcher import Pass, Watcher, inner_model, special_ids, tokenizer_of
+from lightsae.production.monitor.watcher import Pass, Watcher, inner_model, tokenizer_of
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseAutoencoder
 
@@ -58,27 +59,28 @@ class CalibrationText:
         """Take rows of a corpus, or documents as strings or token ids.
 
         Args:
-            texts: TextRows, or one entry a document.
+            texts: TextRows, or one entry per document.
             tokenizer: For strings; it adds what it adds at the start of a text.
             longest: Columns that the model takes; longer documents lose their end.
 
         Raises:
             ConfigError: There is no text, or strings without a tokenizer.
         """
-        if isinstance(texts, TextRows):
-            if not len(texts):
-                raise ConfigError(f"{arg('texts')} is empty; give held-out documents to calibrate on.")
-            return cls(texts.tokens.astype(np.int64), texts.documents, np.ones(texts.tokens.shape, bool))
         if isinstance(texts, str):
             raise ConfigError(f"{arg('texts')} is one string; write a list with one entry a document.")
-        rows = [_ids(text, tokenizer)[:longest] for text in texts]
-        width = max(map(len, rows), default=0)
-        if width == 0:
+        if isinstance(texts, TextRows):
+            tokens, documents = texts.tokens.astype(np.int64), texts.documents
+            real = np.ones(tokens.shape, bool)
+        else:
+            rows = [_ids(text, tokenizer)[:longest] for text in texts]
+            sizes = np.array([len(row) for row in rows], np.int64)
+            real = np.arange(sizes.max(initial=0)) < sizes[:, None]
+            tokens = np.zeros(real.shape, np.int64)
+            tokens[real] = [token for row in rows for token in row]
+            documents = np.broadcast_to(np.arange(len(rows))[:, None], tokens.shape)
+        if not tokens.size:
             raise ConfigError(f"{arg('texts')} is empty; give held-out documents to calibrate on.")
-        tokens, real = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), bool)
-        for row, ids in enumerate(rows):
-            tokens[row, : len(ids)], real[row, : len(ids)] = ids, True
-        return cls(tokens, np.broadcast_to(np.arange(len(rows))[:, None], tokens.shape), real)
+        return cls(tokens, documents, real)
 
     def sha256(self) -> str:
         """Return a hash of the tokens and of where documents begin."""
@@ -144,7 +146,7 @@ def calibrate(
     tokenizer = tokenizer or tokenizer_of(model)
     limit = getattr(inner_model(model).config.get_text_config(), "max_position_embeddings", None)
     text = CalibrationText.of(texts, tokenizer, limit or _DEFAULT_COLUMNS)
-    latents, watched = _read(chosen, text, special_ids(model, tokenizer), rows_at_once)
+    latents, watched = _read(chosen, text, tokenizer, rows_at_once)
     documents = text.documents[watched]
     concepts = _concepts(chosen, text, watched)
     numbers = np.unique(documents)
@@ -153,10 +155,10 @@ def calibrate(
     drawn = torch.randperm(len(numbers), generator=keyed_generator(seed, "documents to calibrate on")).numpy()
     n_tested = min(len(numbers) - 2, max(2, round(held_out_share * len(numbers))))
     tested = np.isin(documents, numbers[drawn[:n_tested]])
-    sizes, active = _by_document(documents, latents > 0)
-    normal = Frequencies.measure(active, sizes)
+    active = pd.DataFrame(latents > 0).groupby(documents).sum().to_numpy(np.int64)
+    normal = Frequencies.measure(active, np.unique(documents, return_counts=True)[1])
     calibrated = {}
-    for column, feature in enumerate(chosen.features):
+    for column, feature in enumerate(chosen.numbers):
         values, concept = latents[:, column], concepts.get(feature)
         kept = np.ones(len(values), bool) if concept is None else ~concept
         by_rate = {
@@ -177,7 +179,7 @@ def calibrate(
     return Thresholds(
         sae=chosen.sae_sha256,
         dictionary=chosen.dictionary.id,
-        model=chosen.model_identity(),
+        model={"name": name_of(model), "revision": revision_of(model)},
         text=text.sha256(),
         documents=len(numbers) - n_tested,
         held_out_documents=n_tested,
@@ -188,16 +190,16 @@ def calibrate(
     )
 
 
-def _read(chosen: WatchedFeatures, text: CalibrationText, special: set[int], rows_at_once: int) -> tuple[Values, Mask]:
+def _read(chosen: WatchedFeatures, text: CalibrationText, tokenizer: Any, rows_at_once: int) -> tuple[Values, Mask]:
     """Return the latents of the watched tokens, (T, n), and which of the text's tokens these are."""
     latents: list[Values] = []
     masks: list[Mask] = []
 
     def take(one: Pass) -> None:
-        latents.append(one.latents[one.seen.watched].float().cpu().numpy())
-        masks.append(one.seen.watched.cpu().numpy())
+        latents.append(one.latents[one.watched].float().cpu().numpy())
+        masks.append(one.watched.cpu().numpy())
 
-    watcher = Watcher(chosen.model, chosen.sae, chosen.features, special, lambda: None, take)
+    watcher = Watcher(chosen, tokenizer, lambda: None, take)
     inner = inner_model(chosen.model)
     body, device = inner.base_model, inner.device
     with torch.no_grad(), watcher.open():
@@ -213,7 +215,7 @@ def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> 
     rules = {}
     for row in chosen.dictionary.sql(
         "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($features, feature)",
-        {"features": chosen.features},
+        {"features": chosen.numbers},
     ).to_pylist():
         patterns = json.loads(row["rule"]).get("patterns")
         if patterns:
@@ -250,11 +252,3 @@ def _tested(feature: int, values: Values, documents: Documents, used: Mask, test
         low=low,
         high=high,
     )
-
-
-def _by_document(documents: Documents, active: Mask) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the watched tokens of each document, and on how many each feature is active."""
-    numbers, group = np.unique(documents, return_inverse=True)
-    counts = np.zeros((len(numbers), active.shape[1]), np.int64)
-    np.add.at(counts, group, active)
-    return np.bincount(group), counts

@@ -9,14 +9,18 @@ text are alike, to the degree c, estimated for each feature from the calibration
 window of texts follows from their sizes, with the uncertainty of p itself added.
 """
 
+import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from lightsae.production.monitor.events import Alarm
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -80,57 +84,35 @@ class Frequencies:
         return np.asarray(low / total), np.minimum(high / total, 1.0)
 
 
-@dataclass(frozen=True)
-class Change:
-    """A feature left its band or came back.
-
-    Attributes:
-        index: Which of the n features.
-        left: True if it left its band, False if it returned.
-        above: On which side of the band it is, or was.
-        frequency, low, high: Its frequency in the window, and the band.
-        tokens, texts: Size of the window.
-    """
-
-    index: int
-    left: bool
-    above: bool
-    frequency: float
-    low: float
-    high: float
-    tokens: int
-    texts: int
-
-
-@dataclass
 class DriftWatch:
     """A sliding window of texts.
 
-    Attributes:
+    Args:
+        features: Number and label of each feature.
         expected: What is normal.
         window: Tokens; the window holds the last whole texts with at least as many.
         level: Probability of any false alarm, of any feature, while `horizon` windows of tokens pass.
         horizon: See `level`.
     """
 
-    expected: Frequencies
-    window: int
-    level: float
-    horizon: int
-    low: Floats | None = None
-    high: Floats | None = None
-    frequency: Floats | None = None
-    _texts: deque[tuple[int, Ints]] = field(default_factory=deque)
-    _tokens: int = 0
-    _unseen: int = 0
-
-    def __post_init__(self) -> None:
-        n = len(self.expected.mean)
+    def __init__(
+        self,
+        features: Sequence[tuple[int, str | None]],
+        expected: Frequencies,
+        window: int,
+        level: float,
+        horizon: int,
+    ) -> None:
+        n = len(features)
+        self.features, self.expected, self.window = features, expected, window
+        self._level = level / (n * horizon * _LOOKS)
+        self._texts: deque[tuple[int, Ints]] = deque()
+        self._tokens, self._unseen = 0, 0
         self._active = np.zeros(n, np.int64)
-        self.outside = np.zeros(n, np.int64)  # 1 above, -1 below
-        self._each = self.level / (n * self.horizon * _LOOKS)
+        self._outside = np.zeros(n, np.int64)  # 1 above, -1 below
+        self._seen: Floats | None = None  # (3, n): frequency, low and high at the last look
 
-    def add(self, tokens: int, active: Ints) -> list[Change]:
+    def add(self, tokens: int, active: Ints) -> list[Alarm]:
         """Take a text, and return what changed.
 
         Args:
@@ -154,34 +136,47 @@ class DriftWatch:
 
     def last_look(self, index: int) -> dict[str, Any]:
         """Return what was seen of a feature at the last look, by the names of `FeatureSummary`."""
-        side = {"drift": int(self.outside[index])}
-        if self.frequency is None or self.low is None or self.high is None:
-            return side
-        frequency, low, high = (float(values[index]) for values in (self.frequency, self.low, self.high))
-        return {"window_frequency": frequency, "low": low, "high": high, **side}
+        seen = () if self._seen is None else self._seen[:, index].tolist()
+        return {
+            "drift": int(self._outside[index]),
+            **dict(zip(("window_frequency", "low", "high"), seen, strict=False)),
+        }
 
-    def _look(self) -> list[Change]:
+    def _look(self) -> list[Alarm]:
         sizes = np.array([tokens for tokens, _ in self._texts], np.float64)
         frequency = self._active / self._tokens
-        low, high = self.expected.band(sizes, self._each)
-        inner_low, inner_high = self.expected.band(sizes, min(0.5, self._each * _RETURN))
-        self.low, self.high, self.frequency = low, high, frequency
+        low, high = self.expected.band(sizes, self._level)
+        inner_low, inner_high = self.expected.band(sizes, min(0.5, self._level * _RETURN))
+        self._seen = np.stack([frequency, low, high])
         side = (frequency > high).astype(np.int64) - (frequency < low)
         inside = (frequency >= inner_low) & (frequency <= inner_high)
-        before = self.outside
+        before = self._outside
         # Between the two bands all stays as it was; from one side to the other is another alarm.
-        self.outside = np.where(side != 0, side, np.where(inside, 0, before))
-        changes = []
-        for i in np.flatnonzero(self.outside != before).tolist():
-            left = bool(self.outside[i] != 0)
-            above = bool((self.outside if left else before)[i] > 0)
-            seen = (float(frequency[i]), float(low[i]), float(high[i]))
-            changes.append(Change(i, left, above, *seen, self._tokens, len(sizes)))
-        return changes
+        self._outside = np.where(side != 0, side, np.where(inside, 0, before))
+        return [self._alarm(i, int(before[i])) for i in np.flatnonzero(self._outside != before).tolist()]
+
+    def _alarm(self, index: int, before: int) -> Alarm:
+        assert self._seen is not None
+        now = int(self._outside[index])
+        number, label = self.features[index]
+        frequency, low, high = self._seen[:, index].tolist()
+        return Alarm(
+            time=time.time(),
+            feature=number,
+            label=label,
+            state="left" if now else "returned",
+            side="above" if (now or before) > 0 else "below",
+            frequency=frequency,
+            low=low,
+            high=high,
+            expected=float(self.expected.mean[index]),
+            tokens=self._tokens,
+            texts=len(self._texts),
+        )
 
 
 class OpenTexts:
-    """Counts of the texts that run now: one a row; or one for all that runs while a request is open.
+    """Counts of the texts that run now: one per row; or one for all that runs while a request is open.
 
     Args:
         n: Features.
@@ -190,53 +185,45 @@ class OpenTexts:
     """
 
     def __init__(self, n: int, longest: int | None, finished: Callable[[int, Ints], None]) -> None:
-        self._n, self._longest, self._finished = n, longest, finished
-        self._sizes: Ints = np.zeros(0, np.int64)
-        self._active: Ints = np.zeros((0, n), np.int64)
-        self._rows = 0
+        self._longest, self._finished = longest, finished
+        # (texts, 1 + n): tokens, and those with each feature active; of the rows, and of each open request.
+        self._rows: Ints = np.zeros((0, 1 + n), np.int64)
+        self._requests: list[Ints] = []
         self._next = 0
-        self._requests: list[tuple[int, Ints]] = []
 
     def first_of(self, rows: int) -> int:
         """Return the running number of the text in row 0 of a pass with so many rows."""
-        if rows != self._rows:
+        if rows != len(self._rows):
             self.end_rows()
-            self._rows = rows
-            self._sizes, self._active = np.zeros(rows, np.int64), np.zeros((rows, self._n), np.int64)
+            self._rows = np.zeros((rows, self._rows.shape[1]), np.int64)
         return self._next
 
     def add(self, sizes: Ints, active: Ints) -> None:
         """Take the counts of a pass, (B,) and (B, n); `first_of` was called before."""
-        if self._requests:
-            tokens, before = self._requests[-1]
-            self._requests[-1] = (tokens + int(sizes.sum()), before + active.sum(0))
-            if self._longest is not None and self._requests[-1][0] >= self._longest:
-                self.end_request()
-                self.begin_request()
-            return
-        self._sizes += sizes
-        self._active += active
+        counts = np.column_stack([sizes, active])
+        texts = self._requests[-1] if self._requests else self._rows
+        texts += counts.sum(0) if self._requests else counts
         if self._longest is not None:
-            for row in np.flatnonzero(self._sizes >= self._longest):
-                self._finish(row)
+            self._finish(texts, self._longest)
 
     def end_rows(self) -> None:
         """The texts in the rows are over."""
-        for row in np.flatnonzero(self._sizes):
-            self._finish(row)
-        self._next += self._rows
-        self._rows, self._sizes, self._active = 0, self._sizes[:0], self._active[:0]
+        self._finish(self._rows)
+        self._next += len(self._rows)
+        self._rows = self._rows[:0]
 
-    def begin_request(self) -> None:
-        """From here on all counts as one text."""
-        self._requests.append((0, np.zeros(self._n, np.int64)))
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """While open, all counts as one text."""
+        self._requests.append(np.zeros((1, self._rows.shape[1]), np.int64))
+        try:
+            yield
+        finally:
+            self._finish(self._requests.pop())
 
-    def end_request(self) -> None:
-        """What `begin_request` began is over."""
-        tokens, active = self._requests.pop()
-        if tokens:
-            self._finished(tokens, active)
-
-    def _finish(self, row: int | np.int64) -> None:
-        self._finished(int(self._sizes[row]), self._active[row].copy())
-        self._sizes[row], self._active[row] = 0, 0
+    def _finish(self, texts: Ints, at_least: int = 1) -> None:
+        over = texts[:, 0] >= at_least
+        # Indexing by a mask copies.
+        for text in texts[over]:
+            self._finished(int(text[0]), text[1:])
+        texts[over] = 0

@@ -3,8 +3,6 @@
 Values are in the SAE's normalised units.
 """
 
-import json
-import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -81,14 +79,3 @@ def as_json(event: Event) -> dict[str, Any]:
     """Return an event as JSON values, its kind first (`firing`, `alarm`), its time in ISO 8601."""
     moment = datetime.fromtimestamp(event.time, UTC).isoformat(timespec="milliseconds")
     return {"event": type(event).__name__.lower(), **asdict(event), "time": moment}
-
-
-def as_line(event: Event) -> bytes:
-    """Return an event as a line of JSON, in UTF-8."""
-    # Halves of a character, which some tokens are, cannot be written but escaped.
-    return json.dumps(as_json(event), allow_nan=False).encode() + b"\n"
-
-
-def now() -> float:
-    """Return the time of events."""
-    return time.time()

@@ -3,9 +3,11 @@
 Axes:  B rows, S columns of a pass, n features.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from torch import Tensor
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
-from lightsae.production.monitor.drift_watch import Change, DriftWatch, OpenTexts
-from lightsae.production.monitor.events import Alarm, Event, Firing, now
+from lightsae.production.monitor.drift_watch import DriftWatch, OpenTexts
+from lightsae.production.monitor.events import Alarm, Event, Firing
 from lightsae.production.monitor.sinks import EventWriter, Sink
 from lightsae.production.monitor.summary import FeatureSummary, Summary
-from lightsae.production.monitor.thresholds import FiringThresholds, Thresholds, firing_thresholds
+from lightsae.production.monitor.thresholds import Thresholds, firing_thresholds
 from lightsae.production.monitor.watched_features import WatchedFeatures
-from lightsae.production.monitor.watcher import Pass, Watcher, special_ids, tokenizer_of
+from lightsae.production.monitor.watcher import Pass, Watcher, tokenizer_of
 from lightsae.production.registry import Promoted, load_channel
 from lightsae.sae import SparseAutoencoder
 
@@ -43,26 +45,22 @@ class Monitor:
     def __init__(
         self,
         watched: WatchedFeatures,
-        thresholds: FiringThresholds,
+        thresholds: Sequence[tuple[float, str]],
         writer: EventWriter,
         drift: DriftWatch | None,
         tokenizer: Any,
     ) -> None:
-        self.features, self.alarms = watched.features, deque[Alarm](maxlen=_ALARMS_KEPT)
-        self._watched, self._thresholds, self._writer, self._drift = watched, thresholds, writer, drift
-        self._tokenizer = tokenizer
-        self._token_texts: dict[int, str] = {}
+        self.features, self.alarms = watched.numbers, deque[Alarm](maxlen=_ALARMS_KEPT)
+        self._watched, self._thresholds, self._writer, self._drift = watched.features, thresholds, writer, drift
+        self._text_of = cache(lambda token: None if tokenizer is None or token < 0 else tokenizer.decode([token]))
+        n = len(self.features)
         # Active, and firing: one comparison tells both.
-        limits = [[0.0] * len(self.features), [thresholds.values[f] for f in self.features]]
-        self._limits = torch.tensor(limits)[:, None, None]
-        longest = drift.expected.longest if drift is not None else None
-        self._texts = OpenTexts(len(self.features), longest, self._finished)
+        self._limits = torch.tensor([[0.0] * n, [threshold for threshold, _ in thresholds]])[:, None, None]
+        self._texts = OpenTexts(n, drift.expected.longest if drift is not None else None, self._finished)
+        self._watcher = Watcher(watched, tokenizer, self._texts.end_rows, self._take)
         self._request: str | None = None
         self.tokens, self._tokens_counted = 0, 0
-        self._fired = np.zeros(len(self.features), np.int64)
-        self._active = np.zeros(len(self.features), np.int64)
-        special = special_ids(watched.model, tokenizer)
-        self._watcher = Watcher(watched.model, watched.sae, self.features, special, self._texts.end_rows, self._take)
+        self._active, self._fired = np.zeros((2, n), np.int64)
 
     @contextmanager
     def request(self, name: str) -> Iterator[None]:
@@ -73,28 +71,27 @@ class Monitor:
         """
         outer, self._request = self._request, name
         self._texts.end_rows()
-        self._texts.begin_request()
         try:
-            yield
+            with self._texts.request():
+                yield
         finally:
-            self._texts.end_request()
             self._request = outer
 
     def summary(self) -> Summary:
         """Return what was seen so far, text that is under way with it."""
-        drift, rows = self._drift, []
-        for i, feature in enumerate(self.features):
+        rows = []
+        for i, (feature, (threshold, kind)) in enumerate(zip(self._watched, self._thresholds, strict=True)):
             rows.append(
                 FeatureSummary(
-                    feature=feature,
-                    label=self._watched.labels[feature],
-                    threshold=self._thresholds.values[feature],
-                    kind=self._thresholds.kinds[feature],
+                    feature=feature.number,
+                    label=feature.label,
+                    threshold=threshold,
+                    kind=kind,
                     firings=int(self._fired[i]),
                     frequency=int(self._active[i]) / self.tokens if self.tokens else None,
-                    dictionary_frequency=self._watched.frequencies[feature],
-                    alarms=sum(alarm.feature == feature for alarm in self.alarms if alarm.state == "left"),
-                    **({} if drift is None else drift.last_look(i)),
+                    dictionary_frequency=feature.frequency,
+                    alarms=sum(alarm.feature == feature.number for alarm in self.alarms if alarm.state == "left"),
+                    **({} if self._drift is None else self._drift.last_look(i)),
                 )
             )
         return Summary(self.tokens, rows, self._writer.failures)
@@ -108,98 +105,63 @@ class Monitor:
         try:
             with self._watcher.open():
                 yield self
-        except BaseException as error:
-            self._close()
-            if failed := self._writer.error():
-                error.add_note(str(failed))
-            raise
-        self._close()
-        if failed := self._writer.error():
-            raise failed
-
-    def _close(self) -> None:
-        self._texts.end_rows()
-        self._writer.close()
+        finally:
+            self._texts.end_rows()
 
     def _take(self, one: Pass) -> None:
-        latents, seen = one.latents, one.seen
-        if self._limits.device != latents.device:
-            self._limits = self._limits.to(latents.device)
-        above = (latents > self._limits) & seen.watched[..., None]
+        self._limits = self._limits.to(one.latents.device)
+        above = (one.latents > self._limits) & one.watched[..., None]
         # Read once: everything waits for the device here.
-        counts = torch.cat([*above.sum(2), seen.watched.sum(1, keepdim=True)], 1).cpu().numpy()
+        counts = torch.cat([*above.sum(2), one.watched.sum(1, keepdim=True)], 1).cpu().numpy()
         n = len(self.features)
+        active, fired, sizes = np.split(counts, [n, 2 * n], axis=1)
         first = self._texts.first_of(len(counts))
-        if (fires := counts[:, n : 2 * n].sum(0)).any():
-            self._writer.write(self._events(one, above[1], first))
-        self._fired += fires
-        self._active += counts[:, :n].sum(0)
-        self.tokens += int(counts[:, -1].sum())
-        self._texts.add(counts[:, -1], counts[:, :n])
+        if fired.any():
+            self._tell(self._firings(one, above[1], first))
+        self._fired += fired.sum(0)
+        self._active += active.sum(0)
+        self.tokens += int(sizes.sum())
+        self._texts.add(sizes[:, 0], active)
 
-    def _events(self, one: Pass, fired: Tensor, first: int) -> list[Event]:
+    def _firings(self, one: Pass, fired: Tensor, first: int) -> list[Firing]:
         row, column, feature = (places := fired.nonzero()).unbind(1)
-        seen = one.seen
-        more = [seen.tokens[row, column], self._watcher.places(one)[row, column], seen.generated[column].long()]
+        positions = self._watcher.places(one)
+        more = [one.tokens[row, column], positions[row, column], one.generated[column].long()]
         columns = torch.cat([places, torch.stack(more, 1)], 1).cpu().tolist()
         values = one.latents[row, column, feature].float().cpu().tolist()
-        time, events = now(), list[Event]()
-        for (r, _, i, token, position, generated), value in zip(columns, values, strict=True):
-            number = self.features[i]
-            largest = self._watched.maxima[number]
-            events.append(
-                Firing(
-                    time=time,
-                    feature=number,
-                    label=self._watched.labels[number],
-                    value=value,
-                    of_max=None if largest is None else value / largest,
-                    threshold=self._thresholds.values[number],
-                    token=token,
-                    token_text=self._text_of(token),
-                    row=r,
-                    position=position,
-                    phase="generated" if generated else "prompt",
-                    text=first + r,
-                    request=self._request,
-                )
+        now = time.time()
+        return [
+            Firing(
+                time=now,
+                feature=self.features[i],
+                label=self._watched[i].label,
+                value=value,
+                of_max=None if (maximum := self._watched[i].maximum) is None else value / maximum,
+                threshold=self._thresholds[i][0],
+                token=token,
+                token_text=self._text_of(token),
+                row=r,
+                position=position,
+                phase="generated" if generated else "prompt",
+                text=first + r,
+                request=self._request,
             )
-        return events
-
-    def _text_of(self, token: int) -> str | None:
-        if self._tokenizer is None or token < 0:
-            return None
-        if token not in self._token_texts:
-            self._token_texts[token] = self._tokenizer.decode([token])
-        return self._token_texts[token]
+            for (r, _, i, token, position, generated), value in zip(columns, values, strict=True)
+        ]
 
     def _finished(self, tokens: int, active: NDArray[np.int64]) -> None:
         """A text is over: the window moves on."""
-        if self._drift is not None:
-            alarms = [self._alarm(change) for change in self._drift.add(tokens, active)]
+        if self._drift is not None and (alarms := self._drift.add(tokens, active)):
             self.alarms.extend(alarms)
-            self._writer.write(alarms)
+            self._tell(alarms)
         if new := self.tokens - self._tokens_counted:
             self._tokens_counted = self.tokens
-            shares = {f: int(count) / self.tokens for f, count in zip(self.features, self._active, strict=True)}
-            self._writer.count(new, shares, self._watched.labels)
+            shares = dict(zip(self.features, (self._active / self.tokens).tolist(), strict=True))
+            labels = {feature.number: feature.label for feature in self._watched}
+            self._writer.tell(lambda sink: sink.count(new, shares, labels))
 
-    def _alarm(self, change: Change) -> Alarm:
-        assert self._drift is not None
-        feature = self.features[change.index]
-        return Alarm(
-            time=now(),
-            feature=feature,
-            label=self._watched.labels[feature],
-            state="left" if change.left else "returned",
-            side="above" if change.above else "below",
-            frequency=change.frequency,
-            low=change.low,
-            high=change.high,
-            expected=float(self._drift.expected.mean[change.index]),
-            tokens=change.tokens,
-            texts=change.texts,
-        )
+    def _tell(self, events: Sequence[Event]) -> None:
+        self._writer.tell(lambda sink: sink.write(events))
 
 
 @contextmanager
@@ -281,6 +243,8 @@ def monitor(
             f"{arg('dictionary')} is missing: a monitor needs the feature dictionary of the SAE, or a channel."
         )
     watched = WatchedFeatures.of(model, dictionary, sae, features, any_model=any_model)
+    if isinstance(thresholds, str | Path):
+        thresholds = Thresholds.load(thresholds)
     firing = firing_thresholds(watched, thresholds, false_positive_rate)
     writer = EventWriter([sinks] if isinstance(sinks, Sink) or callable(sinks) else list(sinks))
     if drift_window is not None and drift_window < 1:
@@ -290,8 +254,9 @@ def monitor(
     if drift_horizon < 1:
         raise ConfigError("drift_horizon", drift_horizon, "write how many windows, 1 or more")
     drift = None
-    if drift_window is not None and firing.calibrated is not None:
-        expected = firing.calibrated.frequencies(watched.features)
-        drift = DriftWatch(expected, drift_window, drift_level, drift_horizon)
-    with Monitor(watched, firing, writer, drift, tokenizer or tokenizer_of(model)).open() as opened:
+    if drift_window is not None and isinstance(thresholds, Thresholds):
+        names = [(feature.number, feature.label) for feature in watched.features]
+        expected = thresholds.frequencies(watched.numbers)
+        drift = DriftWatch(names, expected, drift_window, drift_level, drift_horizon)
+    with writer, Monitor(watched, firing, writer, drift, tokenizer or tokenizer_of(model)).open() as opened:
         yield opened

@@ -3,6 +3,8 @@
 A sink that fails does not stop the model. See `EventWriter` for what happens with its error.
 """
 
+import json
+import mmap
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,10 +14,12 @@ from typing import Any
 
 from lightsae.errors import ConfigError
 from lightsae.formats.files import explain_os_errors
-from lightsae.production.monitor.events import Alarm, Event, Firing, as_line
+from lightsae.production.monitor.events import Alarm, Event, as_json
 
 # A registry takes each name once; several monitors share the metrics.
 _metrics: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+# How every line of JSON begins.
+_BEGINS = b'{"event": "'
 _BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
 
 
@@ -63,7 +67,8 @@ class JsonLines(Sink):
     def write(self, events: Sequence[Event]) -> None:
         if self._file is None:
             self._file = self._open()
-        lines = b"".join(as_line(event) for event in events)
+        # As ASCII: halves of a character, which some tokens are, cannot be written but escaped.
+        lines = b"".join(json.dumps(as_json(event), allow_nan=False).encode() + b"\n" for event in events)
         before = os.fstat(self._file).st_size
         try:
             with explain_os_errors(self.path):
@@ -83,27 +88,22 @@ class JsonLines(Sink):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self._mend(file)
+            self._cut_half_line(file)
         except BaseException:
             os.close(file)
             raise
         return file
 
-    def _mend(self, file: int) -> None:
-        """Cut off half a line at the end."""
-        size = end = os.fstat(file).st_size
-        tail = b""
-        while end and b"\n" not in tail:
-            start = max(0, end - 4096)
-            tail = os.pread(file, end - start, start) + tail
-            end = start
-        torn = tail.rpartition(b"\n")[2]
-        if not torn:
+    def _cut_half_line(self, file: int) -> None:
+        if os.fstat(file).st_size == 0:
             return
-        begins = b'{"event": "'
-        if torn[: len(begins)] != begins[: len(torn)]:
+        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as content:
+            end = content.rfind(b"\n") + 1
+            rest = content[end : end + len(_BEGINS)]
+        # An empty rest, too, is how an event begins.
+        if not _BEGINS.startswith(rest):
             raise ConfigError(f"{str(self.path)!r} holds something else than events; choose another file.")
-        os.ftruncate(file, size - len(torn))
+        os.ftruncate(file, end)
 
     def __repr__(self) -> str:
         return f"JsonLines({str(self.path)!r})"
@@ -153,7 +153,6 @@ class Prometheus(Sink):
                 side = {"above": 1, "below": -1}[event.side] if event.state == "left" else 0
                 self._of["drift"].labels(*names).set(side)
                 continue
-            assert isinstance(event, Firing)
             self._of["firings"].labels(*names).inc()
             if event.of_max is not None:
                 self._of["values"].labels(*names).observe(event.of_max)
@@ -168,10 +167,11 @@ class Prometheus(Sink):
 
 
 class EventWriter:
-    """All sinks of a monitor.
+    """All sinks of a monitor; a context, whose end closes them.
 
     A sink that raises does not stop the model, and the others get their events. It is called again with the next
-    events. The first error of all is raised when the monitor closes, with how many there were.
+    events. The first error of all is raised at the end of the context, with how many there were; or it is added as a
+    note to the error that ended it.
     """
 
     def __init__(self, sinks: Sequence[Sink | Callable[[Event], object]]) -> None:
@@ -180,35 +180,30 @@ class EventWriter:
                 raise ConfigError(
                     f"sinks holds {sink!r}; write JsonLines(path), Prometheus() or a function that takes an event."
                 )
-        self.sinks = [sink if isinstance(sink, Sink) else Call(sink) for sink in sinks]
+        self._sinks = [sink if isinstance(sink, Sink) else Call(sink) for sink in sinks]
         self.failures = 0
         self._first: tuple[Sink, Exception] | None = None
 
-    def write(self, events: Sequence[Event]) -> None:
-        if events:
-            self._all(lambda sink: sink.write(events))
+    def __enter__(self) -> None:
+        pass
 
-    def count(self, tokens: int, frequencies: dict[int, float], labels: dict[int, str | None]) -> None:
-        self._all(lambda sink: sink.count(tokens, frequencies, labels))
-
-    def close(self) -> None:
-        self._all(lambda sink: sink.close())
-
-    def error(self) -> ConfigError | None:
-        """Return what to tell of the sinks that failed, or None."""
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.tell(lambda sink: sink.close())
         if self._first is None:
-            return None
+            return
         sink, cause = self._first
         times = f"{self.failures} times" if self.failures > 1 else "once"
-        error = ConfigError(
+        failure = ConfigError(
             f"Sinks of the monitor failed {times}, and events were lost; the first was {sink!r}: "
             f"{type(cause).__name__}: {cause}"
         )
-        error.__cause__ = cause
-        return error
+        if error is None:
+            raise failure from cause
+        error.add_note(str(failure))
 
-    def _all(self, action: Callable[[Sink], None]) -> None:
-        for sink in self.sinks:
+    def tell(self, action: Callable[[Sink], None]) -> None:
+        """Do something with every sink."""
+        for sink in self._sinks:
             try:
                 action(sink)
             except Exception as error:

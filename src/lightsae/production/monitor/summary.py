@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightsae.analysis.labels.wording import shortened
@@ -80,17 +81,15 @@ class Summary:
             if watched:
                 cells += [_share(one.window_frequency) + mark, band, "" if one.drift is None else str(one.alarms)]
             cells += [f"{one.threshold:.3g}", one.kind]
-            # Labels hold brackets, which rich would read as marks.
-            table.add_row(*cells, shortened(one.label or "", _LABEL).replace("[", r"\["))
+            table.add_row(*cells, escape(shortened(one.label or "", _LABEL)))
         if left := ordered[_ROWS:]:
             table.caption = f"and {len(left):,} more features, of which {sum(one.firings > 0 for one in left):,} fired"
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, color_system=None)
-        console.print(self.table())
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue().rstrip()
+        text = io.StringIO()
+        Console(file=text, width=160, color_system=None).print(self.table())
+        return text.getvalue().rstrip()
 
     def __rich__(self) -> Table:
         return self.table()

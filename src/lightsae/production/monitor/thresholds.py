@@ -14,6 +14,7 @@ import numpy as np
 
 from lightsae.errors import ConfigError, FormatError, ModelError, arg
 from lightsae.formats.files import write_atomically
+from lightsae.lm.model import revision_of
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.production.monitor.drift_watch import Frequencies
 from lightsae.production.monitor.watched_features import WatchedFeatures
@@ -58,7 +59,7 @@ class Calibrated:
         concept_share: Share of the tokens where the rule holds; None without a rule.
         recall: Share of held-out tokens with the concept that exceed the threshold, by rate; empty without a rule.
         rates: The thresholds, by the rate asked.
-        frequency, alike, error: See `drift.Frequencies`; active means above 0.
+        frequency, alike, error: See `drift_watch.Frequencies`; active means above 0.
     """
 
     kind: str
@@ -161,55 +162,35 @@ def _calibrated(values: Mapping[str, Any]) -> Calibrated:
     return Calibrated(**{**values, "rates": rates, "recall": recall})
 
 
-@dataclass(frozen=True)
-class FiringThresholds:
-    """Thresholds in use.
-
-    Attributes:
-        values: By feature, in normalised units; exceeding it is a firing.
-        kinds: Where each comes from, in words.
-        calibrated: What they were taken from, if they were calibrated.
-    """
-
-    values: dict[int, float]
-    kinds: dict[int, str]
-    calibrated: Thresholds | None = None
-
-
 def firing_thresholds(
-    watched: WatchedFeatures, thresholds: Thresholds | Mapping[int, float] | str | Path | None, rate: float | None
-) -> FiringThresholds:
-    """Return the thresholds of the watched features.
+    watched: WatchedFeatures, thresholds: Thresholds | Mapping[int, float] | None, rate: float | None
+) -> list[tuple[float, str]]:
+    """Return for each watched feature the activation above which it fires, and in words where that comes from.
 
     Raises:
-        FormatError: They were made for another SAE, or the file is none.
+        FormatError: They were made for another SAE.
         ModelError: They were calibrated on another model.
         ConfigError: A feature or the rate is missing, a value is no activation, or a rate goes with no calibration.
     """
-    if isinstance(thresholds, str | Path):
-        thresholds = Thresholds.load(thresholds)
     if isinstance(thresholds, Thresholds):
         rate = _RATE if rate is None else rate
         _check_calibrated_for(thresholds, watched)
-        values = {feature: thresholds.at(feature, rate).threshold for feature in watched.features}
         words = {"concept": f"{rate:g} without concept", "rate": f"{rate:g} of all"}
-        kinds = {feature: words[thresholds.features[feature].kind] for feature in values}
-        return FiringThresholds(values, kinds, thresholds)
+        return [(thresholds.at(f, rate).threshold, words[thresholds.features[f].kind]) for f in watched.numbers]
     if rate is not None:
         raise ConfigError(
             f"{arg('false_positive_rate')} is {rate:g}, but no calibrated thresholds are given; make them with "
             "lightsae.production.monitor.calibrate, or leave it out."
         )
     if thresholds is None:
-        values = {feature: FIRES_ABOVE * (largest or 0.0) for feature, largest in watched.maxima.items()}
-        return FiringThresholds(values, dict.fromkeys(values, f"{FIRES_ABOVE:.0%} of the maximum"))
-    for feature in watched.features:
+        kind = f"{FIRES_ABOVE:.0%} of the maximum"
+        return [(FIRES_ABOVE * (feature.maximum or 0.0), kind) for feature in watched.features]
+    for feature in watched.numbers:
         if feature not in thresholds:
             raise ConfigError(f"{arg('thresholds')} has no entry for feature {feature}, which is watched; add one.")
         if not 0 <= (value := float(thresholds[feature])) < math.inf:
             raise ConfigError(f"{arg('thresholds')}[{feature}] is {value:g}; write an activation, 0 or more.")
-    values = {feature: float(thresholds[feature]) for feature in watched.features}
-    return FiringThresholds(values, dict.fromkeys(values, "given"))
+    return [(float(thresholds[feature]), "given") for feature in watched.numbers]
 
 
 def _check_calibrated_for(thresholds: Thresholds, watched: WatchedFeatures) -> None:
@@ -218,7 +199,7 @@ def _check_calibrated_for(thresholds: Thresholds, watched: WatchedFeatures) -> N
             f"the thresholds were calibrated for the SAE with SHA-256 {thresholds.sae[:12]}, and this one has "
             f"{watched.sae_sha256[:12]}: they mean nothing here. Calibrate this one."
         )
-    ours, theirs = watched.model_identity()["revision"], thresholds.model.get("revision")
+    ours, theirs = revision_of(watched.model), thresholds.model.get("revision")
     if ours and theirs and ours != theirs:
         raise ModelError(
             f"the thresholds were calibrated on the model at revision {theirs!r}, and the one in use is at {ours!r}; "

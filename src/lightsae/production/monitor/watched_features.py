@@ -1,6 +1,5 @@
 """What is watched: features of an SAE, its feature dictionary and a language model that belong together."""
 
-import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +10,24 @@ from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.reading.compatibility import check_model
 from lightsae.errors import ConfigError, SiteError, arg
 from lightsae.formats.saved_sae import SavedSAE
-from lightsae.lm.model import name_of, revision_of
 from lightsae.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class WatchedFeature:
+    """One feature, as the feature dictionary has it.
+
+    Attributes:
+        number: Which.
+        label: None without a label.
+        maximum: Its largest activation; None if it never fired.
+        frequency: Share of that text's tokens on which it is active.
+    """
+
+    number: int
+    label: str | None
+    maximum: float | None
+    frequency: float | None
 
 
 @dataclass(frozen=True)
@@ -23,19 +38,23 @@ class WatchedFeatures:
         model: A LanguageModel, or a transformers model.
         sae: The SAE.
         dictionary: The feature dictionary that was made for it.
-        features: By number.
-        labels: What the feature dictionary calls them; None without a label.
-        maxima: Their largest activations there; None where they never fired.
-        frequencies: Share of that text's tokens on which they are active.
+        features: In the order of the columns of all arrays.
     """
 
     model: Any
     sae: SparseAutoencoder
     dictionary: FeatureDictionary
-    features: list[int]
-    labels: dict[int, str | None]
-    maxima: dict[int, float | None]
-    frequencies: dict[int, float | None]
+    features: list[WatchedFeature]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The features by number."""
+        return [feature.number for feature in self.features]
+
+    @property
+    def sae_sha256(self) -> str:
+        """The hash of the SAE, which the feature dictionary knows."""
+        return str(self.dictionary.manifest["sae"]["sha256"])
 
     @classmethod
     def of(
@@ -43,7 +62,7 @@ class WatchedFeatures:
         model: Any,
         dictionary: FeatureDictionary | str | Path,
         sae: SavedSAE | SparseAutoencoder | str | Path,
-        features: Sequence[int] | None,
+        numbers: Sequence[int] | None,
         *,
         any_model: bool,
     ) -> "WatchedFeatures":
@@ -65,40 +84,22 @@ class WatchedFeatures:
             raise SiteError(f"the SAE reads several models ({names}), of which only one runs here.")
         if not any_model:
             check_model(model, models.pop(), dictionary.manifest.get("model", {}).get("revision"))
-        chosen = _chosen(dictionary, features, sae.d_sae)
         table = dictionary.sql(
-            "SELECT feature, label, max, frequency FROM features WHERE list_contains($features, feature)",
-            {"features": chosen},
+            "SELECT feature AS number, label, CASE WHEN isfinite(max) AND max > 0 THEN max END AS maximum, frequency "
+            "FROM features WHERE list_contains($numbers, feature) ORDER BY list_position($numbers, feature)",
+            {"numbers": _chosen(dictionary, numbers, sae.d_sae)},
         )
-        rows = {row["feature"]: row for row in table.to_pylist()}
-        return cls(
-            model,
-            sae,
-            dictionary,
-            chosen,
-            {f: rows[f]["label"] for f in chosen},
-            {f: _positive(rows[f]["max"]) for f in chosen},
-            {f: rows[f]["frequency"] for f in chosen},
-        )
-
-    @property
-    def sae_sha256(self) -> str:
-        """The hash of the SAE, which the feature dictionary knows."""
-        return str(self.dictionary.manifest["sae"]["sha256"])
-
-    def model_identity(self) -> dict[str, str | None]:
-        """Return the model's name and revision."""
-        return {"name": name_of(self.model), "revision": revision_of(self.model)}
+        return cls(model, sae, dictionary, [WatchedFeature(**row) for row in table.to_pylist()])
 
 
 def _chosen(dictionary: FeatureDictionary, features: Sequence[int] | None, d_sae: int) -> list[int]:
     if features is None:
-        chosen = dictionary.filter("label IS NOT NULL", tier="high")["feature"].to_pylist()
+        chosen: list[int] = dictionary.filter("label IS NOT NULL", tier="high")["feature"].to_pylist()
         if not chosen:
             raise ConfigError(
                 "No feature of the dictionary is labelled with tier 'high'; name some: features=[12, 34]."
             )
-        return [int(feature) for feature in chosen]
+        return chosen
     if not all(isinstance(f, numbers.Integral) for f in features):
         raise ConfigError("features", features, "write numbers, such as [12, 34]; dictionary.search(text) finds them")
     chosen = list(dict.fromkeys(int(feature) for feature in features))
@@ -110,7 +111,3 @@ def _chosen(dictionary: FeatureDictionary, features: Sequence[int] | None, d_sae
         if not 0 <= feature < d_sae:
             raise ConfigError(f"feature {feature} does not exist: the SAE has {d_sae}, from 0.")
     return chosen
-
-
-def _positive(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) and value > 0 else None

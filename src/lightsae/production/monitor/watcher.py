@@ -1,44 +1,57 @@
 """The latents of some features on the watched tokens of every forward pass; reads only.
 
-Axes:  B rows, S columns of the pass, D width of a site, n features.
+Axes:  B rows, S columns of the pass, n features.
+
+Watched is what a feature dictionary counts: all tokens but padding, special tokens, and position 0, an attention sink.
+Each token counts once: if `generate` works without a KV cache, and runs the whole text again for each token, only
+the new columns do. The last token that is generated is never run through the model, and is not watched; those that
+an assistant proposes and the model rejects are.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked
 from lightsae.lm.model import name_of, site_in
-from lightsae.production.monitor.watched_passes import Watched, WatchedPasses
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.lm.passes import Passes
+from lightsae.production.monitor.watched_features import WatchedFeatures
+from lightsae.sae import SiteRef
 from lightsae.sae.latent_reader import LatentReader
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What was seen in a forward pass; on the model's device."""
+    """What was seen in a forward pass; on the model's device.
+
+    Attributes:
+        latents: Of the features.
+        tokens: Ids; -1 if the model was given embeddings.
+        watched: Which tokens count.
+        generated: Which columns were generated.
+    """
 
     latents: Float[Tensor, "B S n"]
-    seen: Watched
+    tokens: Int[Tensor, "B S"]
+    watched: Bool[Tensor, "B S"]
+    generated: Bool[Tensor, " S"]
 
 
-class Watcher:
+class Watcher(Passes):
     """Works out latents while the model runs.
 
     Args:
-        model: A LanguageModel, or a transformers model.
-        sae: The SAE; all that it reads is in this model.
-        features: Whose latents.
-        special: Ids of the special tokens.
-        at_text: Called when new texts begin, and when a `generate` ends.
+        features: Whose latents, in which model.
+        tokenizer: Names special tokens, beside the model's config; None if there is none.
+        at_text: Called when a pass begins with new texts, and when a `generate` ends.
         at_end: Called with each pass, when it is over.
 
     Raises:
@@ -46,66 +59,122 @@ class Watcher:
     """
 
     def __init__(
-        self,
-        model: Any,
-        sae: SparseAutoencoder,
-        features: Sequence[int],
-        special: Iterable[int],
-        at_text: Callable[[], None],
-        at_end: Callable[[Pass], None],
+        self, features: WatchedFeatures, tokenizer: Any, at_text: Callable[[], None], at_end: Callable[[Pass], None]
     ) -> None:
-        reads = list(sae.widths.read)
-        self._model, self._sae, self._features, self._at_end = model, sae, list(features), at_end
-        self._sites = {ref: site_in(model, ref.site) for ref in reads}
-        vocabulary = inner_model(model).get_input_embeddings().num_embeddings
-        self._passes = WatchedPasses(special, vocabulary, at_text, self._end)
+        super().__init__("all", skip_first=1)
+        self._watched, self._at_text, self._at_end = features, at_text, at_end
+        self._sites = {ref: site_in(features.model, ref.site) for ref in features.sae.widths.read}
+        inner = inner_model(features.model)
+        # A table: one look-up per pass, and nothing is sent to the device.
+        self._special = torch.zeros(inner.get_input_embeddings().num_embeddings, dtype=torch.bool)
+        self._special[[i for i in _special_ids(inner, tokenizer) if 0 <= i < len(self._special)]] = True
+        self._padding: set[int] = set()
         self._reader: LatentReader | None = None
         self._device: torch.device | None = None
         self._read: dict[SiteRef, Tensor] = {}
+        self._tokens: Tensor | None = None
         self._pass: Pass | None = None
+        self._depth = 0
+        self._done = 0  # columns of the `generate` under way that earlier passes saw
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Hold the hooks."""
-        inner = inner_model(self._model)
+        inner = inner_model(self._watched.model)
+        entries = {inner, inner.base_model}
         with ExitStack() as stack:
             for ref, site in self._sites.items():
-                stack.enter_context(hooked(inner, site, partial(self._see, ref)))
-            stack.enter_context(self._passes.watched(inner))
+                stack.enter_context(hooked(inner, site, functools.partial(self._see, ref)))
+            # What is followed first knows the cache.
+            stack.enter_context(self.followed(inner, lambda: None))
+            for entry in entries:
+                stack.callback(entry.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                stack.callback(entry.register_forward_hook(self._leave, always_call=True).remove)
             yield
-
-    @torch.no_grad()
-    def _see(self, site: SiteRef, x: Tensor) -> None:
-        if x.shape[2] != self._sae.widths.read[site]:
-            raise SiteError(
-                f"{site.site!r} has width {x.shape[2]} in {name_of(self._model)!r}, and the SAE reads "
-                f"{self._sae.widths.read[site]} numbers: it belongs to another model."
-            )
-        flat = x.detach().reshape(-1, x.shape[2])
-        # A copy if it has to wait: a later module could write in place.
-        self._read[site] = flat if len(self._sites) == 1 else flat.clone()
-        if len(self._read) < len(self._sites):
-            return
-        if x.device != self._device:
-            self._device = x.device
-            self._reader = LatentReader(self._sae, self._features, x.device)
-        assert self._reader is not None
-        parts = [self._read[ref].to(x.device) for ref in self._sites]
-        latents = self._reader(parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], 1))
-        self._read.clear()
-        seen = self._passes.look(x.shape[:2], x.device)
-        self._pass = Pass(latents.reshape(*x.shape[:2], -1), seen)
 
     def places(self, one: Pass) -> Int[Tensor, "B S"]:
         """Return each token's position in its row, from 0, without padding; of the pass that just ended."""
-        return self._passes.places(one.seen.tokens.shape, one.latents.device)
+        return self._place(one.tokens.shape, one.latents.device)[0]
 
-    def _end(self) -> None:
-        # There is none if the model failed before the site.
-        ended, self._pass = self._pass, None
+    # The pass of a model with a head runs its body's inside: the outer one counts.
+    def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._tokens = None
+            if self._past == 0 and self._done == 0:
+                self._at_text()
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if isinstance(ids, Tensor) and not ids.is_floating_point():
+            self._tokens = ids
+
+    def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            # There is none if the model failed before the site.
+            ended, self._pass = self._pass, None
+            self._read.clear()
+            if ended is not None:
+                self._at_end(ended)
+
+    def _following(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        inner = super()._following(generate)
+
+        @functools.wraps(generate)
+        def followed(*args: Any, **kwargs: Any) -> Any:
+            outer = self._done, self._padding
+            pads = (kwargs.get("pad_token_id"), getattr(kwargs.get("generation_config"), "pad_token_id", None))
+            # Rows that are done are filled with it, in plain sight.
+            self._done, self._padding = 0, {pad for pad in pads if isinstance(pad, int)}
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self._done, self._padding = outer
+                self._at_text()
+
+        return followed
+
+    @torch.no_grad()
+    def _see(self, ref: SiteRef, x: Tensor) -> None:
+        model, sae = self._watched.model, self._watched.sae
+        if x.shape[2] != sae.widths.read[ref]:
+            raise SiteError(
+                f"{ref.site!r} has width {x.shape[2]} in {name_of(model)!r}, and the SAE reads "
+                f"{sae.widths.read[ref]} numbers: it belongs to another model."
+            )
+        flat = x.detach().reshape(-1, x.shape[2])
+        # A copy if it has to wait: a later module could write in place.
+        self._read[ref] = flat if len(self._sites) == 1 else flat.clone()
+        if len(self._read) < len(self._sites):
+            return
+        if self._reader is None or x.device != self._device:
+            self._device, self._reader = x.device, LatentReader(sae, self._watched.numbers, x.device)
+        parts = [self._read[ref].to(x.device) for ref in self._sites]
+        latents = self._reader(parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], 1))
         self._read.clear()
-        if ended is not None:
-            self._at_end(ended)
+        self._pass = self._look(latents.reshape(*x.shape[:2], -1))
+
+    def _look(self, latents: Float[Tensor, "B S n"]) -> Pass:
+        """Return the pass under way."""
+        rows, device = latents.shape[:2], latents.device
+        length, past = rows[1], self._past
+        prompt = (past or length) if self._prompt is None else self._prompt
+        columns = torch.arange(past, past + length, device=device)
+        generated = columns >= prompt
+        inside = self.inside(rows, device)
+        watched = inside if isinstance(inside, Tensor) else torch.full(rows, inside, device=device)
+        if self._tokens is None or self._tokens.shape != rows:
+            tokens = torch.full(rows, -1, device=device)
+        else:
+            tokens = self._tokens.to(device)
+            self._special = self._special.to(device)
+            watched = watched & ~self._special[tokens]
+            for pad in self._padding:
+                watched = watched & ~((tokens == pad) & generated)
+        if self._prompt is not None:
+            if past == 0 and self._done:
+                watched = watched & (columns >= self._done)
+            self._done = past + length
+        return Pass(latents, tokens, watched, generated)
 
 
 def inner_model(model: Any) -> Any:
@@ -115,18 +184,15 @@ def inner_model(model: Any) -> Any:
 
 def tokenizer_of(model: Any) -> Any:
     """Return the tokenizer of a LanguageModel; None if there is none, and for others."""
-    if not isinstance(model, LanguageModel):
-        return None
     try:
-        return model.tokenizer
+        return model.tokenizer if isinstance(model, LanguageModel) else None
     except ModelError:
         return None
 
 
-def special_ids(model: Any, tokenizer: Any) -> set[int]:
+def _special_ids(inner: Any, tokenizer: Any) -> set[int]:
     """Return the ids of special tokens: the tokenizer's, and those that the model's config names."""
     ids = set(getattr(tokenizer, "all_special_ids", None) or [])
-    inner = inner_model(model)
     for config in (inner.config.get_text_config(), getattr(inner, "generation_config", None)):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(config, name, None)

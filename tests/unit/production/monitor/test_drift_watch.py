@@ -18,7 +18,8 @@ def texts(draw: np.random.Generator, n: int, mean: NDArray = MEAN) -> tuple[NDAr
 
 
 def watch(draw: np.random.Generator, window: int = 20_000) -> DriftWatch:
-    return DriftWatch(Frequencies.measure(*texts(draw, 400)), window, level=0.05, horizon=20)
+    names = [(feature, None) for feature in range(len(MEAN))]
+    return DriftWatch(names, Frequencies.measure(*texts(draw, 400)), window, level=0.05, horizon=20)
 
 
 def test_estimates() -> None:
@@ -62,10 +63,10 @@ def test_alarm_when_it_triples_and_once_when_it_is_back() -> None:
         for mean, n in ((MEAN, 300), (tripled, 600), (MEAN, 900)):
             told.append([c for t, k in zip(*texts(draw, n, mean)[::-1], strict=True) for c in drift.add(int(t), k)])
         assert not told[0]
-        assert [(c.index, c.left, c.above) for c in told[1]] == [(0, True, True)]
+        assert [(c.feature, c.state, c.side) for c in told[1]] == [(0, "left", "above")]
         assert told[1][0].frequency > told[1][0].high > MEAN[0]
         assert 40_000 <= told[1][0].tokens < 40_400
-        assert [(c.index, c.left, c.above) for c in told[2]] == [(0, False, True)]
+        assert [(c.feature, c.state, c.side) for c in told[2]] == [(0, "returned", "above")]
 
 
 def test_alarm_when_it_is_gone_and_when_a_silent_one_fires() -> None:
@@ -73,7 +74,7 @@ def test_alarm_when_it_is_gone_and_when_a_silent_one_fires() -> None:
     drift = watch(draw)
     changed = np.array([0.02, 0.002, 0.0, 0.01])
     told = [c for t, k in zip(*texts(draw, 300, changed)[::-1], strict=True) for c in drift.add(int(t), k)]
-    assert {(c.index, c.above) for c in told} == {(2, False), (3, True)}
+    assert {(c.feature, c.side) for c in told} == {(2, "below"), (3, "above")}
     assert len(told) == 2
 
 
@@ -94,12 +95,11 @@ def test_texts_are_rows_or_requests_and_long_ones_are_cut() -> None:
     assert add([12, 1, 0], [5, 1, 0]) == 2
     assert done[2:] == [(12, 5)]
     open_.end_rows()
-    open_.begin_request()
-    add([2, 3], [1, 1])
-    open_.end_rows()
-    assert add([1], [1]) == 7
-    assert done[3:] == [(1, 1)]
-    open_.end_request()
+    with open_.request():
+        add([2, 3], [1, 1])
+        open_.end_rows()
+        assert add([1], [1]) == 7
+        assert done[3:] == [(1, 1)]
     assert done[4:] == [(6, 3)]
 
 
