@@ -50,7 +50,7 @@ def test_writes_picture_numbers_and_events(lightsae: Run, tmp_path: Path) -> Non
 
 def test_prints_a_table_and_the_paths(lightsae: Run, tmp_path: Path) -> None:
     lines = lightsae("superpose", *SHORT, "--sparsities", "[0, 0.9]").out.splitlines()
-    assert lines[0].split() == ["sparsity", "loss", "features", "represented", "dimensions", "a", "feature"]
+    assert lines[0].split() == ["sparsity", "loss", "features", "represented", "dimensions", "per", "feature"]
     (folder,) = (tmp_path / "lightning_logs").iterdir()
     for line, model in zip(lines[1:3], json.loads((folder / FILES[0]).read_text())["models"], strict=True):
         found = re.fullmatch(r" *(\S+) +(\S+) +(\d) of 5 +(\S+)", line)
@@ -112,7 +112,7 @@ def test_help(width: int, lightsae: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (["--feature", "3"], None, ["--feature is not an option.", "features"]),
         (["--model.sae", "TopK"], None, ["--model.sae is not an option."]),
-        (["features"], None, ["'features' stands where an option is expected"]),
+        (["features"], None, ["unrecognized arguments: features"]),
         (["--features", "few"], None, ["features is 'few'; write a whole number."]),
         (["--features", "0"], None, ["features is 0; write 1 or more."]),
         (["--sparsities", "0.5"], None, ["sparsities is 0.5; write a list."]),
