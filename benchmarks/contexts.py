@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import Timings
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
 from lightsae.analysis.reading.features import SAEFeatures

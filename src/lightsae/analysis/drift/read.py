@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import Timings
 from lightsae.analysis.drift.matching import Dictionary
 from lightsae.analysis.effects.directions import directions
 from lightsae.analysis.reading.features import SAEFeatures

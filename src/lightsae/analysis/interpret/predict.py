@@ -13,7 +13,7 @@ import torch
 
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.rows import RowSource
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import Timings
 from lightsae.analysis.reading.features import SAEFeatures
 from lightsae.analysis.reading.firings import Firings
 from lightsae.analysis.reading.loaded_sae import Origin

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import Timings
 from lightsae.analysis.dashboard.rewrite import rewrite_features
 from lightsae.analysis.dictionary.card import figures
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary

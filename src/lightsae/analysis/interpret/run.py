@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import Timings
 from lightsae.analysis.contexts.moments import HISTOGRAM_EDGES
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
