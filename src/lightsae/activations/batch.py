@@ -3,8 +3,8 @@
 Axes: T tokens, D width of a site.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from lightsae.sae.sites import SiteRef
 from lightsae.sae.sparse_ops import SparseLatents
-
-PER_TOKEN = ("tokens", "positions", "documents", "rows", "special")
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,17 @@ class ActivationBatch:
     special: Bool[Tensor, " T"]
     sinks: dict[SiteRef, Bool[Tensor, " T"]]
     index: int = 0
-    rows_shape: tuple[int, int] | None = field(default=None)
+    rows_shape: tuple[int, int] | None = None
     truth: SparseLatents | None = None
+
+    @classmethod
+    def without_text(
+        cls, site: SiteRef, values: Float[Tensor, "T D"], rows: Int[Tensor, " T"], truth: SparseLatents | None = None
+    ) -> "ActivationBatch":
+        """Return activations that come from no text: token, position and document are -1, and nothing is a sink yet."""
+        unknown = torch.full((len(values),), -1, device=values.device)
+        nothing = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+        return cls({site: values}, unknown, unknown, unknown, rows, nothing, {site: nothing}, truth=truth)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -57,10 +64,15 @@ class ActivationBatch:
         """Return which tokens are attention sinks at one of the sites."""
         return reduce(torch.logical_or, (self.sinks[site] for site in sites))
 
+    def each(self, change: Callable[[Tensor], Tensor], **others: Any) -> "ActivationBatch":
+        """Return the batch with every tensor of one entry per token changed, and `others` set."""
+        names = ("tokens", "positions", "documents", "rows", "special")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        for name in ("activations", "sinks"):
+            changed[name] = {site: change(values) for site, values in getattr(self, name).items()}
+        return replace(self, **changed, **others)
+
     def to(self, device: torch.device | str, **kwargs: Any) -> "ActivationBatch":
         """Return the batch on another device; Lightning calls this to move batches."""
-        moved: dict[str, Any] = {name: getattr(self, name).to(device, **kwargs) for name in PER_TOKEN}
-        for name in ("activations", "sinks"):
-            moved[name] = {site: values.to(device, **kwargs) for site, values in getattr(self, name).items()}
         truth = self.truth.to(device, **kwargs) if self.truth is not None else None
-        return replace(self, **moved, truth=truth)
+        return self.each(lambda values: values.to(device, **kwargs), truth=truth)

@@ -7,26 +7,17 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
-from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.settings import DataSettings, SiteNames
-from lightsae.activations.sources import (
-    ActivationSource,
-    FileSource,
-    HeldOut,
-    Process,
-    SyntheticSource,
-    TextSource,
-)
-from lightsae.activations.stream import ActivationStream, StreamPlan
+from lightsae.activations.sources import ActivationSource, FileSource, SyntheticSource, TextSource
+from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan, Timings
 from lightsae.activations.synthetic.world import SyntheticWorld
-from lightsae.activations.timing import Timings
 from lightsae.compat import set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section
 from lightsae.lm import LanguageModel
+from lightsae.lm.load import choose_dtype
 from lightsae.sae import SiteRef, Widths
 
 
@@ -134,7 +125,9 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         assert trainer is not None
         sites = self._sites_of_the_run()
         whole = any(getattr(callback, "needs_full_language_model", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        process = Process(sites, trainer.strategy.root_device, trainer.global_rank, trainer.world_size, whole)
+        device = trainer.strategy.root_device
+        dtype = choose_dtype(self.dtype, device)
+        process = Process(sites, device, dtype, trainer.global_rank, trainer.world_size, whole)
         with section("data"):
             if stage == "fit" and self._stream is None:
                 self._stream = self._open_stream(trainer, process)
@@ -142,16 +135,15 @@ class ActivationDataModule(DataSettings, LightningDataModule):
                 self._validation = self.source.held_out(process)
 
     def _open_stream(self, trainer: Trainer, process: Process) -> ActivationStream:
-        fill_rows, fill_tokens = self.source.fill_size(process.world)
         plan = StreamPlan(
             batch_tokens=self.batch_tokens,
-            batches_per_fill=max(1, fill_tokens // self.batch_tokens),
+            batches_per_fill=max(1, self.source.fill_tokens(process.world) // self.batch_tokens),
             total_batches=self._set_run_length(trainer),
             seed=self.seed,
             rank=process.rank,
             world=process.world,
         )
-        return ActivationStream(self.source.fills(plan, process, fill_rows), plan, self.timings)
+        return ActivationStream(self.source.fills(plan, process), plan, self.timings)
 
     def _sites_of_the_run(self) -> tuple[SiteRef, ...]:
         """Return every site that some dictionary of the run reads or predicts: one forward pass serves them all."""
@@ -162,6 +154,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     def _set_run_length(self, trainer: Trainer) -> int:
         """Return the batches of the run (of an epoch, where the run is measured in epochs) on one device."""
         accumulated, epoch_tokens = trainer.accumulate_grad_batches, self.source.epoch_tokens()
+        epochs = 1
         if trainer.max_steps > 0:
             batches = trainer.max_steps * accumulated
         elif self.training_tokens is not None:
@@ -169,10 +162,10 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             set_max_steps(trainer, max(1, batches // accumulated))
         elif epoch_tokens is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             batches = max(1, epoch_tokens // (self.batch_tokens * trainer.world_size))
+            epochs = trainer.max_epochs
         else:
             length = f"{arg('max_steps', 'trainer')} or {arg('training_tokens')}"
             raise ConfigError(f"How long is the run? Give {length}.")
-        epochs = trainer.max_epochs if trainer.max_steps < 0 and trainer.max_epochs and trainer.max_epochs > 0 else 1
         self.run_tokens = batches * epochs * self.batch_tokens * trainer.world_size
         return batches
 
@@ -185,11 +178,6 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     def val_dataloader(self) -> HeldOut:
         assert self._validation is not None
         return self._validation
-
-    def transfer_batch_to_device(
-        self, batch: ActivationBatch, device: torch.device, dataloader_idx: int
-    ) -> ActivationBatch:
-        return batch if batch.tokens.device == device else batch.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._stream is None else self._stream.state_dict()

@@ -4,9 +4,8 @@ Rows are read in chunks of neighbours. Each epoch has its own order of the chunk
 Every fixed share of the chunks is held out for validation.
 """
 
-import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, NumberedFills, StreamPlan, numbered, with_sinks
-from lightsae.activations.timing import Timings
+from lightsae.activations.corpus.text_files import natural_order
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings, with_sinks
 from lightsae.errors import CorpusError, arg, did_you_mean
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
@@ -43,26 +42,22 @@ def _open_part(path: Path) -> _Part:
             shape, read = array.shape, lambda start, stop: torch.from_numpy(np.array(array[start:stop]))
         else:
             file = safe_open(path, framework="pt")
-            name = _tensor_name(path, list(file.keys()))
+            names = list(file.keys())
+            if "activations" not in names and len(names) != 1:
+                raise CorpusError(
+                    f"{arg('activations')}: {path} holds the tensors {names}; name the one to train on 'activations'."
+                )
+            name = "activations" if "activations" in names else names[0]
             shape, read = file.get_slice(name).get_shape(), lambda start, stop: file.get_slice(name)[start:stop]
+    except CorpusError:
+        raise
     except (SafetensorError, ValueError, EOFError, OSError) as error:
-        if isinstance(error, CorpusError):
-            raise
         raise CorpusError(f"{arg('activations')}: {path} is not a readable {path.suffix} file ({error}).") from None
     if len(shape) != 2 or 0 in shape:
         raise CorpusError(
             f"{arg('activations')}: {path} has shape {tuple(shape)}; it must be (rows, width) with at least one row."
         )
-    rows, width = shape
-    return _Part(rows, width, read)
-
-
-def _tensor_name(path: Path, names: list[str]) -> str:
-    if "activations" not in names and len(names) != 1:
-        raise CorpusError(
-            f"{arg('activations')}: {path} holds the tensors {names}; name the one to train on 'activations'."
-        )
-    return "activations" if "activations" in names else names[0]
+    return _Part(shape[0], shape[1], read)
 
 
 class ActivationFiles:
@@ -97,7 +92,7 @@ def _files(location: str) -> list[Path]:
         found = [p for p in path.iterdir() if p.suffix in (".npy", ".safetensors")]
         if not found:
             raise CorpusError(f"{arg('activations')} is {location!r}, a folder without .npy or .safetensors files.")
-        return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)])
+        return sorted(found, key=natural_order)
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         raise CorpusError(f"{arg('activations')} is {location!r}, which does not exist.{near}")
@@ -127,22 +122,20 @@ class Chunks:
         return chunk * self.size, min(self.rows, (chunk + 1) * self.size)
 
 
-class FileFills(NumberedFills):
-    """Makes fills from activation files: runs of the shuffled chunks."""
+class FileFills(FillSource):
+    """Makes fills from activation files: runs of the shuffled chunks, as many as go into the buffer."""
 
     def __init__(
         self,
         files: ActivationFiles,
         chunks: Chunks,
         plan: StreamPlan,
-        chunks_in_fill: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        buffer: Float[Tensor, "rows D"],
         timings: Timings,
     ) -> None:
         self.files, self.chunks, self.plan, self.timings = files, chunks, plan, timings
-        self.chunks_in_fill = chunks_in_fill
-        self._buffer = torch.empty(chunks_in_fill * chunks.size, files.width, dtype=dtype, device=device)
+        self.chunks_in_fill = len(buffer) // chunks.size
+        self._buffer = buffer
         self._epoch: tuple[int, Tensor] | None = None
 
     def fill(self, number: int) -> Fill:
@@ -170,52 +163,27 @@ def read_chunks(
     for start, stop in bounds:
         buffer[filled : filled + stop - start].copy_(files.read(start, stop))
         filled += stop - start
-    values, device = buffer[:filled], buffer.device
-    unknown = torch.full((filled,), -1, device=device)
-    batch = ActivationBatch(
-        activations={files.site: values},
-        tokens=unknown,
-        positions=unknown,
-        documents=unknown,
-        rows=torch.cat([torch.arange(*pair) for pair in bounds]).to(device),
-        special=torch.zeros(filled, dtype=torch.bool, device=device),
-        sinks={},
-    )
-    return with_sinks(batch, position_zero=False)
+    rows = torch.cat([torch.arange(*pair) for pair in bounds]).to(buffer.device)
+    return with_sinks(ActivationBatch.without_text(files.site, buffer[:filled], rows))
 
 
-class ValidationFileRows:
-    """The held-out rows of activation files, in order."""
+def held_out_chunks(
+    files: ActivationFiles, chunks: Chunks, max_rows: int, batch_rows: int, process: Process
+) -> HeldOut:
+    """Return the held-out rows of activation files, in order.
 
-    def __init__(
-        self,
-        files: ActivationFiles,
-        chunks: Chunks,
-        max_rows: int,
-        batch_rows: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        rank: int,
-        world: int,
-    ) -> None:
-        self.files, self.chunks, self.dtype, self.device = files, chunks, dtype, device
-        per_batch = max(1, batch_rows // chunks.size)
-        chosen = chunks.validation[: max(world, max_rows // chunks.size)].tolist()
-        if len(chosen) < world:
-            raise CorpusError(
-                f"{arg('activations')} holds {len(chosen)} chunks of rows for validation, too few for {world} devices; "
-                "take fewer devices or more rows."
-            )
-        mine = chosen[rank::world]
-        self.batches = [mine[i : i + per_batch] for i in range(0, len(mine), per_batch)]
+    Raises:
+        CorpusError: There is not one chunk for each process.
+    """
+    chosen = chunks.validation[: max(process.world, max_rows // chunks.size)].tolist()
+    if len(chosen) < process.world:
+        raise CorpusError(
+            f"{arg('activations')} holds {len(chosen)} chunks of rows for validation, too few for {process.world} "
+            "devices; take fewer devices or more rows."
+        )
+    mine, per_batch = chosen[process.rank :: process.world], max(1, batch_rows // chunks.size)
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def read(some: list[int]) -> ActivationBatch:
+        return read_chunks(files, chunks, some, process.buffer(len(some) * chunks.size, files.width))
 
-    def __iter__(self) -> Iterator[ActivationBatch]:
-        return numbered(map(self._read, self.batches))
-
-    def _read(self, chosen: list[int]) -> ActivationBatch:
-        rows = len(chosen) * self.chunks.size
-        buffer = torch.empty(rows, self.files.width, dtype=self.dtype, device=self.device)
-        return read_chunks(self.files, self.chunks, chosen, buffer)
+    return HeldOut(read, [mine[i : i + per_batch] for i in range(0, len(mine), per_batch)])

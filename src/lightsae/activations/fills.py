@@ -5,19 +5,19 @@ The state of the source is its cursor at the start of the block: rows cost a few
 again is cheap, and one fill at most is run through the language model a second time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus.rows import RowSource, TokenRows
-from lightsae.activations.stream import Fill, StreamPlan, numbered, with_sinks
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings, with_sinks
 from lightsae.errors import ConfigError, arg
 from lightsae.lm import LanguageModel
 from lightsae.randomness import keyed_generator
@@ -43,7 +43,7 @@ class ReadSettings:
     skip_positions: int = 0
 
 
-class LanguageModelFills:
+class LanguageModelFills(FillSource):
     """Makes fills by running a language model over the rows of a corpus."""
 
     def __init__(
@@ -59,9 +59,10 @@ class LanguageModelFills:
         self.rows, self.models, self.reading, self.plan = rows, models, reading, plan
         self.fill_rows, self.fills_per_block, self.timings = fill_rows, fills_per_block, timings
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="lightsae-rows")
-        self._block: tuple[int, TokenRows] | None = None
+        # The block that is served; before one has been read, the number says which comes first.
+        self._block: TokenRows | None = None
+        self._number = 0
         self._block_state: dict[str, Any] = rows.state_dict()
-        self._next_number = 0
         self._next: Future[tuple[TokenRows, dict[str, Any]]] | None = None
         self._buffers: dict[SiteRef, Tensor] = {}
 
@@ -70,8 +71,7 @@ class LanguageModelFills:
         return self.fill_rows * self.fills_per_block * self.plan.world
 
     def state_dict(self) -> dict[str, Any]:
-        number = self._block[0] if self._block is not None else self._next_number
-        return {"block": number, "fills_per_block": self.fills_per_block, "block_start": self._block_state}
+        return {"block": self._number, "fills_per_block": self.fills_per_block, "block_start": self._block_state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._next is not None:
@@ -80,7 +80,7 @@ class LanguageModelFills:
         # A run that is made longer keeps its blocks.
         self.fills_per_block = state["fills_per_block"]
         self._block, self._block_state = None, state["block_start"]
-        self._next_number, self._next = state["block"], None
+        self._number, self._next = state["block"], None
 
     def close(self) -> None:
         self._reader.shutdown(wait=True, cancel_futures=True)
@@ -89,53 +89,42 @@ class LanguageModelFills:
     def fill(self, number: int) -> Fill:
         block_number, place = divmod(number, self.fills_per_block)
         block = self._block_rows(block_number)
-        mine = self._shuffled(block_number)[self.plan.rank :: self.plan.world]
+        generator = keyed_generator(self.plan.seed, "rows of a block", block_number)
+        mine = torch.randperm(self.block_rows, generator=generator).numpy()[self.plan.rank :: self.plan.world]
         chosen = mine[place * self.fill_rows : (place + 1) * self.fill_rows]
-        first_row = block_number * self.block_rows
         everything = read_rows(
             self.models,
             block.tokens[chosen],
             block.documents[chosen],
-            first_row + chosen,
+            block_number * self.block_rows + chosen,
             self.reading,
             self._buffers,
             self.timings,
         )
-        return Fill(everything, self._served(block.tokens[chosen]).to(everything.tokens.device))
-
-    def _served(self, tokens: np.ndarray) -> Tensor:
-        keep = np.ones(tokens.shape, dtype=bool)
-        keep[:, : self.reading.skip_positions] = False
+        keep = everything.positions >= self.reading.skip_positions
         if self.reading.skip_special:
-            keep &= ~np.isin(tokens, main_model(self.models).special_token_ids)
+            keep &= ~everything.special
         if not keep.any():
             raise ConfigError(
                 f"{arg('skip_special_tokens')} and {arg('skip_positions')} leave no token of a whole buffer "
                 "to train on."
             )
-        return torch.from_numpy(np.flatnonzero(keep))
-
-    def _shuffled(self, block: int) -> np.ndarray:
-        generator = keyed_generator(self.plan.seed, "rows of a block", block)
-        return torch.randperm(self.block_rows, generator=generator).numpy()
+        return Fill(everything, keep.nonzero().squeeze(1))
 
     def _block_rows(self, number: int) -> TokenRows:
-        while self._block is None or self._block[0] != number:
+        """Return a block's rows, and read those of the next in the background if the run needs it."""
+        while self._block is None or self._number != number:
             # A stream moves on block by block; going back is a matter of `load_state_dict`.
-            assert self._next_number <= number, "the block has been passed"
-            self._advance()
-        return self._block[1]
-
-    def _advance(self) -> None:
-        """Make the next block the present one, and read the one after it in the background if the run needs it."""
-        reading = self._next if self._next is not None else self._reader.submit(self._read_block)
-        with self.timings.measure("text"):
-            rows, self._block_state = reading.result()
-        self._block = (self._next_number, rows)
-        self._next_number += 1
-        batches_before = self._next_number * self.fills_per_block * self.plan.batches_per_fill
-        needed = batches_before < self.plan.total_batches
-        self._next = self._reader.submit(self._read_block) if needed else None
+            assert self._number <= number, "the block has been passed"
+            reading = self._next or self._reader.submit(self._read_block)
+            with self.timings.measure("text"):
+                rows, self._block_state = reading.result()
+            self._number += self._block is not None
+            self._block = rows
+            batches_before = (self._number + 1) * self.fills_per_block * self.plan.batches_per_fill
+            needed = batches_before < self.plan.total_batches
+            self._next = self._reader.submit(self._read_block) if needed else None
+        return self._block
 
     def _read_block(self) -> tuple[TokenRows, dict[str, Any]]:
         """Return a block's rows, and the state of the source before it."""
@@ -164,7 +153,7 @@ def read_rows(
         timings: The forward passes are counted as "language_model".
     """
     rows, context = tokens.shape
-    main = main_model(models)
+    main = next(iter(models.values()))
     device = main.device
     ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
     for name, model in models.items():
@@ -176,8 +165,9 @@ def read_rows(
             for site, values in captured.items():
                 # Written into a buffer made outside inference mode: slices of it may meet autograd.
                 ref, width = SiteRef(name, site), values.shape[-1]
-                buffer = _buffer(buffers, ref, rows * context, width, reading.dtype, device)
-                buffer[start * context : (start + len(part)) * context].copy_(values.flatten(0, 1))
+                if ref not in buffers or len(buffers[ref]) < rows * context:
+                    buffers[ref] = torch.empty(rows * context, width, dtype=reading.dtype, device=device)
+                buffers[ref][start * context : (start + len(part)) * context].copy_(values.flatten(0, 1))
     flat = ids.flatten()
     special = torch.isin(flat, torch.tensor(main.special_token_ids, device=device, dtype=flat.dtype))
     batch = ActivationBatch(
@@ -190,49 +180,23 @@ def read_rows(
         sinks={},
         rows_shape=(rows, context),
     )
-    return with_sinks(batch, position_zero=True)
+    return with_sinks(batch)
 
 
-def main_model(models: Mapping[str, LanguageModel]) -> LanguageModel:
-    """Return the first model: the one whose tokenizer made the rows."""
-    return next(iter(models.values()))
+def validation_rows(
+    rows: TokenRows,
+    models: Mapping[str, LanguageModel],
+    reading: ReadSettings,
+    rows_in_batch: int,
+    process: Process,
+    timings: Timings,
+) -> HeldOut:
+    """Return the held-out rows, whole and in order, run through the language model anew in each validation."""
+    # Every rank gets the same number of rows, so that no rank waits for another at the end.
+    numbers = np.arange(len(rows) - len(rows) % process.world)[process.rank :: process.world]
+    buffers: dict[SiteRef, Tensor] = {}
 
+    def read(some: NDArray[np.int64]) -> ActivationBatch:
+        return read_rows(models, rows.tokens[some], rows.documents[some], some, reading, buffers, timings)
 
-def _buffer(
-    buffers: dict[SiteRef, Tensor], ref: SiteRef, tokens: int, width: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    if ref not in buffers or len(buffers[ref]) < tokens:
-        buffers[ref] = torch.empty(tokens, width, dtype=dtype, device=device)
-    return buffers[ref]
-
-
-class ValidationRows:
-    """The held-out rows, whole and in order, run through the language model anew in each validation."""
-
-    def __init__(
-        self,
-        rows: TokenRows,
-        models: Mapping[str, LanguageModel],
-        reading: ReadSettings,
-        rows_in_batch: int,
-        rank: int,
-        world: int,
-        timings: Timings,
-    ) -> None:
-        self.models, self.reading, self.rows_in_batch, self.timings = models, reading, rows_in_batch, timings
-        # Every rank gets the same number of rows, so that no rank waits for another at the end.
-        even = len(rows.tokens) - len(rows.tokens) % world
-        self.numbers = np.arange(even)[rank::world]
-        self.tokens, self.documents = rows.tokens[self.numbers], rows.documents[self.numbers]
-        self._buffers: dict[SiteRef, Tensor] = {}
-
-    def __len__(self) -> int:
-        return -(-len(self.tokens) // self.rows_in_batch)
-
-    def __iter__(self) -> Iterator[ActivationBatch]:
-        starts = range(0, len(self.tokens), self.rows_in_batch)
-        return numbered(self._read(slice(start, start + self.rows_in_batch)) for start in starts)
-
-    def _read(self, part: slice) -> ActivationBatch:
-        rows = self.tokens[part], self.documents[part], self.numbers[part]
-        return read_rows(self.models, *rows, self.reading, self._buffers, self.timings)
+    return HeldOut(read, [numbers[i : i + rows_in_batch] for i in range(0, len(numbers), rows_in_batch)])

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lightsae.activations.synthetic.config import SyntheticConfig
-from lightsae.errors import ConfigError, arg, did_you_mean
+from lightsae.activations.synthetic.config import SyntheticConfig, check_known
+from lightsae.errors import ConfigError, arg
 from lightsae.lm.load import DTYPES
 from lightsae.sae import NORMALISATIONS
 
@@ -129,10 +129,8 @@ class DataSettings:
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ConfigError(name, getattr(self, name), f"write {least} or more")
-        for name, known in (("normalisation", NORMALISATIONS), ("dtype", ("auto", *DTYPES))):
-            if (value := getattr(self, name)) not in known:
-                hint = did_you_mean(str(value), known)
-                raise ConfigError(f"{arg(name)} is {value!r}; known are {', '.join(known)}.{hint}")
+        check_known("normalisation", self.normalisation, NORMALISATIONS)
+        check_known("dtype", self.dtype, ("auto", *DTYPES))
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction", self.validation_fraction, "write a share such as 0.05")
         if not 0 <= self.skip_positions < self.context_size:

@@ -5,51 +5,26 @@ Each source knows its sites, makes the fills of the stream, and holds out data f
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.open import check_corpus
 from lightsae.activations.corpus.rows import RowSource
-from lightsae.activations.files import ActivationFiles, Chunks, FileFills, ValidationFileRows
-from lightsae.activations.fills import LanguageModelFills, ReadSettings, ValidationRows
+from lightsae.activations.files import ActivationFiles, Chunks, FileFills, held_out_chunks
+from lightsae.activations.fills import LanguageModelFills, ReadSettings, validation_rows
 from lightsae.activations.settings import DataSettings
-from lightsae.activations.stream import FillSource, StreamPlan
+from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan, Timings
 from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
-from lightsae.activations.synthetic.fills import SyntheticFills, SyntheticValidation
+from lightsae.activations.synthetic.fills import SyntheticFills, held_out_samples
 from lightsae.activations.synthetic.world import SyntheticWorld
-from lightsae.activations.timing import Timings
 from lightsae.errors import ConfigError, SiteError, arg, did_you_mean, under
 from lightsae.lm import LanguageModel, ModelDescription, describe
-from lightsae.lm.load import choose_dtype
 from lightsae.sae import SiteRef
-
-HeldOut = ValidationRows | ValidationFileRows | SyntheticValidation
-
-
-@dataclass(frozen=True)
-class Process:
-    """What one process of a run reads, and where.
-
-    Attributes:
-        sites: Every site that some SAE of the run reads or predicts.
-        device: Where the activations go.
-        rank: Number of the process.
-        world: Number of processes.
-        whole_models: Load language models with all layers and the head, not only up to the last site.
-    """
-
-    sites: tuple[SiteRef, ...]
-    device: torch.device
-    rank: int = 0
-    world: int = 1
-    whole_models: bool = False
 
 
 class ActivationSource(ABC):
@@ -75,15 +50,15 @@ class ActivationSource(ABC):
         """Return the width of a site."""
 
     @abstractmethod
-    def fill_size(self, world: int) -> tuple[int, int]:
-        """Return the rows of one rank's fill, and the tokens that it serves of them."""
+    def fill_tokens(self, world: int) -> int:
+        """Return the tokens that one rank's fill serves."""
 
     def epoch_tokens(self) -> int | None:
         """Return the training tokens of an epoch; None if there are no epochs."""
         return None
 
     @abstractmethod
-    def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> FillSource:
+    def fills(self, plan: StreamPlan, process: Process) -> FillSource:
         """Return what makes the numbered fills."""
 
     @abstractmethod
@@ -103,7 +78,8 @@ class TextSource(ActivationSource):
         self.more_models = settings.more_models or {}
 
     def preflight(self) -> None:
-        settings, _ = self.settings, self.settings.text
+        settings = self.settings
+        _ = settings.text  # missing is said before the model is looked for
         for name in (settings.model, *self.more_models.values()):
             longest = self._description(name).max_context
             if longest is not None and settings.context_size > longest:
@@ -147,19 +123,21 @@ class TextSource(ActivationSource):
         called = "model" if name == self.settings.model or more is None else f"more_models.{more}"
         return under(name_or_path=called, revision="model_revision")
 
-    def fill_size(self, world: int) -> tuple[int, int]:
-        settings = self.settings
-        rows = settings.buffer_tokens // settings.context_size
-        return rows, rows * (settings.context_size - settings.skip_positions)
+    @property
+    def _fill_rows(self) -> int:
+        return self.settings.buffer_tokens // self.settings.context_size
 
-    def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> LanguageModelFills:
-        settings, models = self.settings, self._models(process)
+    def fill_tokens(self, world: int) -> int:
+        return self._fill_rows * (self.settings.context_size - self.settings.skip_positions)
+
+    def fills(self, plan: StreamPlan, process: Process) -> LanguageModelFills:
+        settings, models, fill_rows = self.settings, self._models(process), self._fill_rows
         fills = -(-plan.total_batches // plan.batches_per_fill)
         per_block = max(1, min(fills, settings.shuffle_tokens // (fill_rows * settings.context_size * plan.world)))
         rows, read = self._rows("train"), self._read_settings(process)
         return LanguageModelFills(rows, models, read, plan, fill_rows, per_block, self.timings)
 
-    def held_out(self, process: Process) -> ValidationRows:
+    def held_out(self, process: Process) -> HeldOut:
         settings, models = self.settings, self._models(process)
         source = self._rows("validation")
         rows = source.take(max(1, settings.val_tokens // settings.context_size))
@@ -168,7 +146,7 @@ class TextSource(ActivationSource):
             rank_zero_warn(f"Only {rows.tokens.size} held-out tokens; val_tokens asks for {settings.val_tokens}.")
         in_batch = max(1, settings.batch_tokens // settings.context_size)
         read = self._read_settings(process)
-        return ValidationRows(rows, models, read, in_batch, process.rank, process.world, self.timings)
+        return validation_rows(rows, models, read, in_batch, process, self.timings)
 
     def _rows(self, split: Split) -> RowSource:
         with self._argument_of(self.settings.model):
@@ -179,7 +157,7 @@ class TextSource(ActivationSource):
         settings = self.settings
         return ReadSettings(
             sites=process.sites,
-            dtype=choose_dtype(settings.dtype, process.device),
+            dtype=process.dtype,
             rows_at_once=max(1, settings.model_batch_tokens // settings.context_size),
             skip_special=settings.skip_special_tokens,
             skip_positions=settings.skip_positions,
@@ -243,36 +221,28 @@ class FileSource(ActivationSource):
     def width(self, site: SiteRef) -> int:
         return self.files.width
 
-    def fill_size(self, world: int) -> tuple[int, int]:
-        chunks = self._chunks()
-        rows = chunks.in_fill(self.settings.buffer_tokens, self.settings.batch_tokens, world) * chunks.size
-        return rows, rows
+    @cached_property
+    def chunks(self) -> Chunks:
+        return Chunks(len(self.files), self.settings.validation_fraction, self.settings.buffer_tokens)
+
+    def fill_tokens(self, world: int) -> int:
+        return self.chunks.in_fill(self.settings.buffer_tokens, self.settings.batch_tokens, world) * self.chunks.size
 
     def epoch_tokens(self) -> int | None:
         return int(len(self.files) * (1 - self.settings.validation_fraction))
 
-    def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> FileFills:
-        chunks, dtype = self._chunks(), choose_dtype(self.settings.dtype, process.device)
-        in_fill = fill_rows // chunks.size
-        return FileFills(self.files, chunks, plan, in_fill, dtype, process.device, self.timings)
+    def fills(self, plan: StreamPlan, process: Process) -> FileFills:
+        buffer = process.buffer(self.fill_tokens(process.world), self.files.width)
+        return FileFills(self.files, self.chunks, plan, buffer, self.timings)
 
-    def held_out(self, process: Process) -> ValidationFileRows:
-        settings, dtype = self.settings, choose_dtype(self.settings.dtype, process.device)
-        tokens = settings.val_tokens, settings.batch_tokens
-        return ValidationFileRows(
-            self.files, self._chunks(), *tokens, dtype, process.device, process.rank, process.world
-        )
-
-    def _chunks(self) -> Chunks:
-        return Chunks(len(self.files), self.settings.validation_fraction, self.settings.buffer_tokens)
+    def held_out(self, process: Process) -> HeldOut:
+        tokens = self.settings.val_tokens, self.settings.batch_tokens
+        return held_out_chunks(self.files, self.chunks, *tokens, process)
 
     def describe(self) -> dict[str, Any]:
         settings = self.settings
-        return {
-            "activations": Path(self.location).name,
-            "normalisation": settings.normalisation,
-            "seed": settings.seed,
-        }
+        name = Path(self.location).name
+        return {"activations": name, "normalisation": settings.normalisation, "seed": settings.seed}
 
 
 class SyntheticSource(ActivationSource):
@@ -289,21 +259,17 @@ class SyntheticSource(ActivationSource):
     def width(self, site: SiteRef) -> int:
         return self.world.width
 
-    def fill_size(self, world: int) -> tuple[int, int]:
-        tokens = self.settings.buffer_tokens // self.settings.batch_tokens * self.settings.batch_tokens
-        return tokens, tokens
+    def fill_tokens(self, world: int) -> int:
+        return self.settings.buffer_tokens // self.settings.batch_tokens * self.settings.batch_tokens
 
-    def fills(self, plan: StreamPlan, process: Process, fill_rows: int) -> SyntheticFills:
-        dtype = choose_dtype(self.settings.dtype, process.device)
-        return SyntheticFills(self.world, plan, fill_rows, dtype, process.device, self.timings)
+    def fills(self, plan: StreamPlan, process: Process) -> SyntheticFills:
+        buffer = process.buffer(self.fill_tokens(process.world), self.world.width)
+        return SyntheticFills(self.world, plan, buffer, self.timings)
 
-    def held_out(self, process: Process) -> SyntheticValidation:
-        settings, dtype = self.settings, choose_dtype(self.settings.dtype, process.device)
-        tokens = settings.val_tokens, settings.batch_tokens
+    def held_out(self, process: Process) -> HeldOut:
+        settings = self.settings
         assert settings.seed is not None
-        return SyntheticValidation(
-            self.world, *tokens, dtype, process.device, settings.seed, process.rank, process.world
-        )
+        return held_out_samples(self.world, settings.val_tokens, settings.batch_tokens, settings.seed, process)
 
     def describe(self) -> dict[str, Any]:
         settings = self.settings

@@ -5,18 +5,22 @@ which tokens it holds follows from (seed, n, rank, world size) and the source al
 number, the same on all ranks, plus the cursor that the source stored at the start of the fill's block.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightsae.activations.batch import PER_TOKEN, ActivationBatch
-from lightsae.activations.timing import Timings
+from lightsae.activations.batch import ActivationBatch
 from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
+from lightsae.sae.sites import SiteRef
 
 # Numbers of the schedule that say what a batch holds, and the settings that they come from.
 _SETTINGS = {
@@ -25,6 +29,69 @@ _SETTINGS = {
     "seed": f"{arg('seed')} (or seed_everything)",
     "world": arg("devices", "trainer"),
 }
+
+
+class Timings:
+    """Sums the seconds spent in named stretches.
+
+    On a GPU a stretch is measured by events on its stream, read only when the totals are asked for: measuring never
+    makes the host wait. Elsewhere it is the wall clock's.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def measure(self, name: str, device: torch.device | None = None) -> Iterator[None]:
+        """Add the time of the block to `name`. `device`: where its work runs; None for the host."""
+        if device is not None and device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record(torch.cuda.current_stream(device))
+            try:
+                yield
+            finally:
+                end.record(torch.cuda.current_stream(device))
+                self._events.append((name, start, end))
+        else:
+            began = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._seconds[name] += time.perf_counter() - began
+
+    def totals(self) -> dict[str, float]:
+        """Return the seconds so far, by name. Waits for the last stretch to end."""
+        for name, start, end in self._events:
+            end.synchronize()
+            self._seconds[name] += start.elapsed_time(end) / 1000
+        self._events.clear()
+        return dict(self._seconds)
+
+
+@dataclass(frozen=True)
+class Process:
+    """What one process of a run reads, and where it puts it.
+
+    Attributes:
+        sites: Every site that some SAE of the run reads or predicts.
+        device: Where the activations go.
+        dtype: What they are stored in.
+        rank: Number of the process.
+        world: Number of processes.
+        whole_models: Load language models with all layers and the head, not only up to the last site.
+    """
+
+    sites: tuple[SiteRef, ...]
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+    whole_models: bool = False
+
+    def buffer(self, tokens: int, width: int) -> Tensor:
+        """Return memory for the activations of some tokens at one site."""
+        return torch.empty(tokens, width, dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -56,32 +123,22 @@ class Fill:
     served: Tensor
 
 
-@runtime_checkable
-class FillSource(Protocol):
-    """Makes the numbered fills of one rank."""
+class FillSource(ABC):
+    """Makes the numbered fills of one rank. If the number alone says what a fill holds, `fill` is all that it takes."""
 
+    @abstractmethod
     def fill(self, number: int) -> Fill:
         """Return the fill; the buffers of the one before may be overwritten."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it takes to make the present fill again, in another process."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class NumberedFills:
-    """Fills whose number alone says what they hold: nothing has to be stored to go on."""
-
-    def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go to the place of a `state_dict`."""
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None:  # noqa: B027
+        """End threads, and close files."""
 
 
 class ActivationStream:
@@ -101,7 +158,11 @@ class ActivationStream:
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         while True:
-            batch = self._batch(self.served_batches)
+            number, place = divmod(self.served_batches, self.plan.batches_per_fill)
+            fill, order = self._fill(number)
+            start = place * self.plan.batch_tokens
+            chosen = order[start : start + self.plan.batch_tokens]
+            batch = take_tokens(fill.everything, chosen, self.served_batches)
             self.served_batches += 1
             yield batch
             if self.served_batches % self.plan.total_batches == 0:
@@ -138,13 +199,6 @@ class ActivationStream:
     def close(self) -> None:
         self.source.close()
 
-    def _batch(self, index: int) -> ActivationBatch:
-        number, place = divmod(index, self.plan.batches_per_fill)
-        fill, order = self._fill(number)
-        start = place * self.plan.batch_tokens
-        chosen = order[start : start + self.plan.batch_tokens]
-        return take_tokens(fill.everything, chosen, index)
-
     def _fill(self, number: int) -> tuple[Fill, Tensor]:
         if self._current is None or self._current[0] != number:
             self._current = None  # frees nothing yet, but a failure below must not leave a stale fill
@@ -162,34 +216,40 @@ class ActivationStream:
         return order.repeat(-(-wanted // len(order)))[:wanted]
 
 
+class HeldOut:
+    """The validation batches of one rank: made anew in each validation, and the same each time.
+
+    Args:
+        make: Makes the activations of a part.
+        parts: What `make` takes, for each batch in turn.
+    """
+
+    def __init__(self, make: Callable[[Any], ActivationBatch], parts: Sequence[Any]) -> None:
+        self.make, self.parts = make, parts
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        with section("data"):
+            for index, batch in enumerate(map(self.make, self.parts)):
+                check_finite(batch, f"of validation, in batch {index}")
+                yield replace(batch, index=index)
+
+
 def take_tokens(batch: ActivationBatch, chosen: Tensor, index: int) -> ActivationBatch:
     """Return the chosen tokens of a batch as a batch of their own."""
-    return replace(
-        batch,
-        activations={site: values[chosen] for site, values in batch.activations.items()},
-        sinks={site: mask[chosen] for site, mask in batch.sinks.items()},
-        **{name: getattr(batch, name)[chosen] for name in PER_TOKEN},
-        index=index,
-        rows_shape=None,
-    )
+    return batch.each(lambda values: values[chosen], index=index, rows_shape=None)
 
 
-def with_sinks(batch: ActivationBatch, *, position_zero: bool) -> ActivationBatch:
+def with_sinks(batch: ActivationBatch) -> ActivationBatch:
     """Mark the attention sinks of a batch: position 0, special, or of a norm far above the site's median."""
-    everywhere = batch.special | ((batch.positions == 0) if position_zero else torch.zeros_like(batch.special))
+    everywhere = batch.special | (batch.positions == 0)
     sinks = {}
     for site, values in batch.activations.items():
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
-        sinks[site] = everywhere | (is_sink(norms))
+        sinks[site] = everywhere | is_sink(norms)
     return replace(batch, sinks=sinks)
-
-
-def numbered(batches: Iterable[ActivationBatch]) -> Iterator[ActivationBatch]:
-    """Number the batches of validation from 0; each is checked to be finite."""
-    with section("data"):
-        for index, batch in enumerate(batches):
-            check_finite(batch, f"of validation, in batch {index}")
-            yield replace(batch, index=index)
 
 
 def check_finite(batch: ActivationBatch, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Read and write at a site: `hooked` shows a function the activations there, `capture` and `intervene` stand on it.
+"""Read and write at a site: `hooked` shows a function the activations there; `capture` stands on it.
 
 Axes: B rows, S positions, D width of the site.
 """
@@ -121,27 +121,3 @@ def capture(model: Any, tokens: Int[Tensor, "B S"], sites: Sequence[Site]) -> di
 def no_cache(model: Any) -> dict[str, bool]:
     """The arguments that keep a model from building a KV cache."""
     return {"use_cache": False} if hasattr(model.config.get_text_config(), "use_cache") else {}
-
-
-@contextmanager
-def intervene(model: Any, site: Site, fn: Intervention) -> Iterator[None]:
-    """While open, what `fn` returns takes the place of the activations at `site` in every forward pass.
-
-    With a KV cache (`generate`), `fn` sees the prompt in the first call and one new position in each later one.
-    The result is cast to the model's dtype. Gradients flow, unless the caller turns them off.
-
-    Raises:
-        SiteError: In the forward pass, where `fn` returns another shape than it was given.
-    """
-
-    def replace(activations: Tensor) -> Tensor:
-        new = fn(activations)
-        if new.shape != activations.shape:
-            raise SiteError(
-                f"the intervention at {site.name!r} returned shape {tuple(new.shape)}; "
-                f"it was given {tuple(activations.shape)} and must keep it."
-            )
-        return new.to(activations.dtype)
-
-    with hooked(model, site, replace):
-        yield

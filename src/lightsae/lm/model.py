@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightsae.errors import ModelError, arg, under
-from lightsae.lm.hooks import Intervention, capture, intervene, no_cache
+from lightsae.errors import ModelError, SiteError, arg, under
+from lightsae.lm.hooks import Intervention, capture, hooked, no_cache
 from lightsae.lm.load import (
     check_device,
     choose_dtype,
@@ -21,6 +21,7 @@ from lightsae.lm.load import (
     load_config,
     load_tokenizer,
     load_weights,
+    separators,
     short,
     skeleton,
     truncated,
@@ -181,19 +182,18 @@ class LanguageModel(ModelDescription):
     @property
     def bos_token_id(self) -> int | None:
         """The token that opens a row: the tokenizer's BOS or CLS, or the config's BOS where there is no tokenizer."""
-        return self._token_id("bos_token_id", "cls_token_id")
+        return self._separators[0]
 
     @property
     def eos_token_id(self) -> int | None:
         """The token that ends a document: the tokenizer's EOS or SEP, or the config's EOS without a tokenizer."""
-        return self._token_id("eos_token_id", "sep_token_id")
+        return self._separators[1]
 
     @property
     def special_token_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens, ascending."""
-        if self._has_tokenizer:
-            return tuple(sorted(set(self.tokenizer.all_special_ids)))
-        return tuple(sorted({t for t in (self.bos_token_id, self.eos_token_id) if t is not None}))
+        ids = self.tokenizer.all_special_ids if self._has_tokenizer else self._separators
+        return tuple(sorted({token for token in ids if token is not None}))
 
     @cached_property
     def _has_tokenizer(self) -> bool:
@@ -202,11 +202,14 @@ class LanguageModel(ModelDescription):
         except ModelError:
             return False
 
-    def _token_id(self, *names: str) -> int | None:
+    @property
+    def _separators(self) -> tuple[int | None, int | None]:
         if self._has_tokenizer:
-            return next((t for n in names if (t := getattr(self.tokenizer, n, None)) is not None), None)
-        token = getattr(self.model.config.get_text_config(), names[0], None)
-        return token[0] if isinstance(token, list) else token
+            return separators(self.tokenizer)
+        text = self.model.config.get_text_config()
+        tokens = (getattr(text, name, None) for name in ("bos_token_id", "eos_token_id"))
+        bos, eos = (token[0] if isinstance(token, list) else token for token in tokens)
+        return bos, eos
 
     def to(self, device: str | torch.device) -> "LanguageModel":
         """Move the model.
@@ -247,12 +250,23 @@ class LanguageModel(ModelDescription):
         """While open, what `fn` returns takes the place of the (B, S, D) at `site` in every forward pass.
 
         Interventions stack: at one site they run in the order in which they were opened. They also hold for
-        `self.model` itself, with `generate` and its KV cache, and with gradients where the caller wants them.
+        `self.model` itself, with gradients where the caller wants them. With `generate` and its KV cache `fn` sees the
+        prompt in the first call, and one new position in each later one. The result is cast to the model's dtype.
 
         Raises:
             SiteError: There is no such site, or (in the forward pass) `fn` changed the shape.
         """
-        return intervene(self.model, self.site(site), fn)
+
+        def replace(activations: Tensor) -> Tensor:
+            new = fn(activations)
+            if new.shape != activations.shape:
+                raise SiteError(
+                    f"the intervention at {site!r} returned shape {tuple(new.shape)}; "
+                    f"it was given {tuple(activations.shape)} and must keep it."
+                )
+            return new.to(activations.dtype)
+
+        return hooked(self.model, self.site(site), replace)
 
 
 def describe(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelDescription:

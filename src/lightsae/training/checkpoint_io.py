@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import Timings
 from lightsae.errors import CheckpointError, did_you_mean
 from lightsae.formats.files import write_atomically
 

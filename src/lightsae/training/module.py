@@ -15,7 +15,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import Timings
 from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain

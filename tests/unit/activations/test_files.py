@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.files import CHUNK_ROWS, ActivationFiles, Chunks, FileFills, ValidationFileRows
-from lightsae.activations.stream import ActivationStream, StreamPlan
-from lightsae.activations.timing import Timings
+from lightsae.activations.files import CHUNK_ROWS, ActivationFiles, Chunks, FileFills, held_out_chunks
+from lightsae.activations.stream import ActivationStream, Process, StreamPlan, Timings
 from lightsae.errors import ActivationError, CorpusError
 
-CPU = torch.device("cpu")
+
+def process(rank: int = 0, world: int = 1) -> Process:
+    return Process((), torch.device("cpu"), torch.float32, rank, world)
 
 
 def numbered(rows: int, start: int = 0, width: int = 3) -> np.ndarray:
@@ -161,7 +162,7 @@ def stream(
     chunks = Chunks(len(files), share, fill_rows)
     in_fill = chunks.in_fill(fill_rows, batch, world)
     plan = StreamPlan(batch, max(1, in_fill * chunks.size // batch), 10_000, seed, rank, world)
-    source = FileFills(files, chunks, plan, in_fill, torch.float32, CPU, Timings())
+    source = FileFills(files, chunks, plan, torch.empty(in_fill * chunks.size, files.width), Timings())
     return ActivationStream(source, plan, Timings())
 
 
@@ -219,7 +220,7 @@ def test_many_fills_serve_all_rows_about_equally_often(big: str) -> None:
 def test_held_out_rows_are_never_trained_on_and_served_in_order(big: str) -> None:
     source = stream(big, batch=64, fill_rows=512)
     files, chunks = source.source.files, source.source.chunks
-    held_out = ValidationFileRows(files, chunks, 10_000, 100, torch.float32, CPU, 0, 1)
+    held_out = held_out_chunks(files, chunks, 10_000, 100, process())
     served = flat([numbers(batch) for batch in held_out])
     assert served == rows_of(chunks, chunks.validation)
     assert not set(served) & set(flat(take(source, 200)))
@@ -244,7 +245,7 @@ def test_validation_of_two_ranks_is_that_of_one(big: str) -> None:
     chunks = Chunks(len(files), 0.1, 512)
 
     def rows(rank: int, world: int) -> list[int]:
-        return flat([numbers(b) for b in ValidationFileRows(files, chunks, 10**6, 64, torch.float32, CPU, rank, world)])
+        return flat([numbers(b) for b in held_out_chunks(files, chunks, 10**6, 64, process(rank, world))])
 
     assert sorted(rows(0, 2) + rows(1, 2)) == rows(0, 1)
 
@@ -333,7 +334,8 @@ def test_a_row_of_huge_norm_is_a_sink(tmp_path: Path) -> None:
 def test_the_buffer_has_the_dtype_that_is_asked_for(big: str, dtype: torch.dtype) -> None:
     files = ActivationFiles(big)
     plan = StreamPlan(64, 8, 100, 0)
-    source = FileFills(files, Chunks(len(files), 0.05, 512), plan, 8, dtype, CPU, Timings())
+    chunks = Chunks(len(files), 0.05, 512)
+    source = FileFills(files, chunks, plan, torch.empty(8 * chunks.size, files.width, dtype=dtype), Timings())
     (values,) = source.fill(0).everything.activations.values()
     assert values.dtype == dtype
 
@@ -356,4 +358,4 @@ def test_nan_in_held_out_rows_is_said(tmp_path: Path) -> None:
     np.save(tmp_path / "acts.npy", values)
     files = ActivationFiles(str(tmp_path / "acts.npy"))
     with pytest.raises(ActivationError, match=r"acts holds NaN or infinity on 1 of .* of validation, in batch 0"):
-        list(ValidationFileRows(files, chunks, 400, 64, torch.float32, CPU, 0, 1))
+        list(held_out_chunks(files, chunks, 400, 64, process()))

@@ -12,10 +12,18 @@ import torch
 from helpers.errors import refused
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus.rows import RowSource
-from lightsae.activations.fills import LanguageModelFills, ReadSettings, ValidationRows
+from lightsae.activations.fills import LanguageModelFills, ReadSettings, validation_rows
 from lightsae.activations.settings import DataSettings
-from lightsae.activations.stream import ActivationStream, Fill, StreamPlan, check_finite, take_tokens, with_sinks
-from lightsae.activations.timing import Timings
+from lightsae.activations.stream import (
+    ActivationStream,
+    Fill,
+    Process,
+    StreamPlan,
+    Timings,
+    check_finite,
+    take_tokens,
+    with_sinks,
+)
 from lightsae.errors import ActivationError
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef
@@ -24,6 +32,7 @@ CONTEXT, FILL_ROWS, BLOCK = 8, 4, 3
 SITES = ("resid_post.0", "mlp_out.1")
 REFS = tuple(SiteRef("tiny", site) for site in SITES)
 HERE = SiteRef("m", "here")
+NOWHERE = torch.full((12,), -1)  # the positions of activations that come from no text
 
 
 @pytest.fixture(scope="module")
@@ -344,28 +353,28 @@ def test_sinks_by_position_by_kind_and_by_norm() -> None:
     special = torch.zeros(12, dtype=torch.bool)
     special[5] = True
     batch = batch_of(values, special=special)
-    assert with_sinks(batch, position_zero=True).sinks[HERE].nonzero().flatten().tolist() == [0, 4, 5, 7, 8]
-    assert with_sinks(batch, position_zero=False).sinks[HERE].nonzero().flatten().tolist() == [5, 7]
+    assert with_sinks(batch).sinks[HERE].nonzero().flatten().tolist() == [0, 4, 5, 7, 8]
+    assert with_sinks(replace(batch, positions=NOWHERE)).sinks[HERE].nonzero().flatten().tolist() == [5, 7]
 
 
 def test_each_site_has_its_own_sinks() -> None:
     there = SiteRef("m", "there")
-    batch = batch_of(torch.ones(12, 5))
+    batch = batch_of(torch.ones(12, 5), positions=NOWHERE)
     others = torch.ones(12, 3)
     others[7] *= 11
     both = replace(batch, activations={HERE: batch.activations[HERE], there: others})
-    marked = with_sinks(both, position_zero=False)
+    marked = with_sinks(both)
     assert marked.sinks[HERE].nonzero().flatten().tolist() == []
     assert marked.sinks[there].nonzero().flatten().tolist() == [7]
     assert marked.sinks_at([HERE, there]).nonzero().flatten().tolist() == [7]
     # What else is read changes nothing for a site.
-    assert torch.equal(with_sinks(batch, position_zero=False).sinks[HERE], marked.sinks[HERE])
+    assert torch.equal(with_sinks(batch).sinks[HERE], marked.sinks[HERE])
 
 
 def test_norms_of_half_precision_do_not_overflow() -> None:
     values = torch.full((12, 64), 3e4, dtype=torch.float16)
     values[3] = 100.0
-    assert not with_sinks(batch_of(values), position_zero=False).sinks[HERE].any()
+    assert not with_sinks(batch_of(values, positions=NOWHERE)).sinks[HERE].any()
 
 
 def test_chosen_tokens_keep_what_is_known_of_them() -> None:
@@ -447,7 +456,8 @@ def test_validation_serves_whole_rows_in_order(tiny_text: Any, model: LanguageMo
     reading = ReadSettings(REFS, torch.float32, 2, skip_special=True, skip_positions=2)
     seen: list[int] = []
     for rank in range(world):
-        loader = ValidationRows(rows, {"tiny": model}, reading, 2, rank, world, Timings())
+        process = Process(REFS, model.device, torch.float32, rank, world)
+        loader = validation_rows(rows, {"tiny": model}, reading, 2, process, Timings())
         batches = list(loader)
         assert len(batches) == len(loader)
         for batch in batches:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from scipy.stats import foldnorm, multivariate_normal, norm
 
-from lightsae.activations.stream import ActivationStream, StreamPlan
-from lightsae.activations.synthetic.fills import SITE, SyntheticFills, SyntheticValidation
+from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan, Timings
+from lightsae.activations.synthetic.fills import SITE, SyntheticFills, held_out_samples
 from lightsae.activations.synthetic.world import SyntheticConfig, SyntheticWorld, mean_max_cosine, spread_out
-from lightsae.activations.timing import Timings
 from lightsae.errors import ConfigError
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseLatents
@@ -255,7 +254,7 @@ WORLD = SyntheticWorld(WORLDS["everything"])
 
 
 def fills(plan: StreamPlan = PLAN, dtype: torch.dtype = torch.float32) -> SyntheticFills:
-    return SyntheticFills(WORLD, plan, 256, dtype, CPU, Timings())
+    return SyntheticFills(WORLD, plan, torch.empty(256, WORLD.width, dtype=dtype), Timings())
 
 
 def test_a_fill_follows_from_its_number_and_rank() -> None:
@@ -296,8 +295,8 @@ def test_a_stream_goes_on_where_it_was() -> None:
         assert torch.equal(batch.activations[SITE], whole[index])
 
 
-def validation(tokens: int = 1000, rank: int = 0, world_size: int = 1, seed: int = 0) -> SyntheticValidation:
-    return SyntheticValidation(WORLD, tokens, 300, torch.float32, CPU, seed, rank, world_size)
+def validation(tokens: int = 1000, rank: int = 0, world_size: int = 1, seed: int = 0) -> HeldOut:
+    return held_out_samples(WORLD, tokens, 300, seed, Process((), CPU, torch.float32, rank, world_size))
 
 
 def test_validation_is_the_same_each_time_and_tells_the_truth() -> None:

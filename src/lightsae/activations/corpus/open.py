@@ -11,7 +11,7 @@ from typing import Any
 from lightsae.activations.corpus.builtin import standard_library_documents
 from lightsae.activations.corpus.documents import DocumentSource, HeldOutShare, PartsSource, Split
 from lightsae.activations.corpus.hub import SplitKey, check_hub, open_hub
-from lightsae.activations.corpus.text_files import SUFFIXES, file_part, list_part, natural_order, table_part
+from lightsae.activations.corpus.text_files import SUFFIXES, documents_of, file_part, natural_order, table_part
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import CorpusError, arg, did_you_mean
 
@@ -31,7 +31,10 @@ def open_documents(settings: DataSettings, split: Split) -> DocumentSource:
         def texts() -> list[str]:
             return [document.text for document in standard_library_documents(split)]
 
-        return PartsSource([list_part(texts)], f"builtin (standard library of Python {sys.version.split()[0]})")
+        return PartsSource(
+            [lambda offset: documents_of(texts()[offset:], offset, "text", "the corpus")],
+            f"builtin (standard library of Python {sys.version.split()[0]})",
+        )
     named = split == "validation" and settings.validation_split is not None
     source = _open_named(settings, "validation_split" if named else "dataset_split")
     return source if settings.validation_split else HeldOutShare(source, split, settings.validation_fraction)

@@ -21,6 +21,7 @@ from lightsae.activations.corpus.open import BUILTIN, no_text, open_documents
 from lightsae.activations.corpus.tokenise import Ids, Tokeniser
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError, arg
+from lightsae.lm.load import separators
 
 # The size of a chunk bounds what a resume tokenises again; it decides nothing else.
 _CHUNK_DOCUMENTS = 256
@@ -95,15 +96,19 @@ class RowSource:
                 f"{arg('text_column')} is {settings.text_column!r}, which holds text, but there is no tokenizer."
             )
         self._tokeniser = Tokeniser(tokenizer, settings.num_workers) if isinstance(first, str) else None
-        self._bos, self._eos = _separators(tokenizer, settings.prepend_bos)
         # Rows that somebody has packed already: the lengths say so.
         is_row = not isinstance(first, str) and len(first) == settings.context_size
         self._packed = is_row and settings.prepend_bos is None
-        if self._packed:
-            self._bos = self._eos = None
+        self._bos, self._eos = (None, None) if self._packed else separators(tokenizer)
+        if settings.prepend_bos and self._bos is None:
+            raise ConfigError(
+                f"{arg('prepend_bos')} is true, but the tokenizer has no BOS token; leave it out or say false."
+            )
+        if settings.prepend_bos is False:
+            self._bos = None
         self._payload = settings.context_size - (self._bos is not None)
         self._in_flight: deque[_Chunk] = deque()
-        self._begin_at(self._start, epoch=0, document=0, used=0, rows=0)
+        self._begin_at({"cursor": self._start, "epoch": 0, "document": 0, "used": 0, "rows": 0})
 
     def take(self, n: int) -> TokenRows:
         """Return the next `n` rows; fewer at the end of the validation split, and none after it.
@@ -120,7 +125,9 @@ class RowSource:
                     raise CorpusError(self._too_short(have))
                 if chunk is None:
                     break
-                self._go_round(chunk.epoch)
+                if self.epoch == 0:
+                    _log.warning("The dataset has been read through once and is read again: %s", self.fingerprint)
+                self.epoch = chunk.epoch
             ids, numbers = self._join(chunk)
             tokens.append(ids)
             documents.append(numbers)
@@ -130,7 +137,6 @@ class RowSource:
         shape, end = (rows, self._payload), rows * self._payload
         # Less than a row can be left over only at the end of validation, where it is dropped.
         self._tokens, self._documents = (flat[end:], numbers[end:]) if rows == n else (flat[:0], numbers[:0])
-        self._used = self._chunk_length - len(self._tokens)
         self._rows += rows
         return self._with_bos(flat[:end].reshape(shape), numbers[:end].reshape(shape))
 
@@ -141,7 +147,7 @@ class RowSource:
             "cursor": self._mark,
             "epoch": self.epoch,
             "document": self._mark_document,
-            "used": self._used,
+            "used": self._chunk_length - len(self._tokens),
             "rows": self._rows,
         }
 
@@ -156,7 +162,7 @@ class RowSource:
                 f"{arg('dataset')} is now {self.fingerprint!r}, but the checkpoint stopped in "
                 f"{state['fingerprint']!r}. Resume with the same corpus, or start a new run."
             )
-        self._begin_at(state["cursor"], state["epoch"], state["document"], state["used"], state["rows"])
+        self._begin_at(state)
 
     def close(self) -> None:
         """End the thread that tokenises, and close files."""
@@ -165,25 +171,25 @@ class RowSource:
             self._tokeniser.close()
         self._source.close()
 
-    def _begin_at(self, cursor: Cursor, epoch: int, document: int, used: int, rows: int) -> None:
+    def _begin_at(self, state: dict[str, Any]) -> None:
         self._in_flight.clear()
-        self._source.seek(cursor)
-        self._reading_epoch = self.epoch = epoch
-        self._exhausted = False
-        self._mark, self._mark_document, self._document = cursor, document, document
-        self._used = self._skip = self._chunk_length = used
-        self._rows = rows
+        self._source.seek(state["cursor"])
+        self._reading_epoch = self.epoch = state["epoch"]
+        self._mark, self._mark_document, self._document = state["cursor"], state["document"], state["document"]
+        self._skip = self._chunk_length = state["used"]
+        self._rows = state["rows"]
         self._tokens = np.empty(0, np.int32)
         self._documents = np.empty(0, np.int64)
 
     def _next_chunk(self) -> _Chunk | None:
         """Return the next chunk in order, having sent those after it to be tokenised."""
         depth = self._tokeniser.depth if self._tokeniser else 1
-        while len(self._in_flight) < depth and not self._exhausted:
-            self._read_chunk()
+        while len(self._in_flight) < depth and (chunk := self._read_chunk()) is not None:
+            self._in_flight.append(chunk)
         return self._in_flight.popleft() if self._in_flight else None
 
-    def _read_chunk(self) -> None:
+    def _read_chunk(self) -> _Chunk | None:
+        """Read the next documents, and begin to tokenise them; None at the end of the validation split."""
         cursor, documents = self._source.cursor(), self._read_documents()
         if not documents and self._split == "train":
             self._reading_epoch += 1
@@ -192,19 +198,13 @@ class RowSource:
             if not documents:
                 raise CorpusError(no_text(self.settings, self._split))
         if not documents:
-            self._exhausted = True
-            return
+            return None
         texts = [document for document in documents if isinstance(document, str)]
         if texts and self._tokeniser:
-            result = self._tokeniser.submit(texts)
-        else:
-            ids = [self._unwrapped(document) for document in documents if not isinstance(document, str)]
-            joined = np.concatenate(ids), [len(document) for document in ids]
-
-            def result() -> tuple[Ids, list[int]]:
-                return joined
-
-        self._in_flight.append(_Chunk(cursor, self._reading_epoch, result))
+            return _Chunk(cursor, self._reading_epoch, self._tokeniser.submit(texts))
+        ids = [self._unwrapped(document) for document in documents if not isinstance(document, str)]
+        joined = np.concatenate(ids), [len(document) for document in ids]
+        return _Chunk(cursor, self._reading_epoch, lambda: joined)
 
     def _read_documents(self) -> list[Document]:
         documents: list[Document] = []
@@ -258,11 +258,6 @@ class RowSource:
         bos = np.full((len(tokens), 1), self._bos, np.int32)
         return TokenRows(np.hstack([bos, tokens]), np.hstack([documents[:, :1], documents]))
 
-    def _go_round(self, epoch: int) -> None:
-        if self.epoch == 0:
-            _log.warning("The dataset has been read through once and is read again: %s", self.fingerprint)
-        self.epoch = epoch
-
     def _too_short(self, tokens: int) -> str:
         advice = f"take a larger corpus or a smaller {arg('context_size')}"
         if self._split == "validation" and self.settings.validation_split is None and self.settings.dataset != BUILTIN:
@@ -271,16 +266,3 @@ class RowSource:
             f"{arg('dataset')}: the {self._split} split has {tokens} tokens, which is shorter than one row of "
             f"{arg('context_size')} ({self.settings.context_size}); {advice}."
         )
-
-
-def _separators(tokenizer: Any | None, prepend_bos: bool | None) -> tuple[int | None, int | None]:
-    """Return the ids of BOS (None where rows have none) and EOS; an encoder's [CLS] and [SEP] stand for them."""
-    names = (("bos_token_id", "cls_token_id"), ("eos_token_id", "sep_token_id"))
-    bos, eos = (
-        next((value for name in pair if (value := getattr(tokenizer, name, None)) is not None), None) for pair in names
-    )
-    if prepend_bos and bos is None:
-        raise ConfigError(
-            f"{arg('prepend_bos')} is true, but the tokenizer has no BOS token; leave it out or say false."
-        )
-    return (None if prepend_bos is False else bos), eos

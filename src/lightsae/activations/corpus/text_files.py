@@ -7,7 +7,7 @@ and row numbers elsewhere.
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +105,13 @@ def table_part(table: Any, text_column: str, where: str) -> Part:
 
     def read(offset: int) -> Iterator[tuple[Document, int]]:
         for start in range(offset, len(table), _ROWS_AT_A_TIME):
-            yield from _documents(table[start : start + _ROWS_AT_A_TIME][column], start, column, where)
+            yield from documents_of(table[start : start + _ROWS_AT_A_TIME][column], start, column, where)
 
     return read
 
 
-def list_part(texts: Callable[[], Sequence[str]]) -> Part:
-    """Return the part that reads a list of texts, made when it is first needed."""
-    return lambda offset: _documents(texts()[offset:], offset, "text", "the corpus")
-
-
-def _documents(values: Iterable[Any], first: int, column: str, where: str) -> Iterator[tuple[Document, int]]:
+def documents_of(values: Iterable[Any], first: int, column: str, where: str) -> Iterator[tuple[Document, int]]:
+    """Yield the documents among the values of a column, numbered from `first`, each with the number after it."""
     for number, value in enumerate(values, start=first):
         if (document := as_document(value, column, where)) is not None:
             yield document, number + 1
@@ -226,7 +222,7 @@ def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Docu
         return
     column = _column_of(records[0], text_column, f"the first entry of {path.name}")
     values = (record.get(column) if isinstance(record, dict) else None for record in records[offset:])
-    yield from _documents(values, offset, column, path.name)
+    yield from documents_of(values, offset, column, path.name)
 
 
 def _read_parquet(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:
@@ -244,7 +240,7 @@ def _read_parquet(path: Path, text_column: str, offset: int) -> Iterator[tuple[D
                     for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column]):
                         skip = min(max(offset - start, 0), len(batch))
                         values = batch.column(0).slice(skip).to_pylist()
-                        yield from _documents(values, start + skip, column, path.name)
+                        yield from documents_of(values, start + skip, column, path.name)
                         start += len(batch)
                 first += rows
     except pa.ArrowException as error:

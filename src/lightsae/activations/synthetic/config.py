@@ -3,6 +3,7 @@
 Source: SynthSAEBench, Chanin et al. 2026, arXiv:2602.14687, for the two presets and what they are made of.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -113,13 +114,17 @@ def resolved(config: SyntheticConfig) -> SyntheticConfig:
         ConfigError: A setting cannot work.
     """
     if config.preset is not None:
-        if config.preset not in PRESETS:
-            hint = did_you_mean(str(config.preset), PRESETS)
-            raise ConfigError(f"{arg('preset')} is {config.preset!r}; known are {', '.join(PRESETS)}.{hint}")
+        check_known("preset", config.preset, PRESETS)
         own = {f.name: value for f in fields(config) if (value := getattr(config, f.name)) != f.default}
         config = replace(config, **{**PRESETS[config.preset], **own})
     _check(config)
     return config
+
+
+def check_known(name: str, value: str, known: Collection[str]) -> None:
+    """Raise a ConfigError if the value of a setting is none of the known names."""
+    if value not in known:
+        raise ConfigError(f"{arg(name)} is {value!r}; known are {', '.join(known)}.{did_you_mean(str(value), known)}")
 
 
 def tree_features(config: SyntheticConfig) -> int:
@@ -155,9 +160,7 @@ def _check(config: SyntheticConfig) -> None:
 
 
 def _check_frequencies(config: SyntheticConfig) -> None:
-    if config.frequencies not in (known := ("uniform", "zipf")):
-        hint = did_you_mean(str(config.frequencies), known)
-        raise ConfigError(f"{arg('frequencies')} is {config.frequencies!r}; known are {', '.join(known)}.{hint}")
+    check_known("frequencies", config.frequencies, ("uniform", "zipf"))
     if config.frequencies == "uniform":
         if config.active is not None and not 0 < config.active <= config.features:
             raise ConfigError("active", config.active, f"write more than 0 and at most features ({config.features})")

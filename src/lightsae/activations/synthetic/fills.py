@@ -3,17 +3,13 @@
 Axes: T tokens, D width.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, NumberedFills, StreamPlan, numbered
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings
 from lightsae.activations.synthetic.world import SyntheticWorld
-from lightsae.activations.timing import Timings
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
 
@@ -22,20 +18,12 @@ SITE = SiteRef("", "synthetic")
 _TOKENS_AT_ONCE = 1 << 14
 
 
-class SyntheticFills(NumberedFills):
-    """Makes fills of activations, drawn by a generator that is keyed by the fill's number."""
+class SyntheticFills(FillSource):
+    """Fills the buffer with activations, drawn by a generator that is keyed by the fill's number."""
 
-    def __init__(
-        self,
-        world: SyntheticWorld,
-        plan: StreamPlan,
-        tokens: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        timings: Timings,
-    ) -> None:
+    def __init__(self, world: SyntheticWorld, plan: StreamPlan, buffer: Float[Tensor, "T D"], timings: Timings) -> None:
         self.world, self.plan, self.timings = world, plan, timings
-        self._buffer = torch.empty(tokens, world.width, dtype=dtype, device=device)
+        self._buffer = buffer
 
     def fill(self, number: int) -> Fill:
         tokens, device = len(self._buffer), self._buffer.device
@@ -44,40 +32,24 @@ class SyntheticFills(NumberedFills):
             for start in range(0, tokens, _TOKENS_AT_ONCE):
                 part = self._buffer[start : start + _TOKENS_AT_ONCE]
                 part.copy_(self.world.activations(self.world.sample(len(part), generator), generator))
-        everything = _batch(self._buffer, (number * self.plan.world + self.plan.rank) * tokens)
-        return Fill(everything, torch.arange(tokens, device=device))
+        served = torch.arange(tokens, device=device)
+        first = (number * self.plan.world + self.plan.rank) * tokens
+        return Fill(ActivationBatch.without_text(SITE, self._buffer, first + served), served)
 
 
-class SyntheticValidation:
-    """Held-out samples with their truth, the same in every validation; as many for each rank, in whole batches."""
+def held_out_samples(world: SyntheticWorld, tokens: int, batch_tokens: int, seed: int, process: Process) -> HeldOut:
+    """Return held-out samples with their truth; as many for each rank, in whole batches."""
+    size = max(1, min(batch_tokens, tokens // process.world))
+    batches = max(1, tokens // (size * process.world))
 
-    def __init__(
-        self,
-        world: SyntheticWorld,
-        tokens: int,
-        batch_tokens: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.world, self.dtype, self.device = world, dtype, device
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.batch_tokens = max(1, min(batch_tokens, tokens // world_size))
-        self._batches = max(1, tokens // (self.batch_tokens * world_size))
+    def draw(number: int) -> ActivationBatch:
+        generator = _generator(seed, "synthetic, validation", number, process.device)
+        truth = world.sample(size, generator)
+        values = world.activations(truth, generator).to(process.dtype)
+        rows = number * size + torch.arange(size, device=process.device)
+        return ActivationBatch.without_text(SITE, values, rows, truth)
 
-    def __len__(self) -> int:
-        return self._batches
-
-    def __iter__(self) -> Iterator[ActivationBatch]:
-        return numbered(self._draw(index * self.world_size + self.rank) for index in range(len(self)))
-
-    def _draw(self, number: int) -> ActivationBatch:
-        generator = _generator(self.seed, "synthetic, validation", number, self.device)
-        truth = self.world.sample(self.batch_tokens, generator)
-        values = self.world.activations(truth, generator).to(self.dtype)
-        return replace(_batch(values, number * self.batch_tokens), truth=truth)
+    return HeldOut(draw, range(process.rank, batches * process.world, process.world))
 
 
 def _generator(seed: int, purpose: str, step: int, device: torch.device) -> torch.Generator:
@@ -86,18 +58,3 @@ def _generator(seed: int, purpose: str, step: int, device: torch.device) -> torc
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(generator.initial_seed())
-
-
-def _batch(values: Float[Tensor, "T D"], first: int) -> ActivationBatch:
-    """Return samples, numbered from `first`, as a batch: no tokens, nothing special, no sinks."""
-    unknown = torch.full((len(values),), -1, device=values.device)
-    nothing = torch.zeros(len(values), dtype=torch.bool, device=values.device)
-    return ActivationBatch(
-        activations={SITE: values},
-        tokens=unknown,
-        positions=unknown,
-        documents=unknown,
-        rows=torch.arange(first, first + len(values), device=values.device),
-        special=nothing,
-        sinks={SITE: nothing},
-    )
