@@ -236,6 +236,33 @@ def test_a_forced_step_that_was_stopped_runs_again(pipeline: Run, commands: Comm
     assert commands.names() == ["interpret", "panel"]
 
 
+@pytest.mark.parametrize("step", ["interpret", "panel"])
+def test_a_folder_that_a_killed_run_replaced_does_not_pass_for_the_earlier_one(
+    step: str, pipeline: Run, commands: Commands, tmp_path: Path
+) -> None:
+    pipeline()
+    commands.names()
+    new, earlier = (f"--{step}.seed", "5"), (tmp_path / "out" / "pipeline.json").read_text()
+    commands.fail[step] = 1
+    pipeline(*new)
+    commands.names()
+    # It was stopped before it wrote: the earlier one counts, and labels that are added to it are no replacement.
+    assert pipeline().code == 0
+    assert commands.names() == []
+    assert state(tmp_path) == json.loads(earlier)
+
+    def killed(command: Sequence[str]) -> int:
+        return commands(command) or 137
+
+    commands.fail = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightsae.cli.commands.pipeline.run_command", killed)
+        assert pipeline(*new).code == 137
+    commands.names()
+    assert reasons(pipeline().out)[step] == "not done"
+    assert commands.names() == ALL[ALL.index(step) :]
+
+
 def test_begins_with_a_run_that_is_there(pipeline: Run, commands: Commands) -> None:
     pipeline("--validate", "null", "--interpret", "null", "--panel", "null")
     commands.names()

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -26,14 +26,15 @@ import yaml
 from lightsae.cli.settings.command import CommandParser
 from lightsae.cli.settings.typed import check_config_files, config_files
 from lightsae.errors import ConfigError, FormatError, LightsaeError, did_you_mean
-from lightsae.formats.files import find_folder, shown, write_atomically
+from lightsae.formats.files import find_folder, hash_file, shown, write_atomically
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.version import version
 
-# Each step with the one whose result it reads; its outputs; the settings that the pipeline sets itself.
+# Each step with the one whose result it reads; its outputs, the first of which tells one run from another; the settings
+# that the pipeline chooses; what it makes; what its section may be, beside settings.
 NEEDS = {"fit": None, "validate": "fit", "interpret": "fit", "panel": "interpret"}
 _OUTPUTS = {
-    "fit": ("config.yaml", "sae/sae.json"),
+    "fit": ("sae/sae.json", "config.yaml"),
     "validate": ("validation.json",),
     "interpret": ("dictionary.json", "features.parquet"),
     "panel": ("panel.json", "panel.md"),
@@ -44,6 +45,8 @@ _OWN = {
     "interpret": ("sae", "out"),
     "panel": ("sae", "dictionary", "out"),
 }
+_MAKES = {"fit": "run", "validate": "validation", "interpret": "dictionary", "panel": "panel"}
+_TAKES = {"fit": ", `config` among them", "validate": ", {} for none", "interpret": "", "panel": ", `panel` among them"}
 _GOES_ON = "goes on where it was stopped"
 _STATE, _FORMAT = "pipeline.json", 1
 _EXAMPLE = "lightsae pipeline --config configs/pipelines/builtin.yaml"
@@ -69,7 +72,7 @@ def run_pipeline(args: Sequence[str]) -> int:
     parser.add_argument("--out", type=str, default="lightning_logs/pipeline", help="Folder for all that is written.")
     parser.add_argument("--run", type=str | None, help="A run to start from, if fit is left out.")
     settings: Any = dict[str, Any] | bool | None
-    for name, more in zip(NEEDS, (", `config` among them", ", {} for none", "", ", `panel` among them"), strict=True):
+    for name, more in _TAKES.items():
         parser.add_argument(f"--{name}", type=settings, help=f"Settings of {name}{more}; null leaves it out.")
     parser.add_argument("--force", type=str | None, help="Run this step again, and those that read its result.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would run and what not, and why.")
@@ -82,22 +85,21 @@ def run_pipeline(args: Sequence[str]) -> int:
     # The first one says at once what is wrong; the others would after hours.
     for name in [name for name, (reason, _) in plan.items() if reason is not None][1:]:
         _check_settings(steps[name])
-    for name, (reason, command) in plan.items():
+    for name, (reason, words) in plan.items():
         if reason is None:
             print(f"{name:<10}done ({pipeline.place(name)})", flush=True)
-            continue
-        # Before the step writes to the same terminal.
-        print(f"{name:<10}{reason}\n  lightsae {shlex.join(command)}", flush=True)
-        if not parsed.dry_run and (code := pipeline.run_step(name, reason, command)):
+        else:
+            # Before the step writes to the same terminal.
+            print(f"{name:<10}{reason}\n  lightsae {shlex.join(words)}", flush=True)
+        if not parsed.dry_run and (code := pipeline.run_step(name, reason, words)):
             stopped = code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
             end = f"stopped at {name}." if stopped else f"{name} failed; what was done before it is kept."
             # A step that was forced and is done is not to run once more.
             kept = [w for w, last in zip(args, ["", *args], strict=False) if "--force" not in (last, w.split("=")[0])]
             print(f"lightsae: {end} Go on with the pipeline: lightsae pipeline {shlex.join(kept)}", file=sys.stderr)
             return code
-    words = {"fit": "run", "validate": "validation", "interpret": "dictionary", "panel": "panel"}
     for name in () if parsed.dry_run else steps:
-        print(f"{words[name]:<14}{pipeline.place(name)}/")
+        print(f"{_MAKES[name]:<14}{pipeline.place(name)}/")
     return 0
 
 
@@ -134,6 +136,21 @@ class Step:
         return settings
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run of a step, complete or begun.
+
+    Attributes:
+        folder: Of its outputs, within that of the pipeline.
+        inputs: All that it depends on.
+        before: Hash of the first output as it lay there when the run began; None: there was none.
+    """
+
+    folder: str
+    inputs: dict[str, str]
+    before: str | None = None
+
+
 class Pipeline:
     """The steps to do in a folder, and what was done there.
 
@@ -148,18 +165,16 @@ class Pipeline:
 
     def __init__(self, out: Path, steps: dict[str, Step], run: str | None) -> None:
         self.out, self.steps, self._run, self._path = out, steps, run, out / _STATE
-        # Of every step the folder of its outputs within `out`, and its inputs.
-        self.done: dict[str, dict[str, Any]] = {}
-        self.begun: dict[str, dict[str, Any]] = {}
+        self.done: dict[str, Run] = {}
+        self.begun: dict[str, Run] = {}
         if not self._path.exists():
             return
         try:
             state = json.loads(self._path.read_text(encoding="utf-8"))
-            newer, self.done, self.begun = state["format"] > _FORMAT, dict(state["done"]), dict(state["begun"])
-            assert all(
-                isinstance(r["inputs"], dict) and r["folder"] for r in [*self.done.values(), *self.begun.values()]
-            )
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            newer = state["format"] > _FORMAT
+            for runs, kind in ((self.done, "done"), (self.begun, "begun")):
+                runs |= {name: Run(**values) for name, values in state[kind].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{shown(self._path)!r} cannot be read; delete it, and every step runs again.") from error
         if newer:
             raise FormatError(f"{shown(self._path)!r} was written by a newer lightsae: pip install --upgrade lightsae")
@@ -185,14 +200,21 @@ class Pipeline:
             plan[name] = reasons[name], self._command(name, reasons)
         return plan
 
-    def run_step(self, name: str, reason: str, command: Sequence[str]) -> int:
-        """Run one step to its end and remember it; return its exit code."""
+    def run_step(self, name: str, reason: str | None, command: Sequence[str]) -> int:
+        """Run one step to its end and remember it, or find it done; return its exit code."""
+        if reason is None:
+            if name in self.begun and self.begun[name].folder == self.done[name].folder:
+                # It was stopped before it replaced anything.
+                del self.begun[name]
+                self._write()
+            return 0
         if reason != _GOES_ON:
-            self.begun[name] = {"folder": self._next_folder(name), "inputs": self._inputs(name)}
+            folder = self._next_folder(name)
+            self.begun[name] = Run(folder, self._inputs(name), self._hash(name, folder))
         self._write()
         if code := run_command(command):
             return code
-        if (missing := self._missing(name, self.begun[name]["folder"])) is not None:
+        if (missing := self._missing(name, self.begun[name].folder)) is not None:
             raise ConfigError(f"{name} ended well, but {missing} is not there; a setting of it sends it elsewhere.")
         self.done[name] = self.begun.pop(name)
         self._write()
@@ -200,26 +222,29 @@ class Pipeline:
 
     def place(self, name: str) -> str:
         """Return where the outputs of a step are that is done."""
-        return shown(self.out / self.done[name]["folder"])
+        return shown(self.out / self.done[name].folder)
 
     def _write(self) -> None:
-        state = {"format": _FORMAT, "done": self.done, "begun": self.begun}
+        runs = {kind: {name: asdict(run) for name, run in getattr(self, kind).items()} for kind in ("done", "begun")}
         with write_atomically(self._path) as partial:
-            partial.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps({"format": _FORMAT, **runs}, indent=2) + "\n", encoding="utf-8")
 
     def _reason(self, name: str) -> str | None:
         done, begun, inputs = self.done.get(name), self.begun.get(name), self._inputs(name)
-        if begun is not None and begun["inputs"] == inputs:
-            can_go_on = name == "fit" and (self.out / begun["folder"] / "checkpoints" / "last.ckpt").is_file()
+        if begun is not None and begun.inputs == inputs:
+            can_go_on = name == "fit" and (self.out / begun.folder / "checkpoints" / "last.ckpt").is_file()
             return _GOES_ON if can_go_on else "not done"
         if done is None:
             return "not done"
-        changed = (key for key in {**done["inputs"], **inputs} if done["inputs"].get(key) != inputs.get(key))
-        first = next(changed, None) or self._missing(name, done["folder"])
+        # A run with other settings may have been killed after it replaced the outputs.
+        if begun is not None and begun.folder == done.folder and begun.before != self._hash(name, done.folder):
+            return "not done"
+        changed = (key for key in {**done.inputs, **inputs} if done.inputs.get(key) != inputs.get(key))
+        first = next(changed, None) or self._missing(name, done.folder)
         return None if first is None else f"changed: {first}"
 
     def _inputs(self, name: str) -> dict[str, str]:
-        """Return all that a step depends on, as things are now."""
+        """Return all that a step depends on, as things are now, as flat pairs."""
         inputs = {**self.steps[name].settings(), "lightsae": version()}
         if name != "fit":
             inputs["the SAE"] = SavedSAE.open(self._run_folder() / "sae").sha256
@@ -232,13 +257,20 @@ class Pipeline:
             return Path(self._run)
         if "fit" not in self.done:
             raise ConfigError("fit is left out; name a run whose dictionary to use: --run lightning_logs/version_N")
-        return self.out / str(self.done["fit"]["folder"])
+        return self.out / self.done["fit"].folder
+
+    def _outputs(self, name: str, folder: str) -> list[Path]:
+        """Return where the outputs of a step are or would be, wherever a replacement that was killed left them."""
+        paths = [self.out / folder / output for output in _OUTPUTS[name]]
+        return [(find_folder(path.parent) or path.parent) / path.name for path in paths]
 
     def _missing(self, name: str, folder: str) -> str | None:
         """Return the first of a step's outputs that does not exist."""
-        paths = [self.out / folder / output for output in _OUTPUTS[name]]
-        missing = (path for path in paths if not ((find_folder(path.parent) or path.parent) / path.name).is_file())
-        return next(map(shown, missing), None)
+        return next((shown(path) for path in self._outputs(name, folder) if not path.is_file()), None)
+
+    def _hash(self, name: str, folder: str) -> str | None:
+        path = self._outputs(name, folder)[0]
+        return hash_file(path) if path.is_file() else None
 
     def _command(self, name: str, reasons: Mapping[str, str | None]) -> list[str]:
         words, root = self.steps[name].words(), ["--trainer.default_root_dir", str(self.out)]
@@ -248,19 +280,19 @@ class Pipeline:
             run = self._run_folder()
         else:
             # What is to be trained has no folder yet.
-            run = self.out / (self.begun["fit"]["folder"] if fit == _GOES_ON else self._next_folder("fit"))
+            run = self.out / (self.begun["fit"].folder if fit == _GOES_ON else self._next_folder("fit"))
         of_run = ["--config", f"{run}/config.yaml", "--ckpt_path", "last"]
         if name == "fit":
             return [name, *of_run]
         if name == "validate":
             return [name, *of_run, *words, *root]
         dictionary = ["--dictionary", str(self.out / "dictionary")] if name == "panel" else []
-        return [name, "--sae", f"{run}/sae", *dictionary, "--out", str(self.out / self._next_folder(name)), *words]
+        return [name, "--sae", f"{run}/sae", *dictionary, "--out", str(self.out / _MAKES[name]), *words]
 
     def _next_folder(self, name: str) -> str:
         """Return where the outputs of a step go, within `out`; of fit and validate, where Lightning logs next."""
         if name in ("interpret", "panel"):
-            return "dictionary" if name == "interpret" else "panel"
+            return _MAKES[name]
         numbers = [path.name.removeprefix("version_") for path in (self.out / "lightning_logs").glob("version_*")]
         return f"lightning_logs/version_{max([int(number) for number in numbers if number.isdigit()], default=-1) + 1}"
 
