@@ -81,8 +81,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lightsae' has no attribute {name!r}")
-    found = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = with_channel(found) if name == "steer" else found
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = with_channel(value) if name == "steer" else value
     return globals()[name]
 
 

@@ -89,10 +89,10 @@ class ActivationFiles:
 def _files(location: str) -> list[Path]:
     path = Path(location)
     if path.is_dir():
-        found = [p for p in path.iterdir() if p.suffix in (".npy", ".safetensors")]
-        if not found:
+        paths = [p for p in path.iterdir() if p.suffix in (".npy", ".safetensors")]
+        if not paths:
             raise CorpusError(f"{arg('activations')} is {location!r}, a folder without .npy or .safetensors files.")
-        return sorted(found, key=natural_order)
+        return sorted(paths, key=natural_order)
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         raise CorpusError(f"{arg('activations')} is {location!r}, which does not exist.{near}")
@@ -115,8 +115,8 @@ class Chunks:
 
     def in_fill(self, buffer_rows: int, batch_rows: int, world: int) -> int:
         """Return how many chunks a rank's fill holds: what the buffer takes, and a batch at least."""
-        wanted = max(buffer_rows // self.size, -(-batch_rows // self.size))
-        return max(1, min(wanted, len(self.train) // world))
+        needed = max(buffer_rows // self.size, -(-batch_rows // self.size))
+        return max(1, min(needed, len(self.train) // world))
 
     def bounds(self, chunk: int) -> tuple[int, int]:
         return chunk * self.size, min(self.rows, (chunk + 1) * self.size)

@@ -186,10 +186,10 @@ class ActivationStream:
             CheckpointError: It was written with other numbers, by which the place would mean another one.
         """
         for key, setting in _SETTINGS.items():
-            stored, found = state["schedule"][key], getattr(self.plan, key)
-            if stored != found:
+            stored, present = state["schedule"][key], getattr(self.plan, key)
+            if stored != present:
                 raise CheckpointError(
-                    f"{setting} differs from the checkpoint's: {key} was {stored} and is {found}. "
+                    f"{setting} differs from the checkpoint's: {key} was {stored} and is {present}. "
                     "Go on with the run's own config.yaml, or start a new run."
                 )
         self.served_batches = state["served_batches"]
@@ -212,8 +212,8 @@ class ActivationStream:
         """Return the order in which the fill's tokens are served; a fill that is short of tokens begins again."""
         generator = keyed_generator(self.plan.seed, f"fill order, rank {self.plan.rank}", number)
         order = served[torch.randperm(len(served), generator=generator).to(served.device)]
-        wanted = self.plan.batches_per_fill * self.plan.batch_tokens
-        return order.repeat(-(-wanted // len(order)))[:wanted]
+        needed = self.plan.batches_per_fill * self.plan.batch_tokens
+        return order.repeat(-(-needed // len(order)))[:needed]
 
 
 class HeldOut:

@@ -137,9 +137,9 @@ def locate(folder: str | Path, holds: str, argument: str = "") -> Path:
     Raises:
         FormatError: There is no such folder.
     """
-    found = find_folder(folder)
-    if found is not None:
-        return found
+    path_there = find_folder(folder)
+    if path_there is not None:
+        return path_there
     path = Path(folder)
     if path.exists():
         raise FormatError(f"{str(folder)!r} is a file; name the folder that holds {holds!r}.")
@@ -186,7 +186,7 @@ def read_json(folder: str | Path, name: str, otherwise: str, again: str) -> dict
     Raises:
         FormatError: The folder or the file is missing, or is no JSON object.
     """
-    path, shown = locate(folder, name), str(Path(folder, name))
+    path, written = locate(folder, name), str(Path(folder, name))
     try:
         description = json.loads((path / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -195,9 +195,9 @@ def read_json(folder: str | Path, name: str, otherwise: str, again: str) -> dict
         hint = f"Did you mean {str(below[0])!r}?" if below else otherwise
         raise FormatError(f"{str(folder)!r} has no {name!r}. {hint}") from error
     except ValueError as error:
-        raise FormatError(f"{shown!r} is not valid JSON ({error}); {again}.") from error
+        raise FormatError(f"{written!r} is not valid JSON ({error}); {again}.") from error
     if not isinstance(description, dict):
-        raise FormatError(f"{shown!r} holds a {type(description).__name__}, where an object should be; {again}.")
+        raise FormatError(f"{written!r} holds a {type(description).__name__}, where an object should be; {again}.")
     return description
 
 
@@ -250,8 +250,8 @@ def _error_number(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError):
             return error.errno
-        if found := re.search(r"\(os error (\d+)\)", str(error)):
-            return int(found[1])
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(number[1])
         error = error.__cause__ or error.__context__
     return None
 

@@ -102,17 +102,17 @@ def build_sae(description: Mapping[str, Any], folder: str | Path, device: str | 
     path = locate(folder, DESCRIPTION) / TENSORS
     if not path.is_file():
         raise FormatError(f"{str(folder)!r} has no {TENSORS!r}; copy the whole exported folder again.")
-    shown = str(Path(folder, TENSORS))
+    written = str(Path(folder, TENSORS))
     if (now := hash_file(path)) != description["sha256"]:
         raise FormatError(
-            f"{shown!r} is damaged or cut short: its SHA-256 starts with {now[:12]}, but {DESCRIPTION} says "
+            f"{written!r} is damaged or cut short: its SHA-256 starts with {now[:12]}, but {DESCRIPTION} says "
             f"{description['sha256'][:12]}; {_AGAIN}."
         )
     try:
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:
-        raise FormatError(f"{shown!r} is not a safetensors file ({error}); export it again.") from error
-    _check_shapes(tensors, sae, shown)
+        raise FormatError(f"{written!r} is not a safetensors file ({error}); export it again.") from error
+    _check_shapes(tensors, sae, written)
     sae.load_state_dict(tensors, assign=True)
     left = [name for name, buffer in sae.named_buffers() if buffer.is_meta]
     assert not left, f"buffers {left} are neither saved nor rebuilt"
@@ -126,27 +126,27 @@ def describe_sae(folder: str | Path) -> dict[str, Any]:
         FormatError: The folder or the file is missing or damaged, or was written by a newer version.
     """
     description = read_json(folder, DESCRIPTION, "Name a folder that save_sae or a run wrote.", _AGAIN)
-    shown = str(Path(folder, DESCRIPTION))
-    check_version(description, shown, "format_version", FORMAT_VERSION, _AGAIN)
+    written = str(Path(folder, DESCRIPTION))
+    check_version(description, written, "format_version", FORMAT_VERSION, _AGAIN)
     fields = {"variant": str, "settings": dict, "widths": dict, "sha256": str, "provenance": dict}
-    check_fields(description, shown, fields, _AGAIN)
+    check_fields(description, written, fields, _AGAIN)
     return description
 
 
 def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAutoencoder:
     """Build an SAE of the described shape on the meta device: no memory, and no random draw."""
-    shown, variant = str(Path(folder, DESCRIPTION)), description["variant"]
+    written, variant = str(Path(folder, DESCRIPTION)), description["variant"]
     if variant not in VARIANTS:
         hint = did_you_mean(variant, VARIANTS) or " A newer lightsae may know it."
-        raise FormatError(f"{shown!r}: variant is {variant!r}; known are {', '.join(VARIANTS)}.{hint}")
-    check_fields(description["widths"], shown, {"read": list, "predicted": list}, _AGAIN)
+        raise FormatError(f"{written!r}: variant is {variant!r}; known are {', '.join(VARIANTS)}.{hint}")
+    check_fields(description["widths"], written, {"read": list, "predicted": list}, _AGAIN)
     try:
         with torch.device("meta"):
             return VARIANTS[variant](_widths(description["widths"]), **_settings(description["settings"])).eval()
     except (ConfigError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise FormatError(
-            f"{shown!r}: settings and widths do not make a {variant} ({reason}); export it again."
+            f"{written!r}: settings and widths do not make a {variant} ({reason}); export it again."
         ) from error
 
 
@@ -184,9 +184,9 @@ def _check_shapes(tensors: dict[str, torch.Tensor], sae: SparseAutoencoder, show
     if surplus := sorted(tensors.keys() - expected.keys()):
         raise FormatError(f"{shown!r} holds a tensor {surplus[0]!r} that a {type(sae).__name__} does not have.")
     for name, shape in expected.items():
-        if (found := tuple(tensors[name].shape)) != shape:
+        if (actual := tuple(tensors[name].shape)) != shape:
             raise FormatError(
-                f"{shown!r}: {name} has shape {found}, but {DESCRIPTION} asks for {shape}; export it again."
+                f"{shown!r}: {name} has shape {actual}, but {DESCRIPTION} asks for {shape}; export it again."
             )
 
 

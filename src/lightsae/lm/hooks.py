@@ -92,14 +92,14 @@ def capture(model: Any, tokens: Int[Tensor, "B S"], sites: Sequence[Site]) -> di
     Raises:
         SiteError: A site's module does not run, or does not hold one vector a token.
     """
-    wanted = {site.name: site for site in sites}
+    by_name = {site.name: site for site in sites}
     read: dict[str, Tensor] = {}
 
     def reader(name: str) -> Callable[[Tensor], None]:
         def read_once(activations: Tensor) -> None:
             if name in read:
                 return
-            is_last = len(read) + 1 == len(wanted)
+            is_last = len(read) + 1 == len(by_name)
             # Whatever runs later could write into the tensor in place, so it is copied. After the last, nothing runs.
             read[name] = activations if is_last else activations.clone()
             if is_last:
@@ -108,13 +108,13 @@ def capture(model: Any, tokens: Int[Tensor, "B S"], sites: Sequence[Site]) -> di
         return read_once
 
     with ExitStack() as stack:
-        for site in wanted.values():
+        for site in by_name.values():
             stack.enter_context(hooked(model, site, reader(site.name)))
         try:
             model(tokens, **no_cache(model))
         except _AllRead:
-            return {name: read[name] for name in wanted}
-    missing = ", ".join(name for name in wanted if name not in read)
+            return {name: read[name] for name in by_name}
+    missing = ", ".join(name for name in by_name if name not in read)
     raise SiteError(f"{missing}: does not run in a forward pass on tokens alone.")
 
 

@@ -51,8 +51,8 @@ def load_config(name: str, revision: str | None, trust_remote_code: bool) -> Any
     source, named = source_of(name), _named(name)
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
-        found = "a folder without config.json" if folder.is_dir() else "a file, not a model's folder"
-        raise ModelError(f"{named}, {found}. `save_pretrained` writes such a folder. {_EXAMPLES}")
+        what = "a folder without config.json" if folder.is_dir() else "a file, not a model's folder"
+        raise ModelError(f"{named}, {what}. `save_pretrained` writes such a folder. {_EXAMPLES}")
     if not folder.exists() and (name.startswith((".", "~")) or folder.is_absolute() or name.count("/") > 1):
         raise ModelError(f"{named}, and there is no such folder. {_EXAMPLES}")
     try:
@@ -158,9 +158,9 @@ def load_weights(
     if missing:
         raise ModelError(f"{_named(name)}, but its weights lack {_some(missing)}. {_MEND}")
     if info["mismatched_keys"]:
-        wrong, found, expected = sorted(info["mismatched_keys"])[0]
+        wrong, shape, expected = sorted(info["mismatched_keys"])[0]
         raise ModelError(
-            f"{_named(name)}, but its weights do not fit its config.json: {wrong} has shape {tuple(found)}, "
+            f"{_named(name)}, but its weights do not fit its config.json: {wrong} has shape {tuple(shape)}, "
             f"expected {tuple(expected)}. {_MEND}"
         )
     if with_head and info["unexpected_keys"]:

@@ -92,7 +92,7 @@ class ModelDescription:
             with self._mode or nullcontext():
                 # Two rows of three: a tensor that is the same for all rows, or has its axes swapped, is found out.
                 rows = torch.zeros(2, 3, dtype=torch.long, device=self.model.device)
-                found = capture(self.model, rows, new)
+                captured = capture(self.model, rows, new)
         except RuntimeError as error:  # on shapes alone; a SiteError is none
             if self._mode is None:
                 raise
@@ -100,7 +100,7 @@ class ModelDescription:
                 f"{arg('name_or_path')} is {self.name!r}, whose sites cannot be measured from its config.json: "
                 f"{short(error)}"
             ) from None
-        self._widths |= {name: activations.shape[-1] for name, activations in found.items()}
+        self._widths |= {name: activations.shape[-1] for name, activations in captured.items()}
 
 
 class LanguageModel(ModelDescription):

@@ -109,11 +109,11 @@ def _hub_errors(settings: DataSettings, key: SplitKey) -> Iterator[None]:
         raise
     except (DatasetNotFoundError, ConnectionError) as error:
         near = ["builtin", *(entry.name for entry in Path().iterdir() if entry.is_dir() or entry.suffix in SUFFIXES)]
-        found = (
+        reason = (
             "the Hub has no such dataset" if isinstance(error, DatasetNotFoundError) else "the Hub cannot be reached"
         )
         raise CorpusError(
-            f"{arg('dataset')} is {settings.dataset!r}: there is no such file or folder, and {found}."
+            f"{arg('dataset')} is {settings.dataset!r}: there is no such file or folder, and {reason}."
             f"{did_you_mean(settings.text, near)} Offline, use a local file or `builtin`."
         ) from None
     except (ValueError, RuntimeError, OSError) as error:

@@ -149,18 +149,18 @@ def _find_files(name: str, key: str) -> tuple[Path, list[Path]]:
             raise CorpusError(f"{key} is {name!r}; it must end in {', '.join(SUFFIXES)}, or be a folder or a glob.")
         return path.parent, [path]
     if path.is_dir():
-        root, found = path, list(path.rglob("*"))
+        root, paths = path, list(path.rglob("*"))
         what = f"a folder without {', '.join(SUFFIXES)} files"
     elif glob.has_magic(name):
-        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        root = Path(os.path.commonpath([match.parent for match in found])) if found else path
+        paths = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        root = Path(os.path.commonpath([match.parent for match in paths])) if paths else path
         what = f"a pattern that matches no {', '.join(SUFFIXES)} file"
     else:
         parent = path.parent
         known = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         missing = "does not exist" if parent.is_dir() else f"does not exist: there is no folder {str(parent)!r}"
         raise CorpusError(f"{key} is {name!r}, which {missing}.{did_you_mean(path.name, known)}")
-    visible = [p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts) and p.is_file()]
+    visible = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts) and p.is_file()]
     for suffix in SUFFIXES:
         if files := [p for p in visible if p.suffix == suffix]:
             return root, files

@@ -117,8 +117,8 @@ class RowSource:
             CorpusError: The whole split is shorter than one row; a document cannot be read; the tokenizer failed.
         """
         tokens, documents = [self._tokens], [self._documents]
-        have, wanted = len(self._tokens), n * self._payload
-        while have < wanted:
+        have, needed = len(self._tokens), n * self._payload
+        while have < needed:
             chunk = self._next_chunk()
             if chunk is None or chunk.epoch > self.epoch:
                 if self._rows == 0 and have < self._payload:

@@ -149,8 +149,8 @@ def _read_text(path: Path, offset: int, alone: bool) -> Iterator[tuple[Document,
 def _cut(buffer: bytes, longest: int) -> int:
     """Return the place for a cut, in the second half if there is one: after a blank line, a line, a word."""
     for mark in (b"\n\n", b"\n", b" "):
-        if (found := buffer.rfind(mark, longest // 2, longest)) > 0:
-            return found + len(mark)
+        if (place := buffer.rfind(mark, longest // 2, longest)) > 0:
+            return place + len(mark)
     while longest > 1 and buffer[longest] & 0xC0 == 0x80:  # not inside a UTF-8 character
         longest -= 1
     return longest

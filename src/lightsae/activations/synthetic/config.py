@@ -140,12 +140,12 @@ def _check(config: SyntheticConfig) -> None:
     }  # fmt: skip
     for key, least in at_least.items():
         # Written so that a NaN fails too.
-        if not least <= (found := getattr(config, key)) < float("inf"):
-            raise ConfigError(key, found, f"write {least} or more")
+        if not least <= (value := getattr(config, key)) < float("inf"):
+            raise ConfigError(key, value, f"write {least} or more")
     for key in ("zipf_exponent", "magnitude_mean", "magnitude_mean_last"):
-        found = getattr(config, key)
-        if found is not None and not 0 < found < float("inf"):
-            raise ConfigError(key, found, "write a number above 0")
+        value = getattr(config, key)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(key, value, "write a number above 0")
     if not 0 <= config.correlation_strength < 1:
         raise ConfigError("correlation_strength", config.correlation_strength, "write 0 or more, below 1")
     if not 0 < config.orthogonalise_target < 1:

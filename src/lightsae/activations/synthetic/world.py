@@ -89,13 +89,13 @@ class SyntheticWorld:
         Children that would have to fire more often than their parent are taken down to it; exclusive ones all together,
         in proportion.
         """
-        wanted, tables = _wanted_probabilities(self.config), []
-        parents = wanted[: self.config.roots]
+        probabilities, tables = _wanted_probabilities(self.config), []
+        parents = probabilities[: self.config.roots]
         for level in self.levels[1:]:
-            given = wanted[level.start : level.stop].view(-1, self.config.branching) / parents[:, None]
+            conditional = probabilities[level.start : level.stop].view(-1, self.config.branching) / parents[:, None]
             if self.config.exclusive:
-                given = given / given.sum(1, keepdim=True).clamp_min(1)
-            tables.append(given.clamp_max(1))
+                conditional = conditional / conditional.sum(1, keepdim=True).clamp_min(1)
+            tables.append(conditional.clamp_max(1))
             parents = (tables[-1] * parents[:, None]).flatten()
         return tables
 
@@ -152,13 +152,13 @@ class SyntheticWorld:
         values = self._magnitudes(features, tables, generator)
         if not self.levels:
             return token_of, features, values
-        found = [(token_of, features, values)]
+        parts = [(token_of, features, values)]
         in_level = features < self.config.roots
-        parents = tuple(part[in_level] for part in found[0])
+        parents = tuple(part[in_level] for part in parts[0])
         for number, bounds in enumerate(tables.child_bounds):
             parents = self._children(parents, number, bounds, tables, generator)
-            found.append(parents)
-        token_of, features, values = (torch.cat(part) for part in zip(*found, strict=True))
+            parts.append(parents)
+        token_of, features, values = (torch.cat(part) for part in zip(*parts, strict=True))
         order = torch.argsort(token_of * self.config.features + features)
         return token_of[order], features[order], values[order]
 
@@ -196,11 +196,11 @@ class SyntheticWorld:
             child = child[fired]
         else:
             fired, child = (chance < bounds[within]).nonzero(as_tuple=True)
-        found = self.levels[number + 1].start + within[fired] * branching + child
-        magnitudes = self._magnitudes(found, tables, generator)
+        chosen_features = self.levels[number + 1].start + within[fired] * branching + child
+        magnitudes = self._magnitudes(chosen_features, tables, generator)
         if self.config.scale_children:
             magnitudes *= values[fired] / tables.magnitude_mean[features[fired]]
-        return token_of[fired], found, magnitudes
+        return token_of[fired], chosen_features, magnitudes
 
     def _magnitudes(self, features: Tensor, tables: _Tables, generator: torch.Generator) -> Tensor:
         draws = torch.randn(len(features), generator=generator, device=generator.device)
@@ -218,7 +218,7 @@ class SyntheticWorld:
         last = config.magnitude_mean if config.magnitude_mean_last is None else config.magnitude_mean_last
         std = config.magnitude_std + config.magnitude_std_spread * self._draw("magnitudes", config.features)
         bias = torch.nn.functional.normalize(self._draw("bias", config.width), dim=0) * config.bias_norm
-        bounds = [given.cumsum(1) if config.exclusive else given for given in self.child_probabilities]
+        bounds = [shares.cumsum(1) if config.exclusive else shares for shares in self.child_probabilities]
         return _Tables(
             parentless=self._parentless.to(device),
             # A feature that always fires would have an infinite rate.

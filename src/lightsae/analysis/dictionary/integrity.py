@@ -21,32 +21,33 @@ def read_manifest(folder: str | Path, verify: bool) -> tuple[Path, dict[str, Any
         folder: As the user wrote it.
         verify: Whether to compare the tables with the hashes in dictionary.json.
     """
-    shown = str(Path(folder, DESCRIPTION))
+    written = str(Path(folder, DESCRIPTION))
     otherwise = "It is no feature dictionary. Build one: lightsae interpret --sae DIR --out FOLDER"
     manifest = read_json(folder, DESCRIPTION, otherwise, _AGAIN)
     if manifest.get("kind") != KIND:
-        raise FormatError(f"{shown!r} does not describe a feature dictionary; name a folder that interpret wrote.")
-    check_version(manifest, shown, "schema_version", SCHEMA_VERSION, _AGAIN)
-    check_fields(manifest, shown, {"id": str, "sae": dict, "files": dict}, _AGAIN)
+        raise FormatError(f"{written!r} does not describe a feature dictionary; name a folder that interpret wrote.")
+    check_version(manifest, written, "schema_version", SCHEMA_VERSION, _AGAIN)
+    check_fields(manifest, written, {"id": str, "sae": dict, "files": dict}, _AGAIN)
     if (made := manifest_id(manifest)) != manifest["id"]:
         raise FormatError(
-            f"{shown!r} was changed: its contents give the id {made[:12]}, but it says {manifest['id'][:12]}; {_AGAIN}."
+            f"{written!r} was changed: its contents give the id {made[:12]}, but it says {manifest['id'][:12]}; "
+            f"{_AGAIN}."
         )
     path = locate(folder, DESCRIPTION)
     for name, schema in TABLES.items():
-        file, shown = path / file_of(name), str(Path(folder, file_of(name)))
+        file, written = path / file_of(name), str(Path(folder, file_of(name)))
         if not file.is_file():
-            raise FormatError(f"{shown!r} is missing; {_AGAIN}.")
+            raise FormatError(f"{written!r} is missing; {_AGAIN}.")
         sha256 = str(manifest["files"].get(file.name))
         if verify and (now := hash_file(file)) != sha256:
             raise FormatError(
-                f"{shown!r} is damaged or was changed: its SHA-256 starts with {now[:12]}, but {DESCRIPTION} says "
+                f"{written!r} is damaged or was changed: its SHA-256 starts with {now[:12]}, but {DESCRIPTION} says "
                 f"{sha256[:12]}; {_AGAIN}."
             )
         try:
             columns = pq.read_schema(file).names
         except (pa.ArrowInvalid, OSError) as error:
-            raise FormatError(f"{shown!r} is not a Parquet file; {_AGAIN}.") from error
+            raise FormatError(f"{written!r} is not a Parquet file; {_AGAIN}.") from error
         if lacking := sorted(set(schema.names) - set(columns)):
-            raise FormatError(f"{shown!r} lacks the column {lacking[0]!r}; build the dictionary again.")
+            raise FormatError(f"{written!r} lacks the column {lacking[0]!r}; build the dictionary again.")
     return path, manifest

@@ -80,8 +80,8 @@ def run_label(
     ways = {"judge": asked.judge, "export_csv": export_csv, "import_csv": import_csv}
     chosen = [f"--{name}" for name, value in ways.items() if value is not None]
     if len(chosen) > 1 or (not chosen and "LIGHTSAE_LLM_MODEL" not in os.environ):
-        found = " and ".join(chosen) or "none of them"
-        raise ConfigError(f"Give one of --judge, --export_csv and --import_csv; found {found}.")
+        named = " and ".join(chosen) or "none of them"
+        raise ConfigError(f"Give one of --judge, --export_csv and --import_csv; found {named}.")
     dictionary = FeatureDictionary.open(folder)
     if export_csv is not None:
         tables = dictionary.features(), dictionary.contexts()

@@ -82,8 +82,8 @@ def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
 
 
 def _shift(one: Tested, arm: Arm) -> str:
-    found = one.sweep.shift(arm, "target")
-    return "" if found is None else f"{found.mean:+.3f}"
+    shift = one.sweep.shift(arm, "target")
+    return "" if shift is None else f"{shift.mean:+.3f}"
 
 
 def _said(share: dict[str, Any]) -> str:

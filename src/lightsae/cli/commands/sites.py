@@ -25,13 +25,13 @@ def run_sites(args: Sequence[str]) -> int:
     parser.add_argument("model", metavar="MODEL", help="a Hub name, a local folder, or `builtin`")
     parser.add_argument("--revision", metavar="TEXT", help="revision of a Hub model: a branch, tag or commit")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that a Hub model brings along")
-    given = parser.parse_args(args)
+    options = parser.parse_args(args)
     # Here and not above: --help answers before PyTorch is imported.
     from lightsae.cli.tables import console, table
     from lightsae.lm import describe
 
     with under(name_or_path="the model's name"):
-        model = describe(given.model, revision=given.revision, trust_remote_code=given.trust_remote_code)
+        model = describe(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
     rows = table("site", "width", "module", words=(0, 2))
     for site in model.sites():
         rows.add_row(site.name, str(site.width), f"{site.path}.{site.side}")

@@ -79,7 +79,7 @@ def _settings(chosen: Any) -> list[str]:
 def _repeated_key(node: Any, path: str = "") -> str | None:
     """Say which key a file holds twice; YAML would keep the second without a word."""
     if isinstance(node, yaml.SequenceNode):
-        return next((found for item in node.value if (found := _repeated_key(item, path))), None)
+        return next((repeated for item in node.value if (repeated := _repeated_key(item, path))), None)
     if not isinstance(node, yaml.MappingNode):
         return None
     seen: set[str] = set()
@@ -88,8 +88,8 @@ def _repeated_key(node: Any, path: str = "") -> str | None:
         if name in seen:
             return f"{name} stands there twice (line {key.start_mark.line + 1})"
         seen.add(name)
-        if found := _repeated_key(value, f"{name}."):
-            return found
+        if repeated := _repeated_key(value, f"{name}."):
+            return repeated
     return None
 
 
@@ -99,9 +99,9 @@ def _options(typed: Sequence[str]) -> list[tuple[str, str | None]]:
     for place, word in enumerate(typed):
         # -3 and -inf are values.
         if re.match(r"--|-[ch]\b", word):
-            key, given, value = word.lstrip("-").partition("=")
+            key, equals, value = word.lstrip("-").partition("=")
             following = typed[place + 1] if place + 1 < len(typed) else None
-            found.append((key, value if given else following))
+            found.append((key, value if equals else following))
     return found
 
 

@@ -162,9 +162,9 @@ class _Pass:
         """Return a row of the table `labels`."""
         scores, judge = labelled.scores[test, negatives], self.session.judge.name
         prompts = {test: PROMPTS[test].version}
-        if given := self.given.get(labelled.feature):
-            made = {key: given.get(key) for key in ("source", "rule", "model", "made")}
-            evidence: dict[str, Any] = {"made_from": given.get("evidence")}
+        if kept := self.given.get(labelled.feature):
+            made = {key: kept.get(key) for key in ("source", "rule", "model", "made")}
+            evidence: dict[str, Any] = {"made_from": kept.get("evidence")}
         else:
             made = {"source": "llm", "rule": None, "model": judge, "made": None}
             evidence = {"windows": len(material.shown), "near_misses": len(material.shown_near_misses)}
