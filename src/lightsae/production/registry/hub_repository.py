@@ -36,23 +36,20 @@ def local_copy(registry: str | Path, *, channel: str | None = None) -> Path:
     files = None if channel is None else [LOG, POINTER]
     with _explained(registry):
         folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=files))
-        if files is None or channel is None:
-            return folder
-        version = read_state(folder, str(registry)).has(channel)
-        if version is None:
-            return folder
-        # The commit that the log was read from: its folder in the cache is named by it.
-        files = [*files, f"{VERSIONS}/{version}/*"]
-        return Path(huggingface_hub.snapshot_download(repository, revision=folder.name, allow_patterns=files))
+        if files and channel and (version := read_state(folder, str(registry)).has(channel)):
+            more = [*files, f"{VERSIONS}/{version}/*"]
+            # Into the same folder: it is named by the commit that the log was read from.
+            huggingface_hub.snapshot_download(repository, revision=folder.name, allow_patterns=more)
+        return folder
 
 
 @contextmanager
-def changing(registry: str | Path, summary: str, *, begin: bool = False) -> Iterator[Path]:
+def changing(registry: str | Path, message: str, *, begin: bool = False) -> Iterator[Path]:
     """Give a folder to change a registry in; for one on the Hub, the end of the block uploads what is new.
 
     Args:
         registry: Folder, or `hub:org/name`.
-        summary: Message of the commit.
+        message: What is done, for the commit.
         begin: Make a private repository if there is none.
 
     Raises:
@@ -78,7 +75,7 @@ def changing(registry: str | Path, summary: str, *, begin: bool = False) -> Iter
         if new:
             files = [huggingface_hub.CommitOperationAdd(name, folder / name) for name in new]
             with _explained(registry):
-                api.create_commit(repository, files, commit_message=summary, parent_commit=parent)
+                api.create_commit(repository, files, commit_message=message, parent_commit=parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -112,12 +112,12 @@ def inspect_log(where: Path) -> tuple[State, list[str]]:
     for number, line in enumerate(lines[:count], 1):
         try:
             entry = json.loads(line)
-            stands = entry["number"]
+            if entry["number"] != number:
+                moved = f"line {number} of {LOG} is entry {entry['number']}: lines were deleted or moved"
+                return state, [*problems, moved]
         except (ValueError, TypeError, KeyError):
             problems.append(f"line {number} of {LOG} is not an entry")
             continue
-        if stands != number:
-            return state, [*problems, f"line {number} of {LOG} is entry {stands}: lines were deleted or moved"]
         try:
             state.add(entry)
         except (KeyError, IndexError, TypeError, ValueError):

@@ -102,9 +102,7 @@ def read_policy(path: str | Path) -> Policy:
             if isinstance(unset[rule], bool):
                 _check_switch(value, f"{group}.{rule}", problem)
             # An 80 that was meant as a percentage would refuse, or let pass, everything.
-            elif value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1
-            ):
+            elif value is not None and (type(value) not in (int, float) or not 0 <= value <= 1):
                 raise ConfigError(f"{problem}: {group}.{rule} is {value!r}; write a number from 0 to 1.")
         rules[group] = {**unset, **thresholds}
     _check_switch(settings.get("requires_staging", False), "requires_staging", problem)

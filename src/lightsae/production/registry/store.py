@@ -18,26 +18,17 @@ _FEWEST = 4
 
 
 def open_registry(registry: str | Path, *, channel: str | None = None) -> tuple[Path, State]:
-    """Return the folder of a registry, and its state. Nothing is written, and no lock is needed.
-
-    Args:
-        registry: Folder, or `hub:org/name`.
-        channel: From the Hub, download the version of this channel alone; None: all.
+    """Return the folder of a registry (see `local_copy`), and its state. Nothing is written, and no lock is needed.
 
     Raises:
         FormatError: There is none, or its log was changed.
-        ConfigError: The Hub cannot be reached, or has no such repository.
     """
     where = locate_registry(local_copy(registry, channel=channel))
     return where, read_state(where, str(registry))
 
 
 def locate_registry(registry: str | Path) -> Path:
-    """Return where a registry is.
-
-    Raises:
-        FormatError: There is none.
-    """
+    """Return where a registry is; raise FormatError if there is none."""
     where = locate(registry, POINTER)
     if not any((where / name).exists() for name in (POINTER, LOG, VERSIONS)):
         raise FormatError(
@@ -49,15 +40,10 @@ def locate_registry(registry: str | Path) -> Path:
 
 @contextmanager
 def writing(registry: str | Path, message: str = "", *, begin: bool = False) -> Iterator[tuple[Path, State]]:
-    """Keep other writers away while a registry is changed; gives its folder and its state.
-
-    Args:
-        registry: Folder, or `hub:org/name`.
-        message: What is done, for the commit on the Hub.
-        begin: Make it if there is none.
+    """Keep other writers away while a registry is changed (see `changing`); gives its folder and its state.
 
     Raises:
-        ConfigError: Another process writes, or there is no permission to; or the Hub refuses.
+        ConfigError: Another process writes, or there is no permission to.
         FormatError: There is no registry, or its log was changed.
     """
     with changing(registry, message, begin=begin) as where:
@@ -107,16 +93,11 @@ def unpublished(where: Path, state: State) -> list[str]:
     return [name for name in names if name not in state.published]
 
 
-def check_channel(channel: str) -> str:
-    """Return the channel, if there is one of that name.
-
-    Raises:
-        ConfigError: There is none.
-    """
+def check_channel(channel: str) -> None:
+    """Raise ConfigError if there is no channel of that name."""
     if channel not in CHANNELS:
         advice = f"write {' or '.join(CHANNELS)}.{did_you_mean(channel, CHANNELS)}"
         raise ConfigError(f"{arg('channel')} is {channel!r}; {advice}")
-    return channel
 
 
 def _check_can_begin(where: Path) -> None:

@@ -36,10 +36,8 @@ def sources_of(dictionary: FeatureDictionary, sae: str | Path, evidence: Mapping
     Other files that lie in the dictionary's folder are not part of it.
     """
     own = [DICTIONARY, CARD, *map(file_of, TABLES), *dictionary.manifest.get("extras", [])]
-    files = {}
-    for entry in sorted(p for p in dictionary.folder.iterdir() if p.name in own):
-        for path in [entry] if entry.is_file() else sorted(p for p in entry.rglob("*") if p.is_file()):
-            files[f"dictionary/{path.relative_to(dictionary.folder).as_posix()}"] = path
+    present = {path.relative_to(dictionary.folder): path for path in dictionary.folder.rglob("*") if path.is_file()}
+    files = {f"dictionary/{name.as_posix()}": path for name, path in present.items() if name.parts[0] in own}
     folder = locate(sae, DESCRIPTION)
     files |= {f"sae/{name}": folder / name for name in (DESCRIPTION, TENSORS)}
     return files | {f"evidence/{name}.json": evidence[name] for name in EVIDENCE if name in evidence}
