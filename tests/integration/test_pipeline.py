@@ -258,6 +258,10 @@ def test_a_folder_that_a_killed_run_replaced_does_not_pass_for_the_earlier_one(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightsae.cli.commands.pipeline.run_command", killed)
         assert pipeline(*new).code == 137
+    # Nor after a second try that was stopped before it wrote.
+    commands.fail[step] = 1
+    pipeline(*new)
+    commands.fail = {}
     commands.names()
     assert reasons(pipeline().out)[step] == "not done"
     assert commands.names() == ALL[ALL.index(step) :]

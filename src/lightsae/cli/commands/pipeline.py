@@ -143,7 +143,7 @@ class Run:
     Attributes:
         folder: Of its outputs, within that of the pipeline.
         inputs: All that it depends on.
-        before: Hash of the first output as it lay there when the run began; None: there was none.
+        before: Hash of the first output that the last complete run left in this folder; None: there was none.
     """
 
     folder: str
@@ -210,7 +210,9 @@ class Pipeline:
             return 0
         if reason != _GOES_ON:
             folder = self._next_folder(name)
-            self.begun[name] = Run(folder, self._inputs(name), self._hash(name, folder))
+            # A run that was killed here may have replaced what the last complete one left.
+            before = self.begun[name].before if name in self.begun else self._hash(name, folder)
+            self.begun[name] = Run(folder, self._inputs(name), before)
         self._write()
         if code := run_command(command):
             return code

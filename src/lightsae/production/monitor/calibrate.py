@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.labels.patterns import KINDS, PatternKeys
+from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
@@ -212,24 +213,16 @@ def _read(chosen: WatchedFeatures, text: CalibrationText, tokenizer: Any, rows_a
 
 def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> dict[int, Mask]:
     """Return, of each feature with a rule that passed, on which watched tokens it holds."""
-    rules = {}
-    for row in chosen.dictionary.sql(
+    table = chosen.dictionary.sql(
         "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($features, feature)",
         {"features": chosen.numbers},
-    ).to_pylist():
-        patterns = json.loads(row["rule"]).get("patterns")
-        if patterns:
-            rules[row["feature"]] = patterns
+    )
+    rules = {row["feature"]: p for row in table.to_pylist() if (p := json.loads(row["rule"]).get("patterns"))}
     if not rules or not isinstance(chosen.model, LanguageModel):
         return {}
-    keys = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model))
-    of_watched = {kind: keys.keys[kind][watched.ravel()] for kind in KINDS}
-    concepts = {feature: np.zeros(int(watched.sum()), bool) for feature in rules}
-    for feature, patterns in rules.items():
-        for kind in KINDS:
-            if of_kind := [key for pattern_kind, key in patterns if pattern_kind == kind]:
-                concepts[feature] |= np.isin(of_watched[kind], of_kind)
-    return concepts
+    of_text = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model)).keys
+    keys = {kind: of_kind[watched.ravel()] for kind, of_kind in of_text.items()}
+    return {f: reduce(np.logical_or, [keys[kind] == key for kind, key in patterns]) for f, patterns in rules.items()}
 
 
 def _tested(feature: int, values: Values, documents: Documents, used: Mask, tested: Mask, rate: float) -> Tested:

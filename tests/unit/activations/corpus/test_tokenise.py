@@ -168,6 +168,9 @@ def test_the_interpreter_ends_beside_work_that_nobody_asked_for(ending: str) -> 
         from tokenizers import Tokenizer, models
         from lightsae.activations.corpus.tokenise import Tokeniser
 
+        # A process that was started in the background of a shell ignores Ctrl-C, and so would this one.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
         class Fast:
             backend_tokenizer = Tokenizer(models.WordLevel({{"a": 0}}, unk_token="a"))
 
