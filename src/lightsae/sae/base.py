@@ -83,10 +83,9 @@ class SparseAutoencoder(nn.Module):
     def build(self) -> None:
         """Make what a structure has beside encoder, decoder and scales."""
 
-    @property
-    def default_lr(self) -> float:
-        """The learning rate where the user gives none."""
-        return self.mechanism.default_lr(self.d_sae)
+    def default_lr(self, steps: int) -> float:
+        """Return the peak learning rate of a run of so many optimiser steps where the user gives none."""
+        return self.mechanism.default_lr(self.d_in, steps)
 
     @property
     def d_in(self) -> int:

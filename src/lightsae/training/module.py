@@ -22,6 +22,7 @@ from lightsae.formats.native import plain
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.usage import is_distributed
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
+from lightsae.training.optimiser import normalise_gradients
 from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
 
@@ -45,7 +46,7 @@ class SAEModule(LightningModule):
             an entry leaves out is taken from `data` and from the settings here.
         coefficients: Weight of each loss term, a number or {value, warm_up, decay}; terms left out keep the variant's
             defaults.
-        lr: Peak learning rate of Adam; null: the variant's default.
+        lr: Peak learning rate of Adam; null: 1.5 / sqrt(width x steps of the run), at most 0.01.
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
         start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the
@@ -83,6 +84,7 @@ class SAEModule(LightningModule):
         self.tokens_seen = 0
         self._tokens_in_step = 0
         self._started = False
+        self._stored_rates: dict[str, float] = {}
 
     # -- building -------------------------------------------------------------------------------------------------
 
@@ -177,8 +179,10 @@ class SAEModule(LightningModule):
         return usage
 
     def learning_rate(self, name: str) -> float:
-        """Return the peak learning rate of an SAE: its entry's, the run's, or its variant's."""
-        return self.entries[name].lr or self.lr or self.each_sae()[name].default_lr
+        """Return the peak learning rate of an SAE: its entry's, the run's, or what suits a run of this length."""
+        if name in self._stored_rates:
+            return self._stored_rates[name]
+        return self.entries[name].lr or self.lr or self.each_sae()[name].default_lr(self.total_steps)
 
     def tag(self, name: str, tag: str) -> str:
         """Return the name under which a figure of an SAE is logged."""
@@ -226,14 +230,18 @@ class SAEModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each SAE by itself: a global norm would couple the SAEs of a sweep."""
+        """Bring the gradients to norm 1, or clip them where the Trainer says so.
+
+        Each SAE by itself: a global norm would couple the SAEs of a sweep.
+        """
         for sae in self.each_sae().values():
             sae.before_step()
-            if gradient_clip_val:
-                if gradient_clip_algorithm == "value":
-                    nn.utils.clip_grad_value_(sae.parameters(), gradient_clip_val)
-                else:
-                    nn.utils.clip_grad_norm_(sae.parameters(), gradient_clip_val)
+            if not gradient_clip_val:
+                normalise_gradients(sae.parameters())
+            elif gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(sae.parameters(), gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(sae.parameters(), gradient_clip_val)
 
     def optimizer_step(
         self,
@@ -295,6 +303,9 @@ class SAEModule(LightningModule):
             for key, value in checkpoint["state_dict"].items()
         }
         self.tokens_seen, self._started = checkpoint["lightsae"]["tokens_seen"], True
+        # A run that goes on for longer than it was begun for keeps its rates, as Adam's and the schedule's states do.
+        for optimizer in checkpoint.get("optimizer_states", []):
+            self._stored_rates |= {group["name"]: group["initial_lr"] for group in optimizer["param_groups"]}
 
 
 def check_checkpoint(

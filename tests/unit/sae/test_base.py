@@ -1,5 +1,7 @@
 """Scales, the start, and units: what goes in and comes out is raw, what happens inside is normalised."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -176,8 +178,11 @@ def test_each_site_has_its_own_scale() -> None:
 # -- learning rates --------------------------------------------------------------------------------------------------
 
 
-def test_published_learning_rates() -> None:
-    assert ReLU(Widths.of(4), 8).default_lr == 5e-5
-    assert ReLU(Widths.of(4), 8, decoder_norm="unit").default_lr == 1e-3
-    assert TopK(Widths.of(4), 8, k=2).default_lr == pytest.approx(2 * TopK(Widths.of(4), 32, k=2).default_lr)
-    assert TopK(Widths.of(4), 8, k=2).mechanism.adam_eps == 6.25e-10
+def test_default_learning_rates() -> None:
+    """lr sqrt(D S) is 1.5: how far an encoder column of D weights goes in S steps of unrelated directions."""
+    sae = TopK(Widths.of(64), 1024, k=2)
+    assert sae.default_lr(3000) == pytest.approx(1.5 / math.sqrt(64 * 3000)) == pytest.approx(3.42e-3, rel=1e-3)
+    assert TopK(Widths.of(64), 4096, k=2).default_lr(3000) == sae.default_lr(3000)
+    assert TopK(Widths.of(256), 1024, k=2).default_lr(3000) == pytest.approx(sae.default_lr(3000) / 2)
+    assert sae.default_lr(1) == 0.01, "the highest, for runs of a few steps"
+    assert sae.mechanism.adam_eps == 6.25e-10

@@ -132,10 +132,11 @@ class Watch(Callback):
 # -- it is the training that the papers describe ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("clip", [0.3, None], ids=["clipped", "normalised"])
 @pytest.mark.parametrize("unit", [True, False])
-def test_a_fit_is_the_plain_loop(path: str, quiet: dict[str, Any], unit: bool) -> None:
+def test_a_fit_is_the_plain_loop(path: str, quiet: dict[str, Any], unit: bool, clip: float | None) -> None:
     """Bricken et al. and the April update, written out with dense tensors and torch's own Adam."""
-    steps, lr, l1, clip = 40, 0.01, 0.05, 0.3
+    steps, lr, l1 = 40, 0.01, 0.05
     watch = Watch()
     coefficients = {"l1": Schedule(l1, warm_up=10.0)}
     fit = Fit(
@@ -167,9 +168,9 @@ def test_a_fit_is_the_plain_loop(path: str, quiet: dict[str, Any], unit: bool) -
             rows = w["W_dec"].detach()
             w["W_dec"].grad -= (w["W_dec"].grad * rows).sum(1, keepdim=True) * rows
         norm = torch.stack([p.grad.norm() for p in w.values()]).norm()
-        clipped += bool(norm > clip)
+        clipped += clip is None or bool(norm > clip)
         for p in w.values():
-            p.grad *= min(1.0, clip / float(norm))
+            p.grad *= 1 / float(norm) if clip is None else min(1.0, clip / float(norm))
         adam.param_groups[0]["lr"] = lr * min(1, (step + 1) / 4, (steps - step) / 10)
         assert watch.lr[step] == pytest.approx(adam.param_groups[0]["lr"], rel=1e-6)
         adam.step()
@@ -226,12 +227,27 @@ def test_learning_rate_moves_with_steps_not_batches(path: str, quiet: dict[str, 
     assert watch.lr == pytest.approx([0.5, 1.0, 1.0, 0.5])
 
 
-def test_default_learning_rate_is_the_variants(path: str, quiet: dict[str, Any]) -> None:
+def test_default_learning_rate_follows_from_the_width_and_the_length_of_the_run(
+    path: str, quiet: dict[str, Any]
+) -> None:
     watch = Watch()
-    fit = Fit(path, quiet, steps=1, callbacks=[watch], model={"lr": None, "lr_warm_up": 0.0, "lr_decay": 0.0})
-    assert watch.lr == [fit.sae.default_lr]
+    fit = Fit(path, quiet, steps=2, callbacks=[watch], model={"lr": None, "lr_warm_up": 0.0, "lr_decay": 0.0})
+    assert watch.lr == [fit.sae.default_lr(2)] * 2
     group = fit.trainer.optimizers[0].param_groups[0]
     assert (group["eps"], group["betas"]) == (6.25e-10, (0.9, 0.999))
+
+
+def test_a_longer_run_keeps_the_rate_that_it_was_begun_with(path: str, quiet: dict[str, Any], tmp_path: Path) -> None:
+    model = {"lr": None, "lr_decay": 0.0}
+    sae = lambda widths: TopK(widths, d_sae=F, k=3)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightsae.sae.mechanisms.base.HIGHEST_LR", 1.0)
+        first = Fit(path, quiet, sae, 4, model=model)
+        first.trainer.save_checkpoint(tmp_path / "last.ckpt")
+        watch = Watch()
+        longer = Fit(path, quiet, sae, 8, [watch], tmp_path / "last.ckpt", model=model)
+        assert watch.lr == pytest.approx([first.sae.default_lr(4)] * 4)
+        assert longer.module.learning_rate("sae") == first.sae.default_lr(4) != first.sae.default_lr(8)
 
 
 def test_logged_coefficients_and_terms_make_the_loss(path: str, quiet: dict[str, Any]) -> None:

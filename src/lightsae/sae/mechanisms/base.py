@@ -4,6 +4,7 @@ Axes: T tokens, D width, O width predicted, F latents.
 """
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from lightsae.sae.refinements import Refinements
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import Latents, Selection
 from lightsae.sae.usage import LatentUsage
+
+HIGHEST_LR = 1e-2  # for runs of a few steps
 
 
 class Encoding(NamedTuple):
@@ -63,6 +66,7 @@ class Mechanism(nn.Module, ABC):
         unit_norm_decoder: Decoder rows are kept at norm 1.
         centres_input: `b_dec` is subtracted from the input before encoding.
         initial_decoder_norm: Norm of the decoder rows at the start.
+        travel: How far a latent's encoder column can go in a run; see `default_lr`.
         has_auxk: Dead latents come back by an auxiliary loss, so that resampling leaves them alone.
         competes: Whether a latent fires depends on the others; otherwise it follows from its own encoder column alone.
         two_modes: Latents are made otherwise in training than at inference.
@@ -74,6 +78,7 @@ class Mechanism(nn.Module, ABC):
     unit_norm_decoder: bool = True
     centres_input: bool = True
     initial_decoder_norm: float = 1.0
+    travel: float = 1.5
     has_auxk: bool = False
     competes: bool = True
     two_modes: bool = False
@@ -94,9 +99,13 @@ class Mechanism(nn.Module, ABC):
         """The constructor's arguments."""
         return {parameter.name: getattr(self, parameter.name) for parameter in self.parameters_of()}
 
-    def default_lr(self, d_sae: int) -> float:
-        """Return the learning rate where the user gives none."""
-        return 2e-4
+    def default_lr(self, d_in: int, steps: int) -> float:
+        """Return the peak learning rate of a run of so many optimiser steps where the user gives none.
+
+        Adam moves each weight by about the rate, so an encoder column of D weights by lr sqrt(D) in a step, and in S
+        steps of unrelated directions by lr sqrt(D S). That way is `travel`.
+        """
+        return min(HIGHEST_LR, self.travel / math.sqrt(d_in * steps))
 
     def check(self, widths: Widths, d_sae: int) -> None:
         """Raise a ConfigError where a setting does not fit the widths."""

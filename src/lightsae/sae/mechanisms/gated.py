@@ -47,9 +47,6 @@ class Gated(Mechanism):
         self.r_mag = nn.Parameter(torch.empty(d_sae))
         self.b_mag = nn.Parameter(torch.empty(d_sae))
 
-    def default_lr(self, d_sae: int) -> float:
-        return 3e-4
-
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.r_mag)
         nn.init.zeros_(self.b_mag)

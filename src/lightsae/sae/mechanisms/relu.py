@@ -57,9 +57,6 @@ class ReLU(Mechanism):
     def default_coefficients(self) -> Mapping[str, float]:  # type: ignore[override]
         return {"mse": 1.0, "l1": 3.5e-3 if self.unit_norm_decoder else 5.0}
 
-    def default_lr(self, d_sae: int) -> float:
-        return 1e-3 if self.unit_norm_decoder else 5e-5
-
     def check(self, widths: Widths, d_sae: int) -> None:
         if self.decoder_norm not in ("free", "unit"):
             raise ConfigError("decoder_norm", self.decoder_norm, "write 'free' or 'unit'")

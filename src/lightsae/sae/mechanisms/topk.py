@@ -5,7 +5,6 @@ Sources: Gao et al. 2024, arXiv:2406.04093: sec. 2.3 (TopK), app. A.2 (AuxK), ap
          al. 2024, "Llama Scope", arXiv:2410.20526.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -53,10 +52,6 @@ class TopK(Mechanism):
     @property
     def default_coefficients(self) -> Mapping[str, float]:  # type: ignore[override]
         return {"mse": 1.0, "auxk": 1 / 32} | ({"multi": 1 / 8} if self.multi_k is not None else {})
-
-    def default_lr(self, d_sae: int) -> float:
-        # The paper's scaling: 2e-4 at 2^14 latents, falling with the root of their number.
-        return 2e-4 * math.sqrt(2**14 / d_sae)
 
     def check(self, widths: Widths, d_sae: int) -> None:
         for name in ("k", "k_start", "multi_k"):
