@@ -1,4 +1,4 @@
-"""How Adam steps: gradients of one norm, and the learning rate where the user gives none."""
+"""How Adam steps: by gradients of one norm."""
 
 from collections.abc import Iterable
 
@@ -8,12 +8,13 @@ from torch import nn
 
 @torch.no_grad()
 def normalise_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Scale the gradients in place so that their norm over all parameters is 1; gradients of 0 stay.
+    """Scale each parameter's gradient in place to norm 1; a gradient of 0 stays.
 
     Adam divides by the root mean square of its last thousand gradients. Those of the first steps are many times as
-    large as later ones, and would make the steps small until they are forgotten.
+    large as later ones, and would make the steps small until they are forgotten. Each parameter by itself, so that a
+    penalty that moves thresholds alone does not change the steps of the weights.
     """
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(grads)
-    for grad in grads:
-        grad.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))
+    for parameter in parameters:
+        if parameter.grad is not None:
+            norm = torch.linalg.vector_norm(parameter.grad)
+            parameter.grad.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))

@@ -170,7 +170,7 @@ def test_a_fit_is_the_plain_loop(path: str, quiet: dict[str, Any], unit: bool, c
         norm = torch.stack([p.grad.norm() for p in w.values()]).norm()
         clipped += clip is None or bool(norm > clip)
         for p in w.values():
-            p.grad *= 1 / float(norm) if clip is None else min(1.0, clip / float(norm))
+            p.grad *= 1 / float(p.grad.norm()) if clip is None else min(1.0, clip / float(norm))
         adam.param_groups[0]["lr"] = lr * min(1, (step + 1) / 4, (steps - step) / 10)
         assert watch.lr[step] == pytest.approx(adam.param_groups[0]["lr"], rel=1e-6)
         adam.step()
@@ -248,6 +248,26 @@ def test_a_longer_run_keeps_the_rate_that_it_was_begun_with(path: str, quiet: di
         longer = Fit(path, quiet, sae, 8, [watch], tmp_path / "last.ckpt", model=model)
         assert watch.lr == pytest.approx([first.sae.default_lr(4)] * 4)
         assert longer.module.learning_rate("sae") == first.sae.default_lr(4) != first.sae.default_lr(8)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_defaults_beat_raw_gradients_at_the_published_rate(
+    tmp_path: Path, quiet: dict[str, Any], seed: int
+) -> None:
+    """A hundred features in 32 dimensions, 300 steps: the error is less than two thirds of what it was before."""
+    random = np.random.default_rng(seed)
+    features = random.standard_normal((100, 32)) / 32**0.5
+    active = (random.random((30000, 100)) < 0.04) * random.exponential(size=(30000, 100))
+    np.save(tmp_path / "x.npy", (active @ features + random.standard_normal(32)).astype(np.float32))
+    errors = []
+    for lr, clip in ((None, None), (2e-4 * (2**14 / 128) ** 0.5, 1e9)):
+        watch = Watch()
+        Fit(
+            str(tmp_path / "x.npy"), quiet, lambda widths: TopK(widths, d_sae=128, k=4), 300, [watch],
+            data={"batch_tokens": 256, "buffer_tokens": 4096, "seed": seed}, model={"lr": lr}, gradient_clip_val=clip,
+        )  # fmt: skip
+        errors.append(sum(watch.losses[-10:]) / 10)
+    assert errors[0] < 0.66 * errors[1], errors
 
 
 def test_logged_coefficients_and_terms_make_the_loss(path: str, quiet: dict[str, Any]) -> None:

@@ -19,11 +19,11 @@ def gradient(parameter: nn.Parameter) -> Tensor:
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1.0, 1e12])
-def test_the_norm_over_all_parameters_is_one(factor: float) -> None:
-    a, b, unused = with_gradient(3 * factor, 0.0), with_gradient(-4 * factor), nn.Parameter(torch.zeros(2))
+def test_each_gradient_has_norm_one(factor: float) -> None:
+    a, b, unused = with_gradient(3 * factor, -4 * factor), with_gradient(-2.0), nn.Parameter(torch.zeros(2))
     normalise_gradients([a, unused, b])
-    torch.testing.assert_close(gradient(a), torch.tensor([0.6, 0.0]))
-    torch.testing.assert_close(gradient(b), torch.tensor([-0.8]))
+    torch.testing.assert_close(gradient(a), torch.tensor([0.6, -0.8]))
+    torch.testing.assert_close(gradient(b), torch.tensor([-1.0]))
     assert unused.grad is None
 
 
