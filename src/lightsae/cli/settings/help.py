@@ -50,7 +50,7 @@ _WORDS = {
     "trainer.precision": "32-true, or bf16-mixed: faster on most hardware; the weights stay float32.",
     "trainer.val_check_interval": "Steps between validations; there is one at the end in any case.",
     "trainer.log_every_n_steps": "Steps between figures in TensorBoard.",
-    "trainer.gradient_clip_val": "Clip the gradient to this norm, each SAE by itself.",
+    "trainer.gradient_clip_val": "Clip the gradient to this norm, each SAE by itself; without, every step has norm 1.",
     "trainer.callbacks": "More callbacks, best written in the file: trainer: {callbacks: [{class_path: "
     "DeadLatentResampling, init_args: {steps: [5000, 10000]}}]}",
     "trainer.default_root_dir": "Folder in which lightning_logs/version_N is made; this folder by default.",
