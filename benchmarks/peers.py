@@ -4,7 +4,7 @@
 
 `activations.npy`: (tokens, width) in any unit, shuffled; the last 65,536 tokens judge. The other libraries take part
 where they are installed (dictionary_learning, sae-lens). One line per training: fraction of variance explained, latents
-per token, share of latents silent on the held-out tokens. Every trainer gets the warm-up (2%) and the fall (last fifth)
+per token, share of latents silent on the held-out tokens. Every trainer gets the warm-up and the fall (a fifth each)
 of SAEModule; 2,048 tokens a step.
 """
 
@@ -39,7 +39,7 @@ from lightsae.training.optimiser import normalise_gradients
 from lightsae.training.schedules import Schedule
 
 TOKENS, HELD_OUT, SAMPLE = 2048, 65536, 16384
-LR = Schedule(1.0, 0.02, 0.2)
+LR = Schedule(1.0, 0.2, 0.2)
 Judged = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> prediction, dense latents
 
 OURS: dict[str, tuple[Callable[[Widths, int], SparseAutoencoder], dict[str, float]]] = {
@@ -105,7 +105,7 @@ def train_dictionary_learning(variant: str, x: Tensor, lr: float, args: argparse
     steps = args.steps
     trainer = getattr(importlib.import_module(f"dictionary_learning.trainers.{module}"), name)(
         steps=steps, activation_dim=x.shape[1], dict_size=args.d_sae, layer=0, lm_name="", lr=lr, seed=seed,
-        device="cpu", warmup_steps=steps // 50, decay_start=steps * 4 // 5, **settings,
+        device="cpu", warmup_steps=steps // 5, decay_start=steps * 4 // 5, **settings,
         **({"sparsity_warmup_steps": steps // 3} if variant == "JumpReLU 8" else {"threshold_start_step": steps // 2}),
     )  # fmt: skip
     for step, batch in enumerate(batches(x, steps)):

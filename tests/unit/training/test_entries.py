@@ -88,13 +88,16 @@ def test_coefficients_of_the_entry_stand_above_those_of_the_run(data: Activation
     }
 
 
-def test_learning_rates_and_adams_settings_by_entry(data: ActivationDataModule, quiet: dict[str, Any]) -> None:
+def test_learning_rates_and_adams_settings_by_entry(
+    data: ActivationDataModule, quiet: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightsae.sae.mechanisms.base.HIGHEST_LR", 1.0)
     entries = {
         "own": Entry(top_k, lr=0.5, site="resid_post.0"),
         "runs": Entry(relu, site="resid_post.0"),
         "wide": Entry(lambda w: TopK(w, 64, k=2), site="resid_post.0"),
     }
-    for lr, expected in ((0.25, [0.5, 0.25, 0.25]), (None, [0.5, 5e-5, 2e-4 * 16])):
+    for lr, expected in ((0.25, [0.5, 0.25, 0.25]), (None, [0.5, 1.25 / 12**0.5, 1.25 / 12**0.5])):
         trainer = Trainer(**quiet, max_steps=1)
         trainer.fit(SAEModule(saes=entries, lr=lr, lr_warm_up=0.0, lr_decay=0.0), data)
         groups = trainer.optimizers[0].param_groups

@@ -254,20 +254,21 @@ def test_a_longer_run_keeps_the_rate_that_it_was_begun_with(path: str, quiet: di
 def test_the_defaults_beat_raw_gradients_at_the_published_rate(
     tmp_path: Path, quiet: dict[str, Any], seed: int
 ) -> None:
-    """A hundred features in 32 dimensions, 300 steps: the error is less than two thirds of what it was before."""
+    """A hundred features in 32 dimensions, 300 steps: the error is less than three quarters of what it was before."""
     random = np.random.default_rng(seed)
     features = random.standard_normal((100, 32)) / 32**0.5
     active = (random.random((30000, 100)) < 0.04) * random.exponential(size=(30000, 100))
     np.save(tmp_path / "x.npy", (active @ features + random.standard_normal(32)).astype(np.float32))
     errors = []
-    for lr, clip in ((None, None), (2e-4 * (2**14 / 128) ** 0.5, 1e9)):
+    before = {"lr": 2e-4 * (2**14 / 128) ** 0.5, "lr_warm_up": 0.02}
+    for model, clip in (({"lr": None}, None), (before, 1e9)):
         watch = Watch()
         Fit(
             str(tmp_path / "x.npy"), quiet, lambda widths: TopK(widths, d_sae=128, k=4), 300, [watch],
-            data={"batch_tokens": 256, "buffer_tokens": 4096, "seed": seed}, model={"lr": lr}, gradient_clip_val=clip,
+            data={"batch_tokens": 256, "buffer_tokens": 4096, "seed": seed}, model=model, gradient_clip_val=clip,
         )  # fmt: skip
         errors.append(sum(watch.losses[-10:]) / 10)
-    assert errors[0] < 0.66 * errors[1], errors
+    assert errors[0] < 0.75 * errors[1], errors
 
 
 def test_logged_coefficients_and_terms_make_the_loss(path: str, quiet: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ class JumpReLU(Mechanism):
     """
 
     competes = False
+    travel = 1.0  # thresholds that move faster leave latents behind, dead
 
     def __init__(
         self,
