@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning import LightningDataModule, Trainer
 from torch import Tensor
 
@@ -200,6 +201,25 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         everything = self._stream.sample()
         keep = ~everything.sinks_at(sites)
         return {site: everything.activations[site][keep] for site in sites}
+
+    def recent_without_sinks(
+        self, sites: Collection[SiteRef], at_most: int, generator: torch.Generator
+    ) -> dict[SiteRef, Tensor]:
+        """Return activations of the fill that the last batch came from, of tokens that are a sink at none of the sites.
+
+        What the fill holds follows from its number, so that a resumed run gets the same.
+
+        Args:
+            sites: Where they are read.
+            at_most: Of more tokens than this, as many are drawn.
+            generator: For that draw.
+        """
+        assert self._stream is not None
+        fill = self._stream.present_fill()
+        tokens = fill.served[~fill.everything.sinks_at(sites)[fill.served]]
+        if len(tokens) > at_most:
+            tokens = tokens[torch.randperm(len(tokens), generator=generator)[:at_most].to(tokens.device)]
+        return {site: fill.everything.activations[site][tokens] for site in sites}
 
     def describe(self) -> dict[str, Any]:
         """Return where the activations come from, in plain values, for the files that are exported."""

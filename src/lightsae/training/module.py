@@ -227,6 +227,10 @@ class SAEModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip each SAE by itself: a global norm would couple the SAEs of a sweep."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and gradient_clip_val:
+            # With 16-mixed the loss is scaled, and fused Adam would take the scale out after this.
+            scaler.unscale_(optimizer)
         for sae in self.each_sae().values():
             sae.before_step()
             if gradient_clip_val:
