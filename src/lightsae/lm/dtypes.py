@@ -64,7 +64,7 @@ def bfloat16_speedup() -> float:
         rounds = [[_seconds(*pair) for pair in pairs] for _ in range(_ROUNDS + 1)]
     finally:
         torch.set_num_threads(threads)
-    single, half = (min(seconds) for seconds in zip(*rounds[1:], strict=True))
+    single, half = (min(seconds[i] for seconds in rounds[1:]) for i in range(2))
     return single / half
 
 
@@ -98,7 +98,7 @@ def warn_if_slow(setting: str, value: str, instead: str) -> None:
 def _has_bfloat16(device: torch.device) -> bool:
     """Whether an accelerator computes in bfloat16 itself; one that emulates it loses time."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         one = torch.ones(1, 1, dtype=torch.bfloat16, device=device)
         return bool((one @ one).isfinite())
