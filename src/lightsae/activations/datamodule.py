@@ -149,6 +149,12 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     def _open(self, stage: str, dtype: torch.dtype) -> None:
         trainer = self.trainer
         assert trainer is not None
+        if self.chosen_dtype not in (None, dtype):
+            # What is loaded is of another one.
+            if self._stream is not None:
+                self._stream.close()
+            self._stream = self._validation = None
+            self.source.language_models.clear()
         self.chosen_dtype, device = dtype, trainer.strategy.root_device
         whole = any(getattr(callback, "needs_full_language_model", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         process = Process(self._sites_of_the_run(), device, dtype, trainer.global_rank, trainer.world_size, whole)
@@ -216,7 +222,6 @@ class ActivationDataModule(DataSettings, LightningDataModule):
 
     def _go_on_in_the_dtype_of(self, state: Mapping[str, Any]) -> None:
         assert self.trainer is not None
-        assert self._stream is not None
         device = self.trainer.strategy.root_device
         stored = self.dtype_on(device, state)
         if self.dtype != "auto" and state.get("dtype", self.dtype) != self.dtype:
@@ -228,9 +233,6 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             return
         if device.type == "cpu" and stored is torch.bfloat16:
             warn_if_slow("The checkpoint's dtype", dtype_name(stored), "dtype: float32")
-        self._stream.close()
-        self._stream = self._validation = None
-        self.source.language_models.clear()
         self._open("fit", stored)
 
     def teardown(self, stage: str) -> None:

@@ -515,6 +515,20 @@ def test_a_dtype_that_is_named_wins_over_the_checkpoint_and_says_what_it_costs(
     assert buffer_dtype(data) is torch.float32
 
 
+def test_the_next_fit_chooses_anew(
+    text: dict[str, Any], quiet: dict[str, Any], speedup: Callable[[float], None]
+) -> None:
+    speedup(4.0)
+    data = ActivationDataModule(**text)
+    set_up(data, quiet, max_steps=4)
+    data.load_state_dict(data.state_dict() | {"dtype": "float32"})
+    for dtype in (torch.float32, torch.bfloat16):
+        assert data.language_model is not None
+        assert buffer_dtype(data) is data.language_model.dtype is data.chosen_dtype is dtype
+        data.teardown("fit")
+        set_up(data, quiet, max_steps=4)
+
+
 def test_a_checkpoint_from_before_the_choice_was_float32_on_a_cpu(
     text: dict[str, Any], quiet: dict[str, Any], speedup: Callable[[float], None]
 ) -> None:
