@@ -7,7 +7,6 @@ Every gather-and-sum is one `embedding_bag`: of decoder rows by token in the for
 the backward pass. No atomics: the result does not depend on the order in which threads run.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,9 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-
-# In fewer columns, groups take what they save.
-_WIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -171,25 +167,6 @@ def row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 <<
         part = slice(start, start + chunk)
         out[part] = torch.linalg.vecdot(a[pattern.token_of[part]], b[pattern.indices[part]])
     return out
-
-
-def largest(values: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, "T k"], Int[Tensor, "T k"]]:
-    """Return the k largest values of each row and their columns, in no order, as `topk` does.
-
-    On a CPU `topk` over all columns costs nearly as much as the encoder's product. The k largest values lie in the k
-    groups of columns whose maxima are largest, so that it is asked for those groups and for their columns only.
-    """
-    size = math.isqrt(values.shape[1] // k)  # the least columns to look through: F / size maxima, k * size columns
-    if values.device.type != "cpu" or values.shape[1] < _WIDE or size < 4:
-        return values.topk(k, dim=1, sorted=False)
-    groups = values.shape[1] // size  # columns j, j + groups, j + 2 * groups, ... are one
-    whole = groups * size
-    best = values[:, :whole].unflatten(1, (size, groups)).amax(1).topk(k, dim=1, sorted=False).indices
-    columns = (best.unsqueeze(1) + torch.arange(0, whole, groups).unsqueeze(1)).flatten(1)
-    left_over = torch.arange(whole, values.shape[1]).expand(len(values), -1)
-    columns = torch.cat([columns, left_over], dim=1)
-    kept, places = values.gather(1, columns).topk(k, dim=1, sorted=False)
-    return kept, columns.gather(1, places)
 
 
 class _SparseDecode(torch.autograd.Function):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightsae.sae.sparse_ops import SparseLatents, SparsePattern, decode, encode_selected, largest
+from lightsae.sae.sparse_ops import SparseLatents, SparsePattern, decode, encode_selected
 
 T, D, F = 7, 5, 11
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -227,36 +227,3 @@ def test_the_same_bits_twice_on_several_threads() -> None:
         assert all(torch.equal(a, b) for _ in range(3) for a, b in zip(first, run(), strict=True))
     finally:
         torch.set_num_threads(1)
-
-
-# -- the largest of each row -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("width", "k"), [(3072, 20), (3072, 1), (2100, 3), (2051, 4), (2049, 2000), (64, 1), (40, 40)])
-def test_the_largest_are_those_that_sorting_finds(width: int, k: int) -> None:
-    """In groups of columns, with columns left over, and in rows too short for groups."""
-    values = normal(50, width, seed=width)
-    values[7] = -values[7].abs()  # nothing positive
-    values[8, : width // 2] = values[8].max() + 1  # more equal values than are kept
-    values[9, -1], values[9, 0] = 90.0, 91.0  # at both ends
-    kept, columns = largest(values, k)
-    assert torch.equal(kept, values.gather(1, columns))
-    assert torch.equal(kept.sort(1).values, values.sort(1).values[:, -k:])
-    assert all(len(row.unique()) == k for row in columns), "each column once"
-
-
-def test_what_is_not_a_number_is_not_lost() -> None:
-    values = normal(3, 2000)
-    values[1, 1234] = torch.nan
-    assert [row.isnan().any().item() for row in largest(values, 4)[0]] == [False, True, False]
-
-
-def test_few_columns_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`topk` is the costly part: 3,072 columns become 256 maxima and 240 columns."""
-    asked: list[int] = []
-    topk = Tensor.topk
-    monkeypatch.setattr(
-        Tensor, "topk", lambda self, *args, **more: asked.append(self.shape[1]) or topk(self, *args, **more)
-    )
-    largest(normal(4, 3072), 20)
-    assert asked == [256, 240]

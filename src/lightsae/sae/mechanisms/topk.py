@@ -16,7 +16,7 @@ from lightsae.errors import ConfigError
 from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.sites import Widths
-from lightsae.sae.sparse_ops import SparsePattern, encode_selected, largest
+from lightsae.sae.sparse_ops import SparsePattern, encode_selected
 from lightsae.sae.usage import LatentUsage
 
 
@@ -122,7 +122,7 @@ class TopK(Mechanism):
 
 def largest_of_each(pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
     """Keep each row's k largest; one that is not positive counts as 0."""
-    values, indices = largest(pre, k)
+    values, indices = pre.topk(k, dim=1, sorted=False)
     return values.relu().flatten(), SparsePattern.from_rows(indices, pre.shape[1])
 
 
