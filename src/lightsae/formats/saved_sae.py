@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from lightsae.errors import FormatError
+from lightsae.errors import FormatError, under
 from lightsae.formats.native import build_sae, describe_sae, plain, tensor_hash, widths_entry
 from lightsae.sae import SparseAutoencoder
 
@@ -43,7 +43,7 @@ class Provenance:
 
     @property
     def dtype(self) -> str | None:
-        """Dtype of the language model."""
+        """What was asked for as the language model's dtype; what `auto` chose stands in `values`."""
         return self.data.get("dtype")
 
     @property
@@ -69,7 +69,9 @@ class Provenance:
         except yaml.YAMLError as error:
             raise FormatError(f"{where!r}: the configuration in sae.json is not YAML; export it again.") from error
         data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
-        resolved = {name: value for name, value in values.items() if name != "config" and value is not None}
+        # On another machine `auto` may choose otherwise.
+        told = {name: value for name, value in values.items() if name not in ("config", "dtype")}
+        resolved = {name: value for name, value in told.items() if value is not None}
         return cls({**data, **resolved}, values)
 
 
@@ -117,7 +119,8 @@ class SavedSAE:
         if isinstance(sae, SavedSAE):
             return sae
         if not isinstance(sae, SparseAutoencoder):
-            return cls.open(sae, device)
+            with under(folder="sae"):
+                return cls.open(sae, device)
         description = {"variant": type(sae).__name__, "settings": plain(sae.settings), "provenance": {}}
         saved = cls({**description, "widths": widths_entry(sae.widths)}, None)
         saved.sae = sae

@@ -19,6 +19,7 @@ from lightsae.activations.stream import Timings
 from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
+from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.usage import is_distributed
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
 
 DEAD_AFTER = 10_000_000
-DEAD_AFTER_SHARE = 0.05
+DEAD_AFTER_SHARE = 0.01
 
 
 class SAEModule(LightningModule):
@@ -51,7 +52,7 @@ class SAEModule(LightningModule):
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
         start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the
             folder of a saved SAE, to train it further. The decoder's bias starts at the data's geometric median.
-        dead_after: A latent is dead after this many tokens without firing; null: 10 million, or 5% of the run if that
+        dead_after: A latent is dead after this many tokens without firing; null: 10 million, or 1% of the run if that
             is less.
     """
 
@@ -94,6 +95,11 @@ class SAEModule(LightningModule):
         if data is None:
             raise ConfigError("SAEModule needs an ActivationDataModule: Trainer(...).fit(module, datamodule).")
         return data
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if str(trainer.precision).startswith("bf16") and trainer.strategy.root_device.type == "cpu":
+            warn_if_slow("precision", str(trainer.precision), "32-true")
 
     def configure_model(self) -> None:
         """Build the SAEs, once their widths are known from the data."""
@@ -234,6 +240,10 @@ class SAEModule(LightningModule):
 
         Each SAE by itself: a global norm would couple the SAEs of a sweep.
         """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            # With 16-mixed the loss is scaled, and fused Adam would take the scale out after this.
+            scaler.unscale_(optimizer)
         for sae in self.each_sae().values():
             sae.before_step()
             if not gradient_clip_val:
