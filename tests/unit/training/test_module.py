@@ -312,7 +312,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("steps", "dead_after", "expected"), [(100, None, 320), (4, None, 12), (10**7, None, 10**7), (100, 77, 77)]
+    ("steps", "dead_after", "expected"), [(100, None, 64), (4, None, 2), (10**8, None, 10**7), (100, 77, 77)]
 )
 def test_dead_after(path: str, quiet: dict[str, Any], steps: int, dead_after: int | None, expected: int) -> None:
     module = SAEModule(top_k, dead_after=dead_after)
