@@ -80,7 +80,7 @@ def train(
     sae.reset_parameters(torch.Generator().manual_seed(seed))
     sae.start_from({next(iter(sae.widths.read)): x[:SAMPLE]}, "none")
     lr = lr or factor * sae.default_lr(args.steps)
-    usage, schedules = LatentUsage(sae.d_sae, max(1, args.steps * TOKENS // 20)), merge_coefficients(sae, coefficients)
+    usage, schedules = LatentUsage(sae.d_sae, max(1, args.steps * TOKENS // 100)), merge_coefficients(sae, coefficients)
     adam = torch.optim.Adam(sae.parameters(), lr, sae.mechanism.adam_betas, sae.mechanism.adam_eps, fused=True)
     for step, batch in enumerate(batches(x, args.steps)):
         adam.param_groups[0]["lr"] = lr * LR.factor(step, args.steps)
@@ -119,8 +119,7 @@ def train_dictionary_learning(variant: str, x: Tensor, lr: float, args: argparse
 
 
 def train_sae_lens(variant: str, x: Tensor, lr: float, args: argparse.Namespace, seed: int) -> Judged:
-    from sae_lens.saes.sae import TrainStepInput
-
+    step_input = importlib.import_module("sae_lens.saes.sae").TrainStepInput
     name, kind, settings = LENS[variant]
     module = importlib.import_module(f"sae_lens.saes.{name}")
     torch.manual_seed(seed)
@@ -131,7 +130,7 @@ def train_sae_lens(variant: str, x: Tensor, lr: float, args: argparse.Namespace,
         adam.param_groups[0]["lr"] = lr * LR.factor(step, args.steps)
         rise = min(1.0, (step + 1) / (args.steps / 20))
         coefficients = {term: rise * float(getattr(c, "value", c)) for term, c in sae.get_coefficients().items()}
-        output = sae.training_forward_pass(TrainStepInput(batch, coefficients, silent > args.steps // 20, step, False))
+        output = sae.training_forward_pass(step_input(batch, coefficients, silent > args.steps // 20, step, False))
         silent = torch.where(dense(output.feature_acts).any(0), 0, silent + 1)
         adam.zero_grad()
         output.loss.backward()
@@ -161,13 +160,12 @@ def dense(latents: Tensor) -> Tensor:
 @torch.no_grad()
 def judge(judged: Judged, held_out: Tensor) -> tuple[float, float, float]:
     """Return the fraction of variance explained, latents per token, and the share of silent latents."""
-    error, fired = 0.0, 0
+    error, counts = 0.0, torch.zeros(())
     for batch in held_out.split(4096):
         x_hat, latents = judged(batch)
         error += (batch - x_hat).double().square().sum().item()
-        fired = fired + (latents > 0).sum(0)
+        counts = counts + (latents > 0).sum(0)
     spread = (held_out - held_out.mean(0)).double().square().sum().item()
-    counts = torch.as_tensor(fired)
     return 1 - error / spread, counts.sum().item() / len(held_out), (counts == 0).double().mean().item()
 
 
