@@ -27,7 +27,8 @@ from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import name_of, revision_of, vocabulary_of
-from lightsae.production.monitor.conformal import Documents, Values, share_of, threshold_for
+from lightsae.metrics.intervals import share_of
+from lightsae.production.monitor.conformal import Documents, Values, threshold_for
 from lightsae.production.monitor.drift_watch import Frequencies
 from lightsae.production.monitor.thresholds import Calibrated, Tested, Thresholds
 from lightsae.production.monitor.watched_features import WatchedFeatures
@@ -239,9 +240,9 @@ def _tested(feature: int, values: Values, documents: Documents, used: Mask, test
         threshold=threshold,
         tokens=int(used.sum()),
         effective=effective,
-        held_out=share.tokens,
-        exceeded=share.times,
+        held_out=int(share.tokens),
+        exceeded=int(share.times),
         realised=share.rate,
-        low=low,
-        high=high,
+        low=float(low),
+        high=float(high),
     )

@@ -11,58 +11,13 @@ above it. With deff 1 this is the conformal quantile, with deff a document's len
 between it is an approximation, and the rate is therefore tested on other documents.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.metrics.intervals import wilson
+from lightsae.metrics.intervals import share_of
 
 Values = NDArray[np.float32]
 Documents = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Share:
-    """How often something happened on tokens of documents.
-
-    Attributes:
-        times, tokens: It happened on so many, of how many.
-        effective: Independent tokens that would tell as much.
-    """
-
-    times: int
-    tokens: int
-    effective: float
-
-    @property
-    def rate(self) -> float:
-        return self.times / self.tokens if self.tokens else 0.0
-
-    def interval(self) -> tuple[float, float]:
-        """Return the 95% Wilson interval of the rate, with the effective number of tokens."""
-        low, high = wilson(self.rate * self.effective, self.effective)
-        return float(low), float(high)
-
-
-def share_of(happened: NDArray[np.bool_], documents: Documents) -> Share:
-    """Return how often something happened, and what the tokens are worth.
-
-    Args:
-        happened: (T,) on which tokens.
-        documents: (T,) of which document each is.
-    """
-    n, times = len(happened), int(happened.sum())
-    _, group = np.unique(documents, return_inverse=True)
-    sizes, counts = np.bincount(group), np.bincount(group, weights=happened)
-    m = len(sizes)
-    if m < 2 or times in (0, n):
-        return Share(times, n, float(n))
-    rate = times / n
-    between = m / (m - 1) * float(((counts - sizes * rate) ** 2).sum()) / n
-    independent = n / (n - 1) * rate * (1 - rate)
-    # Never worth more than independent ones: that would be luck.
-    return Share(times, n, n / max(1.0, between / independent))
 
 
 def threshold_for(values: Values, documents: Documents, rate: float) -> tuple[float, float]:

@@ -14,8 +14,9 @@ from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, FormatError, ModelError
 from lightsae.lm import LanguageModel
+from lightsae.metrics.intervals import share_of
 from lightsae.production.monitor import Alarm, Event, Thresholds, calibrate, monitor
-from lightsae.production.monitor.conformal import share_of, threshold_for
+from lightsae.production.monitor.conformal import threshold_for
 from lightsae.sae import SparseAutoencoder
 
 
