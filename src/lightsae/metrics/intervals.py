@@ -56,18 +56,27 @@ class Share:
     Attributes:
         times, tokens: It happened on so many, of how many.
         effective: Independent tokens that would tell as much.
-        trusted: What `effective` counts as in an interval: less, for it is estimated itself.
+        freedom: Degrees of freedom of the variance that `effective` comes from; infinite where it comes from none.
     """
 
     times: Any
     tokens: Any
     effective: Any
-    trusted: Any
+    freedom: Any
 
     @property
     def rate(self) -> Any:
         """Share of the tokens; 0 of none."""
         return self.times / np.maximum(self.tokens, 1)
+
+    @property
+    def trusted(self) -> Any:
+        """What `effective` counts as in the interval: less, for it is estimated itself."""
+        return self.trusted_at(0.975)
+
+    def trusted_at(self, quantile: float) -> Any:
+        """Return the same for an interval that ends at another quantile."""
+        return self.effective * (stats.norm.ppf(quantile) / stats.t.ppf(quantile, self.freedom)) ** 2
 
     def interval(self) -> tuple[Any, Any]:
         """Return the 95% interval of the rate: Wilson's with the effective number and Student's t.
@@ -120,8 +129,8 @@ def clustered_share(times: Counts, sizes: Counts) -> Share:
         effective = np.where(known, tokens * np.minimum(independent / variance, 1), by_document)
         excess = (squares**2).sum(-1) - between**2 / documents
         freedom = np.minimum(np.where(excess > 0, 2 * between**2 / excess, np.inf), documents - 1)
-        trusted = np.where(known, effective * (_Z / stats.t.ppf(0.975, freedom)) ** 2, effective)
-    return Share(*(part.item() if part.ndim == 0 else part for part in (total, tokens, effective, trusted)))
+    freedom = np.where(known, freedom, np.inf)
+    return Share(*(part.item() if part.ndim == 0 else part for part in (total, tokens, effective, freedom)))
 
 
 def share_of(happened: NDArray[np.bool_], documents: NDArray[Any]) -> Share:
