@@ -76,7 +76,7 @@ class Share:
 
     def trusted_at(self, quantile: float) -> Any:
         """Return the same for an interval that ends at another quantile."""
-        return self.effective * (stats.norm.ppf(quantile) / stats.t.ppf(quantile, self.freedom)) ** 2
+        return self.effective * (stats.t.ppf(quantile, np.inf) / stats.t.ppf(quantile, self.freedom)) ** 2
 
     def interval(self) -> tuple[Any, Any]:
         """Return the 95% interval of the rate: Wilson's with the effective number and Student's t.
