@@ -96,7 +96,7 @@ LABELS = pa.schema(
         ("negatives_tested", pa.int64()),
         ("balanced_accuracy", pa.float32()),
         ("precision", pa.float32()),
-        ("precision_low", pa.float32()),  # 95% Wilson interval
+        ("precision_low", pa.float32()),  # 95% interval, by documents
         ("precision_high", pa.float32()),
         ("recall", pa.float32()),
         ("recall_low", pa.float32()),

@@ -71,7 +71,7 @@ class Effects:
             sae: In eval mode.
             model: The main model of its sites.
             windows: The strongest windows of each latent.
-            text: Scales are measured on its first rows.
+            text: Scales are measured on rows from all over it.
             ablation_windows: Windows per latent that it is removed on; 0: none.
             progress: Receives the stages.
         """
@@ -83,7 +83,7 @@ class Effects:
         if not written or not model.has_next_token_head:
             return
         site = written[-1]
-        rows = torch.from_numpy(text.tokens[:_ROWS].astype(np.int64)).to(model.device)
+        rows = torch.from_numpy(text.spread(_ROWS).tokens.astype(np.int64)).to(model.device)
         with progress.stage("effects on logits", 1):
             scale = final_norm_scale(model, rows)
             self.logits = direct_logits(sae, model, site=site, norm_scale=scale)

@@ -188,9 +188,9 @@ def _texts(loaded: LoadedSAE, settings: InterpretSettings) -> Texts:
 
 
 def _sample(reader: ActivationReader, texts: Texts, sae: SparseAutoencoder) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the counted tokens of the first rows: raw activations at what is read, and token ids."""
+    """Return the counted tokens of rows from all over the text: raw activations at what is read, and token ids."""
     activations, tokens = [], []
-    for batch, counted in reader.batches(next(texts.contexts.batches(_SAMPLE_ROWS))):
+    for batch, counted in reader.batches(texts.contexts.spread(_SAMPLE_ROWS)):
         kept = torch.from_numpy(counted.ravel()).to(batch.tokens.device)
         activations.append(read_sites(batch.activations, sae.widths.read)[kept].float())
         tokens.append(batch.tokens[kept].cpu().numpy())

@@ -17,6 +17,7 @@ from lightsae.errors import ConfigError
 from lightsae.lm.generate import SILENCE, Samples, encode_prompts
 from lightsae.metrics.intervals import Interval
 from lightsae.progress import Progress
+from lightsae.randomness import derived_seed
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ class Sweeper:
         self.prompts = list(prompts[1::2])
         ids = encode_prompts(steered.model, prompts)
         self._choosing = Meter(steered, vocabulary, ids[::2], settings)
-        self._reporting = Meter(steered, vocabulary, ids[1::2], replace(settings, seed=settings.seed + 1))
+        # Other draws than those the dose is chosen on, of this seed or of any other.
+        reporting = replace(settings, seed=derived_seed(settings.seed, "doses that are reported"))
+        self._reporting = Meter(steered, vocabulary, ids[1::2], reporting)
 
     def sweep(
         self,
