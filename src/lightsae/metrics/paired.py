@@ -18,7 +18,7 @@ _DRAWS = 9999
 _ULP = 1e-9  # relative; sums that differ by rounding are ties
 
 
-def matched_sets(own: Bool[NDArray[np.bool_], " N"], others: Sequence[Bool[NDArray[np.bool_], " K"]]) -> float:
+def matched_sets(own: Bool[NDArray[np.bool_], " N"], others: Sequence[Bool[NDArray[np.bool_], " _"]]) -> float:
     """Return the p-value of «it happens more often in its own place than with others there».
 
     A set is one feature's own outcome and those of K others in its place. Under the null hypothesis each of the 1 + K

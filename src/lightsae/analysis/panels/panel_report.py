@@ -16,6 +16,7 @@ from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLE
 from lightsae.analysis.panels.measures import Measure
 from lightsae.analysis.panels.paired_tests import PairedTest
 from lightsae.analysis.panels.panel import FLOORS, HARMFUL, RELIABLE, WEAK, Tested
+from lightsae.analysis.panels.settings import SCHEMA
 from lightsae.analysis.panels.summary import ROWS, summary
 from lightsae.formats.files import replace_folder_atomically
 from lightsae.plotting import STYLE, write_scalars
@@ -23,8 +24,6 @@ from lightsae.version import version
 
 _MARKS = {RELIABLE: "o", WEAK: "s", HARMFUL: "X"}
 _QUOTED = 120
-# 1: verdicts asked for the promoted tokens, and not for other features.
-SCHEMA = 2
 _COLUMNS = ("causal_usefulness", "another_feature", "random_floor", "prompt_instead")
 WORDS = {"label": "what the label says rises", "follows": "what follows the feature in text rises"}
 
@@ -154,7 +153,7 @@ def _markdown(tested: Sequence[Tested], report: Mapping[str, Any]) -> str:
         "other features. Paired: the label's gain less theirs; p over prompts, for all features at once; p of its "
         "place among the others.",
         "",
-        "| feature | label | verdict | dose | label rises | paired | p prompts | p place | follows | perplexity x | CE |",
+        "| feature | label | verdict | dose | rises | paired | p prompts | p place | follows | perplexity x | CE |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in tested:

@@ -12,6 +12,8 @@ from lightsae.errors import ConfigError, arg, did_you_mean
 from lightsae.lm.generate import Sampling
 from lightsae.randomness import keyed_generator
 
+# Format of a panel's report. In format 1 verdicts asked for the promoted tokens, and not for other features.
+SCHEMA = 2
 KINDS: dict[str, type[Add] | type[Clamp] | type[MinClamp]] = {"add": Add, "clamp": Clamp, "min-clamp": MinClamp}
 
 
