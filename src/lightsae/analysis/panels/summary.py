@@ -99,7 +99,7 @@ def _by_chance(tested: Sequence[Tested], level: float) -> float | None:
     return float(np.mean(shares)) if shares else None
 
 
-def _share(moved: Sequence[float]) -> dict[str, float | int | None]:
+def _share(moved: Sequence[float | bool]) -> dict[str, float | int | None]:
     """Return a share of features, where each may itself be a share of several arms, with Wilson's interval.
 
     The features are the sample; that several arms make each of theirs steadier is not counted.

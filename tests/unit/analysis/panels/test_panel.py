@@ -204,7 +204,7 @@ def test_costs_make_it_harmful() -> None:
 
 
 def a_panel() -> list[OneTested]:
-    """Ten features: the label of seven rises, one of them has none; a random direction raises one, another feature two."""
+    """Ten features: seven raise theirs, one of them without a label; another feature raises two, a random one one."""
     sweeps = []
     for number in range(10):
         gains: dict[str, Any] = {FEATURE: {"target": FAR, "concept": FAR if number < 7 else NEAR}}
@@ -366,7 +366,7 @@ def test_panels_that_cannot_work() -> None:
         replace(SETTINGS, held_out_rows=1)
     with pytest.raises(ConfigError, match="others is 0"):
         replace(SETTINGS, others=0)
-    with pytest.raises(ConfigError, match="level is 5.0"):
+    with pytest.raises(ConfigError, match=r"level is 5\.0"):
         replace(SETTINGS, level=5.0)
 
 
