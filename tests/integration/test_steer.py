@@ -128,7 +128,12 @@ def test_texts_side_by_side(sae: Path) -> None:
     after = {side: lines[lines.index(f"  {side}, sample 1") + 1] for side in ("baseline", "steered")}
     assert all(text.strip().startswith(PROMPTS[0].strip()) for text in after.values())
     assert after["steered"].count("red") >= 3 > after["baseline"].count("red")
-    for words in ("label holds on the text", "wiring: P(what each promotes), rise", "KL to untouched model", "perplexity, as steered"):
+    for words in (
+        "label holds on the text",
+        "wiring: P(what each promotes), rise",
+        "KL to untouched model",
+        "perplexity, as steered",
+    ):
         assert words in said
     assert good(*command, "--prompt", f"['{PROMPTS[0]}', '{PROMPTS[1]}']", "--samples", "2") == said
     told = good(*command, "--prompt", PROMPTS[0], "--kind", "clamp", "--unit", "max")

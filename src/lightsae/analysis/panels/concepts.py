@@ -81,30 +81,37 @@ class Concept:
         """Return what a report says of it, as JSON values."""
         return {"feature": self.feature, "label": self.label, "tier": self.tier, "has_rule": self.patterns is not None}
 
-    def rate(
-        self, prompts: Sequence[Sequence[int]], made: Sequence[Sequence[int]], vocabulary: Sequence[str]
-    ) -> NDArray[np.float64] | None:
-        """Return the share of each text's generated tokens on which the label's rule holds; None without a rule.
-
-        Args:
-            prompts: (n,) what stands before each text; the rule sees it, but does not count there.
-            made: (n,) generated tokens.
-            vocabulary: (V,) what each token says.
-        """
+    def rate(self, texts: "Generated") -> NDArray[np.float64] | None:
+        """Return the share of each text's generated tokens on which the label's rule holds; None without a rule."""
         if self.patterns is None:
             return None
+        holds = np.zeros(texts.counts.size, bool)
+        for kind, key in self.patterns:
+            holds |= texts.keys[kind] == key
+        held = holds.reshape(texts.counts.shape) & texts.counts
+        rates: NDArray[np.float64] = held.sum(1) / np.maximum(1, texts.counts.sum(1))
+        return rates
+
+
+class Generated:
+    """Texts as rules read them: made ready once for all concepts.
+
+    Args:
+        prompts: (n,) what stands before each text; the rule sees it, but it does not count.
+        made: (n,) generated tokens.
+        vocabulary: (V,) what each token says.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], made: Sequence[Sequence[int]], vocabulary: Sequence[str]
+    ) -> None:
         width = max(len(p) + len(m) for p, m in zip(prompts, made, strict=True))
-        rows, counts = np.zeros((len(made), width), np.int32), np.zeros((len(made), width), bool)
+        rows, self.counts = np.zeros((len(made), width), np.int32), np.zeros((len(made), width), bool)
         for row, (prompt, text) in enumerate(zip(prompts, made, strict=True)):
             end = len(prompt) + len(text)
             rows[row, :end] = (*prompt, *text)
-            counts[row, len(prompt) : end] = True
-        keys = PatternKeys(rows, vocabulary).keys
-        holds = np.zeros(rows.size, bool)
-        for kind, key in self.patterns:
-            holds |= keys[kind] == key
-        rates: NDArray[np.float64] = (holds.reshape(rows.shape) & counts).sum(1) / np.maximum(1, counts.sum(1))
-        return rates
+            self.counts[row, len(prompt) : end] = True
+        self.keys = PatternKeys(rows, vocabulary).keys
 
 
 def promoted_tokens(model: LanguageModel, site: str, direction: Float[Tensor, " D"]) -> tuple[int, ...]:

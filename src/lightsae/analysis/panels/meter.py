@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.analysis.panels.arms import Steered
-from lightsae.analysis.panels.concepts import Concept
+from lightsae.analysis.panels.concepts import Concept, Generated
 from lightsae.analysis.panels.measures import Values, distinct, repetition
 from lightsae.analysis.panels.readings import Reading, in_parts, read, watched
 from lightsae.analysis.panels.settings import SweepSettings
@@ -91,11 +91,10 @@ class Meter:
         common, follows = self._of_predictions(interventions, concepts, prompts)
         surprise, latents = self._of_steered_texts(interventions, made, concepts)
         common |= surprise | self._of_texts(made)
-        before, texts = _flat(made)
-        each = []
+        texts, each = Generated(*_flat(made), self.vocabulary), []
         for concept, after, latent in zip(concepts, follows, latents, strict=True):
             values = common | after | latent
-            if (rates := concept.rate(before, texts, self.vocabulary)) is not None:
+            if (rates := concept.rate(texts)) is not None:
                 values["concept"] = rates
             each.append({name: self._by_prompt(value) for name, value in values.items()})
         return each, made

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Arm, Steered
-from lightsae.analysis.panels.concepts import Concept
+from lightsae.analysis.panels.concepts import Concept, Generated
 from lightsae.analysis.panels.measures import Measure, interval, shift
 from lightsae.analysis.panels.meter import Meter
 from lightsae.analysis.panels.settings import SweepSettings
@@ -228,12 +228,12 @@ def test_a_concept_holds_on_generated_tokens_alone() -> None:
     prompts = [[0, 80, 32], [80], [0, 30, 31, 32]]
     texts = [[33, 80, 5, 33], [5], [33]]
     # The pair 32, 33 spans prompt and text; a 33 after something else, and the prompt's 80, do not count.
-    assert CONCEPT.rate(prompts, texts, vocabulary).tolist() == [0.5, 0.0, 1.0]
-    assert CONCEPT.rate([[0], [0]], [[], [80]], vocabulary).tolist() == [0.0, 1.0]
-    assert replace(CONCEPT, patterns=None).rate(prompts, texts, vocabulary) is None
+    assert CONCEPT.rate(Generated(prompts, texts, vocabulary)).tolist() == [0.5, 0.0, 1.0]
+    assert CONCEPT.rate(Generated([[0], [0]], [[], [80]], vocabulary)).tolist() == [0.0, 1.0]
+    assert replace(CONCEPT, patterns=None).rate(Generated(prompts, texts, vocabulary)) is None
     # Without the rule, tokens that follow and tokens promoted there is nothing to say of them.
     two = replace(CONCEPT, patterns=(("token", 5), ("token", 33)))
-    assert two.rate(prompts, texts, vocabulary).tolist() == [0.75, 1.0, 1.0]
+    assert two.rate(Generated(prompts, texts, vocabulary)).tolist() == [0.75, 1.0, 1.0]
 
 
 def test_concept_rate_of_drawn_texts(meter: Meter) -> None:
