@@ -78,8 +78,10 @@ def _paired(own: Any, others: Sequence[Any]) -> dict[str, Any]:
     if not len(own):
         return {"difference": None, "p": None, "features": 0, "others": 0}
     differences = [float(mine) - float(outcomes.mean()) for mine, outcomes in zip(own, others, strict=True)]
+    span = Interval.over(differences)
     return {
-        "difference": Interval.over(differences).report(),
+        # Of few features, Student's interval reaches beyond what shares can differ by.
+        "difference": {n: v if v is None else float(np.clip(v, -1, 1)) for n, v in span.report().items()},
         "p": matched_sets(own, others),
         "features": len(own),
         "others": min(map(len, others)),
