@@ -27,6 +27,7 @@ from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import ConfigError, CorpusError, arg
+from lightsae.lm.dtypes import dtype_name
 from lightsae.lm.model import vocabulary_of
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
@@ -135,6 +136,7 @@ def interpret(loaded: LoadedSAE, out: Path, settings: InterpretSettings, progres
         "rows": len(texts.contexts),
         "settings": asdict(settings),
         "reading": str(loaded.reading),
+        "dtype": dtype_name(model.dtype),
     }
     saved = SavedPass(out, inputs)
     statistics_of = {name: population.statistics for name, population in populations.items()}
@@ -230,7 +232,7 @@ def _manifest(
             floors["shuffled labels of neurons"] = neurons.labels.floor
     return {
         "sae": loaded.saved.entry,
-        "model": {"name": model.name, "revision": model.revision},
+        "model": {"name": model.name, "revision": model.revision, "dtype": dtype_name(model.dtype)},
         "tokenizer": loaded.tokenizer_entry(),
         "corpus": {**loaded.corpus_entry(), "fingerprint": texts.fingerprint},
         "tokens": {
