@@ -24,7 +24,7 @@ def test_the_default_policy_asks_for_every_group_but_drift() -> None:
     assert policy.requires_staging
     assert policy.shortfalls(GOOD) == []
     missing = policy.shortfalls({})
-    assert len(missing) == 10
+    assert len(missing) == 11
     assert {line.partition(".")[0] for line in missing} == {"validation", "labels", "panel"}
     assert all("not measured" in line for line in missing)
 
