@@ -54,6 +54,7 @@ def test_publish_promote_and_back(lightsae: Command, parts: Parts, tmp_path: Pat
         "panel.reliable_share",
         "panel.harmful_share",
         "panel.above_random_floor",
+        "panel.above_other_features",
     ]
     assert _state(tmp_path).has("production") is None
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lightsae.errors import ConfigError, arg, did_you_mean
-from lightsae.production.registry.evidence import REPORTS, Figures
+from lightsae.production.registry.evidence import LEVEL, REPORTS, Figures
 
 Rules = dict[str, dict[str, float | bool | None]]
 # By group, all that a policy may ask, with what stands for a rule that is not set. Thresholds are shares, 0 to 1.
@@ -17,10 +17,21 @@ _NOTHING: Rules = {
     "validation": {"min_fve_no_sinks": None, "min_ce_recovered": None, "max_dead": None},
     # The feature dictionary. Precision and recall are medians; the floor: shuffled labels that pass.
     "labels": {"min_share_labelled": None, "min_precision": None, "min_recall": None, "max_shuffled_floor": None},
-    # The panel report. above_random_floor: the intervals of usefulness and random floor are apart.
-    "panel": {"min_reliable_share": None, "max_harmful_share": None, "above_random_floor": False},
+    # The panel report. above_random_floor: the intervals of usefulness and random floor are apart;
+    # above_other_features: the exact paired test of usefulness against other labelled features.
+    "panel": {
+        "min_reliable_share": None,
+        "max_harmful_share": None,
+        "above_random_floor": False,
+        "above_other_features": False,
+    },
     # The comparison with another SAE.
     "drift": {"min_kept_share": None},
+}
+# Of a rule that is a switch: what falls short of it, and what is needed.
+_SWITCHES = {
+    "above_random_floor": ("intervals that overlap", "intervals apart"),
+    "above_other_features": (f"p above {LEVEL:g} in the paired test", f"p of at most {LEVEL:g}"),
 }
 
 
@@ -46,12 +57,12 @@ class Policy:
                 name, at_most = rule.removeprefix("min_").removeprefix("max_"), rule.startswith("max_")
                 figure = figures.get(group, {}).get(name)
                 asked = f"needed at {'most' if at_most else 'least'} {needed:g}"
-                asked = "needed intervals apart" if needed is True else asked
+                asked = f"needed {_SWITCHES[rule][1]}" if needed is True else asked
                 if figure is None:
                     report, command, _ = REPORTS[group]
                     lines.append(f"{group}.{name}: not measured: {report} ({command}); {asked}")
                 elif needed is True and not figure:
-                    lines.append(f"{group}.{name}: found intervals that overlap; {asked}")
+                    lines.append(f"{group}.{name}: found {_SWITCHES[rule][0]}; {asked}")
                 elif needed is not True and (figure > needed if at_most else figure < needed):
                     lines.append(f"{group}.{name}: found {figure:.4g}; {asked}")
         return lines

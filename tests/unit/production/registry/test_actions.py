@@ -121,7 +121,12 @@ def test_the_log_says_what_a_version_was_held_against(parts: Parts, tmp_path: Pa
     promote(tmp_path / "r", version[:8], "staging", policy, why="good enough", who="ann")
     entry = open_registry(tmp_path / "r")[1].entries[-1]
     assert entry["figures"]["validation"] == {"fve_no_sinks": 0.9, "ce_recovered": 0.97, "dead": 0.01}
-    assert entry["figures"]["panel"] == {"reliable_share": 0.5, "harmful_share": 0.25, "above_random_floor": True}
+    assert entry["figures"]["panel"] == {
+        "reliable_share": 0.5,
+        "harmful_share": 0.25,
+        "above_random_floor": True,
+        "above_other_features": True,
+    }
     assert entry["figures"]["drift"] == {"kept_share": 0.8}
     assert entry["policy"]["validation"]["max_dead"] == 0.05
     assert (entry["channel"], entry["replaces"], entry["version"]) == ("staging", None, version)

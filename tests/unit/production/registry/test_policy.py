@@ -9,7 +9,7 @@ DEFAULT = Path(__file__).parents[4] / "configs" / "policies" / "default.yaml"
 GOOD = {
     "validation": {"fve_no_sinks": 0.9, "ce_recovered": 0.95, "dead": 0.0},
     "labels": {"share_labelled": 0.5, "precision": 0.9, "recall": 0.8, "shuffled_floor": 0.0},
-    "panel": {"reliable_share": 0.5, "harmful_share": 0.0, "above_random_floor": True},
+    "panel": {"reliable_share": 0.5, "harmful_share": 0.0, "above_random_floor": True, "above_other_features": True},
 }
 
 
@@ -24,7 +24,7 @@ def test_the_default_policy_asks_for_every_group_but_drift() -> None:
     assert policy.requires_staging
     assert policy.shortfalls(GOOD) == []
     missing = policy.shortfalls({})
-    assert len(missing) == 10
+    assert len(missing) == 11
     assert {line.partition(".")[0] for line in missing} == {"validation", "labels", "panel"}
     assert all("not measured" in line for line in missing)
 
@@ -38,6 +38,12 @@ def test_the_default_policy_asks_for_every_group_but_drift() -> None:
         ("labels", "shuffled_floor", 0.03, "labels.shuffled_floor: found 0.03; needed at most 0.02"),
         ("panel", "harmful_share", 0.5, "panel.harmful_share: found 0.5; needed at most 0.2"),
         ("panel", "above_random_floor", False, "panel.above_random_floor: found intervals that overlap"),
+        (
+            "panel",
+            "above_other_features",
+            False,
+            "panel.above_other_features: found p above 0.05 in the paired test; needed p of at most 0.05",
+        ),
     ],
 )
 def test_each_figure_that_falls_short_is_named_with_what_is_needed(

@@ -64,7 +64,7 @@
   function steering(population, row) {
     if (population.name !== "features") return null;
     const picture = h("img", { alt: `Effect and cost of steering with feature ${row.feature}, by dose`, src: `steering/${row.feature}.png` });
-    const panel = h("section.panel.steering", { hidden: "" }, h("h2", {}, "Steering"), h("p.quiet", {}, "What adding the feature does, by dose, beside a random direction of the same norm, another feature and a prompt; bands are 95% intervals over prompts."), picture);
+    const panel = h("section.panel.steering", { hidden: "" }, h("h2", {}, "Steering"), h("p.quiet", {}, "What adding the feature does, by dose, beside a random direction of the same norm, another feature and a prompt; bands are 95% intervals over prompts. The pane “wiring” asks each direction about the tokens that it promotes itself: any direction raises those."), picture);
     picture.addEventListener("load", () => panel.removeAttribute("hidden"));
     picture.addEventListener("error", () => panel.remove());
     return panel;
