@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,7 @@ class Population:
         return make_tables(self.statistics, self.effects, self.labels, self.vocabulary)
 
     @property
-    def figures(self) -> dict[str, float | int | None]:
-        """What the card says of them: counts, shares, medians."""
-        return figures(self.tables)
+    def figures(self) -> dict[str, Any]:
+        """What the card says of them: counts, shares, medians, the share labelled by the most patterns of a rule."""
+        curve = {str(limit): round(share, 4) for limit, share in self.labels.curve.items()}
+        return figures(self.tables) | {"labelled_by_patterns": curve}

@@ -21,6 +21,7 @@ from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.effects.stage import Effects
 from lightsae.analysis.interpret.population import NEURONS, RANDOM, SAE, Population
 from lightsae.analysis.labels.gate import Gate
+from lightsae.analysis.labels.learning import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.stage import label_offline
 from lightsae.analysis.reading.features import FeatureSource, NeuronFeatures, RandomFeatures, SAEFeatures, read_sites
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
@@ -242,7 +243,15 @@ def _manifest(
         "seeds": {"seed": settings.seed},
         "code_version": version(),
         "histogram_edges": HISTOGRAM_EDGES,
-        "labels": {"offline": {"gate": asdict(settings.gate), "fires_above": FIRES_ABOVE}, "llm": None},
+        "labels": {
+            "offline": {
+                "gate": asdict(settings.gate),
+                "fires_above": FIRES_ABOVE,
+                "most_patterns": LABEL_PATTERNS,
+                "listed_tokens": LIST_TOKENS,
+            },
+            "llm": None,
+        },
         "settings": asdict(settings),
         "effects": latents.effects.manifest,
         "summary": summary,
