@@ -31,7 +31,7 @@ class OfflineLabels:
         rules: (F,) the tests behind the words.
         scores: (F,) verdicts on every counted token of the scoring documents.
         tiers: (F,) see `gate`.
-        floor: Share of the features with a rule that another one's rule would have passed for; None below two.
+        shuffled: Of the features with a rule, whether another one's rule would have passed for it; none below two.
         scored: Firings on the scoring documents.
     """
 
@@ -39,7 +39,7 @@ class OfflineLabels:
     rules: list[Rule]
     scores: list[Scores]
     tiers: list[str]
-    floor: float | None
+    shuffled: list[bool]
     scored: FiringLists
 
     @property
@@ -114,7 +114,7 @@ def label_offline(
                 rules=rules,
                 scores=scores,
                 tiers=[gate.tier(score, int(n)) for score, n in zip(scores, population.fires, strict=True)],
-                floor=float(np.mean([gate.passed(score) for score in shuffled])) if shuffled else None,
+                shuffled=[gate.passed(score) for score in shuffled],
                 scored=test,
             )
         )

@@ -153,9 +153,9 @@ class LoadedSAE:
         """The model whose tokenizer makes the rows."""
         return next(iter(self.models.values()))
 
-    def reader(self) -> ActivationReader:
-        """Return what turns rows into the activations that the SAE reads."""
-        return ActivationReader(self.models, self.reading)
+    def reader(self, beside: tuple[SiteRef, ...] = ()) -> ActivationReader:
+        """Return what turns rows into the activations that the SAE reads, and those at further sites."""
+        return ActivationReader(self.models, self.reading, beside)
 
     def held_out_rows(self, tokens: int) -> TextRows:
         """Return rows of held-out text, about `tokens` in all, at least one row."""
