@@ -86,13 +86,10 @@ class Interval:
         >>> print(Interval.difference(56, 70, 48, 80))
         0.2 [0.0524, 0.334]
         """
-        first, second = cls.share(yes, of), cls.share(other_yes, other_of)
-        assert first.low is not None and first.high is not None
-        assert second.low is not None and second.high is not None
-        apart = first.mean - second.mean
-        below = math.hypot(first.mean - first.low, second.high - second.mean)
-        above = math.hypot(first.high - first.mean, second.mean - second.low)
-        return cls(apart, apart - below, apart + above)
+        first, second = yes / of, other_yes / other_of
+        (low, other_low), (high, other_high) = wilson([yes, other_yes], [of, other_of])
+        below, above = math.hypot(first - low, other_high - second), math.hypot(high - first, second - other_low)
+        return cls(first - second, first - second - below, first - second + above)
 
     def exponentiated(self) -> "Interval":
         """Return the interval of what these are the logarithms of."""

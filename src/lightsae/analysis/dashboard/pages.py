@@ -88,7 +88,11 @@ def rewrite_features(folder: Path, tables: Mapping[str, pa.Table], manifest: Map
     entry = json.loads(script[script.index(",") + 1 : script.rindex(")")])
     shutil.rmtree(data / "features")
     write_population(data, "features", tables)
-    write_script(data / "manifest.js", "manifest", {**entry, "manifest": plain(dict(manifest)), "headline": headline(manifest["summary"])})
+    write_script(
+        data / "manifest.js",
+        "manifest",
+        {**entry, "manifest": plain(dict(manifest)), "headline": headline(manifest["summary"])},
+    )
 
 
 def _write_program(folder: Path) -> None:

@@ -64,7 +64,7 @@ def tested_scores(tables: Mapping[str, pa.Table]) -> pd.DataFrame:
     features = tables["features"].select(["feature", "tier", "precision", "recall"]).to_pandas()
     tested = features[~features["tier"].isin(UNTESTED_TIERS)].set_index("feature")
     labels = tables["labels"].select(["feature", "source", "precision", "recall"]).to_pandas()
-    rules = labels[labels["source"] == "rule"].set_index("feature")
+    rules = labels[labels["source"] == "rule"].drop_duplicates("feature").set_index("feature")
     # A label that is shown was tested, or is a person's: then there is none but the rule's test.
     shown = tested[["precision", "recall"]].astype(float)
     untested = shown.isna().any(axis=1)

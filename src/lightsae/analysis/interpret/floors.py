@@ -5,10 +5,15 @@ about tokens clears it, whatever the features are.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
+from lightsae.analysis.dictionary.figures import Figures, above_chance, against, against_counts
+from lightsae.analysis.dictionary.schema import UNTESTED_TIERS
 from lightsae.analysis.effects.directions import Neighbours, aligned_neurons, neuron_directions
+from lightsae.analysis.labels.gate import SHOWN, withheld
+from lightsae.analysis.labels.stage import OfflineLabels
 from lightsae.analysis.reading.calibrated import (
     CalibratedFeatures,
     NeuronFeatures,
@@ -25,7 +30,7 @@ from lightsae.errors import SiteError
 from lightsae.lm import LanguageModel
 from lightsae.progress import Progress
 from lightsae.randomness import keyed_generator
-from lightsae.sae import SiteRef, SparseAutoencoder, Widths
+from lightsae.sae import SiteRef, SparseAutoencoder
 
 NEURONS, RANDOM, SHUFFLED = "neurons", "random directions", "the SAE with shuffled weights"
 # The floors: nothing in them was learned as a feature.
@@ -107,3 +112,21 @@ def comparisons(
     shuffled.balance({site: batch.activations[site][kept] for site in read}, counts[SHUFFLED] / sample.n_tokens)
     calibrate(populations, counts, reader, sample, progress)
     return populations
+
+
+def held_against(
+    latents: OfflineLabels, floors: Mapping[str, OfflineLabels]
+) -> tuple[OfflineLabels, dict[str, Figures]]:
+    """Compare the latents' labels with those of the floors, and with their own when these are shuffled.
+
+    Returns:
+        The latents' labels, their tiers withheld unless more pass than of every floor; of each floor the share that
+        passes, and the latents' share minus it with its interval.
+    """
+    passed = sum(tier in SHOWN for tier in latents.tiers)
+    tested = sum(tier not in UNTESTED_TIERS for tier in latents.tiers)
+    compared = {name: against(latents.tiers, floor.tiers) for name, floor in floors.items()}
+    compared["shuffled labels"] = against_counts(passed, tested, sum(latents.shuffled), len(latents.shuffled))
+    if above_chance(compared) is False:
+        latents = replace(latents, tiers=[withheld(tier) for tier in latents.tiers])
+    return latents, compared

@@ -27,7 +27,7 @@ class Population:
         name: SAE, or one of `floors`.
         source: Says where they fire.
         vocabulary: (V,) what each token says.
-        statistics: What was counted and kept on the text of the contexts; None for a floor, of which labels alone count.
+        statistics: What was counted and kept on the text of the contexts; None for a floor, which has labels alone.
         effects: Known after the second stage; not of a floor.
         labels: Known after the third.
     """

@@ -48,9 +48,7 @@ class Presentation:
         write_dashboard(staged, tables, manifest, neurons=neurons, maps=maps)
         (staged / PICTURES).mkdir()
         write_figures(staged / PICTURES, tables, neurons=neurons, maps=maps, kind=kind)
-        write_tensorboard(
-            staged / TENSORBOARD, tables, W_dec=self._decoder(), neurons=neurons, maps=maps, kind=kind
-        )
+        write_tensorboard(staged / TENSORBOARD, tables, W_dec=self._decoder(), neurons=neurons, maps=maps, kind=kind)
 
     def maps(self) -> list[Map]:
         """Return the map of the directions, and those of the activations before and after."""

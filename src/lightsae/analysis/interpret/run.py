@@ -7,7 +7,7 @@ last. Where the latents' labels pass no more often than a floor's, their tiers a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ import torch
 from lightsae.analysis.contexts.moments import HISTOGRAM_EDGES
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
-from lightsae.analysis.dictionary.figures import Figures, above_chance, against, against_counts, labelled, median_of
-from lightsae.analysis.dictionary.schema import UNTESTED_TIERS
+from lightsae.analysis.dictionary.figures import Figures, above_chance, against, median_of
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.effects.stage import NEAREST, Effects
-from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, neuron_sites, neurons_near
+from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, held_against, neuron_sites, neurons_near
 from lightsae.analysis.interpret.population import SAE, Population
-from lightsae.analysis.labels.gate import Gate, withheld
+from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.stage import label_offline
 from lightsae.analysis.reading.features import SAEFeatures, read_sites
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
@@ -157,10 +156,7 @@ def interpret(loaded: LoadedSAE, out: Path, settings: InterpretSettings, progres
     labels = label_offline(everyone, reader, texts, vocabulary, settings.gate, settings.seed, progress)
     for population, its_labels in zip(everyone, labels, strict=True):
         population.labels = its_labels
-    floors = _floors(populations)
-    if above_chance(floors) is False:
-        tiers = [withheld(tier) for tier in latents.labels.tiers]
-        latents.labels = replace(latents.labels, tiers=tiers)
+    latents.labels, floors = held_against(latents.labels, {name: populations[name].labels for name in FLOORS})
     manifest = _manifest(loaded, texts, settings, populations, floors, neurons)
     return Interpretation(populations, manifest, sample, sample_tokens, saved)
 
@@ -206,16 +202,6 @@ def _sample(reader: ActivationReader, texts: Texts, sae: SparseAutoencoder) -> t
         activations.append(read_sites(batch.activations, sae.widths.read)[kept].float())
         tokens.append(batch.tokens[kept].cpu().numpy())
     return torch.cat(activations), np.concatenate(tokens)
-
-
-def _floors(populations: Mapping[str, Population]) -> dict[str, Figures]:
-    """Return the share labelled of each floor, and the latents' minus it with its interval."""
-    latents = populations[SAE].labels
-    shuffled, own = latents.shuffled, labelled(latents.tiers)
-    floors = {name: against(latents.tiers, populations[name].labels.tiers) for name in FLOORS}
-    tested = sum(own_tier not in UNTESTED_TIERS for own_tier in latents.tiers)
-    passed = sum(shuffled)
-    return floors | {"shuffled labels": against_counts(int(own["labelled"] or 0), tested, passed, len(shuffled))}
 
 
 def _manifest(

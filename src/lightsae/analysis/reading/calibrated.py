@@ -8,7 +8,7 @@ Axes: T tokens, D width of what is read, F features, n of them kept together.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
-from lightsae.sae import SiteRef, SparseAutoencoder, Widths
+from lightsae.sae import SiteRef, SparseAutoencoder
 from lightsae.sae.mechanisms import TopK
 from lightsae.sae.sparse_ops import SparseLatents
 
@@ -102,8 +102,8 @@ class RandomDirections(CalibratedFeatures):
 class ShuffledEncoder(CalibratedFeatures):
     """The latents of an SAE whose encoder's weights were shuffled: each input coordinate keeps its own, dealt anew.
 
-    Where latents compete (TopK), they still do: a token's score is how far the pre-activation lies above the largest that
-    TopK would drop, with k in proportion to the latents that are kept. Biases are such that no latent wins by its mean: `balance` sets them.
+    Where latents compete (TopK), they still do: a token's score is how far the pre-activation lies above the largest
+    that TopK would drop, with k in proportion to the latents that are kept. Biases are such that no latent wins by its mean: `balance` sets them.
 
     Args:
         sae: Whose encoder is copied; its refinements, which need a decoder, are left out.
@@ -142,12 +142,16 @@ class ShuffledEncoder(CalibratedFeatures):
         self.k = k
 
 
-def firings_in(source: FeatureSource, reader: ActivationReader, rows: TextRows, progress: Progress) -> NDArray[np.int64]:
+def firings_in(
+    source: FeatureSource, reader: ActivationReader, rows: TextRows, progress: Progress
+) -> NDArray[np.int64]:
     """Return on how many tokens of a text each feature fires above a tenth of its maximum there, (F,)."""
     features, values = [], []
     for batch, counted in reader.read(rows, "frequencies", progress):
         latents = source.encode(batch.activations)
-        kept = (latents.values > 0) & torch.from_numpy(counted.ravel()).to(latents.values.device)[latents.pattern.token_of]
+        kept = (latents.values > 0) & torch.from_numpy(counted.ravel()).to(latents.values.device)[
+            latents.pattern.token_of
+        ]
         features.append(latents.indices[kept].cpu().numpy())
         values.append(latents.values[kept].cpu().numpy())
     of, value = np.concatenate(features), np.concatenate(values)
@@ -203,7 +207,7 @@ def calibrate(
 class _Largest:
     """The `counts[i]`-th largest score of each feature, as batches go by.
 
-    Features are kept together by the next power of four above their counts: memory is at most four times what is needed.
+    Features are kept together by the next power of four above their counts: memory is at most four times the need.
     """
 
     def __init__(self, counts: Int[Tensor, " F"]) -> None:

@@ -15,8 +15,8 @@ Rules = dict[str, dict[str, float | bool | None]]
 _NOTHING: Rules = {
     # The SAE on held-out text: validation.json.
     "validation": {"min_fve_no_sinks": None, "min_ce_recovered": None, "max_dead": None},
-    # The feature dictionary, over all features tested, those without a label included. lower: the median of the lower of
-    # precision and recall. above_floors: the share labelled lies above every floor, its interval included.
+    # The feature dictionary, over all features tested, those without a label included. lower: the median of the lower
+    # of precision and recall. above_floors: the share labelled lies above every floor, its interval included.
     "labels": {"min_share_labelled": None, "min_lower": None, "max_shuffled_floor": None, "above_floors": False},
     # The panel report. above_random_floor: the intervals of usefulness and random floor are apart.
     "panel": {"min_reliable_share": None, "max_harmful_share": None, "above_random_floor": False},

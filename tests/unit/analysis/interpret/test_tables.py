@@ -66,7 +66,7 @@ def labels() -> OfflineLabels:
             Scores(0, 0, 0, 1000),
         ],
         tiers=["high", "medium", "unlabelled", "unlabelled", "rare", "dead"],
-        floor=0.0,
+        shuffled=[False, False],
         scored=FiringLists(nothing, np.zeros(F + 1, np.int64), np.zeros(0, np.bool_), 0),
     )
 
