@@ -6,10 +6,11 @@ about tokens clears it, whatever the features are.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from lightsae.analysis.dictionary.figures import Figures, above_chance, against, against_counts
+from lightsae.analysis.dictionary.figures import above_chance, against, against_counts
 from lightsae.analysis.dictionary.schema import UNTESTED_TIERS
 from lightsae.analysis.effects.directions import Neighbours, aligned_neurons, neuron_directions
 from lightsae.analysis.labels.gate import SHOWN, withheld
@@ -114,18 +115,24 @@ def comparisons(
     return populations
 
 
-def held_against(
-    latents: OfflineLabels, floors: Mapping[str, OfflineLabels]
-) -> tuple[OfflineLabels, dict[str, Figures]]:
+def by_patterns(labels: OfflineLabels) -> dict[str, float]:
+    """Return the share labelled by the most patterns that a rule may have, as JSON values."""
+    return {str(limit): round(share, 4) for limit, share in labels.curve.items()}
+
+
+def held_against(latents: OfflineLabels, floors: Mapping[str, OfflineLabels]) -> tuple[OfflineLabels, dict[str, Any]]:
     """Compare the latents' labels with those of the floors, and with their own when these are shuffled.
 
     Returns:
         The latents' labels, their tiers withheld unless more pass than of every floor; of each floor the share that
-        passes, and the latents' share minus it with its interval.
+        passes, that by the most patterns of a rule, and the latents' share minus it with its interval.
     """
     passed = sum(tier in SHOWN for tier in latents.tiers)
     tested = sum(tier not in UNTESTED_TIERS for tier in latents.tiers)
-    compared = {name: against(latents.tiers, floor.tiers) for name, floor in floors.items()}
+    compared: dict[str, dict[str, Any]] = {
+        name: {**against(latents.tiers, floor.tiers), "by_patterns": by_patterns(floor)}
+        for name, floor in floors.items()
+    }
     compared["shuffled labels"] = against_counts(passed, tested, sum(latents.shuffled), len(latents.shuffled))
     if above_chance(compared) is False:
         latents = replace(latents, tiers=[withheld(tier) for tier in latents.tiers])

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lightsae.analysis.contexts.statistics import ContextStatistics
-from lightsae.analysis.dictionary.figures import Figures, figures
+from lightsae.analysis.dictionary.figures import figures
 from lightsae.analysis.effects.stage import Effects
 from lightsae.analysis.interpret.tables import make_tables
 from lightsae.analysis.labels.stage import OfflineLabels
@@ -65,6 +66,7 @@ class Population:
         return make_tables(self.counted, self.effects, self.labels, self.vocabulary)
 
     @property
-    def figures(self) -> Figures:
-        """What the card says of them: counts, shares, medians."""
-        return figures(self.tables)
+    def figures(self) -> dict[str, Any]:
+        """What the card says of them: counts, shares, medians, the share labelled by the most patterns of a rule."""
+        curve = {str(limit): round(share, 4) for limit, share in self.labels.curve.items()}
+        return figures(self.tables) | {"labelled_by_patterns": curve}

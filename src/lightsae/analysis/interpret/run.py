@@ -17,12 +17,13 @@ import torch
 from lightsae.analysis.contexts.moments import HISTOGRAM_EDGES
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
-from lightsae.analysis.dictionary.figures import Figures, above_chance, against, median_of
+from lightsae.analysis.dictionary.figures import above_chance, against, median_of
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.effects.stage import NEAREST, Effects
 from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, held_against, neuron_sites, neurons_near
 from lightsae.analysis.interpret.population import SAE, Population
 from lightsae.analysis.labels.gate import Gate
+from lightsae.analysis.labels.learning import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.stage import label_offline
 from lightsae.analysis.reading.features import SAEFeatures, read_sites
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
@@ -209,7 +210,7 @@ def _manifest(
     texts: Texts,
     settings: InterpretSettings,
     populations: Mapping[str, Population],
-    floors: dict[str, Figures],
+    floors: dict[str, Any],
     sites: Mapping[SiteRef, int] | None,
 ) -> dict[str, Any]:
     latents, neurons, model = populations[SAE], populations.get(NEURONS), loaded.main_model
@@ -241,7 +242,15 @@ def _manifest(
         "seeds": {"seed": settings.seed},
         "code_version": version(),
         "histogram_edges": HISTOGRAM_EDGES,
-        "labels": {"offline": {"gate": asdict(settings.gate), "fires_above": FIRES_ABOVE}, "llm": None},
+        "labels": {
+            "offline": {
+                "gate": asdict(settings.gate),
+                "fires_above": FIRES_ABOVE,
+                "most_patterns": LABEL_PATTERNS,
+                "listed_tokens": LIST_TOKENS,
+            },
+            "llm": None,
+        },
         "settings": asdict(settings),
         "effects": latents.effects.manifest,
         "summary": summary,

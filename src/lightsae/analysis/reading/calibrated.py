@@ -103,7 +103,8 @@ class ShuffledEncoder(CalibratedFeatures):
     """The latents of an SAE whose encoder's weights were shuffled: each input coordinate keeps its own, dealt anew.
 
     Where latents compete (TopK), they still do: a token's score is how far the pre-activation lies above the largest
-    that TopK would drop, with k in proportion to the latents that are kept. Biases are such that no latent wins by its mean: `balance` sets them.
+    that TopK would drop, with k in proportion to the latents that are kept. Biases are such that no latent
+    wins by its mean: `balance` sets them.
 
     Args:
         sae: Whose encoder is copied; its refinements, which need a decoder, are left out.

@@ -66,7 +66,17 @@ def labels() -> OfflineLabels:
             Scores(0, 0, 0, 1000),
         ],
         tiers=["high", "medium", "unlabelled", "unlabelled", "rare", "dead"],
+        detectors=[
+            Rule((("token", 1), ("token", 2)), (0.9, 0.05)),
+            *[Rule((("token", 2),), (0.5,))] * 2,
+            Rule((), ()),
+            *[Rule((("token", 4),), (1.0,))] * 2,
+        ],
+        detector_words=["`a`, `b`", "`b`", "`b`", "", "`e`", "`e`"],
+        detector_scores=[Scores(95, 5, 5, 1000), *[Scores(20, 0, 5, 1000)] * 4, Scores(0, 0, 0, 1000)],
+        detected=[True, True, True, False, False, False],
         shuffled=[False, False],
+        curve={1: 0.2, 3: 0.4, 8: 0.5, 64: 0.6},
         scored=FiringLists(nothing, np.zeros(F + 1, np.int64), np.zeros(0, np.bool_), 0),
     )
 
@@ -125,7 +135,7 @@ def test_only_what_passed_is_shown_and_the_rest_is_on_record(tables: Tables) -> 
     assert shown["precision"] == pytest.approx([90 / 95, 0.8, None, None, None, None])
     assert shown["recall"] == pytest.approx([0.9, 8 / 11, None, None, None, None])
     assert shown["tier"] == ["high", "medium", "unlabelled", "unlabelled", "rare", "dead"]
-    rows = tables["labels"].to_pylist()
+    rows = [row for row in tables["labels"].to_pylist() if row["source"] == "rule"]
     assert [(row["feature"], row["label"], row["passed"]) for row in rows] == [
         (0, "`a`", True),
         (1, "`b`; `c`", True),
@@ -136,6 +146,23 @@ def test_only_what_passed_is_shown_and_the_rest_is_on_record(tables: Tables) -> 
     assert json.loads(rows[1]["rule"]) == {"patterns": [["token", 2], ["after", 30]], "shares": [0.5, 0.12346]}
     assert (rows[0]["positives_tested"], rows[0]["negatives_tested"]) == (100, 1005)
     assert rows[0]["precision_low"] < rows[0]["precision"] < rows[0]["precision_high"]
+
+
+def test_detectors_stand_beside_the_labels_under_their_own_name(tables: Tables) -> None:
+    shown = tables["features"].to_pydict()
+    assert shown["label_patterns"] == [1, 2, None, None, None, None]
+    assert shown["detector_patterns"] == [2, 1, 1, None, 1, 1]
+    assert shown["detector_precision"] == pytest.approx([0.95, 1, 1, None, 1, None])
+    assert shown["detector_recall"] == pytest.approx([0.95, 0.8, 0.8, None, 0.8, None])
+    assert shown["detector_passed"] == [True, True, True, None, False, False]
+    rows = [row for row in tables["labels"].to_pylist() if row["source"] == "detector"]
+    assert [(row["feature"], row["label"], row["patterns"], row["passed"]) for row in rows] == [
+        (0, "`a`, `b`", 2, True),
+        (1, "`b`", 1, True),
+        (2, "`b`", 1, True),
+        (4, "`e`", 1, False),
+        (5, "`e`", 1, False),
+    ]
 
 
 def test_windows_are_pieces_of_the_text(tables: Tables, text: Planted) -> None:

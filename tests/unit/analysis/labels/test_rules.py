@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from lightsae.analysis.labels.learning import DETECTOR_PATTERNS, LABEL_PATTERNS, LIMITS, LIST_TOKENS, learn_rules
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of
-from lightsae.analysis.labels.rules import MOST_PATTERNS, PatternPlaces, PatternTable, Rule, learn_rules
+from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
 from lightsae.analysis.labels.scoring import token_scores
 from lightsae.analysis.reading.firing_lists import FiringLists
 
@@ -34,7 +35,9 @@ def firing_lists(fires: list[np.ndarray], counted: np.ndarray, tokens_read: int 
     return FiringLists(np.concatenate(places).astype(np.int32), starts, counted, tokens_read)
 
 
-def learn(concepts: list[Fires], choosing: list[Fires] | None = None) -> tuple[list[Rule], PatternKeys]:
+def learn(
+    concepts: list[Fires], choosing: list[Fires] | None = None, limit: int = LABEL_PATTERNS
+) -> tuple[list[Rule], PatternKeys]:
     """Learn rules of features that fire as the functions say, on one text, chosen on another."""
     first, second = text(1), text(2)
     keys = PatternKeys(first, TEXTS)
@@ -42,7 +45,7 @@ def learn(concepts: list[Fires], choosing: list[Fires] | None = None) -> tuple[l
     places = PatternPlaces(table, PatternKeys(second, TEXTS), all_counted(second))
     mined = firing_lists([f(first) for f in concepts], all_counted(first))
     chosen = firing_lists([f(second) for f in choosing or concepts], all_counted(second))
-    return learn_rules(table, mined, places, chosen), keys
+    return [rules[limit] for rules in learn_rules(table, mined, places, chosen)], keys
 
 
 def before(tokens: np.ndarray, by: int = 1) -> np.ndarray:
@@ -64,10 +67,11 @@ CONCEPTS: dict[str, tuple[Fires, set[str]]] = {
 }
 
 
+@pytest.mark.parametrize("limit", [LABEL_PATTERNS, DETECTOR_PATTERNS])
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_a_planted_concept_is_learned_as_what_it_is(concept: str) -> None:
+def test_a_planted_concept_is_learned_as_what_it_is(concept: str, limit: int) -> None:
     fires, kinds = CONCEPTS[concept]
-    ((rule,), keys) = learn([fires])
+    ((rule,), keys) = learn([fires], limit=limit)
     assert {kind for kind, _ in rule.patterns} == kinds, [keys.pattern(*p) for p in rule.patterns]
     unseen = text(3)
     table = PatternTable(keys, all_counted(text(1)))
@@ -110,9 +114,12 @@ def test_a_pattern_that_does_not_hold_on_other_documents_is_dropped() -> None:
 def test_a_rule_keeps_within_its_bounds() -> None:
     # A feature of hundreds of pairs: no rule tells them all.
     odd: Fires = lambda t: (t * 7 + before(t) * 5 + before(t, 2) * 3) % 4 == 0  # noqa: E731
-    ((rule,), _) = learn([odd])
-    assert 0 < len(rule.patterns) <= MOST_PATTERNS
-    assert len(rule.patterns) == len(set(rule.patterns)) == len(rule.shares)
+    for limit in LIMITS:
+        ((rule,), _) = learn([odd], limit=limit)
+        assert 0 < rule.size <= limit
+        assert len(rule.patterns) == len(set(rule.patterns)) == len(rule.shares)
+        # One list may stand for one pattern, and no longer one.
+        assert len(rule.patterns) <= limit + (LIST_TOKENS - 1 if limit <= LABEL_PATTERNS else 0)
 
 
 def test_a_part_of_the_firings_teaches_the_same() -> None:
@@ -125,8 +132,9 @@ def test_a_part_of_the_firings_teaches_the_same() -> None:
         wholes = [firing_lists([fires(t)], all_counted(t)) for t in (first, second)]
         (part,) = learn_rules(table, parts[0], places, parts[1])
         (whole,) = learn_rules(table, wholes[0], places, wholes[1])
-        assert set(part.patterns) <= set(whole.patterns)
-        assert part.patterns
+        for limit in LIMITS:
+            assert set(part[limit].patterns) <= set(whole[limit].patterns)
+            assert part[limit].patterns
 
 
 def test_places_are_those_of_the_keys() -> None:

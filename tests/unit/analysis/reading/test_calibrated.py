@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.tiny_models import NEURONS, WIDTH
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.fills import ReadSettings
 from lightsae.analysis.interpret.floors import comparisons, neuron_sites
@@ -31,6 +30,8 @@ from lightsae.sae.variants import VARIANTS
 
 SITE, BESIDE = SiteRef("model", "resid_post.0"), SiteRef("model", "mlp_act.0")
 D, ROWS, CONTEXT = 16, 64, 64
+# Of the tiny language models.
+WIDTH, NEURONS = 12, 16
 
 
 class GaussianReader(ActivationReader):
@@ -165,25 +166,25 @@ def test_frequencies_are_spread_over_those_of_the_living() -> None:
     assert not torch.equal(drawn, drawn.sort().values)
 
 
-def test_neurons_are_those_of_the_block_that_is_read(tiny_folder: Callable[[str], Path]) -> None:
-    name = str(tiny_folder("llama"))
+def test_neurons_are_those_of_the_block_that_is_read(make_model: Callable[..., Path]) -> None:
+    name = str(make_model())
     models = {name: LanguageModel.from_pretrained(name)}
 
     def sites(read: str) -> dict[str, int]:
         sae = TopK(Widths.autoencoder(SiteRef(name, read), WIDTH), d_sae=4, k=1)
         return {ref.site: width for ref, width in neuron_sites(sae, models).items()}
 
-    assert sites("resid_post.1") == sites("mlp_out.1") == sites("resid_pre.2") == {"mlp_act.1": NEURONS}
-    assert sites("resid_pre.0") == {"mlp_act.0": NEURONS}
+    assert sites("resid_post.1") == sites("mlp_out.1") == {"mlp_act.1": NEURONS}
+    assert sites("resid_pre.1") == sites("resid_pre.0") == {"mlp_act.0": NEURONS}
     # Where no block is known, the coordinates of the site take their place.
     assert sites("model.norm.output") == {"model.norm.output": WIDTH}
 
 
-def test_which_tokens_count_does_not_depend_on_what_is_read_beside(tiny_folder: Callable[[str], Path]) -> None:
-    name = str(tiny_folder("llama"))
+def test_which_tokens_count_does_not_depend_on_what_is_read_beside(make_model: Callable[..., Path]) -> None:
+    name = str(make_model())
     models = {name: LanguageModel.from_pretrained(name)}
     read, beside = SiteRef(name, "resid_post.1"), SiteRef(name, "mlp_act.1")
-    tokens = np.random.default_rng(0).integers(3, 60, (6, 9)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(3, 100, (6, 9)).astype(np.int32)
     rows = TextRows(tokens, np.zeros((6, 9), np.int64), np.arange(6))
     settings = ReadSettings((read,), torch.float32, 4)
     plain, more = (list(ActivationReader(models, settings, also).batches(rows)) for also in ((), (beside,)))
