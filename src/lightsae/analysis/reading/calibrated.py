@@ -123,8 +123,9 @@ class ShuffledEncoder(CalibratedFeatures):
         )
         self.biases = torch.zeros(self.n_features)
         mechanism = sae.mechanism
-        competes = isinstance(mechanism, TopK) and not mechanism.two_modes
-        self.k = max(1, round(mechanism.k * self.n_features / sae.d_sae)) if competes else None
+        self.k: int | None = None
+        if isinstance(mechanism, TopK) and not mechanism.two_modes:
+            self.k = max(1, round(mechanism.k * self.n_features / sae.d_sae))
 
     def scores(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
         read = read_sites(activations, self.widths).float()

@@ -68,8 +68,9 @@ def _report(out: Path, identity: str, result: Interpretation) -> None:
     floors = table("compared with", "labelled", "of", "features minus it, points")
     compared = {**summary["floors"], **({kinds[0]: neurons["difference"]} if neurons else {})}
     for name, floor in compared.items():
-        ends = [100 * floor[end] if floor[end] is not None else None for end in ("difference", "low", "high")]
-        apart = "" if None in ends else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ends)
+        apart = ""
+        if floor["difference"] is not None:
+            apart = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * floor[end] for end in ("difference", "low", "high")))
         floors.add_row(name, _format(floor["share"], ".1%"), f"{floor['n']:,}", apart)
     console().print(floors)
     print(f"labels tested on {result.manifest['tokens']['scores']:,} tokens of other held-out documents")
