@@ -50,7 +50,7 @@ FEATURES = pa.schema(
         ("ablation_kl", pa.float32()),
         ("ablation_ce", pa.float32()),
         ("ablation_tokens", pa.int32()),
-        # What it is close to: decoder rows, and coordinates (raw neurons) of the site.
+        # What it is close to: decoder rows, and what neurons write; coordinates of the site where these are not known.
         ("nearest", pa.list_(_NEAR)),
         ("neurons", pa.list_(_NEAR)),
         # What it means. `label` is null below the gate: then the interface shows «unlabelled».
@@ -123,7 +123,10 @@ LABELS = pa.schema(
 TABLES = {"features": FEATURES, "contexts": CONTEXTS, "edges": EDGES, "labels": LABELS}
 # The column with the feature that a row belongs to; rows are sorted by it.
 KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
-TIERS = ("high", "medium", "unlabelled", "rare", "dead")
+# withheld: the label passed, but no more of them do than of the floors, so that passing says nothing here.
+TIERS = ("high", "medium", "withheld", "unlabelled", "rare", "dead")
+# Tiers whose label is shown, and those of features that could not be tested.
+SHOWN_TIERS, UNTESTED_TIERS = ("high", "medium", "withheld"), ("rare", "dead")
 
 
 def file_of(table: str) -> str:

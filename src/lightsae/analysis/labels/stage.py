@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.labels.gate import DEAD, SHOWN, Gate
+from lightsae.analysis.labels.gate import DEAD, RARE, SHOWN, Gate
 from lightsae.analysis.labels.learning import DETECTOR_PATTERNS, LABEL_PATTERNS, LIMITS, learn_rules
 from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
@@ -36,8 +36,8 @@ class OfflineLabels:
         detector_words: (F,) their most telling patterns.
         detector_scores: (F,) their verdicts.
         detected: (F,) whether these cleared the gate.
-        floor: Share of the features with a label that another one's label would have passed for; None below two.
-        curve: Share of the living features with a rule that passed, by the most patterns that a rule may have.
+        shuffled: Of the features with a label, whether another one's label would have passed for it; none below two.
+        curve: Share of the tested features with a rule that passed, by the most patterns that a rule may have.
         scored: Firings on the scoring documents.
     """
 
@@ -49,14 +49,9 @@ class OfflineLabels:
     detector_words: list[str]
     detector_scores: list[Scores]
     detected: list[bool]
-    floor: float | None
+    shuffled: list[bool]
     curve: dict[int, float]
     scored: FiringLists
-
-    @property
-    def labelled_share(self) -> float:
-        """Share of the living features with a label that passed."""
-        return labelled_share(self.tiers)
 
 
 @runtime_checkable
@@ -136,7 +131,7 @@ def label_offline(
                 detector_words=[in_short(mined_keys.patterns(rule.patterns), names) for rule in detectors],
                 detector_scores=scores[DETECTOR_PATTERNS],
                 detected=[tier in SHOWN for tier in tiers[DETECTOR_PATTERNS]],
-                floor=float(np.mean([gate.passed(score) for score in shuffled])) if shuffled else None,
+                shuffled=[gate.passed(score) for score in shuffled],
                 curve={limit: labelled_share(some) for limit, some in tiers.items()},
                 scored=test,
             )
@@ -145,5 +140,5 @@ def label_offline(
 
 
 def labelled_share(tiers: Sequence[str]) -> float:
-    """Return the share of the living features with a label that passed."""
-    return sum(tier in SHOWN for tier in tiers) / max(1, sum(tier != DEAD for tier in tiers))
+    """Return the share of the tested features with a label that passed."""
+    return sum(tier in SHOWN for tier in tiers) / max(1, sum(tier not in (DEAD, RARE) for tier in tiers))

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 from helpers.planted_firings import Planted, planted
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
+from lightsae.analysis.dictionary.figures import above_chance
 from lightsae.analysis.dictionary.schema import TABLES
 from lightsae.analysis.effects.ablation import AblationEffects
 from lightsae.analysis.effects.coherence import Coherence
 from lightsae.analysis.effects.directions import Neighbours
 from lightsae.analysis.effects.logits import LogitEffects
 from lightsae.analysis.effects.stage import Effects
+from lightsae.analysis.interpret.floors import held_against
 from lightsae.analysis.interpret.tables import COFIRE_TOLD, IN_STRATUM, STRATA, Tables, make_tables
 from lightsae.analysis.labels.rules import Rule
 from lightsae.analysis.labels.scoring import Scores
@@ -75,7 +78,7 @@ def labels() -> OfflineLabels:
         detector_words=["`a`, `b`", "`b`", "`b`", "", "`e`", "`e`"],
         detector_scores=[Scores(95, 5, 5, 1000), *[Scores(20, 0, 5, 1000)] * 4, Scores(0, 0, 0, 1000)],
         detected=[True, True, True, False, False, False],
-        floor=0.0,
+        shuffled=[False, False],
         curve={1: 0.2, 3: 0.4, 8: 0.5, 64: 0.6},
         scored=FiringLists(nothing, np.zeros(F + 1, np.int64), np.zeros(0, np.bool_), 0),
     )
@@ -273,3 +276,21 @@ def test_without_any_edges_there_is_an_empty_table(text: Planted, tmp_path: Path
     edges = make_tables(alone, some_effects(), labels(), VOCABULARY)["edges"]
     assert len(edges) == 0
     assert edges.schema.equals(TABLES["edges"])
+
+
+def test_tiers_are_withheld_unless_more_labels_pass_than_of_every_floor() -> None:
+    ours = replace(labels(), tiers=["high"] * 40 + ["medium"] * 10 + ["unlabelled"] * 50 + ["rare", "dead"])
+    below, equal = (replace(ours, tiers=["high"] * n + ["unlabelled"] * (100 - n)) for n in (20, 50))
+    kept, compared = held_against(ours, {"low": below})
+    assert kept.tiers == ours.tiers
+    assert compared["low"]["difference"] == pytest.approx(0.3)
+    assert compared["low"]["low"] > 0
+    assert compared["low"]["by_patterns"] == {"1": 0.2, "3": 0.4, "8": 0.5, "64": 0.6}
+    withheld, compared = held_against(ours, {"low": below, "equal": equal})
+    assert compared["equal"]["low"] < 0 < compared["equal"]["high"]
+    assert withheld.tiers == ["withheld"] * 50 + ["unlabelled"] * 50 + ["rare", "dead"]
+    assert above_chance(compared) is False
+    # A shuffled label that passes as often is a floor too.
+    withheld, compared = held_against(replace(ours, shuffled=[True] * 9 + [False] * 9), {})
+    assert compared["shuffled labels"]["share"] == 0.5
+    assert "high" not in withheld.tiers

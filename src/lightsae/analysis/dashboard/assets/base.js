@@ -65,6 +65,7 @@ window.lightsae = {};
   ls.TIERS = {
     high: { sign: "●", words: "label with high confidence" },
     medium: { sign: "◐", words: "label with medium confidence" },
+    withheld: { sign: "◇", words: "label passed, but no more of them do than of floors here" },
     unlabelled: { sign: "○", words: "no label passed its test" },
     rare: { sign: "◌", words: "fires too seldom to be tested" },
     dead: { sign: "×", words: "never fired" },
