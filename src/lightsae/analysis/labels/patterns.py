@@ -10,6 +10,7 @@ concepts look at the whole document.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +139,7 @@ class PatternKeys:
     def pattern(self, kind: str, key: int) -> Pattern:
         """Return the pattern that a key stands for."""
         first, *others = _PARTS[kind]
-        values = {}
+        values: dict[str, Any] = {}
         for name in reversed(others):
             key, values[name] = divmod(key, self._base(name))
         values[first] = key
