@@ -70,6 +70,17 @@ class Interval:
         return cls(mean, mean - half, mean + half)
 
     @classmethod
+    def apart(cls, ours: ArrayLike, theirs: ArrayLike) -> "Interval":
+        """Return the difference of two independent means with Welch's interval; two values or more on each side.
+
+        >>> print(Interval.apart([0.1, 0.2, 0.3, 0.4], [0.0, 0.1, 0.1, 0.2]))
+        0.15 [-0.0455, 0.346]
+        """
+        first, second = np.asarray(ours, float), np.asarray(theirs, float)
+        interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+        return cls(float(first.mean() - second.mean()), float(interval.low), float(interval.high))
+
+    @classmethod
     def share(cls, yes: int, of: int) -> "Interval":
         """Return a share with Wilson's interval.
 

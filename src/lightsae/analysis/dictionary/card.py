@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from lightsae.analysis.dictionary.figures import figures, floor_share, headline
-from lightsae.analysis.dictionary.schema import TIERS
+from lightsae.analysis.dictionary.figures import curves, figures, floor_share, headline
+from lightsae.analysis.dictionary.schema import PATTERNS_BEFORE_2, TIERS
 
 # What the card calls each figure. A share stands with its interval, a median with the number of its values.
 _NAMES = {
@@ -16,6 +16,7 @@ _NAMES = {
     "tested": "tested: alive and not rare",
     "labelled": "labelled",
     "labelled_share": "labelled, share of the tested",
+    "f1_mean": "F1 of the labels, mean of the tested",
     "lower_median": "lower of precision and recall, median of the tested",
     "window_coherence_median": "coherence of windows, median",
     "document_coherence_median": "coherence of documents, median",
@@ -36,7 +37,7 @@ def write_card(path: Path, tables: Mapping[str, pa.Table], manifest: Mapping[str
         _about(manifest),
         "## Figures\n\n" + _figures(tables, manifest),
         "## How it was made\n\n" + _markdown(["", ""], [[_cell(part), _cell(manifest[part])] for part in _MAKING]),
-        _USE,
+        _rules(manifest) + _USE,
         _open(manifest),
     ]
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -61,6 +62,20 @@ Do not use labels to judge persons, nor as the only ground of a decision.
 
 The labels belong to one SAE, the one named here by its hash. For another (a reseed, a later checkpoint, a fine-tuned
 model) compare the two first: labels are carried, flagged or revoked feature by feature."""
+
+
+def _rules(manifest: Mapping[str, Any]) -> str:
+    offline = manifest["labels"].get("offline") or {}
+    if "most_patterns" not in offline:
+        return (
+            f"The labels by rules are of up to {PATTERNS_BEFORE_2} patterns each, of which the words name the most "
+            "telling ones; precision and recall are those of the whole rule.\n\n"
+        )
+    most, listed = offline["most_patterns"], offline.get("listed_tokens", 1)
+    return (
+        f"A label by a rule says all of the rule that was tested: at most {most} patterns, of which one may be a list "
+        f"of up to {listed} tokens. Longer rules are in the table `labels` as `detector`, with their own figures.\n\n"
+    )
 
 
 def _about(manifest: Mapping[str, Any]) -> str:
@@ -91,8 +106,16 @@ def _figures(tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> str
             "Floors, the share labelled where nothing was learned as a feature, and of the raw neurons; features minus "
             "each, with the 95% interval:",
             _markdown(
-                ["", "labelled", "of", "features minus it"],
+                ["", "labelled", "of", "features minus it", "F1, features minus it"],
                 [[_cell(name), _cell(share), *_apart(floor)] for name, (share, floor) in compared.items()],
+            ),
+        ]
+    if of := curves(summary):
+        limits = list(next(iter(of.values())))
+        parts += [
+            "The same by the most patterns that a rule may have; those longer than a label's are detectors:",
+            _markdown(
+                ["", *limits], [[_cell(name), *(_cell(curve[limit]) for limit in limits)] for name, curve in of.items()]
             ),
         ]
     return "\n\n".join(parts)
@@ -107,10 +130,16 @@ def _figure(side: Mapping[str, Any], key: str) -> str:
     return value if number is None else f"{value} (n = {number})"
 
 
-def _apart(floor: Any) -> tuple[str, str]:
+def _apart(floor: Any) -> tuple[str, ...]:
     if not isinstance(floor, Mapping) or floor.get("difference") is None:
-        return "-", "-"
-    return str(floor["n"]), f"{floor['difference']:+.3f} ({floor['low']:+.3f} to {floor['high']:+.3f})"
+        return "-", "-", "-"
+    apart = [
+        "{:+.3f} ({:+.3f} to {:+.3f})".format(*(floor[f"{prefix}{end}"] for end in ("difference", "low", "high")))
+        if floor.get(f"{prefix}difference") is not None
+        else "-"
+        for prefix in ("", "f1_")
+    ]
+    return str(floor["n"]), *apart
 
 
 def _open(manifest: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ def figures(tables: Mapping[str, pa.Table]) -> Figures:
         "tested": len(lower),
         **labelled(features["tier"].to_pylist()),
         **{f"tier_{tier}": tiers[tier] for tier in TIERS},
+        **f1_of(tables),
         **median_of("lower", lower),
         **{key: value for name in _MEDIANS for key, value in median_of(name, features[name]).items()},
     }
@@ -78,6 +79,30 @@ def lower_scores(tables: Mapping[str, pa.Table]) -> NDArray[np.float64]:
     return scores
 
 
+def f1_of(tables: Mapping[str, pa.Table]) -> Figures:
+    """Return the mean F1 of the tested features' labels with its 95% interval; 0 where there is none.
+
+    Features are held against floors by it too: the best rule of a few patterns, whether it passed or not, among
+    features that fire as often.
+    """
+    scores = tested_scores(tables)
+    f1 = (2 * scores.precision * scores.recall / (scores.precision + scores.recall)).fillna(0).to_numpy(float)
+    if not len(f1):
+        return {"f1_mean": None, "f1_mean_low": None, "f1_mean_high": None}
+    mean = Interval.over(f1)
+    ends = {"": mean.mean, "_low": mean.low, "_high": mean.high}
+    return {f"f1_mean{end}": None if value is None else round(value, 4) for end, value in ends.items()}
+
+
+def f1_against(ours: NDArray[np.float64], floor: NDArray[np.float64]) -> Figures:
+    """Compare the F1 of labels, one per tested feature: f1_difference, f1_low and f1_high; None with fewer than two."""
+    if min(len(ours), len(floor)) < 2:
+        return dict.fromkeys(("f1", "f1_difference", "f1_low", "f1_high"))
+    apart = Interval.apart(ours, floor)
+    values = {"f1": float(floor.mean()), "f1_difference": apart.mean, "f1_low": apart.low, "f1_high": apart.high}
+    return {name: round(float(value or 0), 4) for name, value in values.items()}
+
+
 def median_of(name: str, values: pa.ChunkedArray | NDArray[Any]) -> Figures:
     """Return NAME_median, to four digits, and NAME_n: over what is known; None below `LEAST` values."""
     known = values if isinstance(values, np.ndarray) else values.drop_null().to_numpy()
@@ -107,8 +132,9 @@ def against_counts(shown: int, tested: int, shown_there: int, tested_there: int)
 
 
 def above_chance(floors: Mapping[str, Mapping[str, Any]]) -> bool | None:
-    """Return whether the share labelled lies above every floor, its interval included; None if nothing was compared."""
-    lows = [floor["low"] for floor in floors.values() if floor["low"] is not None]
+    """Return whether share labelled and F1 lie above every floor, intervals included; None if nothing was compared."""
+    ends = [floor.get(end) for floor in floors.values() for end in ("low", "f1_low")]
+    lows = [low for low in ends if low is not None]
     return all(low > 0 for low in lows) if lows else None
 
 
@@ -125,13 +151,30 @@ def headline(summary: Mapping[str, Any]) -> str:
         interval = "" if low is None or high is None else f" [{low:.1%}, {high:.1%}]"
         return f"{share:.1%}{interval} of the tested features labelled"
     floors = {name: floor for name, floor in summary["floors"].items() if floor["low"] is not None}
-    name = min(floors, key=lambda name: floors[name]["low"])
+    name = min(floors, key=lambda name: min(floors[name]["low"], floors[name].get("f1_low") or 1.0))
     floor = floors[name]
+    f1 = f", in F1 {floor['f1_difference']:+.3f}" if floor.get("f1_difference") is not None else ""
     return (
         f"{NOT_ABOVE}: {share:.1%} of the features are labelled, {floor['share']:.1%} of {name} "
         f"(difference {100 * floor['difference']:+.1f} points, "
-        f"95% {100 * floor['low']:+.1f} to {100 * floor['high']:+.1f}); tiers are withheld"
+        f"95% {100 * floor['low']:+.1f} to {100 * floor['high']:+.1f}{f1}); tiers are withheld"
     )
+
+
+def curves(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the share labelled by the most patterns that a rule may have: of the features, neurons and floors.
+
+    Args:
+        summary: Of dictionary.json; one of an older version has no curve.
+    """
+    sides = {"features": summary, str((summary.get("neurons") or {}).get("kind")): summary.get("neurons") or {}}
+    known = {name: side.get("labelled_by_patterns") for name, side in sides.items()}
+    floors = {
+        name: floor.get("by_patterns")
+        for name, floor in (summary.get("floors") or {}).items()
+        if isinstance(floor, Mapping)
+    }
+    return {name: curve for name, curve in (known | floors).items() if curve}
 
 
 def floor_share(floor: Any) -> float | None:

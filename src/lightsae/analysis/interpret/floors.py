@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lightsae.analysis.dictionary.figures import above_chance, against, against_counts
+from lightsae.analysis.dictionary.figures import above_chance, against, against_counts, f1_against
 from lightsae.analysis.dictionary.schema import UNTESTED_TIERS
 from lightsae.analysis.effects.directions import Neighbours, aligned_neurons, neuron_directions
 from lightsae.analysis.labels.gate import SHOWN, withheld
@@ -130,7 +130,11 @@ def held_against(latents: OfflineLabels, floors: Mapping[str, OfflineLabels]) ->
     passed = sum(tier in SHOWN for tier in latents.tiers)
     tested = sum(tier not in UNTESTED_TIERS for tier in latents.tiers)
     compared: dict[str, dict[str, Any]] = {
-        name: {**against(latents.tiers, floor.tiers), "by_patterns": by_patterns(floor)}
+        name: {
+            **against(latents.tiers, floor.tiers),
+            **f1_against(latents.f1, floor.f1),
+            "by_patterns": by_patterns(floor),
+        }
         for name, floor in floors.items()
     }
     compared["shuffled labels"] = against_counts(passed, tested, sum(latents.shuffled), len(latents.shuffled))

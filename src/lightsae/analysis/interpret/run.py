@@ -17,7 +17,7 @@ import torch
 from lightsae.analysis.contexts.moments import HISTOGRAM_EDGES
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
-from lightsae.analysis.dictionary.figures import above_chance, against, median_of
+from lightsae.analysis.dictionary.figures import above_chance, against, f1_against, median_of
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.effects.stage import NEAREST, Effects
 from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, held_against, neuron_sites, neurons_near
@@ -226,7 +226,8 @@ def _manifest(
             "kind": kind,
             "sites": [str(ref) for ref in sites],
             "width": sum(sites.values()),
-            "difference": against(latents.labels.tiers, neurons.labels.tiers),
+            "difference": against(latents.labels.tiers, neurons.labels.tiers)
+            | f1_against(latents.labels.f1, neurons.labels.f1),
         }
     return {
         "sae": loaded.saved.entry,

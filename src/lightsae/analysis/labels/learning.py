@@ -25,9 +25,10 @@ Rules = dict[int, Rule]
 # not fire); the share of the firings that each has to add (and two of them); what a pattern more has to bring.
 RATES = (0.3, 0.45, 0.6)
 _LEAST_SHARE, _WORTH = 0.001, 0.0005
-# Of a label: the share of the firings that a pattern has to hold at, how often the feature has to fire there, patterns
-# that are tried, sets that are kept at each step, and what a pattern, or a thing more that it names, has to bring.
-_LEAST_SHARE_OF_LABEL, _LEAST_RATE, _TRIED, _BEAM, _CHOSEN_AMONG = 0.01, 0.2, 96, 6, 8
+# Of a label: the share of the firings that a pattern has to hold at; how often the feature has to fire there, and from
+# where on that is sure; patterns tried; sets kept at each step, and those tried on the choosing text; what a pattern
+# more, or a thing more that it names, has to bring.
+_LEAST_SHARE_OF_LABEL, _LEAST_RATE, _SURE, _TRIED, _BEAM, _CHOSEN_AMONG = 0.01, 0.2, 0.6, 96, 6, 8
 _WORTH_OF_PATTERN, _WORTH_OF_PART = 0.01, 0.002
 # Firings that the search for a label looks at.
 _SAMPLE = 4096
@@ -89,22 +90,29 @@ class _Candidates:
 
     @classmethod
     def of(cls, table: PatternTable, members: Members) -> "_Candidates":
-        least = max(2, _LEAST_SHARE_OF_LABEL * members.firings)
-        found: list[tuple[float, float, int, str, int]] = []
-        for kind in KINDS:
+        kinds, numbers, f1, rate = [], [], [], []
+        for place, kind in enumerate(KINDS):
             ids, starts, _ = members.by_kind[kind]
             right, everywhere = np.diff(starts), table.counts[kind][ids] / members.scale
-            rate = right / (everywhere + 1 / members.scale)
-            f1 = 2 * right / (everywhere + members.firings) - _WORTH_OF_PART * (N_PARTS[kind] - 1)
-            kept = np.flatnonzero((right >= least) & (rate >= _LEAST_RATE))
-            found += [(float(f1[i]), float(rate[i]), len(found) + n, kind, int(i)) for n, i in enumerate(kept)]
-        by_f1 = sorted(found, key=lambda one: (-one[0], one[2]))[: 2 * _TRIED // 3]
-        sure = sorted((one for one in found if one[1] >= 0.6), key=lambda one: (-one[0], one[2]))[:_TRIED]
-        chosen = [*by_f1, *(one for one in sure if one not in by_f1)][:_TRIED]
+            sure = right / (everywhere + 1 / members.scale)
+            kept = np.flatnonzero((right >= max(2, _LEAST_SHARE_OF_LABEL * members.firings)) & (sure >= _LEAST_RATE))
+            worth = 2 * right / (everywhere + members.firings) - _WORTH_OF_PART * (N_PARTS[kind] - 1)
+            kinds.append(np.full(len(kept), place))
+            numbers.append(kept)
+            f1.append(worth[kept])
+            rate.append(sure[kept])
+        order = np.argsort(-np.concatenate(f1), kind="stable")
+        # The best alone, and the best of the surest, which make a good rule together.
+        surest = order[np.concatenate(rate)[order] >= _SURE]
+        tried = np.unique(np.concatenate([order[: 2 * _TRIED // 3], surest[: _TRIED // 2]]))
+        chosen = [
+            (KINDS[kind], int(number))
+            for kind, number in zip(np.concatenate(kinds)[tried], np.concatenate(numbers)[tried], strict=True)
+        ]
         places = np.arange(members.firings)[:: max(1, members.firings // _SAMPLE)]
         keys, frames, parts = [], [], []
         held, wrong = np.zeros((len(chosen), members.firings), np.float32), np.zeros(len(chosen))
-        for number, (*_, kind, i) in enumerate(chosen):
+        for number, (kind, i) in enumerate(chosen):
             pattern = members.by_kind[kind][0][i]
             at = members.held(kind, i)
             held[number, at] = 1

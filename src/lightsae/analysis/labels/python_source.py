@@ -54,6 +54,7 @@ _KEYWORDS = frozenset(keyword.kwlist)
 _STATEMENTS = frozenset({"def", "class", "return", "import", "raise", "while", "with", "try", "@"})
 # Share of the signs that are names after names: valid source hardly has any, prose has more than half.
 _MOST_ADJACENT = 0.04
+_SEPARATORS = frozenset({",", ":", "=", "->"})
 _LONG_QUOTES = ('"' * 3, "'" * 3)
 
 
@@ -223,7 +224,8 @@ def _roles(line: Sequence[_Token], first: str) -> list[int]:
             elif _ASSIGNS.fullmatch(token.text) and first not in _KEYWORDS:
                 last_assign = place if top.role == NOTHING else last_assign
                 top.role = NOTHING
-        number = NOTHING if sign and token.text in ",:=->" and top.role != ARGUMENT else top.role
+        ends = sign and token.text in _SEPARATORS and top.role != ARGUMENT
+        number = NOTHING if ends and not (token.text == ":" and top.role == DEFAULT) else top.role
         if token.kind == "name" and before is not None and before.text in ("def", "class") and len(stack) == 1:
             number = DEF if before.text == "def" else CLASS
         elif token.kind == "name" and after == "=" and top.role == ARGUMENT and _opens_argument(before):

@@ -53,6 +53,12 @@ class OfflineLabels:
     curve: dict[int, float]
     scored: FiringLists
 
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """(n,) F1 of the label of each tested feature, whether it passed or not."""
+        both = zip(self.scores, self.tiers, strict=True)
+        return np.array([score.f1 for score, tier in both if tier not in (DEAD, RARE)], np.float64)
+
 
 @runtime_checkable
 class ToLabel(Protocol):

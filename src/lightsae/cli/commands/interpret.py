@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightsae.analysis.dictionary.figures import NOT_ABOVE, headline
+from lightsae.analysis.dictionary.figures import NOT_ABOVE, curves, headline
 from lightsae.analysis.interpret.presentation import Presentation
 from lightsae.analysis.interpret.run import InterpretSettings, interpret, write_interpretation
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
@@ -55,6 +55,7 @@ def _report(out: Path, identity: str, manifest: Mapping[str, Any]) -> None:
         ("alive", "alive", ",d", ""),
         ("tested", "tested", ",d", ""),
         ("labelled, of the tested", "labelled_share", ".1%", ""),
+        ("F1 of labels, mean", "f1_mean", ".3f", ""),
         ("lower of precision and recall, median", "lower_median", ".3f", ""),
         ("coherence of windows, median", "window_coherence_median", ".3f", chance["window"]),
         ("coherence of documents, median", "document_coherence_median", ".3f", chance["document"]),
@@ -65,14 +66,24 @@ def _report(out: Path, identity: str, manifest: Mapping[str, Any]) -> None:
         figures.add_row(words, *(_figure(side, key, form) for side in (summary, neurons) if side), by_chance)
     console().print(figures)
     print(headline(summary))
-    floors = table("compared with", "labelled", "of", "features minus it, points")
+    floors = table("compared with", "labelled", "of", "features minus it, points", "F1", "features minus it")
     compared = {**summary["floors"], **({kinds[0]: neurons["difference"]} if neurons else {})}
     for name, floor in compared.items():
         apart = ""
         if floor["difference"] is not None:
             apart = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * floor[end] for end in ("difference", "low", "high")))
-        floors.add_row(name, _format(floor["share"], ".1%"), f"{floor['n']:,}", apart)
+        f1 = ""
+        if floor.get("f1_difference") is not None:
+            f1 = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*(floor[f"f1_{end}"] for end in ("difference", "low", "high")))
+        share = _format(floor["share"], ".1%")
+        floors.add_row(name, share, f"{floor['n']:,}", apart, _format(floor.get("f1"), ".3f"), f1)
     console().print(floors)
+    if of := curves(summary):
+        limits = list(next(iter(of.values())))
+        by_patterns = table("labelled, by patterns of a rule", *limits)
+        for name, curve in of.items():
+            by_patterns.add_row(name, *(_format(curve[limit], ".1%") for limit in limits))
+        console().print(by_patterns)
     print(f"labels tested on {manifest['tokens']['scores']:,} tokens of other held-out documents")
     print(f"dictionary  {shown(out)}  (id {identity[:12]})")
     if (out / "index.html").is_file():

@@ -239,7 +239,7 @@ def test_a_dictionary_of_the_first_format_opens_and_says_that_its_labels_are_of_
     for name, columns in SINCE_2.items():
         pq.write_table(tables[name].drop_columns(list(columns)), folder / file_of(name))
         manifest["files"][file_of(name)] = hash_file(folder / file_of(name))
-    manifest["schema_version"] = 1
+    manifest["schema_version"], manifest["labels"] = 1, {"offline": {"gate": 0.7}}
     manifest["id"] = manifest_id(manifest)
     (folder / "dictionary.json").write_text(json.dumps(manifest), encoding="utf-8")
     old = FeatureDictionary.open(folder)

@@ -1,14 +1,17 @@
 """Rules: planted concepts are learned as what they are, and what does not hold on other documents is dropped."""
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.learning import DETECTOR_PATTERNS, LABEL_PATTERNS, LIMITS, LIST_TOKENS, learn_rules
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
-from lightsae.analysis.labels.scoring import token_scores
+from lightsae.analysis.labels.scoring import Scores, token_scores
+from lightsae.analysis.labels.wording import in_words, names_of
 from lightsae.analysis.reading.firing_lists import FiringLists
 
 TEXTS = [" cat", " dog", " red", " sun", "1", "2", "3", "(", ")", " Ant", " Bee", "\n"]
@@ -158,3 +161,57 @@ def test_only_counted_tokens_count_in_the_table() -> None:
     for token in range(len(TEXTS)):
         at = np.flatnonzero(table.known["token"] == token)
         assert table.counts["token"][at].tolist() == [int(((tokens.ravel() == token) & counted).sum())]
+
+
+def scored(rule: Rule, keys: PatternKeys, fires: Fires) -> Scores:
+    """Test a rule on text that it was not made from."""
+    unseen = text(3)
+    table = PatternTable(keys, all_counted(text(1)))
+    places = PatternPlaces(table, PatternKeys(unseen, TEXTS), all_counted(unseen))
+    (score,) = token_scores([rule], places, firing_lists([fires(unseen)], all_counted(unseen)))
+    return score
+
+
+def test_three_patterns_make_a_label_and_its_words_are_all_of_it() -> None:
+    fires: Fires = lambda t: (t == DOG) | ((t == CAT) & (before(t) == RED)) | ((t == SUN) & (before(t) == OPEN))  # noqa: E731
+    ((rule,), keys) = learn([fires])
+    assert rule.size == len(rule.patterns) == 3
+    assert scored(rule, keys, fires).f1 == 1
+    words = in_words(keys.patterns(rule.patterns), names_of(TEXTS))
+    assert sorted(words.split("; ")) == ["` cat` after ` red`", "` dog`", "` sun` after `(`"]
+
+
+def test_a_list_of_five_tokens_counts_as_one_pattern_and_a_sixth_as_a_further_one() -> None:
+    five = [DOG, OPEN, OPEN + 1, OPEN + 2, OPEN + 3]
+    ((rule,), keys) = learn([lambda t: np.isin(t, five)], limit=1)
+    assert (rule.size, len(rule.patterns)) == (1, 5)
+    assert "; " not in in_words(keys.patterns(rule.patterns), names_of(TEXTS))
+    ((six,), _) = learn([lambda t: np.isin(t, [*five, SUN])])
+    assert (six.size, len(six.patterns)) == (2, 6)
+
+
+def test_a_feature_of_thirty_patterns_has_a_detector_and_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Thirty pairs, all as frequent: a label says three of them, or a list after one token.
+    monkeypatch.setattr(sys.modules[__name__], "CHANCES", [1 / len(TEXTS)] * len(TEXTS))
+    draw = np.random.default_rng(2)
+    pairs = draw.permutation(144)[:30]
+    fires: Fires = lambda t: (before(t) >= 0) & np.isin(12 * before(t) + t, pairs)  # noqa: E731
+    gate = Gate()
+    by_limit = {}
+    for limit in (LABEL_PATTERNS, DETECTOR_PATTERNS):
+        ((rule,), keys) = learn([fires], limit=limit)
+        by_limit[limit] = rule, scored(rule, keys, fires)
+    label, detector = by_limit[LABEL_PATTERNS], by_limit[DETECTOR_PATTERNS]
+    assert label[0].size <= LABEL_PATTERNS
+    assert not gate.passed(label[1])
+    assert 20 <= detector[0].size <= DETECTOR_PATTERNS
+    assert gate.passed(detector[1])
+
+
+def test_the_search_knows_its_limit() -> None:
+    # The first patterns of a long rule are not the best short one: those cover many firings each, and all miss half.
+    fires: Fires = lambda t: np.isin(t, [CAT, RED, SUN]) & (before(t) != CAT) | (t == DOG)  # noqa: E731
+    ((label,), keys), ((detector,), _) = learn([fires]), learn([fires], limit=DETECTOR_PATTERNS)
+    cut = Rule(detector.patterns[: len(label.patterns)], detector.shares[: len(label.patterns)])
+    assert scored(label, keys, fires).lower >= scored(cut, keys, fires).lower
+    assert scored(label, keys, fires).lower <= scored(detector, keys, fires).lower

@@ -26,7 +26,9 @@
   function headline() {
     const { headline, manifest } = ls.value("manifest");
     const chance = (manifest.summary || {}).above_chance === false;
-    return headline ? h(chance ? "p.headline.chance" : "p.headline", {}, headline) : null;
+    const curve = Object.entries((manifest.summary || {}).labelled_by_patterns || {}).map(([most, share]) => `${most}: ${ls.percent(share)}`);
+    const words = curve.length ? h("span.quiet", { "data-tip": "Share labelled if a rule may have so many patterns. A label says all of its rule: at most three patterns, of which a list of up to five tokens counts as one." }, ` By the most patterns of a rule, ${curve.join(", ")}.`) : null;
+    return headline ? h(chance ? "p.headline.chance" : "p.headline", {}, headline, words) : null;
   }
 
   function build(main, population, own) {
