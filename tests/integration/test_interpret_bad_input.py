@@ -86,7 +86,7 @@ LABELLING = {
     "label: nothing": says("label", "folder is missing"),
     "label: not how": says("label dictionary", "--judge, --export_csv and --import_csv", "found none"),
     "label: two ways": says(f"{JUDGE} --export_csv new.csv", "found --judge and --export_csv"),
-    "label: no dictionary": says("label none --export_csv new.csv", "'none' does not exist"),
+    "label: no dictionary": says("label none --export_csv new.csv", "folder is 'none', which does not exist"),
     "label: an sae": says("label sae --export_csv new.csv", "'sae'", "no feature dictionary", "lightsae interpret"),
     "label: without the sae": says("label dictionary --judge m", "--sae is missing"),
     "label: another sae": says("label dictionary --judge m --sae stranger", "'stranger'", "is not the SAE"),
@@ -111,7 +111,7 @@ LABELLING = {
 }
 DRIFTING = {
     "drift: of one": says("drift sae", "b is missing", "SAE_A SAE_B"),
-    "drift: unknown sae": says("drift sae none", "'none' does not exist"),
+    "drift: unknown sae": says("drift sae none", "b is 'none', which does not exist"),
     "drift: not json": says(f"{DRIFT} --out new.txt", "out is 'new.txt'", ".json"),
     "drift: another width": says("drift sae neurons", "'neurons'", "mlp_act.0", "resid_pre.0", "same site"),
     "drift: another site": says("drift sae post", "'post'", "resid_post.0", "resid_pre.0", "same site"),
@@ -121,14 +121,14 @@ DRIFTING = {
     "drift: impossible threshold": says(f"{DRIFT} --same 2", "same is 2", "up to 1"),
     "drift: no coverage": says(f"{DRIFT} --coverage 0", "coverage is 0", "above 0"),
     "drift: no firings": says(f"{DRIFT} --min_fires 0", "min_fires is 0", "1 or more"),
-    "drift: no dictionary": says(f"{DRIFT} --dictionary none", "'none' does not exist"),
+    "drift: no dictionary": says(f"{DRIFT} --dictionary none", "dictionary is 'none', which does not exist"),
     "drift: dictionary of the other": says(
         "drift stranger sae --dictionary dictionary", "'stranger'", "is not the SAE"
     ),
 }
 SERVING = {
     "serve: nothing": says("serve", "folder is missing"),
-    "serve: no folder": says("serve none", "'none' does not exist"),
+    "serve: no folder": says("serve none", "folder is 'none', which does not exist"),
     "serve: another folder": says("serve other", "'other'", "no feature dictionary"),
     "serve: no dashboard": says("serve dictionary", "'dictionary'", "no dashboard"),
     "serve: impossible port": says("serve dictionary --port 70000", "--port is 70000", "0..65535"),

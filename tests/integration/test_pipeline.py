@@ -14,7 +14,7 @@ import yaml
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.cli import main
-from lightsae.cli.commands.pipeline import run_command
+from lightsae.cli.pipeline.runs import run_command
 
 Run = Callable[..., Any]
 RECIPE = Path(__file__).parents[2] / "configs" / "pipelines" / "builtin.yaml"
@@ -69,7 +69,7 @@ class Commands:
 def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
     """A pipeline's files in `tmp_path`, and what stands for its commands."""
     stand_in = Commands()
-    monkeypatch.setattr("lightsae.cli.commands.pipeline.run_command", stand_in)
+    monkeypatch.setattr("lightsae.cli.pipeline.runs.run_command", stand_in)
     monkeypatch.setattr("lightsae.cli.commands.pipeline._check_settings", lambda step: None)  # the panel is another's
     (tmp_path / "fit.yaml").write_text(FIT)
     (tmp_path / "panel.yaml").write_text("choose: {count: 24}\n")
@@ -191,7 +191,7 @@ def test_changes_of_files_and_inputs_are_seen(
     assert reasons(pipeline(*more).out)["fit"] == "changed: model.lr"
     assert commands.names() == ALL
 
-    monkeypatch.setattr("lightsae.cli.commands.pipeline.version", lambda: "9.9")
+    monkeypatch.setattr("lightsae.cli.pipeline.runs.version", lambda: "9.9")
     assert reasons(pipeline(*more).out)["fit"] == "changed: lightsae"
     assert commands.names() == ALL
 
@@ -256,7 +256,7 @@ def test_a_folder_that_a_killed_run_replaced_does_not_pass_for_the_earlier_one(
 
     commands.fail = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightsae.cli.commands.pipeline.run_command", killed)
+        patch.setattr("lightsae.cli.pipeline.runs.run_command", killed)
         assert pipeline(*new).code == 137
     # Nor after a second try that was stopped before it wrote.
     commands.fail[step] = 1
@@ -387,7 +387,7 @@ def test_the_real_commands(lightsae: Run, complete: Run, tmp_path: Path, monkeyp
             main(list(command))
         return int(end.value.code or 0)
 
-    monkeypatch.setattr("lightsae.cli.commands.pipeline.run_command", run)
+    monkeypatch.setattr("lightsae.cli.pipeline.runs.run_command", run)
     options = complete()
     fit = {
         key.removeprefix("--"): yaml.safe_load(value) for key, value in zip(options[::2], options[1::2], strict=True)

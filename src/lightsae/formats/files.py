@@ -126,13 +126,12 @@ def find_folder(folder: str | Path) -> Path | None:
     return next((path for path in (Path(folder), _set_aside(folder)) if path.is_dir()), None)
 
 
-def locate(folder: str | Path, holds: str, argument: str = "") -> Path:
+def locate(folder: str | Path, holds: str) -> Path:
     """Return where the contents of `folder` are, as `find_folder`, or say which folder was probably meant.
 
     Args:
         folder: As the user wrote it.
         holds: The file that such a folder has, for the message.
-        argument: What the caller calls the folder, for the message.
 
     Raises:
         FormatError: There is no such folder.
@@ -142,10 +141,10 @@ def locate(folder: str | Path, holds: str, argument: str = "") -> Path:
         return path_there
     path = Path(folder)
     if path.exists():
-        raise FormatError(f"{str(folder)!r} is a file; name the folder that holds {holds!r}.")
+        raise FormatError("folder", str(folder), f"that is a file; name the folder that holds {holds!r}")
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-    what = f"{arg(argument)} is {str(folder)!r}, which" if argument else f"The folder {str(folder)!r}"
-    raise FormatError(f"{what} does not exist.{did_you_mean(path.name, siblings)}")
+    near = did_you_mean(path.name, siblings)
+    raise FormatError(f"{arg('folder')} is {str(folder)!r}, which does not exist.{near}")
 
 
 def entries(folder: str | Path, purpose: str) -> list[Path]:

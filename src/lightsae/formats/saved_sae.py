@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from lightsae.errors import FormatError
+from lightsae.errors import FormatError, under
 from lightsae.formats.native import build_sae, describe_sae, plain, tensor_hash, widths_entry
 from lightsae.sae import SparseAutoencoder
 
@@ -117,7 +117,8 @@ class SavedSAE:
         if isinstance(sae, SavedSAE):
             return sae
         if not isinstance(sae, SparseAutoencoder):
-            return cls.open(sae, device)
+            with under(folder="sae"):
+                return cls.open(sae, device)
         description = {"variant": type(sae).__name__, "settings": plain(sae.settings), "provenance": {}}
         saved = cls({**description, "widths": widths_entry(sae.widths)}, None)
         saved.sae = sae

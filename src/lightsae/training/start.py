@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightsae.errors import ConfigError, arg
-from lightsae.formats.files import locate
-from lightsae.formats.native import DESCRIPTION
+from lightsae.errors import ConfigError, arg, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -25,8 +23,8 @@ def check_start(start: str, sae: SparseAutoencoder) -> None:
     """
     if start in (TIED, DATA):
         return
-    locate(start, DESCRIPTION, "start")
-    stored, configured = _kind_of_weights(SavedSAE.open(start)), _kind_of_weights(SavedSAE.of(sae))
+    with under(folder="start"):
+        stored, configured = _kind_of_weights(SavedSAE.open(start)), _kind_of_weights(SavedSAE.of(sae))
     for name, value in configured.items():
         if stored[name] != value:
             raise ConfigError(

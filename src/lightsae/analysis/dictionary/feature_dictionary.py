@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 
 from lightsae.analysis.dictionary.integrity import read_manifest
 from lightsae.analysis.dictionary.schema import KEYS, PATTERNS_BEFORE_2, TABLES, TIERS, file_of
-from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean
+from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -96,6 +96,14 @@ class FeatureDictionary:
             FormatError: The folder or a file is missing, damaged, changed, or of a newer version.
         """
         return cls(*read_manifest(folder, verify))
+
+    @classmethod
+    def of(cls, dictionary: "FeatureDictionary | str | Path") -> "FeatureDictionary":
+        """Take a feature dictionary in either form in which a person has one: opened, or by its folder."""
+        if isinstance(dictionary, FeatureDictionary):
+            return dictionary
+        with under(folder="dictionary"):
+            return cls.open(dictionary)
 
     @property
     def id(self) -> str:

@@ -22,7 +22,6 @@ from lightsae.lm import LanguageModel
 
 TOKENS = 20
 STRENGTH = 4.0
-NEUTRAL_PROMPT = "From my experience,"
 
 
 @torch.inference_mode()

@@ -41,7 +41,7 @@ def load_steered(
             f"{arg('dictionary')} is missing, and there is none beside {sae!r}; make one: lightsae interpret --sae "
             f"{sae} --out {shown(Path(sae).parent / 'dictionary')}"
         )
-    opened = None if folder is None else FeatureDictionary.open(folder)
+    opened = None if folder is None else FeatureDictionary.of(folder)
     if opened is not None:
         opened.check_belongs_to(sae)
     loaded = LoadedSAE.load(sae, text)

@@ -108,16 +108,17 @@ class ShuffledEncoder(CalibratedFeatures):
 
     Args:
         sae: Whose encoder is copied; its refinements, which need a decoder, are left out.
-        n_features: Latents that are kept, drawn at random; at most all.
-        generator: Draws them and shuffles.
+        n_features: Latents that are kept; more than the SAE has are shuffled several times.
+        generator: Shuffles.
     """
 
     def __init__(self, sae: SparseAutoencoder, n_features: int, generator: torch.Generator) -> None:
-        super().__init__(min(n_features, sae.d_sae))
+        super().__init__(n_features)
         self.widths = sae.widths.read
         weights = sae.W_enc.detach().float().cpu()
-        order = torch.rand(weights.shape, generator=generator).argsort(dim=1)
-        self.columns = weights.gather(1, order)[:, : self.n_features]
+        copies = -(-n_features // sae.d_sae)
+        orders = (torch.rand(weights.shape, generator=generator).argsort(dim=1) for _ in range(copies))
+        self.columns = torch.cat([weights.gather(1, order) for order in orders], dim=1)[:, :n_features]
         self.scale = torch.cat(
             [scale.expand(width) for scale, width in zip(sae.input_scale.cpu(), self.widths.values(), strict=True)]
         )

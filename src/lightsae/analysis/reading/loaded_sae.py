@@ -15,8 +15,6 @@ from lightsae.activations.settings import DataSettings, described
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.errors import ConfigError, ModelError, arg, under
-from lightsae.formats.files import locate
-from lightsae.formats.native import DESCRIPTION
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.lm.random_weights import split_name
@@ -92,11 +90,11 @@ class LoadedSAE:
     reading: ReadSettings
 
     @classmethod
-    def load(cls, folder: str | Path, settings: TextSettings, *, whole_model: bool = True) -> "LoadedSAE":
+    def load(cls, sae: str | Path, settings: TextSettings, *, whole_model: bool = True) -> "LoadedSAE":
         """Load an SAE from its folder, and the language models that it reads.
 
         Args:
-            folder: What `save_sae` or a run wrote.
+            sae: Its folder: what `save_sae` or a run wrote.
             settings: What differs from the training.
             whole_model: Load all layers and the head, not only what lies before the sites.
 
@@ -107,16 +105,15 @@ class LoadedSAE:
             ModelError: A language model cannot be had, or is not the one that the SAE reads.
             SiteError: It has no such site.
         """
-        locate(folder, DESCRIPTION, "sae")
-        saved = SavedSAE.open(folder, settings.device)
+        saved = SavedSAE.of(sae, settings.device)
         trained, widths = saved.provenance, saved.sae.widths.read | saved.sae.widths.predicted
         names = list(dict.fromkeys(site.model for site in widths))
         if not all(names):
             raise ConfigError(
-                f"{arg('sae')} is {str(folder)!r}, which was trained on activations without a language model: there is "
-                "no text to show its features in."
+                f"{arg('sae')} is {str(sae)!r}, which was trained on activations without a language model: there is no "
+                "text to show its features in."
             )
-        corpus = _corpus(trained.data, settings, folder)
+        corpus = _corpus(trained.data, settings, sae)
         models = {}
         for name in names:
             is_main = name == names[0]
@@ -199,13 +196,13 @@ def _check_weights(model: LanguageModel, name: str) -> None:
         raise ModelError(f"{arg('model')} is {model.name!r}, but the SAE was trained on {name!r}; {advice}.")
 
 
-def _corpus(trained: Mapping[str, Any], settings: TextSettings, folder: str | Path) -> DataSettings:
+def _corpus(trained: Mapping[str, Any], settings: TextSettings, sae: str | Path) -> DataSettings:
     # Of another corpus what was said of the old one does not hold.
     kept = _CORPUS if settings.dataset is None else ("context_size", "prepend_bos")
     chosen = {name: trained[name] for name in kept if trained.get(name) is not None}
     chosen |= {name: value for name in _CORPUS if (value := getattr(settings, name, None)) is not None}
     if not chosen.get("dataset") or chosen["dataset"] == "synthetic":
         raise ConfigError(
-            f"{arg('dataset')} is missing: {str(folder)!r} does not say what text it was trained on; name one."
+            f"{arg('dataset')} is missing: {str(sae)!r} does not say what text it was trained on; name one."
         )
     return DataSettings(**chosen, num_workers=settings.num_workers)

@@ -220,8 +220,8 @@ def steer(
     else:
         saved = SavedSAE.of(sae)
     sae = saved.sae
-    if isinstance(dictionary, str | Path):
-        dictionary = FeatureDictionary.open(dictionary)
+    if dictionary is not None:
+        dictionary = FeatureDictionary.of(dictionary)
     if dictionary is not None and dictionary.id not in (compared := _belonging.setdefault(sae, set())):
         dictionary.check_belongs_to(sae)
         compared.add(dictionary.id)

@@ -1,6 +1,6 @@
 """`lightsae drift`: what became of each feature between two SAEs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightsae.analysis.dictionary import FeatureDictionary
@@ -8,7 +8,7 @@ from lightsae.analysis.drift.compare import DriftThresholds, compare
 from lightsae.analysis.drift.read import SAEOnText, read_on_text
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.command import Bars, command
-from lightsae.errors import ConfigError
+from lightsae.errors import ConfigError, under
 from lightsae.formats.files import shown
 from lightsae.formats.saved_sae import SavedSAE
 
@@ -54,7 +54,7 @@ def run_drift(
         raise ConfigError("tokens", tokens, "write 1 or more")
     if reseeds is not None and len(reseeds) != 2:
         raise ConfigError(f"reseeds names {len(reseeds)} SAEs; name two.")
-    _check_sites(a, [b, *(reseeds or [])])
+    _check_sites({"a": [a], "b": [b], "reseeds": reseeds or []})
     labels = _labels(dictionary, a) if dictionary is not None else None
     bars = Bars()
     first, held_out = read_on_text(a, text, tokens, bars)
@@ -74,23 +74,23 @@ def run_drift(
         print(f"report  {shown(Path(out))}")
 
 
-def _check_sites(a: str, others: Sequence[str]) -> None:
-    """Refuse SAEs of different sites, whose directions and activations have nothing in common."""
-
-    def sites(folder: str) -> list[str]:
-        return [entry["site"] for entry in SavedSAE.open(folder).widths["predicted"]]
-
-    expected = sites(a)
-    for other in others:
-        if (written := sites(other)) != expected:
-            raise ConfigError(
-                f"{other!r} writes to {', '.join(written)}, but {a!r} to {', '.join(expected)}; "
-                "compare SAEs of the same site."
-            )
+def _check_sites(saes: Mapping[str, Sequence[str]]) -> None:
+    """Refuse SAEs, by argument, of different sites, whose directions and activations have nothing in common."""
+    first: tuple[str, list[str]] | None = None
+    for argument, folders in saes.items():
+        for folder in folders:
+            with under(folder=argument):
+                sites = [entry["site"] for entry in SavedSAE.open(folder).widths["predicted"]]
+            first = first or (folder, sites)
+            if sites != first[1]:
+                raise ConfigError(
+                    f"{folder!r} writes to {', '.join(sites)}, but {first[0]!r} to {', '.join(first[1])}; "
+                    "compare SAEs of the same site."
+                )
 
 
 def _labels(folder: str, sae: str) -> dict[int, str]:
-    dictionary = FeatureDictionary.open(folder)
+    dictionary = FeatureDictionary.of(folder)
     dictionary.check_belongs_to(sae)
     rows = dictionary.features().select(["feature", "label"]).to_pylist()
     return {row["feature"]: row["label"] for row in rows if row["label"] is not None}

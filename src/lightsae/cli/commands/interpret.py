@@ -6,7 +6,7 @@ from typing import Any
 
 from lightsae.analysis.dictionary.figures import NOT_ABOVE, curves, headline
 from lightsae.analysis.interpret.presentation import Presentation
-from lightsae.analysis.interpret.run import Interpretation, InterpretSettings, interpret, write_interpretation
+from lightsae.analysis.interpret.run import InterpretSettings, interpret, write_interpretation
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, check_folder, command
 from lightsae.cli.tables import console, print_paths, table
@@ -44,11 +44,11 @@ def run_interpret(sae: str, out: str, settings: InterpretSettings, text: TextSet
     presentation = Presentation(loaded, result) if dashboard else None
     with bars.stage("writing", 1):
         identity = write_interpretation(result, folder, presentation)
-    _report(folder, identity, result)
+    _report(folder, identity, result.manifest)
 
 
-def _report(out: Path, identity: str, result: Interpretation) -> None:
-    summary: Mapping[str, Any] = result.manifest["summary"]
+def _report(out: Path, identity: str, manifest: Mapping[str, Any]) -> None:
+    summary: Mapping[str, Any] = manifest["summary"]
     neurons: Mapping[str, Any] = summary.get("neurons", {})
     chance = {kind: _format(summary[f"{kind}_coherence_by_chance"], ".3f") for kind in ("window", "document")}
     rows = (
@@ -78,13 +78,13 @@ def _report(out: Path, identity: str, result: Interpretation) -> None:
         share = _format(floor["share"], ".1%")
         floors.add_row(name, share, f"{floor['n']:,}", apart, _format(floor.get("f1"), ".3f"), f1)
     console().print(floors)
-    of = curves(summary)
-    limits = list(next(iter(of.values())))
-    by_patterns = table("labelled, by patterns of a rule", *limits)
-    for name, curve in of.items():
-        by_patterns.add_row(name, *(_format(curve[limit], ".1%") for limit in limits))
-    console().print(by_patterns)
-    print(f"labels tested on {result.manifest['tokens']['scores']:,} tokens of other held-out documents")
+    if of := curves(summary):
+        limits = list(next(iter(of.values())))
+        by_patterns = table("labelled, by patterns of a rule", *limits)
+        for name, curve in of.items():
+            by_patterns.add_row(name, *(_format(curve[limit], ".1%") for limit in limits))
+        console().print(by_patterns)
+    print(f"labels tested on {manifest['tokens']['scores']:,} tokens of other held-out documents")
     print(f"dictionary  {shown(out)}  (id {identity[:12]})")
     if (out / "index.html").is_file():
         print_paths(("look at it", out / "index.html"), ("type text", f"lightsae serve {shown(out)} --sae SAE"))

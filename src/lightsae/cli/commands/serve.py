@@ -66,8 +66,8 @@ def run_serve(
     _serve(dictionary.folder, host, port, _encoder(dictionary, sae, live) if sae is not None else None)
 
 
-def _encoder(dictionary: FeatureDictionary, folder: str, live: LiveSettings) -> LiveEncoder:
-    saved = SavedSAE.open(folder, live.device)
+def _encoder(dictionary: FeatureDictionary, sae: str, live: LiveSettings) -> LiveEncoder:
+    saved = SavedSAE.of(sae, live.device)
     dictionary.check_belongs_to(saved)
     return LiveEncoder.load(
         saved.sae,

@@ -75,8 +75,7 @@ class WatchedFeatures:
             ConfigError: A feature does not exist; or none is labelled.
         """
         sae = SavedSAE.of(sae).sae
-        if not isinstance(dictionary, FeatureDictionary):
-            dictionary = FeatureDictionary.open(dictionary)
+        dictionary = FeatureDictionary.of(dictionary)
         dictionary.check_belongs_to(sae)
         models = {ref.model for ref in sae.widths.read}
         if len(models) > 1:

@@ -72,7 +72,7 @@ def publish(
         SiteError: The SAE, or its figures, are of another site.
         ConfigError: The registry cannot be written to.
     """
-    opened, saved = FeatureDictionary.open(dictionary), SavedSAE.open(sae)
+    opened, saved = FeatureDictionary.of(dictionary), SavedSAE.of(sae)
     opened.check_belongs_to(sae)
     # sae.json was compared; this reads the tensors.
     _ = saved.sae

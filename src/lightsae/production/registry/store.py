@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
+from lightsae.errors import ConfigError, FormatError, arg, did_you_mean, under
 from lightsae.formats.files import explain_os_errors, locate
 from lightsae.production.registry.hub_repository import changing, local_copy
 from lightsae.production.registry.log import CHANNELS, LOG, POINTER, State, read_state
@@ -29,7 +29,8 @@ def open_registry(registry: str | Path, *, channel: str | None = None) -> tuple[
 
 def locate_registry(registry: str | Path) -> Path:
     """Return where a registry is; raise FormatError if there is none."""
-    where = locate(registry, POINTER)
+    with under(folder="registry"):
+        where = locate(registry, POINTER)
     if not any((where / name).exists() for name in (POINTER, LOG, VERSIONS)):
         raise FormatError(
             f"{str(registry)!r} is no registry; begin one: lightsae registry publish DICTIONARY --sae SAE --registry "

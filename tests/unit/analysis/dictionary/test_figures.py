@@ -111,7 +111,7 @@ def test_a_dictionary_above_its_floors_says_so_with_intervals(at_chance: dict[st
     write_dictionary(tmp_path / "d", fake_tables(64), at_chance)
     card = (tmp_path / "d" / "card.md").read_text(encoding="utf-8")
     assert "**66.7% [52.5%, 78.3%] of the tested features labelled**" in card
-    assert "| random directions | 0.02 | 500 | +0.647 (+0.500 to +0.760) |" in card
+    assert "| random directions | 0.02 | 500 | +0.647 (+0.500 to +0.760) | - |" in card
     assert "(n = 48)" in card
 
 

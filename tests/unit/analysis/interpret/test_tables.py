@@ -279,7 +279,8 @@ def test_without_any_edges_there_is_an_empty_table(text: Planted, tmp_path: Path
 
 
 def test_tiers_are_withheld_unless_more_labels_pass_than_of_every_floor() -> None:
-    ours = replace(labels(), tiers=["high"] * 40 + ["medium"] * 10 + ["unlabelled"] * 50 + ["rare", "dead"])
+    tiers = ["high"] * 40 + ["medium"] * 10 + ["unlabelled"] * 50 + ["rare", "dead"]
+    ours = replace(labels(), tiers=tiers, shuffled=[False] * 90)
     below, equal = (replace(ours, tiers=["high"] * n + ["unlabelled"] * (100 - n)) for n in (20, 50))
     kept, compared = held_against(ours, {"low": below})
     assert kept.tiers == ours.tiers
