@@ -111,6 +111,7 @@ def shown_by_judge(labelled: Sequence[Labelled]) -> dict[int, Row]:
             changes[one.feature] = {
                 "label": one.label,
                 "label_source": "llm",
+                "label_patterns": None,
                 "precision": weakest.precision,
                 "recall": weakest.recall,
                 "tier": one.tier,
@@ -121,7 +122,13 @@ def shown_by_judge(labelled: Sequence[Labelled]) -> dict[int, Row]:
 def shown_by_people(rows: Sequence[Row]) -> dict[int, Row]:
     """Return what people's labels change: they are shown as theirs, untested, without figures."""
     return {
-        row["feature"]: {"label": row["label"], "label_source": "human", "precision": None, "recall": None}
+        row["feature"]: {
+            "label": row["label"],
+            "label_source": "human",
+            "precision": None,
+            "recall": None,
+            "label_patterns": None,
+        }
         for row in rows
     }
 

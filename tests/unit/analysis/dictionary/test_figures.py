@@ -14,6 +14,8 @@ from lightsae.analysis.dictionary.figures import (
     NOT_ABOVE,
     above_chance,
     against,
+    curves,
+    f1_against,
     figures,
     headline,
     lower_scores,
@@ -135,3 +137,49 @@ def test_a_dictionary_all_of_whose_labels_fail_fails_a_policy(tmp_path: Path) ->
         "labels.above_floors",
     ]
     assert lines[1] == "labels.lower: found 0.15; needed at least 0.3"
+
+
+def test_f1_is_the_mean_over_every_tested_feature() -> None:
+    some = [("high", 1.0, 1.0), ("unlabelled", 0.5, 1.0), ("unlabelled", None, None), ("rare", 1.0, 1.0)]
+    assert figures(tables_of(some))["f1_mean"] == pytest.approx((1 + 2 / 3 + 0) / 3, abs=1e-4)
+
+
+def test_f1_is_held_against_a_floors_with_an_interval() -> None:
+    draw = np.random.default_rng(0)
+    ours, floor = draw.normal(0.6, 0.1, 200), draw.normal(0.5, 0.1, 100)
+    apart = f1_against(ours, floor)
+    assert apart["f1"] == pytest.approx(floor.mean(), abs=1e-4)
+    assert 0.05 < apart["f1_low"] < apart["f1_difference"] < apart["f1_high"] < 0.15
+    assert f1_against(ours, floor[:1])["f1_low"] is None
+
+
+def test_a_share_above_a_floor_is_above_chance_only_if_f1_is_too() -> None:
+    above = floors_of(0.1, 0.3, 0.2, 0.4)
+    (name,) = above
+    assert above_chance(above) is True
+    assert above_chance({name: {**above[name], "f1_low": -0.01}}) is False
+    assert above_chance({name: {**above[name], "f1_low": 0.01}}) is True
+    assert above_chance({name: {**above[name], "low": -0.01, "f1_low": 0.01}}) is False
+
+
+def test_the_curve_by_patterns_is_of_features_neurons_and_floors() -> None:
+    curve, lower = {"1": 0.2, "3": 0.3, "8": 0.35, "64": 0.5}, {"1": 0.0, "3": 0.1, "8": 0.1, "64": 0.5}
+    summary = {
+        "labelled_by_patterns": curve,
+        "neurons": {"kind": "raw neurons", "labelled_by_patterns": lower},
+        "floors": {"random directions": {"by_patterns": lower}, "shuffled labels": {"share": 0.0}},
+    }
+    assert curves(summary) == {"features": curve, "raw neurons": lower, "random directions": lower}
+    assert curves({"floors": {"random directions": 0.02}}) == {}
+
+
+def test_the_card_shows_the_curve_and_says_of_what_rules_the_labels_are(tmp_path: Path) -> None:
+    manifest = fake_manifest(16)
+    manifest["summary"]["labelled_by_patterns"] = {"1": 0.21, "3": 0.32, "8": 0.43, "64": 0.54}
+    write_dictionary(tmp_path / "new", fake_tables(16), manifest)
+    card = (tmp_path / "new" / "card.md").read_text(encoding="utf-8")
+    assert "| features | 0.21 | 0.32 | 0.43 | 0.54 |" in card
+    assert "at most 3 patterns" in card
+    manifest["labels"] = {"offline": {"gate": 0.7}}
+    write_dictionary(tmp_path / "old", fake_tables(16), manifest)
+    assert "of up to 64 patterns" in (tmp_path / "old" / "card.md").read_text(encoding="utf-8")
