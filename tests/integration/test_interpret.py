@@ -47,7 +47,8 @@ from lightsae.analysis.labels.human import COLUMNS
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli import main
 
-TEXT = ("--num_workers", "0", "--model_batch_tokens", "1024")
+# One dtype, for what runs in another process is compared too.
+TEXT = ("--num_workers", "0", "--model_batch_tokens", "1024", "--dtype", "float32")
 SIZES = ("--tokens", "4000", "--score_tokens", "4000", "--mining_tokens", "6000")
 PARQUET = [f"{population}{table}.parquet" for population in ("", "neurons/") for table in TABLES]
 

@@ -42,7 +42,10 @@ model:
   saes:
     relu: {sae: {class_path: ReLU, init_args: {d_sae: 96, p_end: 0.2}}, coefficients: {l1: 8.0}}
     topk: {sae: {class_path: TopK, init_args: {d_sae: 96, k: 4, k_start: 12, multi_k: 16}}, start: data}
-    batch_topk: {sae: {class_path: BatchTopK, init_args: {d_sae: 256, k: 4, refinements: {tilt: 0.1, aligned: true}}}}
+    batch_topk:
+      sae:
+        class_path: BatchTopK
+        init_args: {d_sae: 256, k: 4, refinements: {tilt: 0.1, aligned: true, second_step: 0.3}}
     jumprelu: {sae: {class_path: JumpReLU, init_args: {d_sae: 96}}, site: resid_post.0}
     gated: {sae: {class_path: Gated, init_args: {d_sae: 96}}}
     matryoshka:
@@ -75,6 +78,7 @@ data:
   shuffle_tokens: 1024
   val_tokens: 256
   num_workers: 2
+  dtype: float32
 """
 
 

@@ -172,6 +172,10 @@ class ActivationStream:
         """Return the present fill whole, in source order."""
         return self._fill(self.served_batches // self.plan.batches_per_fill)[0].everything
 
+    def present_fill(self) -> Fill:
+        """Return the fill that the last batch came from."""
+        return self._fill(max(0, self.served_batches - 1) // self.plan.batches_per_fill)[0]
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "served_batches": self.served_batches,

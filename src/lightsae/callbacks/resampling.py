@@ -15,18 +15,23 @@ from torch import Tensor
 from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.base import SAECallback
 from lightsae.randomness import keyed_generator
-from lightsae.sae import LatentUsage, SparseAutoencoder
+from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 
 ENCODER_NORM_SHARE = 0.2
+POOL_TOKENS = 819_200
+TOKENS_AT_ONCE = 4096
 
 
 class DeadLatentResampling(SAECallback):
     """Resample dead latents at given optimiser steps. Acts on weights and on the optimiser.
 
-    A dead latent gets an input of the present batch, drawn with probability proportional to its squared loss: at unit
-    length (at the mean norm of the live rows, where rows are not of unit norm) as its decoder row, and at 0.2 of the
-    mean norm of the live encoder columns as its encoder column. Its encoder bias becomes 0, what the mechanism has of
-    its own for it (a threshold, say) starts afresh, and the Adam moments of all these become 0.
+    A dead latent gets an input of the buffer that the present batch came from (`data.buffer_tokens`, at most 819,200
+    tokens, as in the source), drawn with probability proportional to its squared loss: without attention sinks, whose
+    loss would outweigh all others, and each input once at most. The input becomes, at unit length (at the mean norm of
+    the live rows, where rows are not of unit norm), its decoder row, and at 0.2 of the mean norm of the live encoder
+    columns its encoder column. Its encoder bias becomes 0, what the mechanism has of its own for it (a threshold, say)
+    starts afresh, and the Adam moments of all these become 0. With fewer inputs than dead latents, the longest silent
+    get them; the others stay as they are.
 
     Draws come from a generator keyed by the step, and the counts of the latents are part of the checkpoint: a resumed
     run resamples as the uninterrupted one does. Variants that select (TopK) have AuxK instead and are left alone.
@@ -62,13 +67,18 @@ class DeadLatentResampling(SAECallback):
             if len(dead) == 0:
                 continue
             generator = keyed_generator(self.data.seed, "resampling", trainer.global_step)
-            inputs, targets = self.module.inputs(name, batch), self.module.targets(name, batch)
+            widths = sae.widths
+            pool = self.data.recent_without_sinks({**widths.read, **widths.predicted}, POOL_TOKENS, generator)
+            inputs, targets = Widths.join(pool, widths.read), Widths.join(pool, widths.predicted)
             rows = draw_by_loss(sae, inputs, targets, len(dead), generator)
-            # Every rank draws from its own batch; rank 0's draw is everyone's.
+            # Every rank draws from its own buffer; rank 0's draw is everyone's.
             rows = trainer.strategy.broadcast(rows)
+            left = len(dead) - len(rows[0])
+            dead = _longest_silent(usage, len(rows[0]))
             resample(sae, trainer.optimizers[0], dead, rows, live=~usage.dead)
             usage.revive(dead)
-            rank_zero_info(f"Step {trainer.global_step}: resampled {len(dead)} of {sae.d_sae} latents.")
+            stay = f"; {left} dead ones stay, for want of inputs" if left else ""
+            rank_zero_info(f"Step {trainer.global_step}: resampled {len(dead)} of {sae.d_sae} latents{stay}.")
 
 
 def _longest_silent(usage: LatentUsage, at_most: int | None) -> Tensor:
@@ -83,19 +93,25 @@ def _longest_silent(usage: LatentUsage, at_most: int | None) -> Tensor:
 def draw_by_loss(
     sae: SparseAutoencoder, inputs: Tensor, targets: Tensor, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw `count` tokens with probability proportional to their squared loss.
+    """Draw `count` different tokens, each with probability proportional to its squared loss among those that are left.
 
     Returns:
         What was read of them, normalised and centred as the encoder sees it (count, D), and what is to be predicted,
-        normalised and without the decoder's bias (count, O).
+        normalised and without the decoder's bias (count, O). Fewer, if fewer tokens have a loss.
     """
-    output = sae(inputs)
-    scaled = targets.float() * output.output_scale
-    loss = (scaled - output.x_hat_normalised).square().sum(1)
-    chosen = torch.multinomial(loss.square().double().cpu(), count, replacement=True, generator=generator)
-    chosen = chosen.to(inputs.device)
-    read = output.x_normalised[chosen]
-    return read if sae.centre is None else read - sae.centre, scaled[chosen] - sae.b_dec
+    parts = zip(inputs.split(TOKENS_AT_ONCE), targets.split(TOKENS_AT_ONCE), strict=True)
+    weights = torch.cat([_losses(sae, x, y) for x, y in parts]).cpu().double().square()
+    count = min(count, int(weights.count_nonzero()))
+    chosen = torch.multinomial(weights, count, generator=generator) if count else torch.arange(0)
+    output = sae(inputs[chosen.to(inputs.device)])
+    read, predicted = output.x_normalised, targets[chosen.to(targets.device)].float() * output.output_scale
+    return read if sae.centre is None else read - sae.centre, predicted - sae.b_dec
+
+
+def _losses(sae: SparseAutoencoder, inputs: Tensor, targets: Tensor) -> Tensor:
+    output: SAEOutput = sae(inputs)
+    error = targets.float() * output.output_scale - output.x_hat_normalised
+    return error.square().sum(1)
 
 
 @torch.no_grad()

@@ -112,6 +112,7 @@ def build_sae(description: Mapping[str, Any], folder: str | Path, device: str | 
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:
         raise FormatError(f"{written!r} is not a safetensors file ({error}); export it again.") from error
+    sae.mechanism.upgrade(tensors, "mechanism.")
     _check_shapes(tensors, sae, written)
     sae.load_state_dict(tensors, assign=True)
     left = [name for name, buffer in sae.named_buffers() if buffer.is_meta]

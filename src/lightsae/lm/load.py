@@ -24,7 +24,6 @@ from lightsae.errors import ModelError, arg
 from lightsae.lm.random_weights import randomise, split_name
 
 BUILTIN = Path(__file__).parent / "builtin"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _EXAMPLES = "Write a local folder, a Hub name such as 'openai-community/gpt2', or 'builtin'."
 _MEND = "Download or save it again."
 
@@ -227,19 +226,6 @@ def check_device(device: str | torch.device) -> torch.device:
             f"{arg('device')} is {str(device)!r}, which this machine or its PyTorch lacks. Write cpu."
         ) from None
     return checked
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on accelerators and float32 on the CPU.
-
-    Raises:
-        ModelError: `dtype` is none of the known names.
-    """
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if dtype not in DTYPES:
-        raise ModelError("dtype", dtype, f"write auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
 
 
 @contextmanager

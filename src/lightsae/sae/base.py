@@ -67,6 +67,7 @@ class SparseAutoencoder(nn.Module):
         mechanism = copy.deepcopy(mechanism)
         with under("mechanism" if "mechanism" in self._setting_names() else ""):
             mechanism.check(widths, d_sae)
+        mechanism.passes = 2 if refinements.second_step else 1
         mechanism.build(d_sae)
         self.widths, self.d_sae, self.mechanism = widths, d_sae, mechanism
         self.W_dec = nn.Parameter(torch.empty(d_sae, widths.d_out))
@@ -175,7 +176,10 @@ class SparseAutoencoder(nn.Module):
         if self.centre is None:
             # Starts where a centring encoder would: at zero for the median input.
             self.b_enc.copy_(-(self.b_dec @ self.W_enc))
-        self.mechanism.start_from(self._pre(read[:START_TOKENS]), self.b_enc)
+        read = read[:START_TOKENS]
+        self.mechanism.start_from(self._pre(read), self.b_enc)
+        if self.refinements.second_step:
+            self.mechanism.start_second_from(self._pre(self._second_input(read, self._first(read))))
 
     def _start_centres(self, read: Float[Tensor, "T D"], predicted: Float[Tensor, "T O"]) -> None:
         """Start `b_dec` from normalised activations."""
@@ -206,8 +210,8 @@ class SparseAutoencoder(nn.Module):
     def forward(self, x: Float[Tensor, "T D"]) -> SAEOutput:
         """Encode raw activations and decode them again."""
         x = self._normalised(x)
-        latents, pre = self._encoding(x)
-        return SAEOutput(x, latents, self._decoded(latents, x), self._output_factor(), pre)
+        latents, pre, first = self._encoding(x)
+        return SAEOutput(x, latents, self._decoded(latents, x), self._output_factor(), pre, first)
 
     def loss_terms(self, x: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage) -> dict[str, Tensor]:
         """Return the named, unweighted terms of the loss for the raw target `x`; each is a scalar."""
@@ -233,6 +237,8 @@ class SparseAutoencoder(nn.Module):
     def observe(self, output: SAEOutput) -> None:
         """Note what `commit` needs of a training batch."""
         self.mechanism.observe(output.latents)
+        if output.first is not None:
+            self.mechanism.observe_first(output.first)
 
     def commit(self) -> None:
         """End an optimiser step: restore the constraints, and move on what is measured in training."""
@@ -268,15 +274,23 @@ class SparseAutoencoder(nn.Module):
         return self.b_dec if self.mechanism.centres_input else None
 
     def _encoding(self, x: Tensor) -> Encoding:
-        if self.refinements.second_step:
-            first = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
-            x = x + self.refinements.second_step * (x - self._decoded(first.latents, x))
-        encoding = self.mechanism.encode(x, self.centre, self.W_enc, self.b_enc)
+        first = self._first(x) if self.refinements.second_step else None
+        seen = x if first is None else self._second_input(x, first)
+        encoding = self.mechanism.encode(seen, self.centre, self.W_enc, self.b_enc)._replace(first=first)
         if self.refinements.prune is not None and not self.training:
+            # What is left of x itself, which a second step has replaced for the encoder alone.
             residual = x - self._decoded(encoding.latents, x)
             pruned = self.refinements.pruned(encoding.latents, residual, self.W_dec, self.refinements.prune)
-            encoding = Encoding(pruned, encoding.pre)
+            encoding = encoding._replace(latents=pruned)
         return encoding
+
+    def _first(self, x: Tensor) -> Latents:
+        """Return the latents of the first of two steps."""
+        return self.mechanism.encode_first(x, self.centre, self.W_enc, self.b_enc).latents
+
+    def _second_input(self, x: Tensor, first: Latents) -> Tensor:
+        """Return what the second step encodes."""
+        return x + self.refinements.second_step * (x - self._decoded(first, x))
 
     def _decoded(self, latents: Latents, x: Tensor) -> Tensor:
         """Return the normalised prediction; `x` is the normalised input, for structures that use it here too."""

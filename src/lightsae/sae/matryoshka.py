@@ -83,7 +83,7 @@ class Matryoshka(SparseAutoencoder):
         if not self.training:
             return super().forward(x)
         x = self._normalised(x)
-        latents, pre = self._encoding(x)
+        latents, pre, first = self._encoding(x)
         assert isinstance(latents, SparseLatents)
         parts = self._by_prefix(latents)
         prefixes = parts.cumsum(1) + self.b_dec
@@ -91,7 +91,7 @@ class Matryoshka(SparseAutoencoder):
         if self.detach_inner:
             # The bias belongs to every prefix.
             prefixes = (parts.cumsum(1) - parts).detach() + parts + self.b_dec
-        return NestedOutput(x, latents, x_hat, self._output_factor(), pre, prefixes)
+        return NestedOutput(x, latents, x_hat, self._output_factor(), pre, first, prefixes)
 
     def squared_error(self, target: Float[Tensor, "T O"], output: SAEOutput) -> Float[Tensor, ""]:
         if not isinstance(output, NestedOutput):

@@ -21,6 +21,7 @@ class SAEOutput:
         x_hat_normalised: Prediction in the units of the losses, (T, O).
         output_scale: One factor per column of the prediction (or one for all): raw * scale = normalised.
         pre: Pre-activations (T, F), from mechanisms whose loss looks at them.
+        first: Latents of the first of two steps, where there are two.
     """
 
     x_normalised: Float[Tensor, "T D"]
@@ -28,6 +29,7 @@ class SAEOutput:
     x_hat_normalised: Float[Tensor, "T O"]
     output_scale: Float[Tensor, " _"]
     pre: Float[Tensor, "T F"] | None = None
+    first: Latents | None = None
 
     @property
     def x_hat(self) -> Float[Tensor, "T O"]:

@@ -19,6 +19,7 @@ from lightsae.activations.stream import Timings
 from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
+from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.usage import is_distributed
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
@@ -92,6 +93,11 @@ class SAEModule(LightningModule):
         if data is None:
             raise ConfigError("SAEModule needs an ActivationDataModule: Trainer(...).fit(module, datamodule).")
         return data
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if str(trainer.precision).startswith("bf16") and trainer.strategy.root_device.type == "cpu":
+            warn_if_slow("precision", str(trainer.precision), "32-true")
 
     def configure_model(self) -> None:
         """Build the SAEs, once their widths are known from the data."""
@@ -227,6 +233,10 @@ class SAEModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip each SAE by itself: a global norm would couple the SAEs of a sweep."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and gradient_clip_val:
+            # With 16-mixed the loss is scaled, and fused Adam would take the scale out after this.
+            scaler.unscale_(optimizer)
         for sae in self.each_sae().values():
             sae.before_step()
             if gradient_clip_val:

@@ -65,8 +65,9 @@ def start_weights(
         sae.start_from(sample, normalisation, points)
         return
     with torch.no_grad():
-        state = sae.state_dict()
-        for name, tensor in SavedSAE.open(start).sae.state_dict().items():
+        state, saved = sae.state_dict(), SavedSAE.open(start).sae.state_dict()
+        sae.mechanism.upgrade(saved, "mechanism.")
+        for name, tensor in saved.items():
             if name in state and state[name].shape == tensor.shape:
                 state[name].copy_(tensor)
     sae.constrain()

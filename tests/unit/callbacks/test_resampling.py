@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -48,6 +49,7 @@ class Look(Callback):
         self.seen: list[dict[str, Any]] = []
         self.steps: list[int] = []
         self.batches: list[Tensor] = []
+        self.pools: list[Tensor] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -58,6 +60,8 @@ class Look(Callback):
         self.seen.append(copy.deepcopy(state | {"sae": sae}))
         self.steps.append(trainer.global_step)
         self.batches.append(next(iter(batch.activations.values())).clone())
+        fill = trainer.datamodule._stream._current[1].everything
+        self.pools.append(next(iter(fill.activations.values())).clone())
 
 
 @pytest.fixture
@@ -70,11 +74,16 @@ def train(activation_file: Callable[..., str], quiet: dict[str, Any]) -> Callabl
         callbacks: tuple[Callback, ...] = (),
         rows: int = 2000,
         dead_after: int = 4 * BATCH,
+        buffer_tokens: int = 512,
+        path: str | None = None,
         **trainer_options: Any,
     ) -> tuple[Look, Look, Trainer]:
         before, after = Look(), Look()
         module = SAEModule(sae, coefficients={}, lr=0.01, dead_after=dead_after)
-        data = ActivationDataModule(activations=activation_file(rows), batch_tokens=BATCH, buffer_tokens=512, seed=seed)
+        source = path or activation_file(rows)
+        data = ActivationDataModule(
+            activations=source, batch_tokens=BATCH, buffer_tokens=buffer_tokens, val_tokens=BATCH, seed=seed
+        )
         trainer = Trainer(
             **(quiet | trainer_options),
             max_steps=steps,
@@ -140,21 +149,84 @@ def test_norms_and_bias_are_those_of_the_paper(train: Train, decoder_norm: str) 
     assert (new["b_enc"][DEAD] == 0).all()
 
 
+def drawn_of(sae: SparseAutoencoder, x: Tensor, latents: list[int]) -> list[int]:
+    """Which rows of `x` the latents got, as encoder column and as decoder row."""
+    x_normalised = x * sae.input_scale
+    read = x_normalised - sae.b_dec if sae.mechanism.centres_input else x_normalised
+    chosen = []
+    for latent in latents:
+        to_columns = torch.nn.functional.cosine_similarity(read, sae.W_enc[:, latent][None], dim=1)
+        to_rows = torch.nn.functional.cosine_similarity(x_normalised - sae.b_dec, sae.W_dec[latent][None], dim=1)
+        chosen.append(int(to_columns.argmax()))
+        assert to_columns[chosen[-1]].item() == pytest.approx(1, abs=1e-5), "an input of the buffer"
+        assert to_rows[chosen[-1]].item() == pytest.approx(1, abs=1e-5), "the same input"
+    return chosen
+
+
 @pytest.mark.parametrize("decoder_norm", ["unit", "free"])
 def test_each_fires_on_the_input_that_it_got(train: Train, decoder_norm: str) -> None:
     _, after, _ = train(DeadLatentResampling([6]), lambda w: ReLU(w, F, decoder_norm))
-    sae, x = after.seen[5]["sae"], after.batches[5]
-    x_normalised = x * sae.input_scale
-    read = x_normalised - sae.b_dec if decoder_norm == "unit" else x_normalised
-    target = x_normalised - sae.b_dec
-    cosine = torch.nn.functional.cosine_similarity
+    sae, x = after.seen[5]["sae"], after.pools[5]
+    drawn = drawn_of(sae, x, DEAD)
     latents = sae.encode(x)
-    for latent in DEAD:
-        to_inputs = cosine(read, sae.W_enc[:, latent][None], dim=1)
-        drawn = int(to_inputs.argmax())
-        assert to_inputs[drawn].item() == pytest.approx(1, abs=1e-5), "an input of the batch"
-        assert cosine(target[drawn], sae.W_dec[latent], dim=0).item() == pytest.approx(1, abs=1e-5), "the same input"
-        assert latents[drawn, latent] > 0
+    for latent, token in zip(DEAD, drawn, strict=True):
+        assert latents[token, latent] > 0
+
+
+def test_inputs_come_from_the_whole_buffer_and_no_two_are_the_same(train: Train) -> None:
+    """After 8 batches of a buffer of 8: the next buffer is not looked at."""
+    _, after, _ = train(DeadLatentResampling([8]), steps=9)
+    x, batch = after.pools[7], after.batches[7]
+    assert len(x) == 8 * BATCH
+    drawn = drawn_of(after.seen[7]["sae"], x, DEAD)
+    assert len(set(drawn)) == len(DEAD)
+    assert not all((batch == x[token]).all(1).any() for token in drawn), "not from the present batch alone"
+    assert torch.equal(after.pools[0], x)
+    assert not torch.equal(after.pools[8], x)
+
+
+def test_a_sink_is_not_drawn(train: Train, activation_file: Callable[..., str]) -> None:
+    """One token in twenty, with twenty times the norm, has nearly all of the squared loss."""
+    path = activation_file()
+    values = np.load(path)
+    values[::20] *= 20
+    np.save(path, values)
+    before, after, _ = train(DeadLatentResampling([6]), path=path)
+    dead = before.seen[5]["dead"].nonzero().flatten().tolist()
+    assert len(dead) >= 3
+    sae, x = after.seen[5]["sae"], after.pools[5]
+    norms = x.norm(dim=1)
+    sinks = norms > 10 * norms.median()
+    assert 10 < sinks.sum() < 30
+    loss = (sae(x).x_hat - x).square().sum(1).square()
+    assert loss[sinks].sum() > 0.9 * loss.sum(), "drawn by loss alone, they would be"
+    assert not sinks[drawn_of(sae, x, dead)].any()
+
+
+def test_with_fewer_inputs_than_dead_latents_the_longest_silent_get_them(train: Train) -> None:
+    many, silent_first = 200, list(range(10, 80))
+
+    class SilenceMany(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            with torch.no_grad():
+                for step, latents in ((2, silent_first), (3, range(80, 150))):
+                    if trainer.global_step == step:
+                        pl_module.saes["sae"].b_enc[list(latents)] = -50
+
+    before, after, _ = train(
+        DeadLatentResampling([8]),
+        lambda w: ReLU(w, many, "unit"),
+        callbacks=(SilenceMany(),),
+        buffer_tokens=BATCH,
+        rows=1000,
+    )
+    old, new = before.seen[7], after.seen[7]
+    assert old["dead"].sum() > 2 * BATCH
+    changed = (rows(new)["b_enc"] != rows(old)["b_enc"]).flatten().nonzero().flatten()
+    assert len(changed) == BATCH
+    assert old["usage"]["silent_tokens"][changed].min() >= old["usage"]["silent_tokens"][old["dead"]].median()
+    assert new["dead"].sum() == old["dead"].sum() - BATCH
+    assert len(set(drawn_of(new["sae"], after.pools[7], changed.tolist()))) == BATCH, "each of them once"
 
 
 def test_resampled_latents_learn_from_then_on(train: Train) -> None:
@@ -192,29 +264,39 @@ def blank(width: int = 1, **settings: Any) -> SparseAutoencoder:
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_drawn_in_proportion_to_the_squared_loss(scale: float) -> None:
-    x = torch.tensor([[0.0], [1.0], [-2.0], [3.0]])
+    each, count = 40_000, 4000
+    x = torch.tensor([[0.0], [1.0], [-2.0], [3.0]]).repeat(each, 1)
     sae = blank()
     sae.input_scale.fill_(scale)
     sae.output_scale.fill_(scale)
-    count = 40_000
     read, predicted = draw_by_loss(sae, x, x, count, torch.Generator().manual_seed(0))
     assert torch.equal(read, predicted)
     losses = torch.tensor([0.0, 1.0, 4.0, 9.0])
     expected = losses**2 / (losses**2).sum()
-    shares = torch.stack([(read == value * scale).float().mean() for value in x.flatten()])
+    shares = torch.stack([(read == value * scale).float().mean() for value in x[:4].flatten()])
     assert shares[0] == 0
     for place in (1, 2, 3):
         p = expected[place].item()
         assert shares[place].item() == pytest.approx(p, abs=5 * (p * (1 - p) / count) ** 0.5)
 
 
+def test_no_token_is_drawn_twice_and_none_without_a_loss() -> None:
+    x = torch.tensor([[0.0], [1.0], [-2.0], [300.0], [0.0]])
+    for count, expected in ((2, 2), (3, 3), (5, 3)):
+        read, predicted = draw_by_loss(blank(), x, x, count, torch.Generator().manual_seed(0))
+        assert len(set(read.flatten().tolist())) == len(read) == len(predicted) == expected
+        assert 0.0 not in read
+    nothing, _ = draw_by_loss(blank(), torch.zeros(4, 1), torch.zeros(4, 1), 2, torch.Generator())
+    assert nothing.shape == (0, 1)
+
+
 def test_half_precision_and_other_targets() -> None:
     x = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
     targets = torch.tensor([[0.0, 5.0], [0.0, 0.0]], dtype=torch.bfloat16)
     # What counts is the error of the prediction, not the size of what was read.
-    read, predicted = draw_by_loss(blank(2), x, targets, 50, torch.Generator().manual_seed(0))
-    assert (read == x[0]).all()
-    assert (predicted == targets[0]).all()
+    read, predicted = draw_by_loss(blank(2), x, targets, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(read, x[:1])
+    assert torch.equal(predicted, targets[:1].float())
 
 
 def test_draws_are_keyed_by_seed_and_step(train: Train) -> None:
@@ -355,7 +437,7 @@ def across(mechanism: Mechanism, **settings: Any) -> Transcoder:
 def test_of_a_transcoder_input_and_target_are_drawn_of_the_same_tokens() -> None:
     torch.manual_seed(0)
     sae = across(mechanisms.ReLU("unit"), skip=True)
-    x, y = torch.randn(40, 3) + 4, 9 * torch.randn(40, 2) - 20
+    x, y = torch.randn(4000, 3) + 4, 9 * torch.randn(4000, 2) - 20
     read, predicted = draw_by_loss(sae, x, y, 200, torch.Generator().manual_seed(1))
     # As the encoder sees them: less the fixed centre; as the rows are added: less the decoder's bias.
     inputs, targets = x * sae.input_scale - sae.input_centre, y * sae.output_scale - sae.b_dec

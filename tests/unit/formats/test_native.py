@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightsae.errors import ConfigError, FormatError
+from lightsae.formats.files import hash_file
 from lightsae.formats.native import describe_sae, load_sae, plain, save_sae
 from lightsae.sae import VARIANTS, Refinements, SiteRef, SparseAutoencoder, TopK, Widths, mechanisms
 
@@ -343,3 +344,18 @@ def test_a_tensor_of_another_shape(saved):
 def test_a_device_that_is_not_there(saved):
     with pytest.raises(ConfigError, match="device is 'cuda'; no CUDA device is available, so write 'cpu'"):
         load_sae(saved, device="cuda")
+
+
+def test_an_export_from_before_each_step_had_a_threshold_of_its_own(tmp_path):
+    sae = VARIANTS["BatchTopK"](Widths.of(4), 8, k=2, refinements=Refinements(second_step=0.3)).eval()
+    for name in ("first_threshold", "threshold"):
+        getattr(sae.mechanism, name).fill_(0.1)
+    save_sae(sae, tmp_path / "sae")
+    tensors = load_file(tmp_path / "sae" / "sae.safetensors")
+    del tensors["mechanism.first_threshold"]
+    save_file(tensors, tmp_path / "sae" / "sae.safetensors")
+    description = json.loads((tmp_path / "sae" / "sae.json").read_text())
+    description["sha256"] = hash_file(tmp_path / "sae" / "sae.safetensors")
+    (tmp_path / "sae" / "sae.json").write_text(json.dumps(description))
+    x = torch.randn(20, 4)
+    assert torch.equal(load_sae(tmp_path / "sae").encode(x), sae.encode(x))

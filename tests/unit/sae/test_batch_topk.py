@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightsae.errors import ConfigError
-from lightsae.sae import BatchTopK, LatentUsage, SparseAutoencoder, TopK, Widths
+from lightsae.sae import BatchTopK, LatentUsage, Refinements, SparseAutoencoder, TopK, Widths
 from lightsae.sae.mechanisms.batch_topk import DECAY, smallest_positive
 from lightsae.sae.mechanisms.batch_topk import BatchTopK as Mechanism
 
@@ -152,6 +152,56 @@ def test_it_is_a_running_mean_over_steps_and_a_plain_one_over_the_batches_of_a_s
         threshold = DECAY * threshold + (1 - DECAY) * sum(float(k[k > 0].min()) for k in kept) / len(kept)
         expected.append(threshold)
     assert steps(sae, *batches) == pytest.approx(expected, rel=1e-10)
+
+
+def test_with_a_second_step_each_pass_has_a_threshold_of_its_own(
+    arbitrary: Make, weights_of: Make, normal: Normal
+) -> None:
+    sae = arbitrary(BatchTopK(Widths.of(D), F, k=3, refinements=Refinements(second_step=0.3)))
+    sae.constrain()
+    w, batches = weights_of(sae), [normal(T, D, seed=seed) for seed in (7, 8, 9)]
+    expected = {"first_threshold": 0.5, "threshold": 0.5}
+    for name in expected:
+        getattr(sae.mechanism, name).fill_(0.5)
+    for batch in batches:
+        first = largest_of_all(pre_of(0.4 * batch, w), 3)
+        seen = 0.4 * batch + 0.3 * (0.4 * batch - first @ w["W_dec"] - w["b_dec"])
+        kept = {"first_threshold": first, "threshold": largest_of_all(pre_of(seen, w), 3)}
+        for name, value in expected.items():
+            expected[name] = DECAY * value + (1 - DECAY) * float(kept[name][kept[name] > 0].min())
+        steps(sae, [batch])
+    for name, value in expected.items():
+        assert float(getattr(sae.mechanism, name)) == pytest.approx(value, rel=1e-10), name
+    assert abs(expected["first_threshold"] - expected["threshold"]) > 0.001
+
+
+def test_with_a_second_step_too_the_l0_of_both_modes_agree(normal: Normal) -> None:
+    """From the start, and where the thresholds settle."""
+    torch.manual_seed(0)
+    sae = BatchTopK(Widths.of(D), F, k=3, refinements=Refinements(second_step=1.5))
+    sample, held_out = (normal(1000, D, seed=seed).float() for seed in (2000, 1000))
+    sae.start_from({next(iter(sae.widths.read)): sample}, "sqrt_d")
+
+    def l0() -> float:
+        value = (sae.eval().encode(held_out) > 0).sum(1).float().mean().item()
+        sae.train()
+        return value
+
+    assert l0() == pytest.approx(3, rel=0.05)
+    steps(sae, *([normal(256, D, seed=seed).float()] for seed in range(500)))
+    assert l0() == pytest.approx(3, rel=0.05)
+
+
+def test_saved_before_each_pass_had_one_the_same_serves_both(arbitrary: Make, x: Tensor) -> None:
+    sae, loaded = (
+        arbitrary(BatchTopK(Widths.of(D), F, k=3, refinements=Refinements(second_step=0.3))).eval() for _ in range(2)
+    )
+    for name in ("first_threshold", "threshold"):
+        getattr(sae.mechanism, name).fill_(0.7)
+    before = {name: tensor for name, tensor in sae.state_dict().items() if "first_threshold" not in name}
+    loaded.load_state_dict(before)
+    assert torch.equal(loaded.encode(x), sae.encode(x))
+    assert len(before) == len(sae.state_dict()) - 1, "nothing is added to what the caller holds"
 
 
 def test_a_batch_that_keeps_nothing_positive_says_nothing(arbitrary: Make, normal: Normal) -> None:

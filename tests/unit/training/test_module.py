@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from helpers.errors import refused
@@ -25,6 +27,7 @@ from lightsae.callbacks import (
     TrainingProgressBar,
 )
 from lightsae.errors import ActivationError, CheckpointError, ConfigError
+from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, ReLU, SparseAutoencoder, TopK, Widths
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.entries import Entry, merge_coefficients
@@ -318,6 +321,42 @@ def test_each_dictionary_is_clipped_by_itself(path: str, quiet: dict[str, Any], 
         assert torch.equal(module.saes["quiet"].get_parameter(name), value), name
     for both in norms:
         assert both == pytest.approx([1e-3, 1e-3], rel=1e-3)
+
+
+class ScaledLoss(MixedPrecision):
+    """What 16-mixed does to gradients, on a CPU and without half precision."""
+
+    def __init__(self) -> None:
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=3))
+
+    def autocast_context_manager(self) -> Any:
+        return nullcontext()
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("clip", [1e-2, 1e-1, 1e6])
+def test_a_scaled_loss_changes_nothing_in_clipping(
+    path: str, quiet: dict[str, Any], algorithm: str, clip: float
+) -> None:
+    options = {"gradient_clip_val": clip, "gradient_clip_algorithm": algorithm, "steps": 10}
+    scaled = Fit(path, quiet, relu, plugins=[AtomicCheckpointIO(), ScaledLoss()], **options)
+    plain = Fit(path, quiet, relu, **options)
+    assert scaled.trainer.precision_plugin.scaler.get_scale() > 2.0**12, "it grew, so that it was at work"
+    for name, value in plain.sae.named_parameters():
+        torch.testing.assert_close(scaled.sae.get_parameter(name), value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_with_a_gradient_that_overflows_is_left_out(path: str, quiet: dict[str, Any]) -> None:
+    class Overflow(Callback):
+        def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.global_step == 3:
+                pl_module.saes["sae"].W_dec.grad[0, 0] = torch.inf
+
+    watch = Watch()
+    plugins = [AtomicCheckpointIO(), ScaledLoss()]
+    fit = Fit(path, quiet, relu, 6, [Overflow(), watch], plugins=plugins, gradient_clip_val=0.1)
+    assert all(parameter.isfinite().all() for parameter in fit.sae.parameters())
+    assert fit.trainer.optimizers[0].state[fit.sae.W_dec]["step"] == 5
 
 
 def test_accumulated_batches_are_one_large_batch(activation_file: Callable[..., str], quiet: dict[str, Any]) -> None:
@@ -673,3 +712,24 @@ def test_two_processes_end_with_the_same_weights(path: str, quiet: dict[str, Any
     same(first["state"], second["state"])
     assert first["tokens"] == second["tokens"] == 24 * BATCH * 2
     assert not set(first["rows"]) & set(second["rows"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "times", "warns"), [("bf16-mixed", 0.05, True), ("bf16-mixed", 3.0, False), ("32-true", 0.05, False)]
+)
+def test_mixed_precision_is_warned_of_where_it_is_slow(
+    precision: str,
+    times: float,
+    warns: bool,
+    path: str,
+    quiet: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warn_if_slow.cache_clear()
+    monkeypatch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: times)
+    for _ in range(2):
+        Fit(path, quiet, steps=1, precision=precision)
+    said = "precision is 'bf16-mixed', but bfloat16 is 20.0 times slower than float32 here; write 32-true."
+    assert [r.getMessage() for r in caplog.records if r.name == "lightsae.lm.dtypes"] == ([said] if warns else [])
+    warn_if_slow.cache_clear()

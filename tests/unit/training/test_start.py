@@ -18,6 +18,7 @@ from lightsae.sae import (
     BatchTopK,
     Crosscoder,
     Matryoshka,
+    Refinements,
     ReLU,
     SiteRef,
     SparseAutoencoder,
@@ -175,6 +176,15 @@ def test_fine_tuning_starts_where_the_saved_one_ended(variant: str, tmp_path: Pa
     read = torch.cat([sample()[site] for site in sae.widths.read], 1)
     for mode in (True, False):
         torch.testing.assert_close(sae.train(mode)(read).x_hat, saved.train(mode)(read).x_hat, rtol=1e-4, atol=1e-3)
+
+
+def test_a_second_step_that_the_saved_one_had_not_starts_at_its_threshold(tmp_path: Path) -> None:
+    saved = BatchTopK(SELF, F, k=3)
+    saved.mechanism.threshold.fill_(0.7)
+    save_sae(saved, tmp_path / "sae")
+    sae = BatchTopK(SELF, F, k=3, refinements=Refinements(second_step=0.3))
+    start_weights(sae, str(tmp_path / "sae"), {}, "sqrt_d", seed=0)
+    assert sae.mechanism.threshold == sae.mechanism.first_threshold == saved.mechanism.threshold
 
 
 def test_in_a_fit_the_first_step_sees_the_saved_weights(

@@ -174,7 +174,12 @@ def curves(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         for name, floor in (summary.get("floors") or {}).items()
         if isinstance(floor, Mapping)
     }
-    return {name: curve for name, curve in (known | floors).items() if curve}
+    # JSON has its keys in the order of letters.
+    return {
+        name: {limit: curve[limit] for limit in sorted(curve, key=int)}
+        for name, curve in (known | floors).items()
+        if curve
+    }
 
 
 def floor_share(floor: Any) -> float | None:

@@ -30,6 +30,7 @@ from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import ConfigError, CorpusError, arg
+from lightsae.lm.dtypes import dtype_name
 from lightsae.lm.model import vocabulary_of
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
@@ -142,6 +143,7 @@ def interpret(loaded: LoadedSAE, out: Path, settings: InterpretSettings, progres
         "settings": asdict(settings),
         "reading": str(loaded.reading),
         "neurons": str(neurons),
+        "dtype": dtype_name(model.dtype),
     }
     saved = SavedPass(out, inputs)
     statistics_of = {name: population.counted for name, population in described.items()}
@@ -231,7 +233,7 @@ def _manifest(
         }
     return {
         "sae": loaded.saved.entry,
-        "model": {"name": model.name, "revision": model.revision},
+        "model": {"name": model.name, "revision": model.revision, "dtype": dtype_name(model.dtype)},
         "tokenizer": loaded.tokenizer_entry(),
         "corpus": {**loaded.corpus_entry(), "fingerprint": texts.fingerprint},
         "tokens": {

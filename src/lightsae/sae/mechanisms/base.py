@@ -24,10 +24,12 @@ class Encoding(NamedTuple):
     Attributes:
         latents: Dense (T, F) or sparse.
         pre: Pre-activations (T, F), from mechanisms whose loss looks at them.
+        first: Latents of the first of two steps; the SAE sets them.
     """
 
     latents: Latents
     pre: Tensor | None = None
+    first: Latents | None = None
 
 
 @runtime_checkable
@@ -69,6 +71,7 @@ class Mechanism(nn.Module, ABC):
         default_coefficients: What weighs each loss term where the user says nothing.
         default_warm_up: The share of the run over which a term's default coefficient rises from 0.
         progress: Share of the run that is done, for what changes over a run. The trainer sets it before each step.
+        passes: How often the SAE encodes: 2 with a second step. The SAE sets it before `build`.
     """
 
     unit_norm_decoder: bool = True
@@ -82,6 +85,7 @@ class Mechanism(nn.Module, ABC):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = 1e-8
     progress: float = 1.0
+    passes: int = 1
 
     @classmethod
     def parameters_of(cls) -> list[inspect.Parameter]:
@@ -120,17 +124,40 @@ class Mechanism(nn.Module, ABC):
     ) -> Encoding:
         """Return the latents of normalised activations, (x - centre) W_enc + b_enc made sparse."""
 
+    def encode_first(
+        self,
+        x: Float[Tensor, "T D"],
+        centre: Float[Tensor, " D"] | None,
+        W_enc: Float[Tensor, "D F"],
+        b_enc: Float[Tensor, " F"],
+    ) -> Encoding:
+        """Encode in the first of two steps: as `encode` does, unless something measured in training differs."""
+        return self.encode(x, centre, W_enc, b_enc)
+
     @abstractmethod
     def loss_terms(
         self, sae: Structure, target: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage
     ) -> dict[str, Tensor]:
         """Return the unweighted terms of the loss in normalised units."""
 
+    def start_second_from(self, pre: Float[Tensor, "T F"]) -> None:
+        """Adapt what the second of two steps has of its own to its pre-activations of the same sample."""
+
     def observe(self, latents: Latents) -> None:
         """Note what `commit` needs of a training batch."""
 
+    def observe_first(self, latents: Latents) -> None:
+        """Note what `commit` needs of the first of two steps."""
+
     def commit(self) -> None:
         """End an optimiser step: move on what is measured in training, such as thresholds."""
+
+    def upgrade(self, tensors: dict[str, Tensor], prefix: str) -> None:
+        """Add to saved tensors, in place, what earlier versions did not save; names begin with `prefix`."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        self.upgrade(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def revive(self, latents: Int[Tensor, " n"]) -> None:
         """Give resampled latents the mechanism's own parameters of a fresh start."""

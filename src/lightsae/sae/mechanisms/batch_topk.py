@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightsae.sae.mechanisms.base import Encoding
 from lightsae.sae.mechanisms.topk import TopK
-from lightsae.sae.sparse_ops import Latents, SparsePattern
+from lightsae.sae.sparse_ops import Latents, SparsePattern, encode_selected
 from lightsae.sae.usage import over_ranks
 
 DECAY = 0.99
@@ -22,11 +23,13 @@ class BatchTopK(TopK):
 
     The threshold is the running mean, over optimiser steps, of the smallest positive latent that a batch kept (the
     paper takes the plain mean; but the last hundred steps or so say more about the SAE as it ends). It is stored
-    with the weights. At inference a token's latents do not depend on which other tokens are in the batch.
+    with the weights. At inference a token's latents do not depend on which other tokens are in the batch. With a second
+    step each of the two has a threshold of its own, since they see different inputs.
     """
 
     two_modes = True
     threshold: Tensor
+    first_threshold: Tensor
 
     def extra_repr(self) -> str:
         now = "the largest of the batch, k a token" if self.training else "what is not below the threshold"
@@ -35,26 +38,49 @@ class BatchTopK(TopK):
 
     def build(self, d_sae: int) -> None:
         self.register_buffer("threshold", torch.zeros(()))
-        self._smallest: list[Tensor] = []
+        self._smallest: dict[str, list[Tensor]] = {"threshold": []}
+        if self.passes > 1:
+            self.register_buffer("first_threshold", torch.zeros(()))
+            self._smallest["first_threshold"] = []
 
     def reset_parameters(self) -> None:
-        self.threshold.zero_()
+        for name in self._smallest:
+            self.get_buffer(name).zero_()
 
     def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
-        values, _ = self._largest(pre, self.k)
+        values, _ = self._largest(pre, self.k, self.threshold)
+        for name in self._smallest:
+            self.get_buffer(name).copy_(smallest_positive(values, self.threshold))
+
+    def start_second_from(self, pre: Float[Tensor, "T F"]) -> None:
+        values, _ = self._largest(pre, self.k, self.threshold)
         self.threshold.copy_(smallest_positive(values, self.threshold))
+
+    def encode_first(
+        self,
+        x: Float[Tensor, "T D"],
+        centre: Float[Tensor, " D"] | None,
+        W_enc: Float[Tensor, "D F"],
+        b_enc: Float[Tensor, " F"],
+    ) -> Encoding:
+        return Encoding(encode_selected(x, centre, W_enc, b_enc, lambda pre: self._select(pre, self.first_threshold)))
 
     def select(self, pre: Float[Tensor, "T F"]) -> tuple[Float[Tensor, " N"], SparsePattern]:
         """Keep the batch's T * k largest in training, what is above the threshold at inference."""
-        return self._largest(pre, self.present_k) if self.training else above(pre, self.threshold)
+        return self._select(pre, self.threshold)
 
     def select_many(self, pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
-        return self._largest(pre, k)
+        return self._largest(pre, k, self.threshold)
 
-    def _largest(self, pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
+    def _select(self, pre: Tensor, threshold: Tensor) -> tuple[Tensor, SparsePattern]:
+        return self._largest(pre, self.present_k, threshold) if self.training else above(pre, threshold)
+
+    def _largest(
+        self, pre: Float[Tensor, "T F"], k: int, threshold: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, " N"], SparsePattern]:
         tokens, width = pre.shape
         flat = pre.flatten()
-        if pre.is_cpu and len(near := (flat > NEAR * self.threshold).nonzero().squeeze(1)) >= tokens * k:
+        if pre.is_cpu and len(near := (flat > NEAR * threshold).nonzero().squeeze(1)) >= tokens * k:
             # A partial sort of all T * F entries would take longer than the products.
             chosen = near[flat[near].topk(tokens * k, sorted=False).indices]
         else:
@@ -65,14 +91,27 @@ class BatchTopK(TopK):
         return flat[chosen].relu(), pattern
 
     def observe(self, latents: Latents) -> None:
+        self._note("threshold", latents)
+
+    def observe_first(self, latents: Latents) -> None:
+        self._note("first_threshold", latents)
+
+    def _note(self, name: str, latents: Latents) -> None:
         assert not isinstance(latents, Tensor)
-        self._smallest.append(smallest_positive(latents.values.detach(), self.threshold))
+        self._smallest[name].append(smallest_positive(latents.values.detach(), self.get_buffer(name)))
 
     @torch.no_grad()
     def commit(self) -> None:
-        smallest = over_ranks(torch.stack(self._smallest).mean(), "mean")
-        self._smallest.clear()
-        self.threshold.lerp_(smallest.to(self.threshold.dtype), 1 - DECAY)
+        for name, noted in self._smallest.items():
+            smallest = over_ranks(torch.stack(noted).mean(), "mean")
+            noted.clear()
+            threshold = self.get_buffer(name)
+            threshold.lerp_(smallest.to(threshold.dtype), 1 - DECAY)
+
+    def upgrade(self, tensors: dict[str, Tensor], prefix: str) -> None:
+        # One threshold served both steps once; with it twice, the SAE is the one that was saved.
+        if self.passes > 1 and f"{prefix}threshold" in tensors:
+            tensors.setdefault(f"{prefix}first_threshold", tensors[f"{prefix}threshold"].clone())
 
 
 def above(pre: Float[Tensor, "T F"], threshold: Float[Tensor, ""]) -> tuple[Float[Tensor, " N"], SparsePattern]:

@@ -144,6 +144,19 @@ def test_what_an_export_says_itself_wins_over_its_configuration(export: Export) 
     assert (told["model_revision"], told["context_size"], told["dtype"]) == ("abc", 32, "float32")
 
 
+def test_what_auto_chose_in_training_does_not_bind_another_machine(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a dtype that was named for training holds for what reads the SAE, until another one is named."""
+    for times, here in ((0.1, torch.float32), (4.0, torch.bfloat16)):
+        monkeypatch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda times=times: times)
+        for asked in ("auto", None):
+            folder = export(provenance={"dtype": "bfloat16" if times < 1 else "float32"}, dtype=asked)
+            assert load(folder).main_model.dtype is here
+        assert load(export(provenance={"dtype": "float32"}, dtype="float32")).main_model.dtype is torch.float32
+        assert load(export(dtype="float32"), dtype="auto").main_model.dtype is here
+
+
 @pytest.mark.parametrize("config", ["", "just words", "[1, 2]", "data: null", None])
 def test_an_export_that_says_nothing(config: str | None, tmp_path: Path) -> None:
     save_sae(ReLU(Widths.of(12), d_sae=6), tmp_path / "sae", {"config": config})
