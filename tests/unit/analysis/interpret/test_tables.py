@@ -280,12 +280,20 @@ def test_without_any_edges_there_is_an_empty_table(text: Planted, tmp_path: Path
 
 def test_tiers_are_withheld_unless_more_labels_pass_than_of_every_floor() -> None:
     tiers = ["high"] * 40 + ["medium"] * 10 + ["unlabelled"] * 50 + ["rare", "dead"]
-    ours = replace(labels(), tiers=tiers, shuffled=[False] * 90)
-    below, equal = (replace(ours, tiers=["high"] * n + ["unlabelled"] * (100 - n)) for n in (20, 50))
+
+    def with_tiers(tiers: list[str]) -> OfflineLabels:
+        scores = [Scores(9, 1, 1, 100) if tier in ("high", "medium") else Scores(1, 9, 9, 100) for tier in tiers]
+        return replace(labels(), tiers=tiers, scores=scores, shuffled=[False] * 90)
+
+    ours = with_tiers(tiers)
+    below, equal = (with_tiers(["high"] * n + ["unlabelled"] * (100 - n)) for n in (20, 50))
     kept, compared = held_against(ours, {"low": below})
     assert kept.tiers == ours.tiers
     assert compared["low"]["difference"] == pytest.approx(0.3)
     assert compared["low"]["low"] > 0
+    # F1 is 0.9 of a label that passed and 0.1 of one that failed.
+    assert (compared["low"]["f1"], compared["low"]["f1_difference"]) == pytest.approx((0.26, 0.24))
+    assert compared["low"]["f1_low"] > 0
     assert compared["low"]["by_patterns"] == {"1": 0.2, "3": 0.4, "8": 0.5, "64": 0.6}
     withheld, compared = held_against(ours, {"low": below, "equal": equal})
     assert compared["equal"]["low"] < 0 < compared["equal"]["high"]
