@@ -72,9 +72,10 @@ def make_parts(folder: Path, seed: int, site: dict[str, Any] = SITE, name: str |
     manifest = fake_manifest(FEATURES) | {"sae": entry}
     manifest["summary"] = {
         "labelled_share": 0.5,
-        "precision_median": 0.9,
-        "recall_median": 0.8,
-        "floors": {"shuffled labels": 0.01},
+        "lower_median": 0.8,
+        "lower_n": 40,
+        "floors": {"shuffled labels": {"share": 0.01, "n": 40, "difference": 0.49, "low": 0.33, "high": 0.63}},
+        "above_chance": True,
     }
 
     def dashboard(staged: Path) -> None:

@@ -169,6 +169,17 @@ class Interval:
         return cls(mean, mean - half, mean + half)
 
     @classmethod
+    def apart(cls, ours: ArrayLike, theirs: ArrayLike) -> "Interval":
+        """Return the difference of two independent means with Welch's interval; two values or more on each side.
+
+        >>> print(Interval.apart([0.1, 0.2, 0.3, 0.4], [0.0, 0.1, 0.1, 0.2]))
+        0.15 [-0.0455, 0.346]
+        """
+        first, second = np.asarray(ours, float), np.asarray(theirs, float)
+        interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+        return cls(float(first.mean() - second.mean()), float(interval.low), float(interval.high))
+
+    @classmethod
     def share(cls, yes: int, of: int) -> "Interval":
         """Return a share with Wilson's interval.
 
@@ -177,6 +188,18 @@ class Interval:
         """
         low, high = wilson(yes, of)
         return cls(yes / of, float(low), float(high))
+
+    @classmethod
+    def difference(cls, yes: int, of: int, other_yes: int, other_of: int) -> "Interval":
+        """Return the difference of two independent shares with Newcombe's interval (his method 10, of Wilson's).
+
+        >>> print(Interval.difference(56, 70, 48, 80))
+        0.2 [0.0524, 0.334]
+        """
+        first, second = yes / of, other_yes / other_of
+        (low, other_low), (high, other_high) = wilson([yes, other_yes], [of, other_of])
+        below, above = math.hypot(first - low, other_high - second), math.hypot(high - first, second - other_low)
+        return cls(first - second, first - second - below, first - second + above)
 
     def exponentiated(self) -> "Interval":
         """Return the interval of what these are the logarithms of."""

@@ -109,6 +109,16 @@ class Scores:
         return self.true_positives / self.positives if self.positives else None
 
     @property
+    def lower(self) -> float:
+        """The lower of precision and recall; one that does not exist counts as 0."""
+        return min(self.precision or 0.0, self.recall or 0.0)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 0 where nothing fires and nothing was said to."""
+        return 2 * self.true_positives / max(1, self.yes + self.positives)
+
+    @property
     def balanced_accuracy(self) -> float | None:
         """Mean of the shares right on what fires and on what does not; None where one of them was not judged."""
         if not self.positives or not self.negatives:
@@ -152,7 +162,7 @@ def weakest(scores: Iterable[Scores]) -> Scores:
 
     A label that is tested against several kinds of negatives is as good as its weakest test.
     """
-    return min(scores, key=lambda s: (min(s.precision or 0.0, s.recall or 0.0), s.balanced_accuracy or 0.0))
+    return min(scores, key=lambda s: (s.lower, s.balanced_accuracy or 0.0))
 
 
 def discrimination_scores(

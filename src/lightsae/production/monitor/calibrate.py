@@ -5,7 +5,7 @@ The rate holds on average over calibrations; with a confidence, in so many of th
 Axes:  T watched tokens, n features.
 
 A false positive is a token where a feature exceeds its threshold and its concept is absent. Where the feature
-dictionary has a rule for the feature that passed its gate, the concept is present where the rule holds, and the rate is
+dictionary has a detector of the feature that passed its gate, the concept is present where that holds, and the rate is
 among the tokens where it does not. Otherwise nobody can tell, and the rate is of all firings among all tokens.
 """
 
@@ -227,9 +227,10 @@ def _read(chosen: WatchedFeatures, text: CalibrationText, tokenizer: Any, rows_a
 
 
 def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> dict[int, Mask]:
-    """Return, of each feature with a rule that passed, on which watched tokens it holds."""
+    """Return, of each feature with a detector that passed, or else a label, on which watched tokens it holds."""
     table = chosen.dictionary.sql(
-        "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($features, feature)",
+        "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($features, feature) "
+        "ORDER BY source = 'detector'",
         {"features": chosen.numbers},
     )
     rules = {row["feature"]: p for row in table.to_pylist() if (p := json.loads(row["rule"]).get("patterns"))}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightsae.analysis.dictionary.figures import floor_share
 from lightsae.analysis.panels.settings import SCHEMA
 from lightsae.errors import FormatError, SiteError
 from lightsae.formats.saved_sae import SavedSAE
@@ -20,14 +21,12 @@ REPORTS = {
     "panel": (f"panel report of format {SCHEMA}", "lightsae panel", "summary"),
     "drift": ("drift report", "lightsae drift --out drift.json", "summary"),
 }
-# Where each figure that a policy may ask for stands there; those of a panel are worked out.
+# Where each figure that a policy may ask for stands there; those of a panel, and of floors, are worked out.
 _FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
     "validation": {"fve_no_sinks": ("fve_no_sinks",), "ce_recovered": ("ce_recovered",), "dead": ("dead_fraction",)},
     "labels": {
         "share_labelled": ("labelled_share",),
-        "precision": ("precision_median",),
-        "recall": ("recall_median",),
-        "shuffled_floor": ("floors", "shuffled labels"),
+        "lower": ("lower_median",),
     },
     "drift": {"kept_share": ("shares", "kept")},
 }
@@ -109,11 +108,19 @@ def figures_of(folder: Path) -> Figures:
         measured["validation"] = _figures_of_one(measured["validation"], SavedSAE.open(folder / "sae"))
     figures: Figures = {}
     for kind, values in measured.items():
-        known = (
+        known: dict[str, float | bool | None] = (
             _panel_figures(values) if kind == "panel" else {n: _number(values, *k) for n, k in _FIGURES[kind].items()}
         )
+        if kind == "labels":
+            known |= _floor_figures(values)
         figures[kind] = {name: value for name, value in known.items() if value is not None}
     return figures
+
+
+def _floor_figures(summary: Mapping[str, Any]) -> dict[str, float | bool | None]:
+    shuffled = {"share": floor_share((summary.get("floors") or {}).get("shuffled labels"))}
+    above = summary.get("above_chance")
+    return {"shuffled_floor": _number(shuffled, "share"), "above_floors": above if isinstance(above, bool) else None}
 
 
 def _panel_figures(summary: Mapping[str, Any]) -> dict[str, float | bool | None]:

@@ -15,8 +15,9 @@ Rules = dict[str, dict[str, float | bool | None]]
 _NOTHING: Rules = {
     # The SAE on held-out text: validation.json.
     "validation": {"min_fve_no_sinks": None, "min_ce_recovered": None, "max_dead": None},
-    # The feature dictionary. Precision and recall are medians; the floor: shuffled labels that pass.
-    "labels": {"min_share_labelled": None, "min_precision": None, "min_recall": None, "max_shuffled_floor": None},
+    # The feature dictionary, over all features tested, those without a label included. lower: the median of the lower
+    # of precision and recall. above_floors: the share labelled lies above every floor, its interval included.
+    "labels": {"min_share_labelled": None, "min_lower": None, "max_shuffled_floor": None, "above_floors": False},
     # The panel report. above_random_floor: the intervals of usefulness and random floor are apart;
     # above_other_features: the exact paired test of usefulness against other labelled features.
     "panel": {
@@ -30,9 +31,12 @@ _NOTHING: Rules = {
 }
 # Of a rule that is a switch: what falls short of it, and what is needed.
 _SWITCHES = {
+    "above_floors": ("intervals that overlap", "intervals apart"),
     "above_random_floor": ("intervals that overlap", "intervals apart"),
     "above_other_features": (f"p above {LEVEL:g} in the paired test", f"p of at most {LEVEL:g}"),
 }
+# Rules of older policies: medians over labels that had passed at 0.7, which could hardly be missed.
+_BEFORE = {("labels", "min_precision"): "min_lower", ("labels", "min_recall"): "min_lower"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,12 @@ def read_policy(path: str | Path) -> Policy:
         thresholds = {} if settings.get(group) is None else settings[group]
         if not isinstance(thresholds, dict):
             raise ConfigError(f"{problem}: {group} is {thresholds!r}; write thresholds under it, `name: number`.")
+        for old in thresholds:
+            if (new := _BEFORE.get((group, old))) is not None:
+                raise ConfigError(
+                    f"{problem}: {group}.{old} was a median over labels that had passed; write {group}.{new}: the "
+                    "median, over all features tested, of the lower of precision and recall."
+                )
         _check_keys(thresholds, list(unset), problem, f"{group}.")
         for rule, value in thresholds.items():
             if isinstance(unset[rule], bool):

@@ -110,14 +110,17 @@ def with_rule(
     byte_tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> FeatureDictionary:
-    """Feature 3 has a rule that passed: the token 9."""
+    """Feature 3 has a detector that passed, the token 9, beside a label that passed, the token 8."""
 
     def change(tables: dict[str, Any], _manifest: dict[str, Any]) -> None:
         labels = tables["labels"].to_pylist()
         for row in labels:
             row["rule"] = None
             if row["feature"] == 3 and row["test"] == "tokens":
-                row |= {"rule": json.dumps({"patterns": [["token", 9]], "shares": [1.0]}), "passed": True}
+                rules = {t: json.dumps({"patterns": [["token", t]], "shares": [1.0]}) for t in (8, 9)}
+                row |= {"rule": rules[8], "source": "rule", "passed": True}
+                detector = row | {"rule": rules[9], "source": "detector"}
+        labels.insert(0, detector)
         tables["labels"] = tables["labels"].from_pylist(labels, schema=tables["labels"].schema)
 
     monkeypatch.setitem(vars(lm), "tokenizer", byte_tokenizer)
