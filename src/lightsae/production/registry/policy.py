@@ -105,7 +105,7 @@ def read_policy(path: str | Path) -> Policy:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{problem} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not settings:
-        raise ConfigError(f"{problem} sets nothing; write thresholds, e.g. labels: {{min_precision: 0.8}}.")
+        raise ConfigError(f"{problem} sets nothing; write thresholds, e.g. labels: {{min_share_labelled: 0.2}}.")
     _check_keys(settings, ["requires_staging", *_NOTHING], problem)
     rules = {}
     for group, unset in _NOTHING.items():
