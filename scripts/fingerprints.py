@@ -52,6 +52,7 @@ sweep:
   sampling: {temperature: 1.0, top_p: 1.0, max_new_tokens: 8, min_new_tokens: 8}
 limits: {max_ce_rise: 0.6, max_others_changed: 0.9}
 held_out_rows: 2
+others: 2
 prompts: ["import os\\n", "class Parser:\\n", "for i in range(", "if not ", "x = ", "try:\\n    ", "print(", "self."]
 """
 

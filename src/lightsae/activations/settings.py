@@ -23,7 +23,8 @@ class DataSettings:
     """What becomes activations, and how.
 
     Args:
-        model: Language model: a Hub name, a local folder, or `builtin`.
+        model: Language model: a Hub name, a local folder, or `builtin`. NAME@random, NAME@random-3 (seed 3):
+            the same model with random weights, as a floor.
         site: Where to read: `resid_post.6`, `mlp_out.3`, ... or a module path; `lightsae sites MODEL` lists them. For a
             crosscoder a list. Entries of model.saes may name their own.
         dataset: Text: a Hub name, a .txt / .jsonl / .json / .parquet file, a folder or glob of such files, a

@@ -132,7 +132,8 @@ class LanguageModel(ModelDescription):
         """Load a model from the Hub, from a local folder, or the one that ships with the package.
 
         Args:
-            name_or_path: Hub name, local folder, or `builtin`.
+            name_or_path: Hub name, local folder, or `builtin`. With @random behind it (@random-3: seed 3), the same
+                model with random weights; see `random_weights`.
             revision: Branch, tag or commit on the Hub.
             dtype: float32, bfloat16, float16, or auto: bfloat16 on accelerators, and on a CPU that is faster with it
                 (which is measured); float32 elsewhere.
