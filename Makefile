@@ -25,7 +25,7 @@ test: .venv/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 docs: .venv/.ready
 	$(BIN)/mkdocs build --strict --quiet

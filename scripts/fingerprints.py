@@ -20,8 +20,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+# In one dtype, whatever the processor is fast with.
 SMALLER = (
-    "--data.val_tokens 16384 --language_model_metrics.max_rows 4 --trainer.max_steps 60 --trainer.val_check_interval 60"
+    "--data.dtype float32 --data.val_tokens 16384 --language_model_metrics.max_rows 4 --trainer.max_steps 60 "
+    "--trainer.val_check_interval 60"
 )
 # Each begins with the quickstart, so that a variant is named before its settings.
 VARIANTS = {
@@ -50,6 +52,7 @@ sweep:
   sampling: {temperature: 1.0, top_p: 1.0, max_new_tokens: 8, min_new_tokens: 8}
 limits: {max_ce_rise: 0.6, max_others_changed: 0.9}
 held_out_rows: 2
+others: 2
 prompts: ["import os\\n", "class Parser:\\n", "for i in range(", "if not ", "x = ", "try:\\n    ", "print(", "self."]
 """
 

@@ -6,7 +6,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIB
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,14 @@ from jaxtyping import install_import_hook
 
 install_import_hook("lightsae", "beartype.beartype")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _the_same_dtype_on_every_processor() -> Iterator[None]:
+    """`dtype: auto` is float32 in all tests of this process: bits, and what is said, must not depend on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: 1.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -82,6 +83,16 @@ def test_policies_are_read(path: Path) -> None:
     assert path.read_text().startswith("# "), "a file begins with what it is"
     # Nothing was measured: every figure that the policy asks for is named.
     assert read_policy(path).shortfalls({})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
+def test_no_file_says_which_dtype_a_processor_is_fast_with(path: Path) -> None:
+    def dtypes(value: Any) -> list[str]:
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        named = [value["dtype"]] if isinstance(value, dict) and "dtype" in value else []
+        return named + [dtype for inner in values for dtype in dtypes(inner)]
+
+    assert set(dtypes(yaml.safe_load(path.read_text()))) <= {"auto"}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -81,7 +81,10 @@ def fake_manifest(n_features: int) -> dict[str, Any]:
         "seeds": {"contexts": 0, "scores": 1},
         "code_version": "0.1.0",
         "histogram_edges": HISTOGRAM_EDGES,
-        "labels": {"offline": {"gate": 0.7}, "llm": {"model": "a-model", "prompts": {"explain": "ab" * 32}}},
+        "labels": {
+            "offline": {"gate": 0.7, "most_patterns": 3},
+            "llm": {"model": "a-model", "prompts": {"explain": "ab" * 32}},
+        },
         "summary": {
             "features": n_features,
             "alive": n_features - tiers.count("dead"),

@@ -37,7 +37,7 @@ class Parts:
                 "sha256": {"sae": self.sha256},
             },
             "panel": {
-                "schema": 1,
+                "schema": 2,
                 "dictionary": self.id,
                 "sae": self.sha256,
                 "features": [{"feature": 0, "verdict": "reliable"}],
@@ -49,6 +49,7 @@ class Parts:
                     "reliable_share": 0.5,
                     "causal_usefulness": {"share": 0.5, "low": 0.3, "high": 0.7},
                     "random_floor": {"share": 0.1, "low": 0.0, "high": 0.2},
+                    "paired": {"label": {"difference": {"mean": 0.4, "low": 0.1, "high": 0.7}, "p": 0.01}},
                 },
             },
             "drift": {"summary": {"sae": {"a": "ee" * 32, "b": self.sha256}, "shares": {"kept": 0.8}}, "features": []},
@@ -71,9 +72,10 @@ def make_parts(folder: Path, seed: int, site: dict[str, Any] = SITE, name: str |
     manifest = fake_manifest(FEATURES) | {"sae": entry}
     manifest["summary"] = {
         "labelled_share": 0.5,
-        "precision_median": 0.9,
-        "recall_median": 0.8,
-        "floors": {"shuffled labels": 0.01},
+        "lower_median": 0.8,
+        "lower_n": 40,
+        "floors": {"shuffled labels": {"share": 0.01, "n": 40, "difference": 0.49, "low": 0.33, "high": 0.63}},
+        "above_chance": True,
     }
 
     def dashboard(staged: Path) -> None:

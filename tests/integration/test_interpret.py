@@ -47,7 +47,8 @@ from lightsae.analysis.labels.human import COLUMNS
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli import main
 
-TEXT = ("--num_workers", "0", "--model_batch_tokens", "1024")
+# One dtype, for what runs in another process is compared too.
+TEXT = ("--num_workers", "0", "--model_batch_tokens", "1024", "--dtype", "float32")
 SIZES = ("--tokens", "4000", "--score_tokens", "4000", "--mining_tokens", "6000")
 PARQUET = [f"{population}{table}.parquet" for population in ("", "neurons/") for table in TABLES]
 
@@ -165,9 +166,16 @@ def test_the_folder_is_complete(made: Path) -> None:
     manifest = json.loads((made / "dictionary.json").read_text())
     assert manifest["tokens"]["contexts"] > 3000
     # What says that a label is worth something: labels of others, and directions at random, do not pass.
-    assert manifest["summary"]["floors"]["shuffled labels"] < 0.1
-    assert manifest["summary"]["floors"]["random directions"] < 0.1
+    # Nor those of the SAE's shuffled weights.
+    floors = manifest["summary"]["floors"]
+    assert set(floors) == {"shuffled labels", "random directions", "the SAE with shuffled weights"}
+    assert all(floor["share"] < 0.1 and floor["low"] > 0 for floor in floors.values()), floors
+    assert manifest["summary"]["above_chance"] is True
     assert manifest["summary"]["labelled_share"] == pytest.approx(6 / 7, abs=1e-4)
+    neurons = manifest["summary"]["neurons"]
+    assert neurons["kind"] == "raw neurons"
+    assert neurons["features"] == 2 * neurons["width"]
+    assert neurons["sites"][0].endswith("mlp_act.0")
     assert [path.name for path in made.parent.iterdir()] == [made.name], "a state was left behind"
 
 

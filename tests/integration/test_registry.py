@@ -54,6 +54,7 @@ def test_publish_promote_and_back(lightsae: Command, parts: Parts, tmp_path: Pat
         "panel.reliable_share",
         "panel.harmful_share",
         "panel.above_random_floor",
+        "panel.above_other_features",
     ]
     assert _state(tmp_path).has("production") is None
 
@@ -70,7 +71,7 @@ def test_publish_promote_and_back(lightsae: Command, parts: Parts, tmp_path: Pat
     nothing = lightsae(*back)
     assert (nothing.code, "Nothing to roll back to" in nothing.err) == (2, True)
     easy = tmp_path / "easy.yaml"
-    easy.write_text("labels: {min_recall: 0.1}\n")
+    easy.write_text("labels: {min_lower: 0.1}\n")
     assert lightsae(
         "registry", "promote", first, "--channel", "production", "--policy", "easy.yaml", "--why", "x"
     ).out.startswith(f"production  {first}  (before: {second})")

@@ -78,6 +78,7 @@ data:
   shuffle_tokens: 1024
   val_tokens: 256
   num_workers: 2
+  dtype: float32
 """
 
 

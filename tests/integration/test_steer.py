@@ -52,6 +52,7 @@ PANEL: dict[str, Any] = {
     },
     "limits": {"max_ce_rise": 100.0, "max_others_changed": 1.0},
     "held_out_rows": 4,
+    "level": 0.5,  # of few features with labels
     "prompts": PROMPTS,
 }
 
@@ -127,7 +128,12 @@ def test_texts_side_by_side(sae: Path) -> None:
     after = {side: lines[lines.index(f"  {side}, sample 1") + 1] for side in ("baseline", "steered")}
     assert all(text.strip().startswith(PROMPTS[0].strip()) for text in after.values())
     assert after["steered"].count("red") >= 3 > after["baseline"].count("red")
-    for words in ("label holds on the text", "P(what it promotes)", "KL to untouched model", "perplexity, as steered"):
+    for words in (
+        "label holds on the text",
+        "wiring: P(what each promotes), rise",
+        "KL to untouched model",
+        "perplexity, as steered",
+    ):
         assert words in said
     assert good(*command, "--prompt", f"['{PROMPTS[0]}', '{PROMPTS[1]}']", "--samples", "2") == said
     told = good(*command, "--prompt", PROMPTS[0], "--kind", "clamp", "--unit", "max")
@@ -209,13 +215,17 @@ def test_a_panel(tried: Path, folder: Path, sae: Path) -> None:
     assert {number: one["verdict"] for number, one in features.items()} == {
         ON_RED: "reliable", ON_ANIMALS: "reliable", ON_POSITIONS: "weak",
     }  # fmt: skip
-    assert features[ON_RED]["moves"] == {"target": True, "label": True}
+    assert features[ON_RED]["rises"]["label"] is True
+    assert features[ON_RED]["wiring"] is True
+    assert features[ON_RED]["paired"]["others"] >= 1
+    assert features[ON_POSITIONS]["paired"] is None
     assert features[ON_POSITIONS]["label"] is None
     assert features[ON_RED]["side_effects"]["ce_rise"]["mean"] > 0
     summary = told["summary"]
     assert (summary["causal_usefulness"]["share"], summary["causal_usefulness"]["of"]) == (1.0, 2)
     assert summary["random_floor"]["share"] == 0.0
-    assert summary["target_shift"]["feature"]["mean"] > summary["target_shift"]["random"]["mean"]
+    assert summary["another_feature"]["share"] == 0.0
+    assert summary["wiring"]["random"]["share"] > 0, "a random direction raises its own tokens too"
     assert "2 reliable, 1 weak, 0 harmful" in (tried / "panel.md").read_text()
     assert (tried / "panel.png").read_bytes().startswith(b"\x89PNG")
 
@@ -259,10 +269,10 @@ def test_the_report_through_the_registry(
     strict, easy = tmp_path / "strict.yaml", tmp_path / "easy.yaml"
     strict.write_text(yaml.safe_dump({
         "labels": {"min_share_labelled": 0.99},
-        "panel": {"min_reliable_share": 0.9, "max_harmful_share": 0.0, "above_random_floor": True},
+        "panel": {"min_reliable_share": 0.9, "max_harmful_share": 0.0, "above_other_features": True},
         "drift": {"min_kept_share": 0.5},
     }))  # fmt: skip
-    easy.write_text("labels: {min_precision: 0.8}\npanel: {min_reliable_share: 0.5, max_harmful_share: 0.0}\n")
+    easy.write_text("labels: {min_lower: 0.5}\npanel: {min_reliable_share: 0.5, max_harmful_share: 0.0}\n")
 
     def promote(version: str, policy: Path) -> Any:
         who = ("--why", "it holds", "--who", "bob")
@@ -272,12 +282,12 @@ def test_the_report_through_the_registry(
     assert refused.code == 2
     lines = [line.strip() for line in refused.err.splitlines()[1:]]
     assert [line.partition(":")[0] for line in lines] == [
-        "labels.share_labelled", "panel.reliable_share", "panel.above_random_floor", "drift.kept_share",
+        "labels.share_labelled", "panel.reliable_share", "panel.above_other_features", "drift.kept_share",
     ]  # fmt: skip
     assert "found 0.6667; needed at least 0.9" in lines[1]
     assert promote(bare, easy).code == 2, "a panel that was not run holds nothing"
     bare_policy = tmp_path / "labels.yaml"
-    bare_policy.write_text("labels: {min_precision: 0.8}\n")
+    bare_policy.write_text("labels: {min_lower: 0.5}\n")
     assert promote(bare, bare_policy).code == 0
     assert promote(whole, easy).code == 0
     assert load_channel(tmp_path / "registry", "staging").version.startswith(whole)

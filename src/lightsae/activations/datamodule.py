@@ -3,12 +3,13 @@
 What the user configures under `data:`. The language model lives here, on the data side: it enters no checkpoint.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightsae.activations.settings import DataSettings, SiteNames
@@ -18,7 +19,7 @@ from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.compat import set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section
 from lightsae.lm import LanguageModel
-from lightsae.lm.load import choose_dtype
+from lightsae.lm.dtypes import DTYPES, choose_dtype, dtype_name, warn_if_slow
 from lightsae.sae import SiteRef, Widths
 
 
@@ -47,6 +48,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     Attributes:
         timings: Seconds spent on text and in the language model.
         run_tokens: Training tokens of the run over all devices, once its length is known.
+        chosen_dtype: What `dtype` means in this run, from `setup` on.
     """
 
     seed: int
@@ -58,6 +60,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         self.timings = Timings()
         self.source = self._make_source()
         self.run_tokens: int | None = None
+        self.chosen_dtype: torch.dtype | None = None
         self._stream: ActivationStream | None = None
         self._validation: HeldOut | None = None
 
@@ -121,19 +124,44 @@ class ActivationDataModule(DataSettings, LightningDataModule):
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
+    @section("data")
     def setup(self, stage: str) -> None:
         trainer = self.trainer
         assert trainer is not None
-        sites = self._sites_of_the_run()
+        # Every process measures for itself; what the first one chose holds for all.
+        self._open(stage, trainer.strategy.broadcast(self.dtype_on(trainer.strategy.root_device)))
+
+    def dtype_on(self, device: torch.device, state: Mapping[str, Any] | None = None) -> torch.dtype:
+        """Return what `dtype` means on a device.
+
+        Args:
+            device: Where the run computes.
+            state: Of the checkpoint from which it goes on: `auto` stays what it was there.
+        """
+        if state and self.dtype == "auto":
+            # Checkpoints that do not say it are older than the choice: `auto` was float32 on every CPU.
+            return DTYPES[state.get("dtype", "float32" if device.type == "cpu" else "bfloat16")]
+        if device.type == "cpu" and not self.reads_text:
+            # Nothing is computed here that fewer digits would make faster.
+            return DTYPES.get(self.dtype, torch.float32)
+        return choose_dtype(self.dtype, device)
+
+    def _open(self, stage: str, dtype: torch.dtype) -> None:
+        trainer = self.trainer
+        assert trainer is not None
+        if self.chosen_dtype not in (None, dtype):
+            # What is loaded is of another one.
+            if self._stream is not None:
+                self._stream.close()
+            self._stream = self._validation = None
+            self.source.language_models.clear()
+        self.chosen_dtype, device = dtype, trainer.strategy.root_device
         whole = any(getattr(callback, "needs_full_language_model", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        device = trainer.strategy.root_device
-        dtype = choose_dtype(self.dtype, device)
-        process = Process(sites, device, dtype, trainer.global_rank, trainer.world_size, whole)
-        with section("data"):
-            if stage == "fit" and self._stream is None:
-                self._stream = self._open_stream(trainer, process)
-            if self._validation is None:
-                self._validation = self.source.held_out(process)
+        process = Process(self._sites_of_the_run(), device, dtype, trainer.global_rank, trainer.world_size, whole)
+        if stage == "fit" and self._stream is None:
+            self._stream = self._open_stream(trainer, process)
+        if self._validation is None:
+            self._validation = self.source.held_out(process)
 
     def _open_stream(self, trainer: Trainer, process: Process) -> ActivationStream:
         plan = StreamPlan(
@@ -181,12 +209,31 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         return self._validation
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._stream is None else self._stream.state_dict()
+        if self._stream is None or self.chosen_dtype is None:
+            return {}
+        return {**self._stream.state_dict(), "dtype": dtype_name(self.chosen_dtype)}
 
     @section("data")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._stream is not None and state_dict:
-            self._stream.load_state_dict(state_dict)
+        if self._stream is None or not state_dict:
+            return
+        self._go_on_in_the_dtype_of(state_dict)
+        self._stream.load_state_dict(state_dict)
+
+    def _go_on_in_the_dtype_of(self, state: Mapping[str, Any]) -> None:
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        stored = self.dtype_on(device, state)
+        if self.dtype != "auto" and state.get("dtype", self.dtype) != self.dtype:
+            rank_zero_warn(
+                f"dtype is {self.dtype}, and was {state['dtype']} in the checkpoint: the run goes on, but does not end "
+                "in the bytes of one that was never stopped."
+            )
+        if stored is self.chosen_dtype:
+            return
+        if device.type == "cpu" and stored is torch.bfloat16:
+            warn_if_slow("The checkpoint's dtype", dtype_name(stored), "dtype: float32")
+        self._open("fit", stored)
 
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self._stream is not None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lightsae.activations.synthetic.config import SyntheticConfig, check_known
 from lightsae.errors import ConfigError, arg
-from lightsae.lm.load import DTYPES
+from lightsae.lm.dtypes import DTYPES
 from lightsae.sae import NORMALISATIONS
 
 SiteNames = str | list[str] | None
@@ -23,7 +23,8 @@ class DataSettings:
     """What becomes activations, and how.
 
     Args:
-        model: Language model: a Hub name, a local folder, or `builtin`.
+        model: Language model: a Hub name, a local folder, or `builtin`. NAME@random, NAME@random-3 (seed 3):
+            the same model with random weights, as a floor.
         site: Where to read: `resid_post.6`, `mlp_out.3`, ... or a module path; `lightsae sites MODEL` lists them. For a
             crosscoder a list. Entries of model.saes may name their own.
         dataset: Text: a Hub name, a .txt / .jsonl / .json / .parquet file, a folder or glob of such files, a
@@ -55,8 +56,8 @@ class DataSettings:
         more_models: Further models over the same tokens, by short names: {chat: PATH}. Their sites are written
             chat:resid_post.6.
         synthetic: The world of `dataset: synthetic`: how many features fire how often, and together.
-        dtype: Dtype of the language model and the buffer: `auto` (bfloat16 on accelerators, float32 on CPU), `float32`,
-            `bfloat16`, `float16`.
+        dtype: Dtype of the language model and the buffer: `auto` (bfloat16 on accelerators, and on a CPU that is faster
+            with it; else float32), `float32`, `bfloat16`, `float16`. A resumed run goes on with what `auto` chose.
         model_batch_tokens: Tokens in one forward pass of the language model.
         num_workers: Above 0, text is tokenised in the background; 0: when it is needed. The rows are the same.
         seed: Seed for every draw of the stream; None: seed_everything's.

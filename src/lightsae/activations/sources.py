@@ -24,6 +24,7 @@ from lightsae.activations.synthetic.fills import SyntheticFills, held_out_sample
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.errors import ConfigError, SiteError, arg, did_you_mean, under
 from lightsae.lm import LanguageModel, ModelDescription, describe
+from lightsae.lm.dtypes import dtype_name
 from lightsae.sae import SiteRef
 
 
@@ -173,7 +174,7 @@ class TextSource(ActivationSource):
                 model = LanguageModel.from_pretrained(
                     name,
                     revision=self._revision(name),
-                    dtype=settings.dtype,
+                    dtype=process.dtype,
                     device=process.device,
                     sites=None if process.whole_models else [s.site for s in process.sites if s.model == name],
                     trust_remote_code=settings.trust_remote_code,
@@ -197,7 +198,7 @@ class TextSource(ActivationSource):
         )
         values = {name: getattr(settings, name) for name in names}
         if main is not None:
-            values["model_revision"] = main.revision
+            values |= {"model_revision": main.revision, "dtype": dtype_name(main.dtype)}
         return {name: value for name, value in values.items() if value or name not in ("more_models", "target_site")}
 
 

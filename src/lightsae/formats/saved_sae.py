@@ -43,7 +43,7 @@ class Provenance:
 
     @property
     def dtype(self) -> str | None:
-        """Dtype of the language model."""
+        """What was asked for as the language model's dtype; what `auto` chose stands in `values`."""
         return self.data.get("dtype")
 
     @property
@@ -69,7 +69,9 @@ class Provenance:
         except yaml.YAMLError as error:
             raise FormatError(f"{where!r}: the configuration in sae.json is not YAML; export it again.") from error
         data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
-        resolved = {name: value for name, value in values.items() if name != "config" and value is not None}
+        # On another machine `auto` may choose otherwise.
+        told = {name: value for name, value in values.items() if name not in ("config", "dtype")}
+        resolved = {name: value for name, value in told.items() if value is not None}
         return cls({**data, **resolved}, values)
 
 

@@ -21,9 +21,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from lightsae.errors import ModelError, arg
+from lightsae.lm.random_weights import randomise, split_name
 
 BUILTIN = Path(__file__).parent / "builtin"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _EXAMPLES = "Write a local folder, a Hub name such as 'openai-community/gpt2', or 'builtin'."
 _MEND = "Download or save it again."
 
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 def source_of(name: str) -> str:
     """Where transformers finds the model that a user calls `name`: a folder, or a Hub name."""
+    name, _ = split_name(name)
     if name == "builtin":
         return str(BUILTIN)
     folder = Path(name).expanduser()
@@ -133,7 +134,7 @@ def load_weights(
     """Load the model that `config` describes, on the CPU, frozen and in eval mode. SDPA where the architecture has it.
 
     Weights that `config` has no place for are never read: the head without `with_head`, the blocks of a truncated
-    config.
+    config. Of a name that ends with @random the weights are drawn anew.
 
     Raises:
         ModelError: Weights are absent, damaged, incomplete, or of other shapes.
@@ -166,6 +167,8 @@ def load_weights(
     if with_head and info["unexpected_keys"]:
         unused = _some(sorted(info["unexpected_keys"]))
         logger.warning("%s: the weights also hold %s, which the model does not use.", name, unused)
+    if (seed := split_name(name)[1]) is not None:
+        randomise(model, seed)
     # Rows are never padded. Where a pad token is known, some models look for it in each batch: a warning for rows that
     # end with it, and a wait for the device. Removed only now, since others read it while they are built.
     model.config.pad_token_id = None
@@ -223,19 +226,6 @@ def check_device(device: str | torch.device) -> torch.device:
             f"{arg('device')} is {str(device)!r}, which this machine or its PyTorch lacks. Write cpu."
         ) from None
     return checked
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on accelerators and float32 on the CPU.
-
-    Raises:
-        ModelError: `dtype` is none of the known names.
-    """
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if dtype not in DTYPES:
-        raise ModelError("dtype", dtype, f"write auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
 
 
 @contextmanager

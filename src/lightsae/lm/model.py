@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.errors import ModelError, SiteError, arg, under
+from lightsae.lm.dtypes import choose_dtype
 from lightsae.lm.hooks import Intervention, capture, hooked, no_cache
 from lightsae.lm.load import (
     check_device,
-    choose_dtype,
     has_next_token_head,
     load_config,
     load_tokenizer,
@@ -124,7 +124,7 @@ class LanguageModel(ModelDescription):
         name_or_path: str = "builtin",
         *,
         revision: str | None = None,
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         sites: Sequence[str] | None = None,
         trust_remote_code: bool = False,
@@ -132,9 +132,11 @@ class LanguageModel(ModelDescription):
         """Load a model from the Hub, from a local folder, or the one that ships with the package.
 
         Args:
-            name_or_path: Hub name, local folder, or `builtin`.
+            name_or_path: Hub name, local folder, or `builtin`. With @random behind it (@random-3: seed 3), the same
+                model with random weights; see `random_weights`.
             revision: Branch, tag or commit on the Hub.
-            dtype: float32, bfloat16, float16, or auto: bfloat16 on accelerators, float32 on the CPU.
+            dtype: float32, bfloat16, float16, or auto: bfloat16 on accelerators, and on a CPU that is faster with it
+                (which is measured); float32 elsewhere.
             device: Where the model goes.
             sites: Where only these are ever read, the blocks above the last of them and the head are not loaded;
                 `logits` is then not available. None loads everything.

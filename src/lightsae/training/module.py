@@ -19,6 +19,7 @@ from lightsae.activations.stream import Timings
 from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import CheckpointError, ConfigError, arg, section, under
 from lightsae.formats.native import plain
+from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.usage import is_distributed
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
@@ -92,6 +93,11 @@ class SAEModule(LightningModule):
         if data is None:
             raise ConfigError("SAEModule needs an ActivationDataModule: Trainer(...).fit(module, datamodule).")
         return data
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if str(trainer.precision).startswith("bf16") and trainer.strategy.root_device.type == "cpu":
+            warn_if_slow("precision", str(trainer.precision), "32-true")
 
     def configure_model(self) -> None:
         """Build the SAEs, once their widths are known from the data."""

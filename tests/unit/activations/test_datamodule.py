@@ -2,18 +2,19 @@
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 
 from helpers.errors import refused
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.errors import ConfigError, CorpusError, ModelError, SiteError, section, under
 from lightsae.lm import LanguageModel
+from lightsae.lm.dtypes import dtype_name, warn_if_slow
 from lightsae.sae import SiteRef, TopK, Widths
 from lightsae.training.module import SAEModule
 
@@ -408,6 +409,135 @@ def test_preflight_of_what_works_loads_nothing(text: dict[str, Any], activation_
         data = ActivationDataModule(**settings)
         data.preflight()
         assert data.language_model is None
+
+
+# -- the dtype -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def speedup(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
+    """Set how many times faster than float32 this CPU is in bfloat16."""
+    warn_if_slow.cache_clear()
+    yield lambda times: monkeypatch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: times)
+    warn_if_slow.cache_clear()
+
+
+def buffer_dtype(data: ActivationDataModule) -> torch.dtype:
+    (values,) = next(iter(data.train_dataloader())).activations.values()
+    return values.dtype
+
+
+@pytest.mark.parametrize(("times", "chosen"), [(0.1, "float32"), (4.0, "bfloat16")])
+def test_auto_is_what_is_fast_here_and_the_export_says_which(
+    times: float, chosen: str, text: dict[str, Any], quiet: dict[str, Any], speedup: Callable[[float], None]
+) -> None:
+    speedup(times)
+    data = ActivationDataModule(**text)
+    assert "dtype" not in data.describe()
+    set_up(data, quiet, max_steps=4)
+    assert data.language_model is not None
+    assert data.describe()["dtype"] == data.state_dict()["dtype"] == chosen
+    assert dtype_name(data.language_model.dtype) == dtype_name(buffer_dtype(data)) == chosen
+    assert next(iter(data.val_dataloader())).activations.popitem()[1].dtype is data.chosen_dtype
+    data.teardown("fit")
+
+
+def test_auto_keeps_the_digits_of_files_which_no_model_computes(
+    activation_file: Files, quiet: dict[str, Any], speedup: Callable[[float], None]
+) -> None:
+    speedup(4.0)
+    for dtype, chosen in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+        data = ActivationDataModule(activations=activation_file(), batch_tokens=64, dtype=dtype)
+        set_up(data, quiet, max_steps=4)
+        assert buffer_dtype(data) is chosen
+
+
+def test_one_process_chooses_for_all(
+    text: dict[str, Any], quiet: dict[str, Any], speedup: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speedup(0.1)
+    trainer = Trainer(**(quiet | {"max_steps": 4}))
+    monkeypatch.setattr(trainer.strategy, "broadcast", lambda mine: torch.bfloat16)  # what rank 0 says
+    data = ActivationDataModule(**text)
+    data.trainer = trainer
+    data.setup("validate")
+    assert data.language_model is not None
+    assert data.language_model.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(("before", "now"), [(4.0, 0.1), (0.1, 4.0)])
+def test_a_resumed_run_goes_on_in_the_dtype_that_auto_chose_before(
+    before: float,
+    now: float,
+    text: dict[str, Any],
+    quiet: dict[str, Any],
+    speedup: Callable[[float], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """To the bit, on a machine where `auto` would choose otherwise."""
+    half = tmp_path / "half.ckpt"
+
+    class SaveHalfWay(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 6 and not half.exists():
+                trainer.save_checkpoint(half)
+
+    def fit(ckpt_path: Path | None = None) -> torch.Tensor:
+        module = SAEModule(lambda widths: TopK(widths, d_sae=16, k=2), lr=0.01)
+        trainer = Trainer(**(quiet | {"max_steps": 12, "callbacks": [SaveHalfWay()]}))
+        trainer.fit(module, ActivationDataModule(**text), ckpt_path=ckpt_path, weights_only=True)
+        return module.each_sae()["sae"].W_dec
+
+    speedup(before)
+    whole = fit()
+    speedup(now)
+    assert not torch.equal(fit(), whole)
+    caplog.clear()
+    assert torch.equal(fit(half), whole)
+    warned = [record.getMessage() for record in caplog.records if record.name == "lightsae.lm.dtypes"]
+    slow = (
+        "The checkpoint's dtype is 'bfloat16', but bfloat16 is 10.0 times slower than float32 here; "
+        "write dtype: float32."
+    )
+    assert warned == ([slow] if now < 1 else [])
+
+
+def test_a_dtype_that_is_named_wins_over_the_checkpoint_and_says_what_it_costs(
+    text: dict[str, Any], quiet: dict[str, Any]
+) -> None:
+    first = ActivationDataModule(**text, dtype="bfloat16")
+    set_up(first, quiet, max_steps=4)
+    data = ActivationDataModule(**text, dtype="float32")
+    set_up(data, quiet, max_steps=4)
+    with pytest.warns(UserWarning, match="dtype is float32, and was bfloat16 in the checkpoint"):
+        data.load_state_dict(first.state_dict())
+    assert buffer_dtype(data) is torch.float32
+
+
+def test_the_next_fit_chooses_anew(
+    text: dict[str, Any], quiet: dict[str, Any], speedup: Callable[[float], None]
+) -> None:
+    speedup(4.0)
+    data = ActivationDataModule(**text)
+    set_up(data, quiet, max_steps=4)
+    data.load_state_dict(data.state_dict() | {"dtype": "float32"})
+    for dtype in (torch.float32, torch.bfloat16):
+        assert data.language_model is not None
+        assert buffer_dtype(data) is data.language_model.dtype is data.chosen_dtype is dtype
+        data.teardown("fit")
+        set_up(data, quiet, max_steps=4)
+
+
+def test_a_checkpoint_from_before_the_choice_was_float32_on_a_cpu(
+    text: dict[str, Any], quiet: dict[str, Any], speedup: Callable[[float], None]
+) -> None:
+    speedup(4.0)
+    data = ActivationDataModule(**text)
+    set_up(data, quiet, max_steps=4)
+    data.load_state_dict({key: value for key, value in data.state_dict().items() if key != "dtype"})
+    assert buffer_dtype(data) is torch.float32
+    assert data.dtype_on(torch.device("cuda"), {"served_batches": 0}) is torch.bfloat16
 
 
 @pytest.mark.parametrize("setting", ["normalisation", "dtype"])

@@ -285,3 +285,50 @@ def test_model_saved_without_its_head_gives_no_logits(folder: Path, tokens: torc
     assert lm.capture(tokens, ["resid_post.2"])["resid_post.2"].shape == (2, 9, 24)
     with pytest.raises(ModelError, match="without a next-token head"):
         lm.logits(tokens)
+
+
+# -- random weights ----------------------------------------------------------------------------------------------------
+
+
+def parameters(name: str, **options: object) -> dict[str, torch.Tensor]:
+    model = LanguageModel.from_pretrained(name, **options).model  # type: ignore[arg-type]
+    base = f"{model.base_model_prefix}."
+    return {key.removeprefix(base): value for key, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bert"])
+def test_random_weights_keep_nothing_but_the_sizes(architecture: str, tiny_folder: Callable[[str], Path]) -> None:
+    folder = str(tiny_folder(architecture))
+    trained, drawn = parameters(folder), parameters(f"{folder}@random")
+    assert trained.keys() == drawn.keys()
+    for name, before in trained.items():
+        after = drawn[name]
+        # Norms' gains of an untrained model are all alike: no spread, so they stay.
+        if before.std(correction=0) > 0:
+            assert not torch.equal(before, after), name
+        if before.numel() > 1000 and before.std() > 0:
+            together = torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1]
+            assert together.abs() < 5 / before.numel() ** 0.5, name
+            torch.testing.assert_close(after.std(), before.std(), rtol=0.1, atol=0)
+
+
+def test_random_weights_follow_from_the_seed_alone(folder: Path) -> None:
+    state = torch.get_rng_state()
+    first, again, other = (parameters(f"{folder}@random{suffix}") for suffix in ("", "-0", "-1"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["layers.0.mlp.up_proj.weight"], other["layers.0.mlp.up_proj.weight"])
+
+
+def test_a_part_of_a_random_model_is_that_of_the_whole(folder: Path, tokens: torch.Tensor) -> None:
+    name, site = f"{folder}@random-2", "resid_post.1"
+    whole, part = LanguageModel.from_pretrained(name), LanguageModel.from_pretrained(name, sites=[site])
+    assert len(part.model.base_model.layers) < len(whole.model.base_model.layers)
+    assert torch.equal(whole.capture(tokens, [site])[site], part.capture(tokens, [site])[site])
+    assert whole.name == describe(name).name == name
+    assert describe(name).width(site) == describe(str(folder)).width(site)
+
+
+def test_a_folder_of_that_name_comes_first(folder: Path) -> None:
+    twin = Path(shutil.copytree(folder, folder.with_name("llama@random")))
+    assert all(torch.equal(a, b) for a, b in zip(*(parameters(str(f)).values() for f in (folder, twin)), strict=True))

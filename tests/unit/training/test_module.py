@@ -27,6 +27,7 @@ from lightsae.callbacks import (
     TrainingProgressBar,
 )
 from lightsae.errors import ActivationError, CheckpointError, ConfigError
+from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, ReLU, SparseAutoencoder, TopK, Widths
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.entries import Entry, merge_coefficients
@@ -711,3 +712,24 @@ def test_two_processes_end_with_the_same_weights(path: str, quiet: dict[str, Any
     same(first["state"], second["state"])
     assert first["tokens"] == second["tokens"] == 24 * BATCH * 2
     assert not set(first["rows"]) & set(second["rows"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "times", "warns"), [("bf16-mixed", 0.05, True), ("bf16-mixed", 3.0, False), ("32-true", 0.05, False)]
+)
+def test_mixed_precision_is_warned_of_where_it_is_slow(
+    precision: str,
+    times: float,
+    warns: bool,
+    path: str,
+    quiet: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warn_if_slow.cache_clear()
+    monkeypatch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: times)
+    for _ in range(2):
+        Fit(path, quiet, steps=1, precision=precision)
+    said = "precision is 'bf16-mixed', but bfloat16 is 20.0 times slower than float32 here; write 32-true."
+    assert [r.getMessage() for r in caplog.records if r.name == "lightsae.lm.dtypes"] == ([said] if warns else [])
+    warn_if_slow.cache_clear()

@@ -86,7 +86,9 @@ def weighted_scores(firings: Firings, seed: int) -> Floats:
     """Return log(u) / activation for each firing; u follows from seed, row, position and feature alone."""
     rows = firings.rows[firings.token_of // firings.context]
     token = (rows * firings.context + firings.token_of % firings.context).astype(np.uint64)
-    mixed = _mix(token * np.uint64(0x9E3779B97F4A7C15) + _mix(firings.feature_of.astype(np.uint64) + np.uint64(seed)))
+    # The seed is mixed before the feature is added: else feature f of seed s would draw as feature f + s of seed 0.
+    stream = _mix(firings.feature_of.astype(np.uint64) + _mix(np.array([seed], np.uint64)))
+    mixed = _mix(token * np.uint64(0x9E3779B97F4A7C15) + stream)
     uniform = ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
     scores: Floats = (np.log(uniform) / firings.values).astype(np.float32)
     return scores

@@ -12,35 +12,53 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lightsae.analysis.dashboard.maps import Map
+from lightsae.analysis.dictionary.figures import labelled, median_of, tested_scores
 from lightsae.plotting import STYLE
 
 Tables = Mapping[str, pa.Table]
+# Name, table of features and colour of each population.
+Populations = Sequence[tuple[str, pa.Table, str]]
 BEFORE, AFTER = "#a8632a", "#0b6e69"
-TIERS = {"high": "#0f7a4f", "medium": "#2863c5", "unlabelled": "#9a9fa8", "rare": "#b09cc4", "dead": "#d3ccc3"}
+TIERS = {
+    "high": "#0f7a4f",
+    "medium": "#2863c5",
+    "withheld": "#8a6d1f",
+    "unlabelled": "#9a9fa8",
+    "rare": "#b09cc4",
+    "dead": "#d3ccc3",
+}
 _COHERENCES = ("window_coherence", "document_coherence")
 
 
-def draw_figures(tables: Tables, *, neurons: Tables | None = None, maps: Sequence[Map] = ()) -> dict[str, Figure]:
-    """Return the figures by name: density, labels (if any was tested), coherence (if known), map_1 ..."""
-    features, before = tables["features"], neurons["features"] if neurons is not None else None
+def draw_figures(
+    tables: Tables, *, neurons: Tables | None = None, maps: Sequence[Map] = (), kind: str = ""
+) -> dict[str, Figure]:
+    """Return the figures by name: density, labels (if any was tested), coherence (if known), map_1 ...
+
+    `kind` is what the neurons are called: raw neurons, or coordinates of the site.
+    """
+    sides = [(f"{len(tables['features']):,} features", tables, AFTER)]
+    if neurons is not None:
+        sides.insert(0, (f"{len(neurons['features']):,} {kind or 'raw neurons'}", neurons, BEFORE))
+    features, populations = tables["features"], [(name, side["features"], colour) for name, side, colour in sides]
     with matplotlib.rc_context(STYLE):
-        figures = {"density": _density(features, before)}
-        if features["precision"].null_count < len(features):
-            figures["labels"] = _labels(features, before)
+        figures = {"density": _density(populations)}
+        if len(tables["labels"]):
+            figures["labels"] = _labels(sides)
         known = [c for c in _COHERENCES if features[c].null_count < len(features)]
         if known:
-            figures["coherence"] = _coherence(features, before, known)
+            figures["coherence"] = _coherence(populations, known)
         for number, one in enumerate(maps, start=1):
             figures[f"map_{number}"] = _map(one, features)
     return figures
 
 
 def write_figures(
-    folder: Path, tables: Tables, *, neurons: Tables | None = None, maps: Sequence[Map] = ()
+    folder: Path, tables: Tables, *, neurons: Tables | None = None, maps: Sequence[Map] = (), kind: str = ""
 ) -> list[Path]:
     """Write the figures as PNG into an existing folder that the caller stages; returns the files."""
     written = []
-    for name, figure in draw_figures(tables, neurons=neurons, maps=maps).items():
+    for name, figure in draw_figures(tables, neurons=neurons, maps=maps, kind=kind).items():
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=200)
         written.append(path)
@@ -53,15 +71,10 @@ def numbers(features: pa.Table, column: str) -> NDArray[np.float64]:
     return values[np.isfinite(values)]
 
 
-def _populations(features: pa.Table, neurons: pa.Table | None) -> list[tuple[str, pa.Table, str]]:
-    after = (f"{len(features):,} features", features, AFTER)
-    return [after] if neurons is None else [(f"{len(neurons):,} raw neurons", neurons, BEFORE), after]
-
-
-def _density(features: pa.Table, neurons: pa.Table | None) -> Figure:
+def _density(populations: Populations) -> Figure:
     figure = Figure(figsize=(4.2, 2.8), layout="constrained")
     axes = figure.subplots()
-    for name, table, colour in _populations(features, neurons):
+    for name, table, colour in populations:
         frequencies = numbers(table, "frequency")
         fired = np.log10(frequencies[frequencies > 0])
         silent = len(table) - len(fired)
@@ -71,31 +84,33 @@ def _density(features: pa.Table, neurons: pa.Table | None) -> Figure:
     return figure
 
 
-def _labels(features: pa.Table, neurons: pa.Table | None) -> Figure:
-    sides = _populations(features, neurons)
+def _labels(sides: Sequence[tuple[str, Tables, str]]) -> Figure:
+    """Draw precision and recall of every tested feature that has a rule or a label, whether it passed or not."""
     figure = Figure(figsize=(3.4 * len(sides), 3.4), layout="constrained")
-    for axes, (name, table, _) in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
-        columns = table.select(["tier", "precision", "recall", "fires"]).to_pandas()
-        alive = int((columns.fires > 0).sum())
-        labelled = int(columns.tier.isin(["high", "medium"]).sum())
+    for axes, (name, tables, _) in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
+        columns = tested_scores(tables)
         for tier, colour in TIERS.items():
             part = columns[columns.tier == tier].dropna()
             if len(part):
                 axes.scatter(part.recall, part.precision, s=7, color=colour, alpha=0.6, lw=0, label=tier)
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision", aspect="equal")
-        axes.set_title(f"{name}: {labelled:,} of {alive:,} live labelled ({labelled / max(alive, 1):.0%})")
+        shown = labelled(tables["features"]["tier"].to_pylist())
+        share = "" if shown["labelled_share"] is None else f" ({shown['labelled_share']:.0%})"
+        axes.set_title(f"{name}: {shown['labelled']:,} of {len(columns):,} tested labelled{share}")
         if axes.collections:
             axes.legend(loc="lower left")
     return figure
 
 
-def _coherence(features: pa.Table, neurons: pa.Table | None, columns: list[str]) -> Figure:
+def _coherence(populations: Populations, columns: list[str]) -> Figure:
     figure = Figure(figsize=(3.6 * len(columns), 2.8), layout="constrained")
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
-        for name, table, colour in _populations(features, neurons):
+        for name, table, colour in populations:
             values = numbers(table, column)
             if len(values):
-                _histogram(axes, values, f"{name}, median {np.median(values):.2f}", colour)
+                median, n = median_of("", values).values()
+                middle = f", median {median:.2f} (n = {n:,})" if median is not None else ""
+                _histogram(axes, values, f"{name}{middle}", colour)
         axes.set(xlabel=column.replace("_", " "), ylabel="share")
         axes.legend()
     return figure

@@ -31,6 +31,7 @@ from lightsae.analysis.dashboard.data import (
     write_script,
 )
 from lightsae.analysis.dashboard.maps import Map
+from lightsae.analysis.dictionary.figures import headline, tested_scores
 
 Tables = Mapping[str, pa.Table]
 
@@ -65,6 +66,7 @@ def write_dashboard(
         "manifest",
         {
             "manifest": plain(dict(manifest)),
+            "headline": headline(manifest.get("summary") or {}),
             "neurons": neurons is not None,
             "chunk": FEATURES_A_CHUNK,
             "maps": [{"name": m.name, "group": m.group or m.name, "points": len(m.coordinates)} for m in maps],
@@ -86,7 +88,11 @@ def rewrite_features(folder: Path, tables: Mapping[str, pa.Table], manifest: Map
     entry = json.loads(script[script.index(",") + 1 : script.rindex(")")])
     shutil.rmtree(data / "features")
     write_population(data, "features", tables)
-    write_script(data / "manifest.js", "manifest", {**entry, "manifest": plain(dict(manifest))})
+    write_script(
+        data / "manifest.js",
+        "manifest",
+        {**entry, "manifest": plain(dict(manifest)), "headline": headline(manifest["summary"])},
+    )
 
 
 def _write_program(folder: Path) -> None:
@@ -105,7 +111,10 @@ def write_population(data: Path, name: str, unsorted: Tables) -> None:
     for table, key in KEYS.items():
         order = np.argsort(unsorted[table][key].to_numpy(), kind="stable")
         tables[table] = unsorted[table].take(pa.array(order)).combine_chunks()
-    write_script(data / f"{name}.js", name, list_columns(tables["features"]))
+    columns = list_columns(tables["features"])
+    lower = tested_scores(tables)[["precision", "recall"]].fillna(0).min(axis=1)
+    columns["lower"] = [rounded(lower.get(feature)) for feature in tables["features"]["feature"].to_pylist()]
+    write_script(data / f"{name}.js", name, columns)
     words = word_index(tables["features"], tables["contexts"])
     write_script(data / f"{name}-words.js", f"{name}-words", words)
     for number, chunk in enumerate(feature_chunks(tables)):

@@ -13,12 +13,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightsae.analysis.dashboard.figures import draw_figures, numbers
 from lightsae.analysis.dashboard.maps import Map
+from lightsae.analysis.dictionary.figures import lower_scores
 
 _HISTOGRAMS = (
     "frequency",
     "max",
-    "precision",
-    "recall",
     "window_coherence",
     "document_coherence",
     "ablation_kl",
@@ -35,6 +34,7 @@ def write_tensorboard(
     W_dec: Float[Tensor, "F D"] | None = None,
     neurons: Mapping[str, pa.Table] | None = None,
     maps: Sequence[Map] = (),
+    kind: str = "",
 ) -> None:
     """Write an events file, and the projector's files, into a folder.
 
@@ -44,15 +44,20 @@ def write_tensorboard(
         W_dec: Decoder rows, by feature, for the projector; None: no projector.
         neurons: The tables of the raw neurons.
         maps: Drawn as figures.
+        kind: What the neurons are called.
     """
     features = tables["features"]
     with SummaryWriter(str(folder)) as writer:
-        for prefix, table in (("features", features), ("neurons", neurons and neurons["features"])):
-            for column in _HISTOGRAMS if table is not None else ():
-                values = numbers(table, column)
+        for prefix, side in (("features", tables), ("neurons", neurons)):
+            if side is None:
+                continue
+            histograms = {column: numbers(side["features"], column) for column in _HISTOGRAMS}
+            # Of every tested feature: over the labels that passed alone it could not fall below the gate.
+            histograms["lower_of_precision_and_recall"] = lower_scores(side)
+            for name, values in histograms.items():
                 if len(values):
-                    writer.add_histogram(f"{prefix}/{column}", values)
-        for name, figure in draw_figures(tables, neurons=neurons, maps=maps).items():
+                    writer.add_histogram(f"{prefix}/{name}", values)
+        for name, figure in draw_figures(tables, neurons=neurons, maps=maps, kind=kind).items():
             writer.add_figure(name, figure)
         if W_dec is not None:
             order = features.sort_by("feature")

@@ -1,27 +1,23 @@
 """The card of a feature dictionary: what it is, how it was made, its figures, and what its labels are good for."""
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from lightsae.analysis.dictionary.schema import TIERS
+from lightsae.analysis.dictionary.figures import curves, figures, floor_share, headline
+from lightsae.analysis.dictionary.schema import PATTERNS_BEFORE_2, TIERS
 
-_LABELLED = ("high", "medium")
-# What the card calls each figure.
+# What the card calls each figure. A share stands with its interval, a median with the number of its values.
 _NAMES = {
     "features": "features",
     "alive": "alive (fire on the text read)",
-    "tested": "alive and not rare",
+    "tested": "tested: alive and not rare",
     "labelled": "labelled",
-    "labelled_share": "labelled, share of the alive",
-    "precision_median": "precision of labels, median",
-    "recall_median": "recall of labels, median",
+    "labelled_share": "labelled, share of the tested",
+    "f1_mean": "F1 of the labels, mean of the tested",
+    "lower_median": "lower of precision and recall, median of the tested",
     "window_coherence_median": "coherence of windows, median",
     "document_coherence_median": "coherence of documents, median",
     "ablation_kl_median": "KL when ablated, nats a token, median",
@@ -34,31 +30,6 @@ _HARMLESS = str.maketrans(
 )
 
 
-def figures(tables: Mapping[str, pa.Table]) -> dict[str, float | int | None]:
-    """Return the figures that the card shows, from the table `features` alone: counts, shares, medians.
-
-    Works on the tables of raw neurons too: put what it returns under `summary.neurons` of the manifest, and the card
-    shows both populations side by side. A median over nothing is None.
-    """
-    features = tables["features"]
-    labelled = features.filter(pc.field("tier").isin(_LABELLED))
-    tiers = Counter(features["tier"].to_pylist())
-    alive = len(features) - tiers["dead"]
-    return {
-        "features": len(features),
-        "alive": alive,
-        "tested": alive - tiers["rare"],
-        "labelled": len(labelled),
-        "labelled_share": round(len(labelled) / alive, 4) if alive else None,
-        **{f"tier_{tier}": tiers[tier] for tier in TIERS},
-        **{f"{name}_median": median(labelled[name]) for name in ("precision", "recall")},
-        **{
-            f"{name}_median": median(features[name])
-            for name in ("window_coherence", "document_coherence", "ablation_kl")
-        },
-    }
-
-
 def write_card(path: Path, tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> None:
     """Write `card.md`. It says nothing that the tables and the manifest do not hold."""
     sections = [
@@ -66,7 +37,7 @@ def write_card(path: Path, tables: Mapping[str, pa.Table], manifest: Mapping[str
         _about(manifest),
         "## Figures\n\n" + _figures(tables, manifest),
         "## How it was made\n\n" + _markdown(["", ""], [[_cell(part), _cell(manifest[part])] for part in _MAKING]),
-        _USE,
+        _rules(manifest) + _USE,
         _open(manifest),
     ]
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -79,6 +50,8 @@ the label on which the feature fires above a tenth of its maximum; recall is the
 picks. Both were measured on documents from which no label was made, at the natural frequency.
 
 - Tiers `high` and `medium` passed that test. A label may guide reading, search and the choice of what to test next.
+- `withheld`: passed, but in this dictionary no more labels pass than those of features that nothing was learned for:
+  a right description of when it fires, and no sign that the feature is more than chance would give.
 - `unlabelled`: no label passed. Whatever was tried is in the table `labels`, as a record, not as a description.
 - `rare`: fires too seldom in the text read to be tested. `dead`: never fires there.
 
@@ -89,6 +62,20 @@ Do not use labels to judge persons, nor as the only ground of a decision.
 
 The labels belong to one SAE, the one named here by its hash. For another (a reseed, a later checkpoint, a fine-tuned
 model) compare the two first: labels are carried, flagged or revoked feature by feature."""
+
+
+def _rules(manifest: Mapping[str, Any]) -> str:
+    offline = manifest["labels"].get("offline") or {}
+    if "most_patterns" not in offline:
+        return (
+            f"The labels by rules are of up to {PATTERNS_BEFORE_2} patterns each, of which the words name the most "
+            "telling ones; precision and recall are those of the whole rule.\n\n"
+        )
+    most, listed = offline["most_patterns"], offline.get("listed_tokens", 1)
+    return (
+        f"A label by a rule says all of the rule that was tested: at most {most} patterns, of which one may be a list "
+        f"of up to {listed} tokens. Longer rules are in the table `labels` as `detector`, with their own figures.\n\n"
+    )
 
 
 def _about(manifest: Mapping[str, Any]) -> str:
@@ -107,13 +94,52 @@ def _about(manifest: Mapping[str, Any]) -> str:
 def _figures(tables: Mapping[str, pa.Table], manifest: Mapping[str, Any]) -> str:
     summary = manifest.get("summary") or {}
     ours, neurons = figures(tables), summary.get("neurons")
-    head = ["", "features"] + (["raw neurons"] if neurons else [])
-    rows = [[name, _cell(ours[key])] + ([_cell(neurons.get(key))] if neurons else []) for key, name in _NAMES.items()]
-    text = _markdown(head, rows)
+    head = ["", "features"] + ([str(neurons.get("kind", "raw neurons"))] if neurons else [])
+    sides = [ours] + ([neurons] if neurons else [])
+    rows = [[name, *(_figure(side, key) for side in sides)] for key, name in _NAMES.items()]
+    parts = [f"**{headline({**summary, **ours})}**", _markdown(head, rows)]
     if floors := summary.get("floors"):
-        text += "\n\nFloors, the score that no meaning at all would get:\n\n"
-        text += _markdown(["floor", "value"], [[_cell(key), _cell(value)] for key, value in floors.items()])
-    return text
+        compared = {name: (floor_share(floor), floor) for name, floor in floors.items()}
+        if neurons and "difference" in neurons:
+            compared[head[2]] = (neurons["difference"]["share"], neurons["difference"])
+        parts += [
+            "Floors, the share labelled where nothing was learned as a feature, and of the raw neurons; features minus "
+            "each, with the 95% interval:",
+            _markdown(
+                ["", "labelled", "of", "features minus it", "F1, features minus it"],
+                [[_cell(name), _cell(share), *_apart(floor)] for name, (share, floor) in compared.items()],
+            ),
+        ]
+    if of := curves(summary):
+        limits = list(next(iter(of.values())))
+        parts += [
+            "The same by the most patterns that a rule may have; those longer than a label's are detectors:",
+            _markdown(
+                ["", *limits], [[_cell(name), *(_cell(curve[limit]) for limit in limits)] for name, curve in of.items()]
+            ),
+        ]
+    return "\n\n".join(parts)
+
+
+def _figure(side: Mapping[str, Any], key: str) -> str:
+    """Return a figure with what belongs to it: an interval, or the number of values of a median."""
+    value = _cell(side.get(key))
+    if side.get(f"{key}_low") is not None:
+        return f"{value} ({_cell(side[f'{key}_low'])} to {_cell(side[f'{key}_high'])})"
+    number = side.get(f"{key.removesuffix('_median')}_n") if key.endswith("_median") else None
+    return value if number is None else f"{value} (n = {number})"
+
+
+def _apart(floor: Any) -> tuple[str, ...]:
+    if not isinstance(floor, Mapping) or floor.get("difference") is None:
+        return "-", "-", "-"
+    apart = [
+        "{:+.3f} ({:+.3f} to {:+.3f})".format(*(floor[f"{prefix}{end}"] for end in ("difference", "low", "high")))
+        if floor.get(f"{prefix}difference") is not None
+        else "-"
+        for prefix in ("", "f1_")
+    ]
+    return str(floor["n"]), *apart
 
 
 def _open(manifest: Mapping[str, Any]) -> str:
@@ -142,10 +168,3 @@ def _cell(value: Any) -> str:
         return ", ".join(map(_cell, value))
     text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     return " ".join(text.translate(_HARMLESS).split())
-
-
-def median(column: pa.ChunkedArray | NDArray[Any]) -> float | None:
-    """Return the median of what is known, to four digits; None if nothing is."""
-    values = column if isinstance(column, np.ndarray) else column.drop_null().to_numpy()
-    values = values[np.isfinite(values)]
-    return round(float(np.median(values)), 4) if len(values) else None

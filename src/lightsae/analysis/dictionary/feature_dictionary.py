@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from lightsae.analysis.dictionary.integrity import read_manifest
-from lightsae.analysis.dictionary.schema import KEYS, TABLES, TIERS, file_of
+from lightsae.analysis.dictionary.schema import KEYS, PATTERNS_BEFORE_2, TABLES, TIERS, file_of
 from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -35,6 +35,8 @@ _PLACES = {
         " WHERE kind <> 'near_miss') WHERE contains(lower(found), lower($text))"
     ),
 }
+# Of the columns that a dictionary of an earlier version may lack.
+_SQL_TYPES = {pa.int32(): "INTEGER", pa.float32(): "FLOAT", pa.bool_(): "BOOLEAN"}
 # What a search returns.
 _HITS = pa.schema(
     [
@@ -75,7 +77,10 @@ class FeatureDictionary:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
-        self._datasets = {name: ds.dataset(folder / file_of(name), format="parquet") for name in TABLES}
+        # With the schema, what a dictionary of an earlier version lacks is null.
+        self._datasets = {
+            name: ds.dataset(folder / file_of(name), schema=schema, format="parquet") for name, schema in TABLES.items()
+        }
         self._connection = _connect(folder.resolve())
         self._lock = threading.Lock()
 
@@ -105,11 +110,22 @@ class FeatureDictionary:
         """The SHA-256 of what it holds; labels, figures and the SAE's hash are part of it."""
         return str(self.manifest["id"])
 
+    @property
+    def label_limit(self) -> int:
+        """The most patterns that the rule behind a label may have.
+
+        3 where the words of a label are all of its rule. Dictionaries of before had labels of up to 64 patterns, of
+        which the words said the most telling ones: their precision and recall are those of the whole rule.
+        """
+        offline = self.manifest["labels"].get("offline") or {}
+        return int(offline.get("most_patterns", PATTERNS_BEFORE_2))
+
     def __len__(self) -> int:
         return int(self._datasets["features"].count_rows())
 
     def __repr__(self) -> str:
-        return f"FeatureDictionary({str(self.folder)!r}, id={self.id[:12]}, features={len(self)})"
+        of_long_rules = f", labels of rules of up to {limit} patterns" if (limit := self.label_limit) > 3 else ""
+        return f"FeatureDictionary({str(self.folder)!r}, id={self.id[:12]}, features={len(self)}{of_long_rules})"
 
     def features(self) -> pa.Table:
         """Return the table of features, one row each."""
@@ -281,7 +297,10 @@ def _connect(folder: Path) -> Any:
     patterns = {name: glob.escape(path) for name, path in paths.items()}
     connection.execute("SET allowed_paths = $paths", {"paths": [*paths.values(), *patterns.values()]})
     for name, pattern in patterns.items():
-        connection.read_parquet(pattern).create_view(name)
+        table = connection.read_parquet(pattern)
+        lacking = [field for field in TABLES[name] if field.name not in table.columns]
+        nulls = [f", NULL::{_SQL_TYPES[field.type]} AS {field.name}" for field in lacking]
+        table.project("*" + "".join(nulls)).create_view(name)
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightsae.analysis.dictionary.schema import SCHEMA_VERSION, TABLES, file_of
+from lightsae.analysis.dictionary.schema import SCHEMA_VERSION, SINCE_2, TABLES, file_of
 from lightsae.analysis.dictionary.writer import DESCRIPTION, KIND, manifest_id
 from lightsae.errors import FormatError
 from lightsae.formats.files import check_fields, check_version, hash_file, locate, read_json
@@ -48,6 +48,7 @@ def read_manifest(folder: str | Path, verify: bool) -> tuple[Path, dict[str, Any
             columns = pq.read_schema(file).names
         except (pa.ArrowInvalid, OSError) as error:
             raise FormatError(f"{written!r} is not a Parquet file; {_AGAIN}.") from error
-        if lacking := sorted(set(schema.names) - set(columns)):
+        later = SINCE_2.get(name, ()) if manifest["schema_version"] < 2 else ()
+        if lacking := sorted(set(schema.names) - set(columns) - set(later)):
             raise FormatError(f"{written!r} lacks the column {lacking[0]!r}; build the dictionary again.")
     return path, manifest

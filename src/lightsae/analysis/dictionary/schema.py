@@ -6,7 +6,15 @@ Columns that a build did not ask for are null.
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+# 2: labels are rules of at most three patterns, long ones stand beside them as detectors.
+SCHEMA_VERSION = 2
+# By table, what a dictionary of version 1 lacks; it is null there.
+SINCE_2 = {
+    "features": ("label_patterns", "detector_patterns", "detector_precision", "detector_recall", "detector_passed"),
+    "labels": ("patterns",),
+}
+# A rule's most patterns in a dictionary of version 1, whose words said the most telling of them.
+PATTERNS_BEFORE_2 = 64
 
 _TOKEN = pa.struct([("token", pa.int32()), ("text", pa.string()), ("count", pa.int64()), ("share", pa.float32())])
 _LOGIT = pa.struct([("token", pa.int32()), ("text", pa.string()), ("logit", pa.float32())])
@@ -42,7 +50,7 @@ FEATURES = pa.schema(
         ("ablation_kl", pa.float32()),
         ("ablation_ce", pa.float32()),
         ("ablation_tokens", pa.int32()),
-        # What it is close to: decoder rows, and coordinates (raw neurons) of the site.
+        # What it is close to: decoder rows, and what neurons write; coordinates of the site where these are not known.
         ("nearest", pa.list_(_NEAR)),
         ("neurons", pa.list_(_NEAR)),
         # What it means. `label` is null below the gate: then the interface shows «unlabelled».
@@ -51,6 +59,12 @@ FEATURES = pa.schema(
         ("precision", pa.float32()),  # of the shown label, by the test that decides: tokens (rule), windows (llm)
         ("recall", pa.float32()),
         ("tier", pa.string()),  # one of TIERS; rare: fires too seldom to be tested
+        ("label_patterns", pa.int32()),  # that the shown rule counts for; null for a label that is no rule
+        # The longest rule, for monitors: its words are no label. On the same held-out tokens, whether it passed or not.
+        ("detector_patterns", pa.int32()),
+        ("detector_precision", pa.float32()),
+        ("detector_recall", pa.float32()),
+        ("detector_passed", pa.bool_()),  # whether it cleared the gate
     ]
 )
 
@@ -85,8 +99,9 @@ LABELS = pa.schema(
     [
         ("feature", pa.int32()),
         ("label", pa.string()),
-        ("source", pa.string()),  # rule, llm, human
-        ("rule", pa.string()),  # rule: the exact test behind the words, JSON
+        ("source", pa.string()),  # rule, llm, human; detector: a long rule, whose words say a part of it
+        ("rule", pa.string()),  # rule, detector: the exact test, JSON
+        ("patterns", pa.int32()),  # rule, detector: how many it counts for; a list of up to five tokens is one
         ("model", pa.string()),  # llm: which; human: who
         ("made", pa.string()),  # human: when, ISO 8601
         ("evidence", pa.string()),  # what it was made from: kinds and ranks of contexts, prompt hash ...
@@ -96,7 +111,7 @@ LABELS = pa.schema(
         ("negatives_tested", pa.int64()),
         ("balanced_accuracy", pa.float32()),
         ("precision", pa.float32()),
-        ("precision_low", pa.float32()),  # 95% Wilson interval
+        ("precision_low", pa.float32()),  # 95% interval, by documents
         ("precision_high", pa.float32()),
         ("recall", pa.float32()),
         ("recall_low", pa.float32()),
@@ -108,7 +123,10 @@ LABELS = pa.schema(
 TABLES = {"features": FEATURES, "contexts": CONTEXTS, "edges": EDGES, "labels": LABELS}
 # The column with the feature that a row belongs to; rows are sorted by it.
 KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
-TIERS = ("high", "medium", "unlabelled", "rare", "dead")
+# withheld: the label passed, but no more of them do than of the floors, so that passing says nothing here.
+TIERS = ("high", "medium", "withheld", "unlabelled", "rare", "dead")
+# Tiers whose label is shown, and those of features that could not be tested.
+SHOWN_TIERS, UNTESTED_TIERS = ("high", "medium", "withheld"), ("rare", "dead")
 
 
 def file_of(table: str) -> str:

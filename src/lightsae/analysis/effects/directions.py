@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightsae.errors import SiteError, arg
+from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
 # Cosines that agree so far are ties, and the lower id comes first: the last float32 digits depend on how a product was
@@ -78,14 +79,33 @@ def nearest_by_cosine(W: Float[Tensor, "F D"], k: int, *, chunk: int = 1024) -> 
 
 
 @torch.inference_mode()
-def aligned_neurons(W: Float[Tensor, "F D"], k: int) -> Neighbours:
-    """Return the coordinates of the site with the largest |cosine| with each feature: component / norm, signed.
+def aligned_neurons(W: Float[Tensor, "F D"], k: int, written: Float[Tensor, "N D"] | None = None) -> Neighbours:
+    """Return the neurons with the largest |cosine| between what they write and each feature, signed.
 
-    Among equals the lower coordinate comes first; a row of zeros has cosine 0 with all.
+    Args:
+        W: Directions of the features; a row of zeros has cosine 0 with all.
+        k: Neurons per feature.
+        written: Directions of the neurons; None: they are the coordinates of the site.
+
+    Returns:
+        Signed cosines; among equals the lower neuron first.
     """
-    cosines = F.normalize(W.float()).round_(decimals=_DECIMALS)
-    ids = _largest(cosines.abs(), min(k, W.shape[1]))
+    cosines = F.normalize(W.float())
+    if written is not None:
+        cosines = cosines @ F.normalize(written.float()).T.to(cosines.device)
+    cosines = cosines.round_(decimals=_DECIMALS)
+    ids = _largest(cosines.abs(), min(k, cosines.shape[1]))
     return Neighbours(ids.int().cpu().numpy(), cosines.gather(1, ids).cpu().numpy())
+
+
+def neuron_directions(model: LanguageModel, site: str) -> Float[Tensor, "N D"] | None:
+    """Return what each neuron at an `mlp_act` adds to the MLP's output: a row of the down projection."""
+    module = model.site(site).module
+    weight: Tensor | None = getattr(module, "weight", None)
+    if weight is None or weight.ndim != 2:
+        return None
+    # transformers' Conv1D keeps (in, out).
+    return (weight.T if isinstance(module, nn.Linear) else weight).detach()
 
 
 def _largest(values: Float[Tensor, "F N"], k: int) -> Int[Tensor, "F k"]:

@@ -24,7 +24,7 @@ from lightsae.progress import Progress
 from lightsae.sae import SparseAutoencoder
 
 # Rows that scales are measured on, tokens of the prompt of S_out, neighbours per feature.
-_ROWS, _PROMPT_TOKENS, _NEAREST = 32, 16, 8
+_ROWS, _PROMPT_TOKENS, NEAREST = 32, 16, 8
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Effects:
         logits: What it adds to the logits directly.
         s_in, s_out: (F,) whether it stands for what is read, or for what is written.
         ablation: What changes when it is removed.
-        nearest, neurons: Features and coordinates that its direction is close to.
+        nearest, neurons: Features, and neurons or coordinates of the site, that its direction is close to.
         manifest: Scales that the effects were measured with.
     """
 
@@ -71,19 +71,19 @@ class Effects:
             sae: In eval mode.
             model: The main model of its sites.
             windows: The strongest windows of each latent.
-            text: Scales are measured on its first rows.
+            text: Scales are measured on rows from all over it.
             ablation_windows: Windows per latent that it is removed on; 0: none.
             progress: Receives the stages.
         """
         widths = sae.widths
-        self.nearest = nearest_by_cosine(sae.W_dec.detach(), _NEAREST)
+        self.nearest = nearest_by_cosine(sae.W_dec.detach(), NEAREST)
         if widths.read == widths.predicted and len(widths.predicted) == 1:
-            self.neurons = aligned_neurons(sae.W_dec.detach(), _NEAREST)
+            self.neurons = aligned_neurons(sae.W_dec.detach(), NEAREST)
         written = [site for site in widths.predicted if site.model == model.name]
         if not written or not model.has_next_token_head:
             return
         site = written[-1]
-        rows = torch.from_numpy(text.tokens[:_ROWS].astype(np.int64)).to(model.device)
+        rows = torch.from_numpy(text.spread(_ROWS).tokens.astype(np.int64)).to(model.device)
         with progress.stage("effects on logits", 1):
             scale = final_norm_scale(model, rows)
             self.logits = direct_logits(sae, model, site=site, norm_scale=scale)

@@ -15,7 +15,8 @@ from lightsae.analysis.dashboard.figures import write_figures
 from lightsae.analysis.dashboard.maps import activation_map, decoder_map
 from lightsae.analysis.dashboard.tensorboard import write_tensorboard
 from lightsae.analysis.effects.directions import directions
-from lightsae.analysis.interpret.population import NEURONS, SAE
+from lightsae.analysis.interpret.floors import NEURONS
+from lightsae.analysis.interpret.population import SAE
 from lightsae.analysis.interpret.run import Interpretation
 from lightsae.analysis.labels.patterns import CLASSES, class_of
 from lightsae.analysis.labels.wording import quoted
@@ -43,11 +44,11 @@ class Presentation:
         tables, populations = self.tables, self.made.populations
         neurons = populations[NEURONS].tables if NEURONS in populations else None
         manifest = json.loads((staged / "dictionary.json").read_text(encoding="utf-8"))
-        maps = self.maps()
+        maps, kind = self.maps(), self.made.manifest["summary"].get("neurons", {}).get("kind", "")
         write_dashboard(staged, tables, manifest, neurons=neurons, maps=maps)
         (staged / PICTURES).mkdir()
-        write_figures(staged / PICTURES, tables, neurons=neurons, maps=maps)
-        write_tensorboard(staged / TENSORBOARD, tables, W_dec=self._decoder(), neurons=neurons, maps=maps)
+        write_figures(staged / PICTURES, tables, neurons=neurons, maps=maps, kind=kind)
+        write_tensorboard(staged / TENSORBOARD, tables, W_dec=self._decoder(), neurons=neurons, maps=maps, kind=kind)
 
     def maps(self) -> list[Map]:
         """Return the map of the directions, and those of the activations before and after."""

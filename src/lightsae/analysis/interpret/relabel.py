@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from lightsae.analysis.dashboard.pages import rewrite_features
-from lightsae.analysis.dictionary.card import figures
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
+from lightsae.analysis.dictionary.figures import figures
 from lightsae.analysis.dictionary.schema import FEATURES, LABELS
 from lightsae.analysis.dictionary.writer import write_dictionary
+from lightsae.analysis.labels.gate import withheld
 from lightsae.analysis.labels.llm.examples import ScorePool
 from lightsae.analysis.labels.llm.material import FeatureMaterial, Labelled, material_of
 from lightsae.analysis.reading.features import SAEFeatures
@@ -79,7 +80,7 @@ class Subjects:
 
 
 def with_labels(dictionary: FeatureDictionary, rows: Sequence[Row], shown: Mapping[int, Row]) -> dict[str, pa.Table]:
-    """Return the tables of a dictionary with further labels.
+    """Return the tables of a dictionary with further labels; tiers stay withheld where they were.
 
     Args:
         dictionary: As it is.
@@ -89,6 +90,8 @@ def with_labels(dictionary: FeatureDictionary, rows: Sequence[Row], shown: Mappi
     features = dictionary.features().to_pylist()
     for row in features:
         row |= shown.get(row["feature"], {})
+        if dictionary.manifest["summary"].get("above_chance") is False:
+            row["tier"] = withheld(row["tier"])
     replaced = {(row["feature"], row["source"]) for row in rows}
     kept = [row for row in dictionary.labels().to_pylist() if (row["feature"], row["source"]) not in replaced]
     return {
@@ -108,6 +111,7 @@ def shown_by_judge(labelled: Sequence[Labelled]) -> dict[int, Row]:
             changes[one.feature] = {
                 "label": one.label,
                 "label_source": "llm",
+                "label_patterns": None,
                 "precision": weakest.precision,
                 "recall": weakest.recall,
                 "tier": one.tier,
@@ -118,7 +122,13 @@ def shown_by_judge(labelled: Sequence[Labelled]) -> dict[int, Row]:
 def shown_by_people(rows: Sequence[Row]) -> dict[int, Row]:
     """Return what people's labels change: they are shown as theirs, untested, without figures."""
     return {
-        row["feature"]: {"label": row["label"], "label_source": "human", "precision": None, "recall": None}
+        row["feature"]: {
+            "label": row["label"],
+            "label_source": "human",
+            "precision": None,
+            "recall": None,
+            "label_patterns": None,
+        }
         for row in rows
     }
 

@@ -2,7 +2,8 @@
 
     text -> contexts (one pass) -> effects -> labels, learned and tested -> tables -> a folder
 
-Raw neurons of the site go through the same stages beside the latents, and random directions as a floor.
+Raw neurons of the blocks read go through the same stages beside the latents; floors, that fire as often, through the
+last. Where the latents' labels pass no more often than a floor's, their tiers are withheld.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,26 +17,28 @@ import torch
 from lightsae.analysis.contexts.moments import HISTOGRAM_EDGES
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
-from lightsae.analysis.dictionary.card import median
+from lightsae.analysis.dictionary.figures import above_chance, against, f1_against, median_of
 from lightsae.analysis.dictionary.writer import write_dictionary
-from lightsae.analysis.effects.stage import Effects
-from lightsae.analysis.interpret.population import NEURONS, RANDOM, SAE, Population
+from lightsae.analysis.effects.stage import NEAREST, Effects
+from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, held_against, neuron_sites, neurons_near
+from lightsae.analysis.interpret.population import SAE, Population
 from lightsae.analysis.labels.gate import Gate
+from lightsae.analysis.labels.learning import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.stage import label_offline
-from lightsae.analysis.reading.features import FeatureSource, NeuronFeatures, RandomFeatures, SAEFeatures, read_sites
+from lightsae.analysis.reading.features import SAEFeatures, read_sites
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import ConfigError, CorpusError, arg
+from lightsae.lm.dtypes import dtype_name
 from lightsae.lm.model import vocabulary_of
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
-from lightsae.randomness import keyed_generator
-from lightsae.sae import SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder
 from lightsae.version import version
 
-# Rows that means and thresholds are measured on; random directions.
-_SAMPLE_ROWS, _RANDOM_FEATURES = 32, 256
+# Rows that are drawn in maps.
+_SAMPLE_ROWS = 32
 # The least that each setting can be.
 _LEAST = {
     "tokens": 1,
@@ -61,7 +64,7 @@ class InterpretSettings:
         sampled: Windows sampled by activation; strata are cut from them.
         near_misses: Windows kept where a feature nearly fired.
         ablation_windows: Windows a feature is removed on, to see what changes; 0: none.
-        neurons: Run the same on the raw neurons of the site, for comparison.
+        neurons: Run the same on the raw neurons (`mlp_act`, both signs) of the blocks read, for comparison.
         gate: What a label has to reach before it is shown.
         seed: Seed of samples and floors.
 
@@ -118,37 +121,46 @@ def interpret(loaded: LoadedSAE, out: Path, settings: InterpretSettings, progres
         ConfigError: Less text is asked for than one row.
         CorpusError: The corpus has no text for one of its uses.
     """
-    sae, model, reader = loaded.sae, loaded.main_model, loaded.reader()
+    sae, model = loaded.sae, loaded.main_model
     vocabulary = vocabulary_of(model)
+    neurons = neuron_sites(sae, loaded.models) if settings.neurons else None
+    reader = loaded.reader(beside=tuple(neurons or ()))
     with progress.stage("text", 1):
         texts = _texts(loaded, settings)
     sample, sample_tokens = _sample(reader, texts, sae)
     kept = ContextSettings(settings.contexts, settings.sampled, settings.near_misses, settings.seed)
-    populations = {}
-    for name, source in _sources(sae, sample, settings).items():
-        total = texts.contexts.n_tokens
-        statistics = ContextStatistics(source, len(vocabulary), total, kept, together=name == SAE)
-        populations[name] = Population(name, source, statistics, vocabulary)
+    sources = {SAE: SAEFeatures(sae)} | comparisons(sae, neurons, reader, texts.contexts, settings.seed, progress)
+    populations = {name: Population(name, source, vocabulary) for name, source in sources.items()}
+    described = {name: one for name, one in populations.items() if name not in FLOORS}
+    for name, population in described.items():
+        population.statistics = ContextStatistics(
+            population.source, len(vocabulary), texts.contexts.n_tokens, kept, together=name == SAE
+        )
     inputs = {
         "sae": loaded.saved.sha256,
         "corpus": texts.fingerprint,
         "rows": len(texts.contexts),
         "settings": asdict(settings),
         "reading": str(loaded.reading),
+        "neurons": str(neurons),
+        "dtype": dtype_name(model.dtype),
     }
     saved = SavedPass(out, inputs)
-    statistics_of = {name: population.statistics for name, population in populations.items()}
+    statistics_of = {name: population.counted for name, population in described.items()}
     gather_contexts(statistics_of, reader, texts.contexts, saved, progress)
-    for population in populations.values():
-        population.effects = Effects.of_windows(population.statistics.top.windows(), vocabulary, settings.seed)
+    for population in described.values():
+        population.effects = Effects.of_windows(population.counted.top.windows(), vocabulary, settings.seed)
     latents = populations[SAE]
-    windows = latents.statistics.top.windows()
+    windows = latents.counted.top.windows()
     latents.effects.add_those_of(sae, model, windows, texts.contexts, settings.ablation_windows, progress)
+    if neurons is not None and (near := neurons_near(sae, neurons, loaded.models, NEAREST)) is not None:
+        latents.effects.neurons = near
     everyone = list(populations.values())
     labels = label_offline(everyone, reader, texts, vocabulary, settings.gate, settings.seed, progress)
     for population, its_labels in zip(everyone, labels, strict=True):
         population.labels = its_labels
-    manifest = _manifest(loaded, texts, settings, populations)
+    latents.labels, floors = held_against(latents.labels, {name: populations[name].labels for name in FLOORS})
+    manifest = _manifest(loaded, texts, settings, populations, floors, neurons)
     return Interpretation(populations, manifest, sample, sample_tokens, saved)
 
 
@@ -186,55 +198,46 @@ def _texts(loaded: LoadedSAE, settings: InterpretSettings) -> Texts:
 
 
 def _sample(reader: ActivationReader, texts: Texts, sae: SparseAutoencoder) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the counted tokens of the first rows: raw activations at what is read, and token ids."""
+    """Return the counted tokens of rows from all over the text: raw activations at what is read, and token ids."""
     activations, tokens = [], []
-    for batch, counted in reader.batches(next(texts.contexts.batches(_SAMPLE_ROWS))):
+    for batch, counted in reader.batches(texts.contexts.spread(_SAMPLE_ROWS)):
         kept = torch.from_numpy(counted.ravel()).to(batch.tokens.device)
         activations.append(read_sites(batch.activations, sae.widths.read)[kept].float())
         tokens.append(batch.tokens[kept].cpu().numpy())
     return torch.cat(activations), np.concatenate(tokens)
 
 
-def _sources(sae: SparseAutoencoder, sample: torch.Tensor, settings: InterpretSettings) -> dict[str, FeatureSource]:
-    sources: dict[str, FeatureSource] = {SAE: SAEFeatures(sae)}
-    if settings.neurons:
-        sources[NEURONS] = NeuronFeatures(sae.widths.read, sample)
-    generator = keyed_generator(settings.seed, "random features")
-    floor = RandomFeatures(sae.widths.read, _RANDOM_FEATURES, generator)
-    with torch.no_grad():
-        fires = (sae.encode(sample) > 0).float().mean(0)
-    alive = fires[fires > 0]
-    # As often as the latents fire: the spread of their frequencies, not its mean, for frequent features are easier.
-    quantiles = torch.linspace(0, len(alive) - 1, _RANDOM_FEATURES).long()
-    floor.calibrate(sample, alive.sort().values[quantiles.to(alive.device)])
-    sources[RANDOM] = floor
-    return sources
-
-
 def _manifest(
-    loaded: LoadedSAE, texts: Texts, settings: InterpretSettings, populations: Mapping[str, Population]
+    loaded: LoadedSAE,
+    texts: Texts,
+    settings: InterpretSettings,
+    populations: Mapping[str, Population],
+    floors: dict[str, Any],
+    sites: Mapping[SiteRef, int] | None,
 ) -> dict[str, Any]:
     latents, neurons, model = populations[SAE], populations.get(NEURONS), loaded.main_model
-    floors = {
-        "shuffled labels": latents.labels.floor,
-        "random directions": populations[RANDOM].labels.labelled_share,
-    }
     summary: dict[str, Any] = latents.figures | {
         "floors": floors,
-        "window_coherence_by_chance": median(latents.effects.window_coherence.null),
-        "document_coherence_by_chance": median(latents.effects.document_coherence.null),
+        "above_chance": above_chance(floors),
+        "window_coherence_by_chance": median_of("null", latents.effects.window_coherence.null)["null_median"],
+        "document_coherence_by_chance": median_of("null", latents.effects.document_coherence.null)["null_median"],
     }
-    if neurons is not None:
-        summary["neurons"] = neurons.figures
-        if neurons.labels.floor is not None:
-            floors["shuffled labels of neurons"] = neurons.labels.floor
+    if neurons is not None and sites is not None:
+        kind = "raw neurons" if all(".mlp_act." in f".{ref.site}" for ref in sites) else "coordinates of the site"
+        summary["neurons"] = neurons.figures | {
+            "kind": kind,
+            "sites": [str(ref) for ref in sites],
+            "width": sum(sites.values()),
+            "difference": against(latents.labels.tiers, neurons.labels.tiers)
+            | f1_against(latents.labels.f1, neurons.labels.f1),
+        }
     return {
         "sae": loaded.saved.entry,
-        "model": {"name": model.name, "revision": model.revision},
+        "model": {"name": model.name, "revision": model.revision, "dtype": dtype_name(model.dtype)},
         "tokenizer": loaded.tokenizer_entry(),
         "corpus": {**loaded.corpus_entry(), "fingerprint": texts.fingerprint},
         "tokens": {
-            "contexts": int(latents.statistics.moments.tokens),
+            "contexts": int(latents.counted.moments.tokens),
             "scores": int(latents.labels.scored.counted.sum()),
             "mining": texts.mining.n_tokens,
             "rows_left_out": texts.left_out,
@@ -242,7 +245,15 @@ def _manifest(
         "seeds": {"seed": settings.seed},
         "code_version": version(),
         "histogram_edges": HISTOGRAM_EDGES,
-        "labels": {"offline": {"gate": asdict(settings.gate), "fires_above": FIRES_ABOVE}, "llm": None},
+        "labels": {
+            "offline": {
+                "gate": asdict(settings.gate),
+                "fires_above": FIRES_ABOVE,
+                "most_patterns": LABEL_PATTERNS,
+                "listed_tokens": LIST_TOKENS,
+            },
+            "llm": None,
+        },
         "settings": asdict(settings),
         "effects": latents.effects.manifest,
         "summary": summary,

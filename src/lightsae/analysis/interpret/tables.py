@@ -68,6 +68,8 @@ def _features(
         "precision": [score.precision if ok else None for score, ok in zip(labels.scores, passed, strict=True)],
         "recall": [score.recall if ok else None for score, ok in zip(labels.scores, passed, strict=True)],
         "tier": labels.tiers,
+        "label_patterns": [rule.size if ok else None for rule, ok in zip(labels.rules, passed, strict=True)],
+        **_detectors(labels),
     }
     for name, pairs in (("on", statistics.on), ("before", statistics.before), ("after", statistics.after)):
         tokens, counts = pairs.top(TOKENS_TOLD)
@@ -156,24 +158,41 @@ def _edges(statistics: ContextStatistics, effects: Effects) -> pa.Table:
     return pa.concat_tables(parts)
 
 
+def _detectors(labels: OfflineLabels) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "patterns": [rule.size for rule in labels.detectors],
+        "precision": [score.precision for score in labels.detector_scores],
+        "recall": [score.recall for score in labels.detector_scores],
+        "passed": labels.detected,
+    }
+    known = [rule.size > 0 for rule in labels.detectors]
+    return {
+        f"detector_{name}": [value if ok else None for value, ok in zip(values, known, strict=True)]
+        for name, values in columns.items()
+    }
+
+
 def _labels(labels: OfflineLabels) -> pa.Table:
+    shown = (labels.words, labels.rules, labels.scores, [tier in SHOWN for tier in labels.tiers])
+    detecting = (labels.detector_words, labels.detectors, labels.detector_scores, labels.detected)
     rows = []
-    columns = zip(labels.words, labels.rules, labels.scores, labels.tiers, strict=True)
-    for feature, (words, rule, score, tier) in enumerate(columns):
-        if rule.patterns:
-            rows.append(
-                {
-                    "feature": feature,
-                    "label": words,
-                    "source": "rule",
-                    "rule": json.dumps({"patterns": rule.patterns, "shares": [round(s, 5) for s in rule.shares]}),
-                    "evidence": "firings on training documents; length chosen on the documents of the contexts",
-                    "test": "tokens",
-                    "negatives": "natural",
-                    **score.columns(),
-                    "passed": tier in SHOWN,
-                }
-            )
+    for source, columns in (("rule", shown), ("detector", detecting)):
+        for feature, (words, rule, score, passed) in enumerate(zip(*columns, strict=True)):
+            if rule.patterns:
+                rows.append(
+                    {
+                        "feature": feature,
+                        "label": words,
+                        "source": source,
+                        "rule": json.dumps({"patterns": rule.patterns, "shares": [round(s, 5) for s in rule.shares]}),
+                        "patterns": rule.size,
+                        "evidence": "firings on training documents; chosen on the documents of the contexts",
+                        "test": "tokens",
+                        "negatives": "natural",
+                        **score.columns(),
+                        "passed": passed,
+                    }
+                )
     return pa.Table.from_pylist(rows, schema=LABELS)
 
 

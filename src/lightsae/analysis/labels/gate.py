@@ -2,6 +2,7 @@
 
 Tiers:  high        both lower bounds of the 95% intervals clear the gate
         medium      precision and recall themselves clear it
+        withheld    they do, but no more labels pass than those of floors: see `withheld`
         unlabelled  they do not; the interface shows no label
         rare        fewer positives were tested than it takes to know
         dead        the feature never fires
@@ -9,12 +10,13 @@ Tiers:  high        both lower bounds of the 95% intervals clear the gate
 
 from dataclasses import dataclass
 
+from lightsae.analysis.dictionary.schema import SHOWN_TIERS, TIERS
 from lightsae.analysis.labels.scoring import Scores
 from lightsae.errors import ConfigError
 
-HIGH, MEDIUM, UNLABELLED, RARE, DEAD = "high", "medium", "unlabelled", "rare", "dead"
+HIGH, MEDIUM, WITHHELD, UNLABELLED, RARE, DEAD = TIERS
 # Tiers whose label is shown.
-SHOWN = (HIGH, MEDIUM)
+SHOWN = SHOWN_TIERS
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,8 @@ class Gate:
         if scores.precision_interval[0] >= self.precision and scores.recall_interval[0] >= self.recall:
             return HIGH
         return MEDIUM if scores.precision >= self.precision and scores.recall >= self.recall else UNLABELLED
+
+
+def withheld(tier: str) -> str:
+    """Return the tier where labels pass no more often than those of floors."""
+    return WITHHELD if tier in SHOWN else tier

@@ -3,15 +3,20 @@
 Axes: T tokens of a text, V vocabulary.
 
 A kind of pattern gives every token one key (say, the pair of the token before and the token itself); a pattern is a
-kind with one key. Nearly all look at the token and at what stands before it, which is what a causal model can know.
+kind with one key. Nearly all look at the token and at what stands before it, which is what a causal model can know; the
+concepts look at the whole document.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightsae.analysis.labels.concepts import aspects_of
+from lightsae.analysis.labels.python_source import ASPECTS
 
 Keys = NDArray[np.int64]
 
@@ -27,6 +32,8 @@ CLASSES = (
     "punctuation",
     "another sign",
 )
+# The kinds with a state are no longer learned: they say what a reader who begins at the row's start would take for a
+# string, and `region` knows. Rules of older dictionaries have them.
 STATES = ("outside strings and comments", "inside a string", "inside a comment", "inside a long string")
 # Of what the key of each kind is made up, the most significant first.
 _PARTS = {
@@ -39,8 +46,14 @@ _PARTS = {
     "in_state": ("state", "token"),
     "class_in_state": ("state", "token_class"),
     "before": ("token", "after"),
+    # Concepts: an aspect of the place alone, with the token, with its class.
+    **{aspect: (aspect,) for aspect in ASPECTS},
+    **{f"{aspect}_token": (aspect, "token") for aspect in ASPECTS},
+    **{f"{aspect}_class": (aspect, "token_class") for aspect in ASPECTS},
 }
-KINDS = tuple(_PARTS)
+KINDS = tuple(kind for kind, parts in _PARTS.items() if "state" not in parts)
+# How many things a pattern of each kind names.
+N_PARTS = {kind: len(parts) for kind, parts in _PARTS.items()}
 _N_CLASSES = len(CLASSES) + 1
 _NOTHING = len(CLASSES)  # before the start of the row
 
@@ -57,6 +70,8 @@ class Pattern:
         before_class: Class of the token before; -1 if it is not given.
         state: Index of STATES; -1 if it is not given.
         after: The token after it; -1 if it is not given.
+        aspect: Name of an aspect of its place, see `python_source.ASPECTS`; empty if none is given.
+        value: Number of what that aspect is.
     """
 
     kind: str
@@ -66,6 +81,8 @@ class Pattern:
     before_class: int = -1
     state: int = -1
     after: int = -1
+    aspect: str = ""
+    value: int = -1
 
 
 class PatternKeys:
@@ -74,9 +91,17 @@ class PatternKeys:
     Args:
         tokens: (rows, S) token ids; nothing is known of what stands before a row.
         texts: (V,) what each token says.
+        documents: (rows, S) running numbers of the documents; None: every row is one.
+        numbers: (rows,) running numbers of the rows: one that follows on another continues its last document.
     """
 
-    def __init__(self, tokens: NDArray[np.int32], texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokens: NDArray[np.int32],
+        texts: Sequence[str],
+        documents: NDArray[np.int64] | None = None,
+        numbers: NDArray[np.int64] | None = None,
+    ) -> None:
         self.vocabulary = len(texts)
         current = tokens.astype(np.int64)
         classes = np.array([class_of(text) for text in texts] + [_NOTHING])
@@ -89,23 +114,43 @@ class PatternKeys:
             "token_class": classes[current],
             "before_class": classes[previous],
             "state": states_of(tokens, texts),
+            **aspects_of(tokens, texts, documents, numbers),
         }
         self.keys: dict[str, Keys] = {}
         for kind, names in _PARTS.items():
             key = parts[names[0]]
             for name in names[1:]:
                 key = key * self._base(name) + parts[name]
+            if kind.startswith(tuple(ASPECTS)):
+                # Nothing is known of the place: then no concept holds there.
+                key = np.where(parts[names[0]] == 0, -1, key)
             self.keys[kind] = key.ravel()
+
+    def frames(self, kind: str, keys: Keys) -> Keys:
+        """Return keys without their token: equal for the patterns of a kind that read as one list of tokens."""
+        names = _PARTS[kind]
+        if "token" not in names:
+            return keys
+        place = names.index("token")
+        below = int(np.prod([self._base(name) for name in names[place + 1 :]], dtype=np.int64))
+        token = keys // below % (self.vocabulary + 1)
+        return keys - token * below
 
     def pattern(self, kind: str, key: int) -> Pattern:
         """Return the pattern that a key stands for."""
         first, *others = _PARTS[kind]
-        values = {}
+        values: dict[str, Any] = {}
         for name in reversed(others):
             key, values[name] = divmod(key, self._base(name))
         values[first] = key
         before = tuple(values.pop(name) for name in ("second", "previous") if name in values)
+        if aspect := next((name for name in ASPECTS if name in values), ""):
+            return Pattern(kind, aspect=aspect, value=values.pop(aspect), **values)
         return Pattern(kind, before=before, **values)
+
+    def patterns(self, keys: Iterable[tuple[str, int]]) -> list[Pattern]:
+        """Return the patterns that (kind, key) pairs stand for."""
+        return [self.pattern(kind, key) for kind, key in keys]
 
     def _base(self, part: str) -> int:
         """Return how many values a part of a key may have; beyond the row's ends a token is `vocabulary`."""

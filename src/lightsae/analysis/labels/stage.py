@@ -10,11 +10,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.labels.gate import DEAD, SHOWN, Gate
+from lightsae.analysis.labels.gate import DEAD, RARE, SHOWN, Gate
+from lightsae.analysis.labels.learning import DETECTOR_PATTERNS, LABEL_PATTERNS, LIMITS, learn_rules
 from lightsae.analysis.labels.patterns import PatternKeys
-from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule, learn_rules
+from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
 from lightsae.analysis.labels.scoring import Scores, shuffled_scores, token_scores
-from lightsae.analysis.labels.wording import in_words
+from lightsae.analysis.labels.wording import in_short, in_words, names_of
 from lightsae.analysis.reading.features import FeatureSource
 from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists, read_firing_lists
 from lightsae.analysis.reading.reader import ActivationReader
@@ -27,11 +28,16 @@ class OfflineLabels:
     """The labels of one population.
 
     Attributes:
-        words: (F,) what each rule says; empty where there is none.
-        rules: (F,) the tests behind the words.
-        scores: (F,) verdicts on every counted token of the scoring documents.
+        words: (F,) what each label says: all of its rule; empty where there is none.
+        rules: (F,) the tests behind the words, of at most `LABEL_PATTERNS` patterns.
+        scores: (F,) their verdicts on every counted token of the scoring documents.
         tiers: (F,) see `gate`.
-        floor: Share of the features with a rule that another one's rule would have passed for; None below two.
+        detectors: (F,) the longest rules, which no words say in full.
+        detector_words: (F,) their most telling patterns.
+        detector_scores: (F,) their verdicts.
+        detected: (F,) whether these cleared the gate.
+        shuffled: Of the features with a label, whether another one's label would have passed for it; none below two.
+        curve: Share of the tested features with a rule that passed, by the most patterns that a rule may have.
         scored: Firings on the scoring documents.
     """
 
@@ -39,14 +45,19 @@ class OfflineLabels:
     rules: list[Rule]
     scores: list[Scores]
     tiers: list[str]
-    floor: float | None
+    detectors: list[Rule]
+    detector_words: list[str]
+    detector_scores: list[Scores]
+    detected: list[bool]
+    shuffled: list[bool]
+    curve: dict[int, float]
     scored: FiringLists
 
     @property
-    def labelled_share(self) -> float:
-        """Share of the living features with a label that passed."""
-        alive = sum(tier != DEAD for tier in self.tiers)
-        return sum(tier in SHOWN for tier in self.tiers) / max(1, alive)
+    def f1(self) -> NDArray[np.float64]:
+        """(n,) F1 of the label of each tested feature, whether it passed or not."""
+        both = zip(self.scores, self.tiers, strict=True)
+        return np.array([score.f1 for score, tier in both if tier not in (DEAD, RARE)], np.float64)
 
 
 @runtime_checkable
@@ -93,29 +104,47 @@ def label_offline(
         collectors = [FiringCollector(population.source, population.maximum) for population in populations]
         return read_firing_lists(collectors, reader, rows, f"labels: {stage}", progress)
 
-    def places(rows: TextRows, lists: FiringLists) -> PatternPlaces:
-        return PatternPlaces(table, PatternKeys(rows.tokens, vocabulary), lists.counted)
+    def keys(rows: TextRows) -> PatternKeys:
+        return PatternKeys(rows.tokens, vocabulary, rows.documents, rows.numbers)
 
     mining = texts.mining if len(texts.mining) else texts.contexts
     mined, chosen, tested = firings(mining, "learn"), firings(texts.contexts, "choose"), firings(texts.scores, "test")
-    keys = PatternKeys(mining.tokens, vocabulary)
-    table = PatternTable(keys, mined[0].counted)
-    choosing, testing = places(texts.contexts, chosen[0]), places(texts.scores, tested[0])
+    mined_keys = keys(mining)
+    table = PatternTable(mined_keys, mined[0].counted)
+    choosing = PatternPlaces(table, keys(texts.contexts), chosen[0].counted)
+    testing = PatternPlaces(table, keys(texts.scores), tested[0].counted)
+    names = names_of(vocabulary)
     labels = []
     for population, learn, choose, test in zip(populations, mined, chosen, tested, strict=True):
         with progress.stage(f"labels: {population.name}", population.source.n_features) as report:
-            rules = learn_rules(table, learn, choosing, choose, report)
-        scores = token_scores(rules, testing, test)
+            learned = learn_rules(table, learn, choosing, choose, report)
+        by_limit = {limit: [rules[limit] for rules in learned] for limit in LIMITS}
+        scores = {limit: token_scores(rules, testing, test) for limit, rules in by_limit.items()}
+        tiers = {
+            limit: [gate.tier(score, int(n)) for score, n in zip(some, population.fires, strict=True)]
+            for limit, some in scores.items()
+        }
+        rules, detectors = by_limit[LABEL_PATTERNS], by_limit[DETECTOR_PATTERNS]
         with_rule = np.flatnonzero([bool(rule.patterns) for rule in rules])
         shuffled = shuffled_scores(rules, testing, test, with_rule, seed)
         labels.append(
             OfflineLabels(
-                words=[in_words([keys.pattern(*pattern) for pattern in rule.patterns], vocabulary) for rule in rules],
+                words=[in_words(mined_keys.patterns(rule.patterns), names) for rule in rules],
                 rules=rules,
-                scores=scores,
-                tiers=[gate.tier(score, int(n)) for score, n in zip(scores, population.fires, strict=True)],
-                floor=float(np.mean([gate.passed(score) for score in shuffled])) if shuffled else None,
+                scores=scores[LABEL_PATTERNS],
+                tiers=tiers[LABEL_PATTERNS],
+                detectors=detectors,
+                detector_words=[in_short(mined_keys.patterns(rule.patterns), names) for rule in detectors],
+                detector_scores=scores[DETECTOR_PATTERNS],
+                detected=[tier in SHOWN for tier in tiers[DETECTOR_PATTERNS]],
+                shuffled=[gate.passed(score) for score in shuffled],
+                curve={limit: labelled_share(some) for limit, some in tiers.items()},
                 scored=test,
             )
         )
     return labels
+
+
+def labelled_share(tiers: Sequence[str]) -> float:
+    """Return the share of the tested features with a label that passed."""
+    return sum(tier in SHOWN for tier in tiers) / max(1, sum(tier not in (DEAD, RARE) for tier in tiers))

@@ -1,63 +1,92 @@
-"""A rule in words: «`self` after `(`; `return`; a number inside a string»."""
+"""A rule in words: «`self` after `(`; `return`; a number inside a docstring». The words of a label say all of it."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from lightsae.analysis.labels.patterns import CLASSES, STATES, Pattern
+from lightsae.analysis.labels.python_source import ASPECTS
 
-# Phrases, and tokens in one phrase, that are written out; the rest is counted, and stands in full in the rule.
+# Phrases, and tokens in one phrase, that are written out of a detector; the rest is counted, and stands in the rule.
 PHRASES, TOKENS = 4, 5
 
 
-def in_words(patterns: Sequence[Pattern], texts: Sequence[str]) -> str:
-    """Return a rule in words, the most telling patterns first; an empty string for no patterns.
+def names_of(texts: Sequence[str]) -> list[str]:
+    """Return a name for each token, all different: what it says, and its number where others say the same.
+
+    >>> names_of([" a", "a", chr(0xFFFD), chr(0xFFFD)])
+    ['` a`', '`a`', '`\ufffd` (token 2)', '`\ufffd` (token 3)']
+    """
+    names = [quoted(text) for text in texts]
+    often = Counter(names)
+    return [f"{name} (token {token})" if often[name] > 1 else name for token, name in enumerate(names)]
+
+
+def in_words(patterns: Sequence[Pattern], names: Sequence[str]) -> str:
+    """Return a rule in words, all of it; an empty string for no patterns.
 
     Args:
         patterns: Of the rule, in its order.
-        texts: What each token says.
+        names: Of each token, see `names_of`.
     """
-    groups: dict[tuple[str, object], list[str]] = {}
+    return "; ".join(shape.format(", ".join(items)) for shape, items in _phrases(patterns, names))
+
+
+def in_short(patterns: Sequence[Pattern], names: Sequence[str]) -> str:
+    """Return the most telling patterns of a long rule in words, and how many more there are."""
+    phrases = _phrases(patterns, names)
+    written = [shape.format(_listed(items)) for shape, items in phrases[:PHRASES]]
+    left = sum(len(items) for _, items in phrases[PHRASES:])
+    return "; ".join([*written, *([f"and {left} more"] if left else [])])
+
+
+def _phrases(patterns: Sequence[Pattern], names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return phrases with a gap, and what goes into each: patterns that differ in their token alone share one."""
+    groups: dict[tuple[str, str], list[str]] = {}
     for pattern in patterns:
-        shape, item = _shape(pattern, texts)
-        items = groups.setdefault((shape, pattern.kind), [])
-        if item not in items:
-            items.append(item)
-    phrases = [shape.format(_listed(items)) for (shape, _), items in groups.items()]
-    left = sum(len(items) for items in list(groups.values())[PHRASES:])
-    return "; ".join([*phrases[:PHRASES], *([f"and {left} more"] if left else [])])
+        groups.setdefault((pattern.kind, _shape(pattern, names)), []).append(_item(pattern, names))
+    return [(shape, items) for (_, shape), items in groups.items()]
 
 
-def _shape(pattern: Pattern, texts: Sequence[str]) -> tuple[str, str]:
-    """Return a phrase with a gap, and what goes into the gap: patterns of one phrase are told together."""
-    token = quoted(texts[pattern.token]) if pattern.token >= 0 else _class(pattern.token_class)
-    if pattern.kind == "token":
-        return "{}", token
+def _item(pattern: Pattern, names: Sequence[str]) -> str:
+    if pattern.token >= 0:
+        return names[pattern.token]
+    return _class(pattern.token_class) if pattern.token_class >= 0 else "anything"
+
+
+def _shape(pattern: Pattern, names: Sequence[str]) -> str:
     if pattern.kind == "before":
-        return "{} before " + _escaped(_token(pattern.after, texts, "the row's end")), token
-    if pattern.kind == "two_before":
-        return "{} two tokens after " + _escaped(_token(pattern.before[0], texts)), token
-    if pattern.kind == "after_two":
-        joined = "".join(texts[t] if t < len(texts) else "" for t in pattern.before)
-        return "{} after " + _escaped(quoted(joined)), token
-    if pattern.kind == "after_class":
-        return "{} after " + _class(pattern.before_class), token
-    if pattern.kind in ("in_state", "class_in_state"):
-        return "{} " + STATES[pattern.state], token
-    return _escaped(token) + " after {}", _token(pattern.before[0], texts)
+        where = "before " + _token(pattern.after, names, "the row's end")
+    elif pattern.kind == "two_before":
+        where = "two tokens after " + _token(pattern.before[0], names)
+    elif pattern.kind == "after_class":
+        where = "after " + _class(pattern.before_class)
+    elif pattern.aspect:
+        where = ASPECTS[pattern.aspect][pattern.value]
+    elif pattern.state >= 0:
+        where = STATES[pattern.state]
+    elif pattern.before:
+        where = "after " + " then ".join(_token(token, names) for token in pattern.before)
+    else:
+        where = ""
+    return f"{{}} {_escaped(where)}" if where else "{}"
 
 
 def quoted(text: str) -> str:
     """Return a piece of text as it is quoted: in backticks, with newlines and indentation named.
 
     >>> quoted(" return"), quoted("  "), quoted(chr(10) + "    ")
-    ('`return`', '2 spaces', 'a newline and 4 spaces')
+    ('` return`', '2 spaces', 'a newline and 4 spaces')
     """
-    if not text.strip():
-        if "\n" not in text:
-            return f"{len(text)} spaces" if len(text) > 1 else "a space"
-        indent = len(text.rsplit("\n", 1)[1].expandtabs(4))
-        lines = "a newline" if text.count("\n") == 1 else f"{text.count(chr(10))} newlines"
-        return f"{lines} and {indent} spaces" if indent else lines
-    return "`" + text.strip(" ").replace("\r", "").replace("\n", "⏎").replace("\t", "⇥") + "`"
+    if not text:
+        return "an empty token"
+    if not text.strip(" "):
+        return f"{len(text)} spaces" if len(text) > 1 else "a space"
+    indent = text.lstrip("\n")
+    if not indent.strip(" "):
+        lines = len(text) - len(indent)
+        newlines = "a newline" if lines == 1 else f"{lines} newlines"
+        return newlines + (f" and {quoted(indent)}" if indent else "")
+    return "`" + text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥") + "`"
 
 
 def shortened(text: str, most: int) -> str:
@@ -69,8 +98,8 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _token(token: int, texts: Sequence[str], beyond: str = "the row's start") -> str:
-    return quoted(texts[token]) if token < len(texts) else beyond
+def _token(token: int, names: Sequence[str], beyond: str = "the row's start") -> str:
+    return names[token] if token < len(names) else beyond
 
 
 def _class(number: int) -> str:
@@ -78,9 +107,8 @@ def _class(number: int) -> str:
 
 
 def _listed(items: Sequence[str]) -> str:
-    shown_items = list(items[:TOKENS])
-    left = len(items) - len(shown_items)
-    return ", ".join(shown_items) + (f" and {left} more" if left else "")
+    left = len(items) - TOKENS
+    return ", ".join(items[:TOKENS]) + (f" and {left} more" if left > 0 else "")
 
 
 def _escaped(text: str) -> str:

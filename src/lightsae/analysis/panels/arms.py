@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.panels.concepts import Concept
+from lightsae.analysis.panels.concepts import Concept, promoted_tokens
 from lightsae.analysis.reading.compatibility import choose_site
 from lightsae.analysis.steering.interventions import Intervention
 from lightsae.analysis.steering.steer import check_feature, direction_at, steer
@@ -94,16 +94,27 @@ class Steered:
         check_feature(self.sae, feature)
         if self.dictionary is not None:
             return Concept.of(self.dictionary, feature)
-        return Concept.without_dictionary(self.model, feature, self.direction(feature))
+        choose_site(self.sae, None)  # refuses several
+        return Concept.without_dictionary(feature)
 
     def direction(self, feature: int) -> Tensor:
         """Return what a feature writes at the site that is steered, (D,)."""
         return direction_at(self.sae, choose_site(self.sae, None), feature)
 
+    def promoted(self, intervention: Intervention) -> tuple[int, ...]:
+        """Return the tokens that what is written promotes: those of the direction that is written, whosever it is."""
+        along = self.direction(intervention.feature) if intervention.along is None else intervention.along
+        return promoted_tokens(self.model, choose_site(self.sae, None).site, along)
+
     def random_direction(self, feature: int, seed: int, number: int) -> Tensor:
         """Return a direction drawn for a feature, (D,); `steer` gives it the feature's norm."""
         own = self.direction(feature)
         return torch.randn(len(own), generator=keyed_generator(seed, f"random direction {number}", feature))
+
+    def shared_direction(self, seed: int, number: int) -> Tensor:
+        """Return one of the directions that are drawn for all features, (D,)."""
+        width = len(self.direction(0))
+        return torch.randn(width, generator=keyed_generator(seed, "random direction for all", number))
 
     def other_feature(self, feature: int, seed: int) -> int:
         """Return another feature, drawn for it: one that fires and has the same tier if that is known.
@@ -124,13 +135,27 @@ class Steered:
             pool = [other for other in range(self.sae.d_sae) if other != feature] or [feature]
         return int(pool[int(torch.randint(len(pool), (1,), generator=draw))])
 
-    def arm(self, arm: Arm, interventions: Sequence[Intervention], seed: int) -> list[Intervention]:
-        """Return what an arm writes in place of the given interventions, each at the norm of its own feature."""
+    def arm(
+        self, arm: Arm, interventions: Sequence[Intervention], seed: int, number: int | None = None
+    ) -> list[Intervention]:
+        """Return what an arm writes in place of the given interventions, each at the norm of its own feature.
+
+        Args:
+            arm: Which.
+            interventions: Of the feature itself.
+            seed: Seed of what is drawn.
+            number: Which other feature, or which of the random directions for all; None: drawn for each feature.
+        """
         if arm in (NONE, PROMPT):
             return []
         if arm == FEATURE:
             return list(interventions)
-        if arm == SHUFFLED:
-            return [replace(one, along=self.direction(self.other_feature(one.feature, seed))) for one in interventions]
-        number = RANDOMS.index(arm)
-        return [replace(one, along=self.random_direction(one.feature, seed, number)) for one in interventions]
+
+        def along(one: Intervention) -> Tensor:
+            if arm == SHUFFLED:
+                return self.direction(self.other_feature(one.feature, seed) if number is None else number)
+            if number is None:
+                return self.random_direction(one.feature, seed, RANDOMS.index(arm))
+            return self.shared_direction(seed, number)
+
+        return [replace(one, along=along(one)) for one in interventions]

@@ -9,7 +9,8 @@ Source:  distinct-n of Li et al. 2016, arXiv:1510.03055; the share of repeated n
                 tenth of its maximum
     activation  mean activation there, in units of its maximum
     follows     probability of the tokens that come after it in held-out text, over the unsteered texts
-    target      probability of the tokens that its direction promotes, over the unsteered texts
+    target      how far the probability of the tokens that the arm's own direction promotes rises over the unsteered
+                texts. A check of the wiring: any direction raises its own tokens, a random one too
     kl          KL(untouched || steered) over the unsteered texts, nats per token
     ppl_steered, ppl_untouched   perplexity of the steered text under steering, and for the untouched model
     repetition  share of the steered text's 4-grams that stood in it before
@@ -51,7 +52,7 @@ class Measure(StrEnum):
     CONCEPT = "concept", "label holds on the text", "label holds on the text: gain"
     FIRES = "fires", "fires on it, untouched model", "it fires on the text, untouched model: gain"
     ACTIVATION = "activation", "activation there, x maximum"
-    TARGET = "target", "P(what it promotes)", "probability of what it promotes: gain"
+    TARGET = "target", "wiring: P(what each promotes), rise", "wiring: P(what each direction promotes), gain"
     FOLLOWS = "follows", "P(what follows it)", "probability of what follows it: gain"
     KL = "kl", "KL to untouched model, nats", "KL to the untouched model (nats)", False
     PPL_STEERED = "ppl_steered", "perplexity, as steered", "", False

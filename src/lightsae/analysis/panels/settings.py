@@ -12,6 +12,8 @@ from lightsae.errors import ConfigError, arg, did_you_mean
 from lightsae.lm.generate import Sampling
 from lightsae.randomness import keyed_generator
 
+# Format of a panel's report. In format 1 verdicts asked for the promoted tokens, and not for other features.
+SCHEMA = 2
 KINDS: dict[str, type[Add] | type[Clamp] | type[MinClamp]] = {"add": Add, "clamp": Clamp, "min-clamp": MinClamp}
 
 
@@ -104,12 +106,7 @@ class Choice:
         """
         if self.features is not None:
             return list(dict.fromkeys(self.features))
-        table = dictionary.sql(
-            "SELECT feature FROM features WHERE list_contains($tiers, tier) AND coalesce(s_out, 0) >= $least "
-            "ORDER BY s_out DESC NULLS LAST, feature",
-            {"tiers": list(self.tiers), "least": self.min_s_out},
-        )
-        admitted: list[int] = table["feature"].to_pylist()
+        admitted = self.admitted(dictionary)
         if not admitted:
             raise ConfigError(
                 f"no feature has a tier among {', '.join(self.tiers)} and an S_out of {self.min_s_out} or more; "
@@ -120,6 +117,16 @@ class Choice:
             drawn = torch.randperm(len(admitted), generator=keyed_generator(seed, "panel"))[: self.count]
             return sorted(admitted[place] for place in drawn.tolist())
         return admitted[: self.count]
+
+    def admitted(self, dictionary: FeatureDictionary) -> list[int]:
+        """Return all features that the rules admit, those with the largest output score first."""
+        table = dictionary.sql(
+            "SELECT feature FROM features WHERE list_contains($tiers, tier) AND coalesce(s_out, 0) >= $least "
+            "ORDER BY s_out DESC NULLS LAST, feature",
+            {"tiers": list(self.tiers), "least": self.min_s_out},
+        )
+        admitted: list[int] = table["feature"].to_pylist()
+        return admitted
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,9 @@ class PanelSettings:
         sweep: Doses, draws, limits of the choice.
         limits: What steering may cost.
         held_out_rows: Rows of held-out text that side effects are measured on.
+        others: Other labelled features, of those that `choose` admits, that each is held against. Those of the panel
+            cost nothing more if doses are added norms.
+        level: Level of the tests that a reliable feature has to pass; 0.05 needs 19 others or more.
     """
 
     prompts: Sequence[str]
@@ -152,6 +162,8 @@ class PanelSettings:
     sweep: SweepSettings = field(default_factory=SweepSettings)
     limits: Limits = field(default_factory=Limits)
     held_out_rows: int = 16
+    others: int = 19
+    level: float = 0.05
 
     def __post_init__(self) -> None:
         if len(self.prompts) < 4:
@@ -160,3 +172,7 @@ class PanelSettings:
             )
         if self.held_out_rows < 2:
             raise ConfigError("held_out_rows", self.held_out_rows, "write two or more")
+        if self.others < 1:
+            raise ConfigError("others", self.others, "write how many other features, 1 or more")
+        if not 0 < self.level < 1:
+            raise ConfigError("level", self.level, "write a number between 0 and 1, such as 0.05")

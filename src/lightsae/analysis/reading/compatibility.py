@@ -6,6 +6,7 @@ from typing import Any
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm.load import source_of
 from lightsae.lm.model import name_of, revision_of
+from lightsae.lm.random_weights import split_name
 from lightsae.sae import SiteRef, SparseAutoencoder
 
 _OVERRIDE = "For a copy of that model, fine-tuned or under another name, say any_model=True."
@@ -67,7 +68,7 @@ def check_reads(sae: SparseAutoencoder, written: SiteRef, why: str) -> None:
         )
 
 
-def _place(name: str) -> str:
-    """Return the same text for the same model: a Hub name, or the folder that a path or `builtin` stands for."""
+def _place(name: str) -> tuple[str, int | None]:
+    """Return the same for the same model: a Hub name or a folder, and the seed if its weights are random."""
     source = source_of(name)
-    return str(Path(source).resolve()) if Path(source).exists() else source
+    return str(Path(source).resolve()) if Path(source).exists() else source, split_name(name)[1]

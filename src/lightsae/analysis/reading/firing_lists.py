@@ -31,6 +31,7 @@ class FiringLists:
         counted: (T,) which tokens count; the others fire for no feature.
         tokens_read: Tokens, from the first on, whose firings are here: all, unless there were too many to keep.
         values: (N,) activations; None where they were not asked for.
+        documents: (T,) running number of each token's document; None: each token is one of its own.
     """
 
     tokens: NDArray[np.int32]
@@ -38,6 +39,7 @@ class FiringLists:
     counted: NDArray[np.bool_]
     tokens_read: int
     values: NDArray[np.float32] | None = None
+    documents: NDArray[np.int64] | None = None
 
     def __getitem__(self, feature: int) -> NDArray[np.int32]:
         return self.tokens[self.starts[feature] : self.starts[feature + 1]]
@@ -73,11 +75,13 @@ class FiringCollector:
         self._features: list[NDArray[np.int32]] = []
         self._values: list[NDArray[np.float32]] = []
         self._counted: list[NDArray[np.bool_]] = []
+        self._documents: list[NDArray[np.int64]] = []
         self._tokens_met = self._kept = self._tokens_read = 0
 
     @torch.no_grad()
     def update(self, batch: ActivationBatch, counted: NDArray[np.bool_]) -> None:
         self._counted.append(counted.ravel())
+        self._documents.append(batch.documents.cpu().numpy())
         start, self._tokens_met = self._tokens_met, self._tokens_met + counted.size
         if self._kept > _MOST_FIRINGS:
             return
@@ -97,9 +101,10 @@ class FiringCollector:
         features = _joined(self._features, np.int32)
         order = np.argsort(features, kind="stable")
         starts = np.searchsorted(features[order], np.arange(self.source.n_features + 1))
-        counted = _joined(self._counted, np.bool_)
+        counted, documents = _joined(self._counted, np.bool_), _joined(self._documents, np.int64)
         values = _joined(self._values, np.float32)[order] if self.keep_values else None
-        return FiringLists(_joined(self._tokens, np.int32)[order], starts, counted, self._tokens_read, values)
+        tokens = _joined(self._tokens, np.int32)[order]
+        return FiringLists(tokens, starts, counted, self._tokens_read, values, documents)
 
 
 def read_firing_lists(

@@ -17,6 +17,7 @@ from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.errors import ConfigError, ModelError, arg, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
+from lightsae.lm.random_weights import split_name
 from lightsae.sae import SiteRef, SparseAutoencoder
 
 # Settings of `data:` that say what the text is.
@@ -126,6 +127,7 @@ class LoadedSAE:
                     trust_remote_code=settings.trust_remote_code,
                 )
             _check_fits(model, widths, name, corpus.context_size)
+            _check_weights(model, name)
             # The SAE knows its model by the name that it was trained under.
             model.name = name
             models[name] = model
@@ -148,9 +150,9 @@ class LoadedSAE:
         """The model whose tokenizer makes the rows."""
         return next(iter(self.models.values()))
 
-    def reader(self) -> ActivationReader:
-        """Return what turns rows into the activations that the SAE reads."""
-        return ActivationReader(self.models, self.reading)
+    def reader(self, beside: tuple[SiteRef, ...] = ()) -> ActivationReader:
+        """Return what turns rows into the activations that the SAE reads, and those at further sites."""
+        return ActivationReader(self.models, self.reading, beside)
 
     def held_out_rows(self, tokens: int) -> TextRows:
         """Return rows of held-out text, about `tokens` in all, at least one row."""
@@ -183,6 +185,15 @@ def _check_fits(model: LanguageModel, widths: Mapping[SiteRef, int], name: str, 
                 f"{arg('model')} is {model.name!r}, where {site.site} has width {width_there}, but the SAE was trained "
                 f"on width {width}, of {name!r}; give the model that it was trained on."
             )
+
+
+def _check_weights(model: LanguageModel, name: str) -> None:
+    """Refuse trained weights for an SAE of random ones, and the other way round."""
+    given, trained_with = (split_name(one)[1] for one in (model.name, name))
+    if given != trained_with:
+        suffix = name[len(split_name(name)[0]) :]
+        advice = f"write {split_name(model.name)[0] + suffix!r}"
+        raise ModelError(f"{arg('model')} is {model.name!r}, but the SAE was trained on {name!r}; {advice}.")
 
 
 def _corpus(trained: Mapping[str, Any], settings: TextSettings, sae: str | Path) -> DataSettings:

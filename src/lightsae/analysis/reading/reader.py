@@ -4,7 +4,7 @@ Axes: rows, S tokens per row, D width of a site.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,13 @@ class ActivationReader:
     Attributes:
         models: By name; the first one brings the tokenizer.
         reading: Sites, dtype, rows per forward pass.
+        beside: Further sites that are read. Which tokens count does not depend on them.
         timings: Where the forward passes are counted.
     """
 
     models: Mapping[str, LanguageModel]
     reading: ReadSettings
+    beside: tuple[SiteRef, ...] = ()
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
@@ -53,9 +55,10 @@ class ActivationReader:
 
         Left out are attention sinks at the sites read, special tokens, and the positions that training skipped.
         """
+        everything = replace(self.reading, sites=tuple(dict.fromkeys((*self.reading.sites, *self.beside))))
         for part in rows.batches(self.reading.rows_at_once, start):
             batch = read_rows(
-                self.models, part.tokens, part.documents, part.numbers, self.reading, self._buffers, self.timings
+                self.models, part.tokens, part.documents, part.numbers, everything, self._buffers, self.timings
             )
             check_finite(batch, "of the text")
             left_out = batch.sinks_at(self.reading.sites) | batch.special

@@ -87,6 +87,11 @@ class TextRows:
     def n_tokens(self) -> int:
         return self.tokens.size
 
+    def spread(self, count: int) -> "TextRows":
+        """Return `count` of the rows, evenly from first to last; all of them if there are fewer."""
+        places = np.unique(np.linspace(0, max(0, len(self) - 1), min(count, len(self))).round().astype(np.int64))
+        return TextRows(self.tokens[places], self.documents[places], self.numbers[places])
+
     def batches(self, rows: int, start: int = 0) -> Iterator["TextRows"]:
         """Yield the rows from `start` on, `rows` at a time."""
         for begin in range(start, len(self), rows):

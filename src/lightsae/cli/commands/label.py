@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.analysis.dictionary.figures import NOT_ABOVE
 from lightsae.analysis.interpret.relabel import Subjects, rewrite, shown_by_judge, shown_by_people, with_labels
 from lightsae.analysis.labels.gate import DEAD, RARE, Gate
 from lightsae.analysis.labels.human import export_csv as export_csv_file
@@ -19,6 +20,7 @@ from lightsae.cli.settings.command import Bars, command
 from lightsae.cli.tables import print_tally
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown
+from lightsae.metrics.intervals import Interval
 
 _EXAMPLES = (
     "lightsae label dictionary --sae SAE --judge my-model --base_url http://localhost:8000/v1 --budget_tokens 1000000",
@@ -154,10 +156,18 @@ def _chosen(dictionary: FeatureDictionary, given: list[int] | None) -> list[int]
 
 
 def _report(result: LabelPass, passed: int) -> None:
+    tested = len(result.labelled)
     print(
-        f"{len(result.labelled)} explained and tested, {passed} passed; {len(result.unexplained)} unexplained, "
+        f"{tested} explained and tested, {passed} passed; {len(result.unexplained)} unexplained, "
         f"{len(result.rare)} too rare, {len(result.unfinished)} not reached"
     )
-    if result.floor is not None:
-        print(f"with labels of other features, {result.floor['passed']} of {result.floor['features']} pass")
+    if result.floor is not None and tested:
+        share, features = float(result.floor["passed"] or 0), int(result.floor["features"] or 0)
+        apart = Interval.difference(passed, tested, round(share * features), features)
+        mean, low, high = (f"{100 * (end or 0):+.1f}" for end in (apart.mean, apart.low, apart.high))
+        above = "" if (apart.low or 0) > 0 else f"{NOT_ABOVE}: "
+        print(
+            f"{above}with labels of other features {share:.1%} of {features} pass; own labels minus that: "
+            f"{mean} points, 95% {low} to {high}"
+        )
     print_tally(result.tally, result.stopped)

@@ -9,11 +9,19 @@ import torch
 from rich.markup import escape
 
 from lightsae.analysis.labels.wording import shortened
-from lightsae.analysis.panels.arms import FEATURE, RANDOM, Arm
+from lightsae.analysis.panels.arms import FEATURE
 from lightsae.analysis.panels.load import load_steered
 from lightsae.analysis.panels.panel import Tested, test_features
-from lightsae.analysis.panels.panel_report import panel_report, write_panel
+from lightsae.analysis.panels.panel_report import (
+    WORDS,
+    paired_words,
+    panel_report,
+    percent,
+    wiring_words,
+    write_panel,
+)
 from lightsae.analysis.panels.settings import PanelSettings
+from lightsae.analysis.panels.summary import ROWS
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.command import Bars, check_folder, command
 from lightsae.cli.tables import console, print_paths, table
@@ -25,6 +33,7 @@ _EXAMPLES = (
 )
 # Rows and letters of the printed table.
 _SHOWN, _LABEL = 12, 28
+_SHARES = ("causal_usefulness", "another_feature", "random_floor")
 
 
 @command("--sae DIR --panel FILE --out FOLDER [OPTIONS]", _EXAMPLES, config=("--panel",))
@@ -32,8 +41,9 @@ def run_panel(sae: str, out: str, settings: PanelSettings, text: TextSettings, d
     """Steer the features of a dictionary on a fixed panel, and say of each: reliable, weak or harmful.
 
     The dose is chosen on one half of the prompts and reported on the other, beside no steering, random directions of
-    the same norm, another feature, and a prompt; what it costs is measured on unrelated held-out text. Writes
-    panel.json, panel.md, panel.png and TensorBoard events.
+    the same norm, other labelled features, and a prompt; what it costs is measured on unrelated held-out text. Reliable
+    is what makes its label come true more than the others do (exact paired tests). Writes panel.json, panel.md,
+    panel.png and TensorBoard events.
 
     Args:
         sae: The SAE: a run's sae/ folder, or an exported one.
@@ -55,16 +65,20 @@ def run_panel(sae: str, out: str, settings: PanelSettings, text: TextSettings, d
 
 
 def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
-    features = table("feature", "verdict", "dose", "target", "random", "cost", words=range(6))
+    features = table("feature", "verdict", "dose", "label rises", "with others", "cost", words=range(6))
     features.add_column("label", no_wrap=True, overflow="ellipsis")
     for one in tested[:_SHOWN]:
         sweep = one.sweep
+        gain, difference = (
+            sweep.shift(FEATURE, sweep.label_measure),
+            None if one.paired is None else one.paired.difference,
+        )
         features.add_row(
             str(sweep.concept.feature),
             one.verdict,
             f"{sweep.taken:g}",
-            _shift(one, FEATURE),
-            _shift(one, RANDOM),
+            "" if gain is None else f"{gain.mean:+.3f}",
+            "" if gain is None or difference is None else f"{gain.mean - difference.mean:+.3f}",
             f"{one.side_effects.ce_rise.mean:+.2f}",
             escape(shortened(sweep.concept.label or "unlabelled", _LABEL)),
         )
@@ -74,17 +88,13 @@ def _print(tested: Sequence[Tested], report: dict[str, Any], out: Path) -> None:
     summary = report["summary"]
     number = "1 feature" if summary["features"] == 1 else f"{summary['features']} features"
     print(f"{number}: {summary['reliable']} reliable, {summary['weak']} weak, {summary['harmful']} harmful")
-    for name, words in (("causal_usefulness", "the label says"), ("causal_usefulness_target", "it promotes")):
-        floor = summary[name.replace("causal_usefulness", "random_floor")]
-        if summary[name]["share"] is not None:
-            print(f"steering raises what {words}: {_said(summary[name])}; a third random direction: {_said(floor)}")
+    for row, words in WORDS.items():
+        share, other, random = (summary[f"{name}{ROWS[row]}"] for name in _SHARES)
+        if share["share"] is not None:
+            print(
+                f"{words}: {percent(share)}; another feature: {percent(other)}; a random direction: {percent(random)}"
+            )
+        if line := paired_words(summary["paired"][row]):
+            print(f"  {line}")
+    print(f"check of the wiring, what a direction itself promotes rises: {wiring_words(summary['wiring'])}")
     print_paths(("report", out / "panel.md"), ("figure", out / "panel.png"))
-
-
-def _shift(one: Tested, arm: Arm) -> str:
-    shift = one.sweep.shift(arm, "target")
-    return "" if shift is None else f"{shift.mean:+.3f}"
-
-
-def _said(share: dict[str, Any]) -> str:
-    return f"{share['share']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"

@@ -180,7 +180,7 @@ def run_steer(settings: SteerSettings, asked: JudgeSettings, sampling: Sampling,
         return
     assert settings.out is not None
     out = Path(settings.out)
-    sweeper = Sweeper(steered, vocabulary, prompts, plan)
+    sweeper = Sweeper(steered, vocabulary, prompts, plan, [feature])
     sweep = sweeper.sweep(feature, curves=(FEATURE, RANDOM, SHUFFLED), progress=Bars())
     write_sweep(out, sweep)
     _print_sweep(sweep, out)
@@ -287,7 +287,9 @@ def _print_sweep(sweep: Sweep, out: Path) -> None:
 def _print_measures(arms: Mapping[Arm, Values]) -> None:
     """Print the measures by arm; those that are not known of the feature are left out."""
 
-    def cell(values: Values, measure: Measure) -> Interval:
+    def cell(values: Values, measure: Measure) -> Interval | None:
+        if measure not in values:  # a prompt has no direction that would promote anything
+            return None
         known = interval(measure, values[measure])
         # Of too few prompts, the interval is wider than the measure's range.
         return known if len(values[measure]) >= _FEWEST else Interval(known.mean, None, None)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lightsae.formats.files import shown
+from lightsae.lm.dtypes import dtype_name, speed_of_bfloat16
 from lightsae.sae import SparseAutoencoder
 
 # Sites that are named before the rest is counted.
@@ -18,7 +19,9 @@ _NAMED = 4
 
 
 @rank_zero_only
-def announce(command: str, config: Any, trainer: Trainer, saes: Mapping[str, SparseAutoencoder]) -> None:
+def announce(
+    command: str, config: Any, trainer: Trainer, saes: Mapping[str, SparseAutoencoder], dtype: torch.dtype
+) -> None:
     """Print what the command is about to do.
 
     Args:
@@ -26,20 +29,23 @@ def announce(command: str, config: Any, trainer: Trainer, saes: Mapping[str, Spa
         config: The settings, parsed.
         trainer: Made from them, not started.
         saes: The SAEs of the run, by name; their weights are not looked at.
+        dtype: Of the language model, as the data module chose it.
     """
     data = config.data
-    device = trainer.strategy.root_device
-    dtype = {"auto": "float32" if device.type == "cpu" else "bfloat16"}.get(data.dtype, data.dtype)
+    goes_on = command == "fit" and config.ckpt_path is not None
     reads = data.activations is None and data.dataset != "synthetic"
     lines = {
         "SAE" if len(saes) == 1 else "SAEs": _sae(saes),
         "site": _sites(saes),
         "text" if reads else "data": f"{_source(data)}: {_length(command, data, trainer)}",
-        "device": f"{_device(trainer)}, {trainer.precision}" + (f"; language model in {dtype}" if reads else ""),
+        "device": f"{_device(trainer)}, {trainer.precision}",
         "run": f"{shown(trainer.log_dir or trainer.default_root_dir)}/",
     }
+    if reads:
+        lines["device"] += f"; language model in {dtype_name(dtype)}"
+        lines["device"] += _why(trainer, goes_on) if data.dtype == "auto" else ""
     if config.ckpt_path is not None:
-        lines["run"] += f", {'goes on from' if command == 'fit' else 'measures'} {shown(config.ckpt_path)}"
+        lines["run"] += f", {'goes on from' if goes_on else 'measures'} {shown(config.ckpt_path)}"
     console = Console()
     for name, words in lines.items():
         # However long, as one line: a log file has no width.
@@ -104,6 +110,13 @@ def _device(trainer: Trainer) -> str:
     name = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     number = trainer.num_devices * trainer.num_nodes
     return f"{number} x {name}" if number > 1 else name
+
+
+def _why(trainer: Trainer, goes_on: bool) -> str:
+    """Say why `auto` is the dtype that it is."""
+    if goes_on:
+        return ", as before"
+    return f" ({speed_of_bfloat16()})" if trainer.strategy.root_device.type == "cpu" else ""
 
 
 def _span(values: Iterable[int]) -> str:

@@ -88,19 +88,25 @@ def _check_accelerator(name: str) -> None:
 
 def preflight(
     trainer: Trainer, module: SAEModule, data: ActivationDataModule, ckpt_path: str | None
-) -> dict[str, SparseAutoencoder]:
-    """Raise what the run would raise later, before it has made anything; return its SAEs, without storage."""
+) -> tuple[dict[str, SparseAutoencoder], dict[str, Any]]:
+    """Raise what the run would raise later, before it has made anything.
+
+    Returns:
+        Its SAEs, without storage; and what the checkpoint says of the data, which is nothing without a checkpoint.
+    """
     data.preflight()
     if data.activations is not None:
         _check_numbers(data.activations)
     with torch.device("meta"):
         saes = module.build(data)
+    checkpoint: dict[str, Any] = {}
     if ckpt_path is not None:
-        check_checkpoint(AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location="meta"), saes, ckpt_path)
+        checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location="meta")
+        check_checkpoint(checkpoint, saes, ckpt_path)
     if not is_dry_run(trainer):
         size = sum(p.numel() * p.element_size() for sae in saes.values() for p in sae.parameters())
         _check_folder(Path(trainer.log_dir or trainer.default_root_dir), _COPIES_ON_DISK * size + _BESIDES)
-    return saes
+    return saes, checkpoint.get(type(data).__qualname__, {})
 
 
 def _check_numbers(location: str) -> None:

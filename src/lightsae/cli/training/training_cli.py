@@ -155,8 +155,11 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        saes = preflight(self.trainer, self.model, self.datamodule, config.ckpt_path)
-        announce(str(self.subcommand), config, self.trainer, saes)
+        saes, stored = preflight(self.trainer, self.model, self.datamodule, config.ckpt_path)
+        # What is only measured is measured as is best here.
+        state = stored if self.subcommand == "fit" else None
+        dtype = self.datamodule.dtype_on(self.trainer.strategy.root_device, state)
+        announce(str(self.subcommand), config, self.trainer, saes, dtype)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -1,9 +1,11 @@
 """Finds thresholds with a given false-positive rate on some documents, and tests them on others.
 
+The rate holds on average over calibrations; with a confidence, in so many of them.
+
 Axes:  T watched tokens, n features.
 
 A false positive is a token where a feature exceeds its threshold and its concept is absent. Where the feature
-dictionary has a rule for the feature that passed its gate, the concept is present where the rule holds, and the rate is
+dictionary has a detector of the feature that passed its gate, the concept is present where that holds, and the rate is
 among the tokens where it does not. Otherwise nobody can tell, and the rate is of all firings among all tokens.
 """
 
@@ -27,8 +29,9 @@ from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import name_of, revision_of, vocabulary_of
-from lightsae.production.monitor.conformal import Documents, Values, share_of, threshold_for
-from lightsae.production.monitor.drift_watch import Frequencies
+from lightsae.metrics.intervals import share_of
+from lightsae.production.monitor.conformal import Documents, Values, least_effective, threshold_for
+from lightsae.production.monitor.drift_watch import TextCounts
 from lightsae.production.monitor.thresholds import Calibrated, Tested, Thresholds
 from lightsae.production.monitor.watched_features import WatchedFeatures
 from lightsae.production.monitor.watcher import Pass, Watcher, inner_model, tokenizer_of
@@ -107,6 +110,7 @@ def calibrate(
     texts: TextRows | Sequence[str] | Sequence[Sequence[int]],
     features: Sequence[int] | None = None,
     rates: Sequence[float] = (0.01,),
+    confidence: float | None = None,
     held_out_share: float = 0.5,
     seed: int = 0,
     rows_at_once: int = 16,
@@ -123,6 +127,9 @@ def calibrate(
             token ids. Of their length too: nothing is known about longer ones.
         features: By number; None: all labelled ones of the tier `high`.
         rates: False-positive rates, above 0 and below 1.
+        confidence: None: a threshold's rate is the asked one on average over calibrations, and about half of them end
+            up above it. 0.9: in 90% of calibrations the rate is at most the asked one; the threshold is higher, and
+            takes more documents.
         held_out_share: Share of the documents on which the thresholds are tested.
         seed: Of the split.
         rows_at_once: In a forward pass.
@@ -133,6 +140,9 @@ def calibrate(
         ModelError, SiteError, FormatError: As `monitor`.
         ConfigError: A feature or a rate does not exist, or there is too little text for a rate: tokens of a document
             are alike, so that it can take many more than 1 / rate.
+
+    Source:
+        See `conformal`. On average (marginal validity) and with a confidence (training-conditional): Vovk 2012.
     """
     for rate in rates:
         if not 0 < rate < 1:
@@ -141,6 +151,8 @@ def calibrate(
             )
     if not rates:
         raise ConfigError(f"{arg('rates')} is empty; write false-positive rates, such as [0.01].")
+    if confidence is not None and not 0.5 < confidence < 1:
+        raise ConfigError("confidence", confidence, "it lies above 0.5 and below 1, such as 0.9; or write None")
     if not 0 < held_out_share < 1:
         raise ConfigError("held_out_share", held_out_share, "it lies above 0 and below 1")
     chosen = WatchedFeatures.of(model, dictionary, sae, features, any_model=any_model)
@@ -157,13 +169,15 @@ def calibrate(
     n_tested = min(len(numbers) - 2, max(2, round(held_out_share * len(numbers))))
     tested = np.isin(documents, numbers[drawn[:n_tested]])
     active = pd.DataFrame(latents > 0).groupby(documents).sum().to_numpy(np.int64)
-    normal = Frequencies.measure(active, np.unique(documents, return_counts=True)[1])
+    normal = TextCounts(active, np.unique(documents, return_counts=True)[1])
+    frequencies = normal.mean
     calibrated = {}
     for column, feature in enumerate(chosen.numbers):
         values, concept = latents[:, column], concepts.get(feature)
         kept = np.ones(len(values), bool) if concept is None else ~concept
         by_rate = {
-            float(rate): _tested(feature, values, documents, kept & ~tested, kept & tested, rate) for rate in rates
+            float(rate): _tested(feature, values, documents, kept & ~tested, kept & tested, rate, confidence)
+            for rate in rates
         }
         recall = {}
         if concept is not None and (with_concept := concept & tested).any():
@@ -173,9 +187,8 @@ def calibrate(
             concept_share=None if concept is None else float(concept.mean()),
             recall=recall,
             rates=by_rate,
-            frequency=float(normal.mean[column]),
-            alike=float(normal.alike[column]),
-            error=float(normal.error[column]),
+            frequency=float(frequencies[column]),
+            active={text: int(active[text, column]) for text in np.flatnonzero(active[:, column]).tolist()},
         )
     return Thresholds(
         sae=chosen.sae_sha256,
@@ -187,6 +200,8 @@ def calibrate(
         tokens=len(documents),
         longest=normal.longest,
         seed=seed,
+        confidence=confidence,
+        sizes=normal.sizes.tolist(),
         features=calibrated,
     )
 
@@ -212,9 +227,10 @@ def _read(chosen: WatchedFeatures, text: CalibrationText, tokenizer: Any, rows_a
 
 
 def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> dict[int, Mask]:
-    """Return, of each feature with a rule that passed, on which watched tokens it holds."""
+    """Return, of each feature with a detector that passed, or else a label, on which watched tokens it holds."""
     table = chosen.dictionary.sql(
-        "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($features, feature)",
+        "SELECT feature, rule FROM labels WHERE rule IS NOT NULL AND passed AND list_contains($features, feature) "
+        "ORDER BY source = 'detector'",
         {"features": chosen.numbers},
     )
     rules = {row["feature"]: p for row in table.to_pylist() if (p := json.loads(row["rule"]).get("patterns"))}
@@ -225,13 +241,22 @@ def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> 
     return {f: reduce(np.logical_or, [keys[kind] == key for kind, key in patterns]) for f, patterns in rules.items()}
 
 
-def _tested(feature: int, values: Values, documents: Documents, used: Mask, tested: Mask, rate: float) -> Tested:
-    threshold, effective = threshold_for(values[used], documents[used], rate)
+def _tested(
+    feature: int,
+    values: Values,
+    documents: Documents,
+    used: Mask,
+    tested: Mask,
+    rate: float,
+    confidence: float | None,
+) -> Tested:
+    threshold, effective = threshold_for(values[used], documents[used], rate, confidence)
     if not np.isfinite(threshold):
+        sure = "" if confidence is None else f" with a confidence of {confidence:g}"
         raise ConfigError(
             f"feature {feature}: {int(used.sum())} tokens of {len(np.unique(documents[used]))} documents, worth "
-            f"{effective:.0f} independent ones, are too few for a rate of {rate:g}, which takes {1 / rate:.0f}; "
-            "give more documents, or ask for a higher rate."
+            f"{effective:.0f} independent ones, are too few for a rate of {rate:g}{sure}, "
+            f"which takes {least_effective(rate, confidence):.0f}; give more documents, or ask for a higher rate."
         )
     share = share_of(values[tested] > threshold, documents[tested])
     low, high = share.interval()
@@ -239,9 +264,9 @@ def _tested(feature: int, values: Values, documents: Documents, used: Mask, test
         threshold=threshold,
         tokens=int(used.sum()),
         effective=effective,
-        held_out=share.tokens,
-        exceeded=share.times,
+        held_out=int(share.tokens),
+        exceeded=int(share.times),
         realised=share.rate,
-        low=low,
-        high=high,
+        low=float(low),
+        high=float(high),
     )

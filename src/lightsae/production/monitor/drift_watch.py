@@ -1,12 +1,14 @@
 """Alarms when features become more or less frequent than they were on the calibration text.
 
 Axes:    n features; m texts; B rows of a pass.
-Source:  counts in clusters: beta-binomial variance, e.g. McCullagh & Nelder 1989, sec. 4.5; sums of them are taken as
-         negative binomial with the same mean and variance. Level: Bonferroni.
+Source:  permutation of exchangeable texts; sums of texts drawn without replacement exceed a value no more often, in
+         Chernoff's bound, than with replacement: Hoeffding 1963, sec. 6. Level: Bonferroni.
 
-Where a feature of frequency p is active on k of a text's s tokens, Var(k) = s p (1 - p) (1 + (s - 1) c): tokens of a
-text are alike, to the degree c, estimated for each feature from the calibration texts (never below 0). The band of a
-window of texts follows from their sizes, with the uncertainty of p itself added.
+Texts are the sample, not tokens, and nothing is assumed of how a feature is spread over them: if the texts of the
+window are like those of the calibration, any of both could as well be in the window. So the window's count has to
+exceed what as many texts, drawn from both together, reach with the probability of the level. However rare a feature is
+and however its bursts differ, false alarms are no more frequent than asked. That a feature has vanished which is too
+rare for the window gives no alarm: its band begins at 0.
 """
 
 import time
@@ -18,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from lightsae.production.monitor.events import Alarm
 
@@ -28,60 +29,60 @@ Ints = NDArray[np.int64]
 _LOOKS = 4
 # Back inside means inside a narrower band, of this many times the level: no flicker at the edge.
 _RETURN = 100.0
+# See `TextCounts.bands`: any of them gives a bound.
+_TILTS = 2.0 ** np.arange(-5, 2, 0.5)
 
 
 @dataclass(frozen=True)
-class Frequencies:
-    """How often features are active on the calibration text, and how much that differs between its texts.
+class TextCounts:
+    """On how many tokens of each calibration text features are active.
 
     Attributes:
-        mean: (n,) share of the tokens.
-        alike: (n,) correlation of two tokens of a text.
-        error: (n,) standard error of `mean`.
-        longest: Tokens of the longest text; longer ones are cut, for nothing is known about them.
+        active: (m, n) tokens of each text on which each feature is active.
+        sizes: (m,) tokens of each text.
     """
 
-    mean: Floats
-    alike: Floats
-    error: Floats
-    longest: int
+    active: Ints
+    sizes: Ints
 
-    @classmethod
-    def measure(cls, active: Ints, sizes: Ints) -> "Frequencies":
-        """Estimate them.
+    @property
+    def mean(self) -> Floats:
+        """(n,) share of all tokens."""
+        mean: Floats = self.active.sum(0) / self.sizes.sum()
+        return mean
 
-        Args:
-            active: (m, n) tokens of each text on which each feature is active.
-            sizes: (m,) tokens of each text; two texts or more.
-        """
-        sizes = sizes.astype(np.float64)
-        m, total = len(sizes), sizes.sum()
-        # Half a firing more: one that was never seen is rare, not impossible.
-        mean = (active.sum(0) + 0.5) / (total + 1)
-        squares = m / (m - 1) * ((active - sizes[:, None] * mean) ** 2).sum(0)
-        spread = mean * (1 - mean)
-        pairs = max(1.0, float((sizes * (sizes - 1)).sum()))
-        alike = np.clip((squares / spread - total) / pairs, 0.0, 1.0)
-        error = np.sqrt(np.maximum(squares, total * spread)) / total
-        return cls(mean, alike, error, int(sizes.max()))
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text; longer ones are cut, for nothing is known about them."""
+        return int(self.sizes.max())
 
-    def band(self, sizes: Floats, level: float) -> tuple[Floats, Floats]:
-        """Return the frequencies between which a window of texts lies, but for a probability of `level` per feature.
+    def bands(self, active: Ints, sizes: Ints, levels: Sequence[float]) -> Floats:
+        """Return the frequencies between which a window of texts lies, but for a probability of a level per feature.
 
         Args:
-            sizes: Tokens of each text of the window.
-            level: Two-sided.
+            active: Of the texts of the window, as the attribute.
+            sizes: Likewise.
+            levels: Two-sided.
+
+        Returns:
+            Lower and upper ends by level, (levels, 2, n).
         """
-        total = sizes.sum()
-        mean = total * self.mean
-        spread = self.mean * (1 - self.mean)
-        variance = spread * (total + float((sizes * (sizes - 1)).sum()) * self.alike) + (total * self.error) ** 2
-        # Never below Poisson's: the two differ only for features that are active nearly everywhere.
-        variance = np.maximum(variance, mean * (1 + 1e-6))
-        size, chance = mean**2 / (variance - mean), mean / variance
-        low = stats.nbinom.ppf(level / 2, size, chance)
-        high = stats.nbinom.isf(level / 2, size, chance)
-        return np.asarray(low / total), np.minimum(high / total, 1.0)
+        everything, tokens = np.concatenate([self.active, active]), np.concatenate([self.sizes, sizes])
+        mean, window = everything.sum(0) / tokens.sum(), len(sizes)
+        apart = everything - tokens[:, None] * mean
+        # P(sum > (window * log E exp(tilt * x) + rarity) / tilt) <= exp(-rarity), whatever the tilt. The best one of
+        # a normal distribution is 1; of a skewed one it is smaller.
+        rarity = np.log(2 / np.asarray(levels, np.float64))[:, None]
+        deviation = np.sqrt(np.maximum((apart**2).mean(0), 1e-12))
+        sums = np.full((len(levels), 2, apart.shape[1]), np.inf)
+        for tilt in _TILTS * np.sqrt(2 * rarity.max() / window):
+            for side, sign in enumerate((-1, 1)):
+                exponent = apart * (sign * tilt / deviation)
+                cumulant = np.log(np.exp(exponent - exponent.max(0)).mean(0)) + exponent.max(0)
+                reached = (window * cumulant + rarity) * deviation / tilt
+                sums[:, side] = np.minimum(sums[:, side], reached)
+        ends: Floats = mean + sums * np.array([-1.0, 1.0])[:, None] / sizes.sum()
+        return ends.clip(0.0, 1.0)
 
 
 class DriftWatch:
@@ -89,7 +90,7 @@ class DriftWatch:
 
     Args:
         features: Number and label of each feature.
-        expected: What is normal.
+        expected: What is normal: the calibration texts.
         window: Tokens; the window holds the last whole texts with at least as many.
         level: Probability of any false alarm, of any feature, while `horizon` windows of tokens pass.
         horizon: See `level`.
@@ -98,7 +99,7 @@ class DriftWatch:
     def __init__(
         self,
         features: Sequence[tuple[int, str | None]],
-        expected: Frequencies,
+        expected: TextCounts,
         window: int,
         level: float,
         horizon: int,
@@ -106,6 +107,7 @@ class DriftWatch:
         n = len(features)
         self.features, self.expected, self.window = features, expected, window
         self._level = level / (n * horizon * _LOOKS)
+        self._mean = expected.mean
         self._texts: deque[tuple[int, Ints]] = deque()
         self._tokens, self._unseen = 0, 0
         self._active = np.zeros(n, np.int64)
@@ -143,10 +145,10 @@ class DriftWatch:
         }
 
     def _look(self) -> list[Alarm]:
-        sizes = np.array([tokens for tokens, _ in self._texts], np.float64)
+        sizes, active = (np.array(part) for part in zip(*self._texts, strict=True))
         frequency = self._active / self._tokens
-        low, high = self.expected.band(sizes, self._level)
-        inner_low, inner_high = self.expected.band(sizes, min(0.5, self._level * _RETURN))
+        levels = (self._level, min(0.5, self._level * _RETURN))
+        (low, high), (inner_low, inner_high) = self.expected.bands(active, sizes, levels)
         self._seen = np.stack([frequency, low, high])
         side = (frequency > high).astype(np.int64) - (frequency < low)
         inside = (frequency >= inner_low) & (frequency <= inner_high)
@@ -169,7 +171,7 @@ class DriftWatch:
             frequency=frequency,
             low=low,
             high=high,
-            expected=float(self.expected.mean[index]),
+            expected=float(self._mean[index]),
             tokens=self._tokens,
             texts=len(self._texts),
         )

@@ -3,6 +3,7 @@
 Axes:  B rows, S columns of a pass, n features.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from lightsae.production.monitor.watcher import Pass, Watcher, tokenizer_of
 from lightsae.production.registry import Promoted, load_channel
 from lightsae.sae import SparseAutoencoder
 
+_log = logging.getLogger(__name__)
 # How many `alarms` remembers; the sinks get all.
 _ALARMS_KEPT = 1000
 
@@ -256,7 +258,9 @@ def monitor(
     drift = None
     if drift_window is not None and isinstance(thresholds, Thresholds):
         names = [(feature.number, feature.label) for feature in watched.features]
-        expected = thresholds.frequencies(watched.numbers)
-        drift = DriftWatch(names, expected, drift_window, drift_level, drift_horizon)
+        if (expected := thresholds.counts(watched.numbers)) is None:
+            _log.warning("No drift alarms: a former version made these thresholds; calibrate again.")
+        else:
+            drift = DriftWatch(names, expected, drift_window, drift_level, drift_horizon)
     with writer, Monitor(watched, firing, writer, drift, tokenizer or tokenizer_of(model)).open() as opened:
         yield opened

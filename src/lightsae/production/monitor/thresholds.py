@@ -6,7 +6,7 @@ Axes: n features.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from lightsae.errors import ConfigError, FormatError, ModelError, arg
 from lightsae.formats.files import write_atomically
 from lightsae.lm.model import revision_of
 from lightsae.metrics.conventions import FIRES_ABOVE
-from lightsae.production.monitor.drift_watch import Frequencies
+from lightsae.production.monitor.drift_watch import TextCounts
 from lightsae.production.monitor.watched_features import WatchedFeatures
 
-_VERSION = 1
+_VERSION = 2
+# Without counts by text; of Calibrated it had other figures of them.
+_WITHOUT_TEXTS, _FORMER = 1, ("alike", "error")
 # The rate of `monitor`, if none is asked for.
 _RATE = 0.01
 
@@ -59,7 +61,8 @@ class Calibrated:
         concept_share: Share of the tokens where the rule holds; None without a rule.
         recall: Share of held-out tokens with the concept that exceed the threshold, by rate; empty without a rule.
         rates: The thresholds, by the rate asked.
-        frequency, alike, error: See `drift_watch.Frequencies`; active means above 0.
+        frequency: Share of all tokens on which it is active, above 0.
+        active: Those tokens by text, of the texts that have some; texts are numbered as in `Thresholds.sizes`.
     """
 
     kind: str
@@ -67,8 +70,7 @@ class Calibrated:
     recall: dict[float, float]
     rates: dict[float, Tested]
     frequency: float
-    alike: float
-    error: float
+    active: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Thresholds:
         longest: Tokens of the longest document.
         seed: Of the split.
         features: By number.
+        confidence: Share of the calibrations that keep the rates; None: they hold on average.
+        sizes: Watched tokens of each text, of both; empty in files of former versions, which know no counts by text.
     """
 
     sae: str
@@ -97,6 +101,8 @@ class Thresholds:
     longest: int
     seed: int
     features: dict[int, Calibrated]
+    confidence: float | None = None
+    sizes: list[int] = field(default_factory=list)
 
     def at(self, feature: int, rate: float) -> Tested:
         """Return the threshold of a feature.
@@ -113,11 +119,15 @@ class Thresholds:
                 return tested
         raise ConfigError("false_positive_rate", rate, f"calibrated are {', '.join(f'{r:g}' for r in rates)}")
 
-    def frequencies(self, features: list[int]) -> Frequencies:
-        """Return what is normal for some features, in their order."""
-        chosen = [self.features[feature] for feature in features]
-        mean, alike, error = np.array([[one.frequency, one.alike, one.error] for one in chosen], np.float64).T
-        return Frequencies(mean, alike, error, self.longest)
+    def counts(self, features: list[int]) -> TextCounts | None:
+        """Return what is normal for some features, in their order; None if the file is too old to say it."""
+        if not self.sizes:
+            return None
+        active = np.zeros((len(self.sizes), len(features)), np.int64)
+        for column, feature in enumerate(features):
+            for text, tokens in self.features[feature].active.items():
+                active[text, column] = tokens
+        return TextCounts(active, np.array(self.sizes, np.int64))
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON.
@@ -144,7 +154,7 @@ class Thresholds:
             raise FormatError(f"{str(path)!r} is no JSON; name a file that Thresholds.save wrote.") from error
         if not isinstance(values, dict) or values.pop("kind", None) != "lightsae thresholds":
             raise FormatError(f"{str(path)!r} holds no thresholds; name a file that Thresholds.save wrote.")
-        if (version := values.pop("version", None)) != _VERSION:
+        if (version := values.pop("version", None)) not in (_WITHOUT_TEXTS, _VERSION):
             raise FormatError(f"{str(path)!r} has version {version}; this lightsae reads {_VERSION}. Calibrate again.")
         try:
             features = {int(number): _calibrated(one) for number, one in values.pop("features").items()}
@@ -159,7 +169,9 @@ def _calibrated(values: Mapping[str, Any]) -> Calibrated:
         if not 0 <= float(tested.threshold) < math.inf:
             raise ValueError(f"a threshold is {tested.threshold}")
     recall = {float(rate): float(value) for rate, value in values["recall"].items()}
-    return Calibrated(**{**values, "rates": rates, "recall": recall})
+    active = {int(text): int(tokens) for text, tokens in values.get("active", {}).items()}
+    kept = {name: value for name, value in values.items() if name not in _FORMER}
+    return Calibrated(**{**kept, "rates": rates, "recall": recall, "active": active})
 
 
 def firing_thresholds(

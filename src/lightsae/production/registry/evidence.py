@@ -6,25 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightsae.analysis.dictionary.figures import floor_share
+from lightsae.analysis.panels.settings import SCHEMA
 from lightsae.errors import FormatError, SiteError
 from lightsae.formats.saved_sae import SavedSAE
 
+# Of the exact paired test of a panel.
+LEVEL = 0.05
 Figures = dict[str, dict[str, float | bool]]
 # What each report is called, how to make it, and under which key it holds its figures.
 REPORTS = {
     "validation": ("validation.json of a run", "lightsae validate", "figures"),
     "labels": ("dictionary.json", "lightsae interpret", "summary"),
-    "panel": ("panel report", "lightsae panel", "summary"),
+    "panel": (f"panel report of format {SCHEMA}", "lightsae panel", "summary"),
     "drift": ("drift report", "lightsae drift --out drift.json", "summary"),
 }
-# Where each figure that a policy may ask for stands there; those of a panel are worked out.
+# Where each figure that a policy may ask for stands there; those of a panel, and of floors, are worked out.
 _FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
     "validation": {"fve_no_sinks": ("fve_no_sinks",), "ce_recovered": ("ce_recovered",), "dead": ("dead_fraction",)},
     "labels": {
         "share_labelled": ("labelled_share",),
-        "precision": ("precision_median",),
-        "recall": ("recall_median",),
-        "shuffled_floor": ("floors", "shuffled labels"),
+        "lower": ("lower_median",),
     },
     "drift": {"kept_share": ("shares", "kept")},
 }
@@ -46,6 +48,11 @@ def check_evidence(files: Mapping[str, Path], sae: SavedSAE | str | Path, dictio
     for kind, path in files.items():
         report, option = read_report(path, kind), f"--{kind} {str(path)!r}"
         if kind == "panel":
+            if (schema := report.get("schema")) != SCHEMA:
+                raise FormatError(
+                    f"{option} is a panel report of format {schema}, whose verdicts ask for less than those of format "
+                    f"{SCHEMA}; make it again: lightsae panel"
+                )
             for key, ours in (("dictionary", dictionary), ("sae", saved.sha256)):
                 if (theirs := report.get(key)) != ours:
                     raise FormatError(
@@ -93,26 +100,39 @@ def figures_of(folder: Path) -> Figures:
     measured = {"labels": manifest.get("summary") or {}}
     for kind, (_, _, key) in REPORTS.items():
         if (path := folder / "evidence" / f"{kind}.json").is_file():
-            measured[kind] = read_report(path, kind)[key]
+            report = read_report(path, kind)
+            # Published before the format changed: its figures say something else under the same names.
+            if kind != "panel" or report.get("schema") == SCHEMA:
+                measured[kind] = report[key]
     if "validation" in measured:
         measured["validation"] = _figures_of_one(measured["validation"], SavedSAE.open(folder / "sae"))
     figures: Figures = {}
     for kind, values in measured.items():
-        known = (
+        known: dict[str, float | bool | None] = (
             _panel_figures(values) if kind == "panel" else {n: _number(values, *k) for n, k in _FIGURES[kind].items()}
         )
+        if kind == "labels":
+            known |= _floor_figures(values)
         figures[kind] = {name: value for name, value in known.items() if value is not None}
     return figures
+
+
+def _floor_figures(summary: Mapping[str, Any]) -> dict[str, float | bool | None]:
+    shuffled = {"share": floor_share((summary.get("floors") or {}).get("shuffled labels"))}
+    above = summary.get("above_chance")
+    return {"shuffled_floor": _number(shuffled, "share"), "above_floors": above if isinstance(above, bool) else None}
 
 
 def _panel_figures(summary: Mapping[str, Any]) -> dict[str, float | bool | None]:
     features, harmful = _number(summary, "features"), _number(summary, "harmful")
     low, high = _number(summary, "causal_usefulness", "low"), _number(summary, "random_floor", "high")
+    p = _number(summary, "paired", "label", "p")
     return {
         "reliable_share": _number(summary, "reliable_share"),
         "harmful_share": harmful / features if features and harmful is not None else None,
         # Intervals apart, not merely the shares.
         "above_random_floor": low > high if low is not None and high is not None else None,
+        "above_other_features": p <= LEVEL if p is not None else None,
     }
 
 

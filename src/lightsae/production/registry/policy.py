@@ -8,20 +8,35 @@ from typing import Any
 import yaml
 
 from lightsae.errors import ConfigError, arg, did_you_mean
-from lightsae.production.registry.evidence import REPORTS, Figures
+from lightsae.production.registry.evidence import LEVEL, REPORTS, Figures
 
 Rules = dict[str, dict[str, float | bool | None]]
 # By group, all that a policy may ask, with what stands for a rule that is not set. Thresholds are shares, 0 to 1.
 _NOTHING: Rules = {
     # The SAE on held-out text: validation.json.
     "validation": {"min_fve_no_sinks": None, "min_ce_recovered": None, "max_dead": None},
-    # The feature dictionary. Precision and recall are medians; the floor: shuffled labels that pass.
-    "labels": {"min_share_labelled": None, "min_precision": None, "min_recall": None, "max_shuffled_floor": None},
-    # The panel report. above_random_floor: the intervals of usefulness and random floor are apart.
-    "panel": {"min_reliable_share": None, "max_harmful_share": None, "above_random_floor": False},
+    # The feature dictionary, over all features tested, those without a label included. lower: the median of the lower
+    # of precision and recall. above_floors: the share labelled lies above every floor, its interval included.
+    "labels": {"min_share_labelled": None, "min_lower": None, "max_shuffled_floor": None, "above_floors": False},
+    # The panel report. above_random_floor: the intervals of usefulness and random floor are apart;
+    # above_other_features: the exact paired test of usefulness against other labelled features.
+    "panel": {
+        "min_reliable_share": None,
+        "max_harmful_share": None,
+        "above_random_floor": False,
+        "above_other_features": False,
+    },
     # The comparison with another SAE.
     "drift": {"min_kept_share": None},
 }
+# Of a rule that is a switch: what falls short of it, and what is needed.
+_SWITCHES = {
+    "above_floors": ("intervals that overlap", "intervals apart"),
+    "above_random_floor": ("intervals that overlap", "intervals apart"),
+    "above_other_features": (f"p above {LEVEL:g} in the paired test", f"p of at most {LEVEL:g}"),
+}
+# Rules of older policies: medians over labels that had passed at 0.7, which could hardly be missed.
+_BEFORE = {("labels", "min_precision"): "min_lower", ("labels", "min_recall"): "min_lower"}
 
 
 @dataclass(frozen=True)
@@ -46,12 +61,12 @@ class Policy:
                 name, at_most = rule.removeprefix("min_").removeprefix("max_"), rule.startswith("max_")
                 figure = figures.get(group, {}).get(name)
                 asked = f"needed at {'most' if at_most else 'least'} {needed:g}"
-                asked = "needed intervals apart" if needed is True else asked
+                asked = f"needed {_SWITCHES[rule][1]}" if needed is True else asked
                 if figure is None:
                     report, command, _ = REPORTS[group]
                     lines.append(f"{group}.{name}: not measured: {report} ({command}); {asked}")
                 elif needed is True and not figure:
-                    lines.append(f"{group}.{name}: found intervals that overlap; {asked}")
+                    lines.append(f"{group}.{name}: found {_SWITCHES[rule][0]}; {asked}")
                 elif needed is not True and (figure > needed if at_most else figure < needed):
                     lines.append(f"{group}.{name}: found {figure:.4g}; {asked}")
         return lines
@@ -90,13 +105,19 @@ def read_policy(path: str | Path) -> Policy:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{problem} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not settings:
-        raise ConfigError(f"{problem} sets nothing; write thresholds, e.g. labels: {{min_precision: 0.8}}.")
+        raise ConfigError(f"{problem} sets nothing; write thresholds, e.g. labels: {{min_share_labelled: 0.2}}.")
     _check_keys(settings, ["requires_staging", *_NOTHING], problem)
     rules = {}
     for group, unset in _NOTHING.items():
         thresholds = {} if settings.get(group) is None else settings[group]
         if not isinstance(thresholds, dict):
             raise ConfigError(f"{problem}: {group} is {thresholds!r}; write thresholds under it, `name: number`.")
+        for old in thresholds:
+            if (new := _BEFORE.get((group, old))) is not None:
+                raise ConfigError(
+                    f"{problem}: {group}.{old} was a median over labels that had passed; write {group}.{new}: the "
+                    "median, over all features tested, of the lower of precision and recall."
+                )
         _check_keys(thresholds, list(unset), problem, f"{group}.")
         for rule, value in thresholds.items():
             if isinstance(unset[rule], bool):

@@ -84,3 +84,17 @@ def test_uniform_numbers_of_neighbouring_tokens_and_features_are_unrelated() -> 
     assert abs(drawn.var() - 1 / 12) < 0.002
     for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.03
+
+
+def test_a_seed_does_not_shift_the_draws_of_the_features() -> None:
+    """Feature 3 of seed 0, feature 0 of seed 3 and their like draw their own numbers."""
+    text = planted(rows=40, features=20)
+    always = Planted(text.rows, np.ones_like(text.dense), np.ones_like(text.counted), text.vocabulary)
+    firings = next(always.firings())
+    drawn = []
+    for seed in range(4):
+        scores = np.zeros(text.dense.shape)
+        scores[firings.token_of, firings.feature_of] = np.exp(weighted_scores(firings, seed))
+        drawn.append(scores)
+    for seed in range(1, 4):
+        assert abs(np.corrcoef(drawn[0][:, seed:].ravel(), drawn[seed][:, :-seed].ravel())[0, 1]) < 0.03

@@ -12,9 +12,10 @@ import torch
 
 from helpers.fake_dictionary import fake_manifest, fake_tables
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
-from lightsae.analysis.dictionary.schema import TABLES
+from lightsae.analysis.dictionary.schema import SINCE_2, TABLES, file_of
 from lightsae.analysis.dictionary.writer import manifest_id, write_dictionary
 from lightsae.errors import ConfigError, FormatError, SiteError
+from lightsae.formats.files import hash_file
 from lightsae.formats.native import load_sae, save_sae
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, TopK, Widths
@@ -168,8 +169,8 @@ def test_damage_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "contexts.parquet").unlink()
     refuse(r"contexts.parquet.* is missing")
     text = (folder / "dictionary.json").read_text(encoding="utf-8")
-    rewrite(folder, schema_version=2)
-    refuse("schema version 2, and this lightsae reads up to 1: pip install")
+    rewrite(folder, schema_version=3)
+    refuse("schema version 3, and this lightsae reads up to 2: pip install")
     rewrite(folder, kind="something")
     refuse("does not describe a feature dictionary")
     (folder / "dictionary.json").write_text(text[:100])
@@ -229,3 +230,36 @@ def test_thirty_thousand_features_answer_quickly(tmp_path: Path) -> None:
     assert processor_seconds(lambda: dictionary.search("nowhere to be found")) < 1.5 * reading
     assert len(dictionary.feature(29_000).contexts) == 5
     assert processor_seconds(lambda: dictionary.feature(29_000).contexts) < reading / 4
+
+
+def test_a_dictionary_of_the_first_format_opens_and_says_that_its_labels_are_of_longer_rules(tmp_path: Path) -> None:
+    tables, folder = fake_tables(16), tmp_path / "old"
+    write_dictionary(folder, tables, fake_manifest(16))
+    manifest = json.loads((folder / "dictionary.json").read_text(encoding="utf-8"))
+    for name, columns in SINCE_2.items():
+        pq.write_table(tables[name].drop_columns(list(columns)), folder / file_of(name))
+        manifest["files"][file_of(name)] = hash_file(folder / file_of(name))
+    manifest["schema_version"], manifest["labels"] = 1, {"offline": {"gate": 0.7}}
+    manifest["id"] = manifest_id(manifest)
+    (folder / "dictionary.json").write_text(json.dumps(manifest), encoding="utf-8")
+    old = FeatureDictionary.open(folder)
+    assert old.label_limit == 64
+    assert "labels of rules of up to 64 patterns" in repr(old)
+    for name, columns in SINCE_2.items():
+        table = getattr(old, name)()
+        assert table.schema.names == TABLES[name].names
+        for column in columns:
+            assert table[column].null_count == len(table)
+            assert old.sql(f"SELECT {column} FROM {name} WHERE {column} IS NOT NULL").num_rows == 0
+    assert len(old.filter(tier="high")) == sum(tier == "high" for tier in tables["features"]["tier"].to_pylist())
+    assert old.feature(1).row["label"] == tables["features"].to_pylist()[1]["label"]
+    assert old.filter("detector_passed").num_rows == 0
+
+
+def test_a_dictionary_of_today_without_the_columns_of_today_is_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    tables = fake_tables(16)
+    write_dictionary(folder, tables, fake_manifest(16))
+    pq.write_table(tables["features"].drop_columns(["detector_passed"]), folder / "features.parquet")
+    with pytest.raises(FormatError, match="lacks the column 'detector_passed'"):
+        FeatureDictionary.open(folder, verify=False)

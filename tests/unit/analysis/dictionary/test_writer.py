@@ -130,7 +130,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_the_layout_on_disk(folder: Path) -> None:
     manifest = json.loads((folder / "dictionary.json").read_text(encoding="utf-8"))
     assert manifest["id"] == manifest_id(manifest)
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     file = pq.ParquetFile(folder / "contexts.parquet")
     assert file.schema_arrow.equals(TABLES["contexts"])
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"

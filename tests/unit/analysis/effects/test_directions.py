@@ -1,9 +1,14 @@
 """Neighbours against all pairs, with ties and zero rows."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
-from lightsae.analysis.effects.directions import aligned_neurons, nearest_by_cosine
+from lightsae.analysis.effects.directions import aligned_neurons, nearest_by_cosine, neuron_directions
+from lightsae.lm import LanguageModel
 
 
 def test_nearest_is_that_of_all_pairs() -> None:
@@ -42,3 +47,21 @@ def test_aligned_neurons_are_signed_and_sorted_by_size() -> None:
     found = aligned_neurons(W, 2)
     assert found.ids.tolist() == [[2, 0], [0, 1], [0, 1]]
     np.testing.assert_allclose(found.cosines, [[-0.8, 0.6], [-0.5, 0.5], [0, 0]], atol=1e-6)
+
+
+def test_neurons_are_near_by_what_they_write() -> None:
+    W = torch.tensor([[1.0, 0.0], [0.0, -2.0]])
+    written = torch.tensor([[0.0, 3.0], [0.6, 0.8], [1.0, 0.0]])
+    found = aligned_neurons(W, 2, written)
+    assert found.ids.tolist() == [[2, 1], [0, 1]]
+    np.testing.assert_allclose(found.cosines, [[1.0, 0.6], [-1.0, -0.8]], atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_what_neurons_write_adds_up_to_the_output_of_the_mlp(model_type: str, make_model: Callable[..., Path]) -> None:
+    model = LanguageModel.from_pretrained(str(make_model(model_type)))
+    read = model.capture(torch.arange(3, 12)[None], ["mlp_act.1", "mlp_out.1"])
+    directions = neuron_directions(model, "mlp_act.1")
+    assert directions is not None
+    # The tiny models' biases are zero.
+    torch.testing.assert_close(read["mlp_act.1"] @ directions, read["mlp_out.1"])

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 from helpers.planted_firings import Planted, planted
 from lightsae.analysis.contexts.stage import SavedPass, gather_contexts
 from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatistics
+from lightsae.analysis.dictionary.figures import above_chance
 from lightsae.analysis.dictionary.schema import TABLES
 from lightsae.analysis.effects.ablation import AblationEffects
 from lightsae.analysis.effects.coherence import Coherence
 from lightsae.analysis.effects.directions import Neighbours
 from lightsae.analysis.effects.logits import LogitEffects
 from lightsae.analysis.effects.stage import Effects
+from lightsae.analysis.interpret.floors import held_against
 from lightsae.analysis.interpret.tables import COFIRE_TOLD, IN_STRATUM, STRATA, Tables, make_tables
 from lightsae.analysis.labels.rules import Rule
 from lightsae.analysis.labels.scoring import Scores
@@ -66,7 +69,17 @@ def labels() -> OfflineLabels:
             Scores(0, 0, 0, 1000),
         ],
         tiers=["high", "medium", "unlabelled", "unlabelled", "rare", "dead"],
-        floor=0.0,
+        detectors=[
+            Rule((("token", 1), ("token", 2)), (0.9, 0.05)),
+            *[Rule((("token", 2),), (0.5,))] * 2,
+            Rule((), ()),
+            *[Rule((("token", 4),), (1.0,))] * 2,
+        ],
+        detector_words=["`a`, `b`", "`b`", "`b`", "", "`e`", "`e`"],
+        detector_scores=[Scores(95, 5, 5, 1000), *[Scores(20, 0, 5, 1000)] * 4, Scores(0, 0, 0, 1000)],
+        detected=[True, True, True, False, False, False],
+        shuffled=[False, False],
+        curve={1: 0.2, 3: 0.4, 8: 0.5, 64: 0.6},
         scored=FiringLists(nothing, np.zeros(F + 1, np.int64), np.zeros(0, np.bool_), 0),
     )
 
@@ -125,7 +138,7 @@ def test_only_what_passed_is_shown_and_the_rest_is_on_record(tables: Tables) -> 
     assert shown["precision"] == pytest.approx([90 / 95, 0.8, None, None, None, None])
     assert shown["recall"] == pytest.approx([0.9, 8 / 11, None, None, None, None])
     assert shown["tier"] == ["high", "medium", "unlabelled", "unlabelled", "rare", "dead"]
-    rows = tables["labels"].to_pylist()
+    rows = [row for row in tables["labels"].to_pylist() if row["source"] == "rule"]
     assert [(row["feature"], row["label"], row["passed"]) for row in rows] == [
         (0, "`a`", True),
         (1, "`b`; `c`", True),
@@ -136,6 +149,23 @@ def test_only_what_passed_is_shown_and_the_rest_is_on_record(tables: Tables) -> 
     assert json.loads(rows[1]["rule"]) == {"patterns": [["token", 2], ["after", 30]], "shares": [0.5, 0.12346]}
     assert (rows[0]["positives_tested"], rows[0]["negatives_tested"]) == (100, 1005)
     assert rows[0]["precision_low"] < rows[0]["precision"] < rows[0]["precision_high"]
+
+
+def test_detectors_stand_beside_the_labels_under_their_own_name(tables: Tables) -> None:
+    shown = tables["features"].to_pydict()
+    assert shown["label_patterns"] == [1, 2, None, None, None, None]
+    assert shown["detector_patterns"] == [2, 1, 1, None, 1, 1]
+    assert shown["detector_precision"] == pytest.approx([0.95, 1, 1, None, 1, None])
+    assert shown["detector_recall"] == pytest.approx([0.95, 0.8, 0.8, None, 0.8, None])
+    assert shown["detector_passed"] == [True, True, True, None, False, False]
+    rows = [row for row in tables["labels"].to_pylist() if row["source"] == "detector"]
+    assert [(row["feature"], row["label"], row["patterns"], row["passed"]) for row in rows] == [
+        (0, "`a`, `b`", 2, True),
+        (1, "`b`", 1, True),
+        (2, "`b`", 1, True),
+        (4, "`e`", 1, False),
+        (5, "`e`", 1, False),
+    ]
 
 
 def test_windows_are_pieces_of_the_text(tables: Tables, text: Planted) -> None:
@@ -246,3 +276,30 @@ def test_without_any_edges_there_is_an_empty_table(text: Planted, tmp_path: Path
     edges = make_tables(alone, some_effects(), labels(), VOCABULARY)["edges"]
     assert len(edges) == 0
     assert edges.schema.equals(TABLES["edges"])
+
+
+def test_tiers_are_withheld_unless_more_labels_pass_than_of_every_floor() -> None:
+    tiers = ["high"] * 40 + ["medium"] * 10 + ["unlabelled"] * 50 + ["rare", "dead"]
+
+    def with_tiers(tiers: list[str]) -> OfflineLabels:
+        scores = [Scores(9, 1, 1, 100) if tier in ("high", "medium") else Scores(1, 9, 9, 100) for tier in tiers]
+        return replace(labels(), tiers=tiers, scores=scores, shuffled=[False] * 90)
+
+    ours = with_tiers(tiers)
+    below, equal = (with_tiers(["high"] * n + ["unlabelled"] * (100 - n)) for n in (20, 50))
+    kept, compared = held_against(ours, {"low": below})
+    assert kept.tiers == ours.tiers
+    assert compared["low"]["difference"] == pytest.approx(0.3)
+    assert compared["low"]["low"] > 0
+    # F1 is 0.9 of a label that passed and 0.1 of one that failed.
+    assert (compared["low"]["f1"], compared["low"]["f1_difference"]) == pytest.approx((0.26, 0.24))
+    assert compared["low"]["f1_low"] > 0
+    assert compared["low"]["by_patterns"] == {"1": 0.2, "3": 0.4, "8": 0.5, "64": 0.6}
+    withheld, compared = held_against(ours, {"low": below, "equal": equal})
+    assert compared["equal"]["low"] < 0 < compared["equal"]["high"]
+    assert withheld.tiers == ["withheld"] * 50 + ["unlabelled"] * 50 + ["rare", "dead"]
+    assert above_chance(compared) is False
+    # A shuffled label that passes as often is a floor too.
+    withheld, compared = held_against(replace(ours, shuffled=[True] * 9 + [False] * 9), {})
+    assert compared["shuffled labels"]["share"] == 0.5
+    assert "high" not in withheld.tiers

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from lightsae.analysis.labels.concepts import aspects_of
 from lightsae.analysis.labels.patterns import (
     CLASSES,
     KINDS,
@@ -20,7 +21,7 @@ TEXTS = [" ", "\n", "7", " the", "ing", " The", '"', "#", "+ ", "é"]
 NOTHING = len(CLASSES)
 
 
-def holds(pattern: Pattern, row: list[int], states: list[int], place: int) -> bool:
+def holds(pattern: Pattern, row: list[int], states: list[int], aspects: dict[str, list[int]], place: int) -> bool:
     """Say by its fields alone whether a pattern holds at a token."""
 
     def token(by: int) -> int:
@@ -29,6 +30,8 @@ def holds(pattern: Pattern, row: list[int], states: list[int], place: int) -> bo
     def kind(by: int) -> int:
         return class_of(TEXTS[token(by)]) if token(by) < len(TEXTS) else NOTHING
 
+    if pattern.aspect and (pattern.value == 0 or aspects[pattern.aspect][place] != pattern.value):
+        return False
     first = -2 if pattern.kind == "two_before" else -len(pattern.before)
     return (
         pattern.token in (-1, token(0))
@@ -40,16 +43,20 @@ def holds(pattern: Pattern, row: list[int], states: list[int], place: int) -> bo
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "in_state", "class_in_state"])
 def test_a_pattern_holds_where_its_key_stands(kind: str) -> None:
     tokens = np.random.default_rng(0).integers(0, len(TEXTS), (6, 9)).astype(np.int32)
     keys = PatternKeys(tokens, TEXTS)
     states = states_of(tokens, TEXTS).tolist()
+    aspects = [aspects_of(row[None], TEXTS) for row in tokens]
+    of_row = [{name: values[0].tolist() for name, values in of.items()} for of in aspects]
     places = [(row, column) for row in range(6) for column in range(9)]
     for key in np.unique(keys.keys[kind]).tolist():
+        if key < 0:  # nothing is known there
+            continue
         pattern = keys.pattern(kind, key)
         assert pattern.kind == kind
-        expected = [holds(pattern, tokens[row].tolist(), states[row], column) for row, column in places]
+        expected = [holds(pattern, tokens[row].tolist(), states[row], of_row[row], column) for row, column in places]
         assert (keys.keys[kind] == key).tolist() == expected, pattern
 
 

@@ -1,13 +1,17 @@
 """Rules: planted concepts are learned as what they are, and what does not hold on other documents is dropped."""
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from lightsae.analysis.labels.gate import Gate
+from lightsae.analysis.labels.learning import DETECTOR_PATTERNS, LABEL_PATTERNS, LIMITS, LIST_TOKENS, learn_rules
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of
-from lightsae.analysis.labels.rules import MOST_PATTERNS, PatternPlaces, PatternTable, Rule, learn_rules
-from lightsae.analysis.labels.scoring import token_scores
+from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
+from lightsae.analysis.labels.scoring import Scores, token_scores
+from lightsae.analysis.labels.wording import in_words, names_of
 from lightsae.analysis.reading.firing_lists import FiringLists
 
 TEXTS = [" cat", " dog", " red", " sun", "1", "2", "3", "(", ")", " Ant", " Bee", "\n"]
@@ -34,7 +38,9 @@ def firing_lists(fires: list[np.ndarray], counted: np.ndarray, tokens_read: int 
     return FiringLists(np.concatenate(places).astype(np.int32), starts, counted, tokens_read)
 
 
-def learn(concepts: list[Fires], choosing: list[Fires] | None = None) -> tuple[list[Rule], PatternKeys]:
+def learn(
+    concepts: list[Fires], choosing: list[Fires] | None = None, limit: int = LABEL_PATTERNS
+) -> tuple[list[Rule], PatternKeys]:
     """Learn rules of features that fire as the functions say, on one text, chosen on another."""
     first, second = text(1), text(2)
     keys = PatternKeys(first, TEXTS)
@@ -42,7 +48,7 @@ def learn(concepts: list[Fires], choosing: list[Fires] | None = None) -> tuple[l
     places = PatternPlaces(table, PatternKeys(second, TEXTS), all_counted(second))
     mined = firing_lists([f(first) for f in concepts], all_counted(first))
     chosen = firing_lists([f(second) for f in choosing or concepts], all_counted(second))
-    return learn_rules(table, mined, places, chosen), keys
+    return [rules[limit] for rules in learn_rules(table, mined, places, chosen)], keys
 
 
 def before(tokens: np.ndarray, by: int = 1) -> np.ndarray:
@@ -64,10 +70,11 @@ CONCEPTS: dict[str, tuple[Fires, set[str]]] = {
 }
 
 
+@pytest.mark.parametrize("limit", [LABEL_PATTERNS, DETECTOR_PATTERNS])
 @pytest.mark.parametrize("concept", CONCEPTS)
-def test_a_planted_concept_is_learned_as_what_it_is(concept: str) -> None:
+def test_a_planted_concept_is_learned_as_what_it_is(concept: str, limit: int) -> None:
     fires, kinds = CONCEPTS[concept]
-    ((rule,), keys) = learn([fires])
+    ((rule,), keys) = learn([fires], limit=limit)
     assert {kind for kind, _ in rule.patterns} == kinds, [keys.pattern(*p) for p in rule.patterns]
     unseen = text(3)
     table = PatternTable(keys, all_counted(text(1)))
@@ -110,9 +117,12 @@ def test_a_pattern_that_does_not_hold_on_other_documents_is_dropped() -> None:
 def test_a_rule_keeps_within_its_bounds() -> None:
     # A feature of hundreds of pairs: no rule tells them all.
     odd: Fires = lambda t: (t * 7 + before(t) * 5 + before(t, 2) * 3) % 4 == 0  # noqa: E731
-    ((rule,), _) = learn([odd])
-    assert 0 < len(rule.patterns) <= MOST_PATTERNS
-    assert len(rule.patterns) == len(set(rule.patterns)) == len(rule.shares)
+    for limit in LIMITS:
+        ((rule,), _) = learn([odd], limit=limit)
+        assert 0 < rule.size <= limit
+        assert len(rule.patterns) == len(set(rule.patterns)) == len(rule.shares)
+        # One list may stand for one pattern, and no longer one.
+        assert len(rule.patterns) <= limit + (LIST_TOKENS - 1 if limit <= LABEL_PATTERNS else 0)
 
 
 def test_a_part_of_the_firings_teaches_the_same() -> None:
@@ -125,8 +135,9 @@ def test_a_part_of_the_firings_teaches_the_same() -> None:
         wholes = [firing_lists([fires(t)], all_counted(t)) for t in (first, second)]
         (part,) = learn_rules(table, parts[0], places, parts[1])
         (whole,) = learn_rules(table, wholes[0], places, wholes[1])
-        assert set(part.patterns) <= set(whole.patterns)
-        assert part.patterns
+        for limit in LIMITS:
+            assert set(part[limit].patterns) <= set(whole[limit].patterns)
+            assert part[limit].patterns
 
 
 def test_places_are_those_of_the_keys() -> None:
@@ -150,3 +161,57 @@ def test_only_counted_tokens_count_in_the_table() -> None:
     for token in range(len(TEXTS)):
         at = np.flatnonzero(table.known["token"] == token)
         assert table.counts["token"][at].tolist() == [int(((tokens.ravel() == token) & counted).sum())]
+
+
+def scored(rule: Rule, keys: PatternKeys, fires: Fires) -> Scores:
+    """Test a rule on text that it was not made from."""
+    unseen = text(3)
+    table = PatternTable(keys, all_counted(text(1)))
+    places = PatternPlaces(table, PatternKeys(unseen, TEXTS), all_counted(unseen))
+    (score,) = token_scores([rule], places, firing_lists([fires(unseen)], all_counted(unseen)))
+    return score
+
+
+def test_three_patterns_make_a_label_and_its_words_are_all_of_it() -> None:
+    fires: Fires = lambda t: (t == DOG) | ((t == CAT) & (before(t) == RED)) | ((t == SUN) & (before(t) == OPEN))  # noqa: E731
+    ((rule,), keys) = learn([fires])
+    assert rule.size == len(rule.patterns) == 3
+    assert scored(rule, keys, fires).f1 == 1
+    words = in_words(keys.patterns(rule.patterns), names_of(TEXTS))
+    assert sorted(words.split("; ")) == ["` cat` after ` red`", "` dog`", "` sun` after `(`"]
+
+
+def test_a_list_of_five_tokens_counts_as_one_pattern_and_a_sixth_as_a_further_one() -> None:
+    five = [DOG, OPEN, OPEN + 1, OPEN + 2, OPEN + 3]
+    ((rule,), keys) = learn([lambda t: np.isin(t, five)], limit=1)
+    assert (rule.size, len(rule.patterns)) == (1, 5)
+    assert "; " not in in_words(keys.patterns(rule.patterns), names_of(TEXTS))
+    ((six,), _) = learn([lambda t: np.isin(t, [*five, SUN])])
+    assert (six.size, len(six.patterns)) == (2, 6)
+
+
+def test_a_feature_of_thirty_patterns_has_a_detector_and_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Thirty pairs, all as frequent: a label says three of them, or a list after one token.
+    monkeypatch.setattr(sys.modules[__name__], "CHANCES", [1 / len(TEXTS)] * len(TEXTS))
+    draw = np.random.default_rng(2)
+    pairs = draw.permutation(144)[:30]
+    fires: Fires = lambda t: (before(t) >= 0) & np.isin(12 * before(t) + t, pairs)  # noqa: E731
+    gate = Gate()
+    by_limit = {}
+    for limit in (LABEL_PATTERNS, DETECTOR_PATTERNS):
+        ((rule,), keys) = learn([fires], limit=limit)
+        by_limit[limit] = rule, scored(rule, keys, fires)
+    label, detector = by_limit[LABEL_PATTERNS], by_limit[DETECTOR_PATTERNS]
+    assert label[0].size <= LABEL_PATTERNS
+    assert not gate.passed(label[1])
+    assert 20 <= detector[0].size <= DETECTOR_PATTERNS
+    assert gate.passed(detector[1])
+
+
+def test_the_search_knows_its_limit() -> None:
+    # The first patterns of a long rule are not the best short one: those cover many firings each, and all miss half.
+    fires: Fires = lambda t: np.isin(t, [CAT, RED, SUN]) & (before(t) != CAT) | (t == DOG)  # noqa: E731
+    ((label,), keys), ((detector,), _) = learn([fires]), learn([fires], limit=DETECTOR_PATTERNS)
+    cut = Rule(detector.patterns[: len(label.patterns)], detector.shares[: len(label.patterns)])
+    assert scored(label, keys, fires).lower >= scored(cut, keys, fires).lower
+    assert scored(label, keys, fires).lower <= scored(detector, keys, fires).lower

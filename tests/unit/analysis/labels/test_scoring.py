@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from lightsae.analysis.dictionary.schema import LABELS
@@ -17,7 +19,6 @@ def test_verdicts_are_counted_against_the_truth() -> None:
     assert scores == Scores(1, 1, 1, 2, unanswered=1)
     assert (scores.precision, scores.recall) == (0.5, 0.5)
     assert scores.balanced_accuracy == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert scores + scores == Scores(2, 2, 2, 4, unanswered=2)
     with pytest.raises(ValueError, match="zip"):
         Scores.of([True], [])
 
@@ -46,6 +47,29 @@ def test_a_label_is_as_good_as_its_weakest_test() -> None:
     assert weakest([bad, silent]) == silent
 
 
+def test_windows_of_one_document_are_no_independent_verdicts() -> None:
+    """20 windows of 4 documents, three of which are right throughout: 4 observations, not 20."""
+    documents = [i % 4 for i in range(20)]
+    verdicts = [document > 0 for document in documents]
+    scores = Scores.of([True] * 20, verdicts, documents)
+    assert scores == replace(Scores(15, 0, 5, 0), yes_effective=3.0, positives_effective=scores.positives_effective)
+    low, high = scores.recall_interval
+    assert low < 0.25
+    assert high > 0.95
+    alone = Scores.of([True] * 20, verdicts)
+    assert alone.recall_interval[0] == pytest.approx(0.531, abs=1e-3)
+    # Nothing but right, on 3 documents: 3 trials.
+    assert scores.precision_interval == pytest.approx((3 / (3 + 1.959964**2), 1))
+
+
+def test_each_trial_of_a_choice_goes_by_its_document() -> None:
+    answers = [i % 4 for i in range(40)]
+    perfect = discrimination_scores(answers, answers, 4, documents=[7] * 40)
+    assert (perfect.recall, perfect.yes_effective, perfect.positives_effective) == (1, 1, 1)
+    spread = discrimination_scores([*answers[:-1], None], answers, 4, documents=list(range(40)))
+    assert (spread.recall, spread.yes_effective, spread.unanswered) == (1, 39, 1)
+
+
 def test_tiers() -> None:
     gate = Gate(0.7, 0.7, min_positives=10)
     assert gate.tier(Scores(50, 0, 0, 50)) == "high"
@@ -57,6 +81,8 @@ def test_tiers() -> None:
     # High needs both lower bounds: one sure and one unsure share is medium.
     assert gate.tier(Scores(75, 25, 0, 100)) == "medium"
     assert gate.tier(Scores(75, 0, 25, 100)) == "medium"
+    # Nor is a label sure that is right 50 times in one document.
+    assert gate.tier(Scores(50, 0, 0, 50, yes_effective=1.0, positives_effective=1.0)) == "medium"
     with pytest.raises(ConfigError, match=r"gate.recall is 1.5"):
         Gate(recall=1.5)
 

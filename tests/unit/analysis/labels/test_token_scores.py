@@ -1,5 +1,7 @@
 """Scores of rules, against verdicts counted token by token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
 from lightsae.analysis.labels.scoring import Scores, shuffled_scores, token_scores
 from lightsae.analysis.reading.firing_lists import FiringLists
+from lightsae.metrics.intervals import clustered_share, wilson
 
 TEXTS = [f" w{i}" for i in range(9)]
 FEATURES = 7
@@ -65,6 +68,13 @@ def test_precision_and_recall_of_one_that_can_be_counted_by_hand() -> None:
     (score,) = token_scores([rule(token)], small.places, lists)
     assert score.recall == 1
     assert score.precision == half.sum() / here.sum()
+    assert score.precision_interval == wilson(int(half.sum()), int(here.sum()))
+    # The same firings in four documents of two rows each: the intervals go by documents.
+    documents = np.repeat(np.arange(4), 22)
+    (score,) = token_scores([rule(token)], small.places, replace(lists, documents=documents))
+    counts = (np.bincount(documents[tokens], minlength=4) for tokens in (half, here))
+    assert np.allclose(score.precision_interval, clustered_share(*counts).interval(), rtol=1e-9)
+    assert score.positives_effective == pytest.approx(half.sum() ** 2 / (np.bincount(documents[half]) ** 2).sum())
     (nothing,) = token_scores([rule()], small.places, lists)
     assert (nothing.precision, nothing.recall) == (None, 0)
     assert not Gate(min_positives=1).passed(nothing)

@@ -214,7 +214,7 @@ def sweep() -> Sweep:
     arms += [(SHUFFLED, 0.2, RANDOM), (PROMPT, 0.0, FEATURE)]
     tokens = [[[5], [6]]] * 3
     measured = [Measured(arm, dose, values, Samples([[1]] * 3, TEXTS[of], tokens)) for arm, dose, of in arms]
-    concept = Concept(7, "the word cat", "reliable", 1.0, None, (3,), ())
+    concept = Concept(7, "the word cat", "reliable", 1.0, None, ())
     settings = SweepSettings(doses=(0.1, 0.2), samples=2)
     tried = {0.1: (0.1, 1.0), 0.2: (0.2, 1.1)}
     return Sweep(concept, settings, 0.2, 0.2, tried, measured, PROMPTED, {})

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Steered
-from lightsae.analysis.panels.concepts import Concept
+from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED, Arm, Steered
+from lightsae.analysis.panels.concepts import Concept, Generated
 from lightsae.analysis.panels.measures import Measure, interval, shift
 from lightsae.analysis.panels.meter import Meter
 from lightsae.analysis.panels.settings import SweepSettings
@@ -24,7 +24,7 @@ PROMPTS = [[0, 30, 31, 32], [0, 40], [0, 50, 51]]
 SAMPLES = 2
 DRAWN = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=7)
 FEATURE_NUMBER = 3
-AFTER, PROMOTED = (60, 61, 62), (70, 71)
+AFTER = (60, 61, 62)
 READ, WRITTEN = "resid_post.0", "resid_post.1"
 
 
@@ -72,7 +72,7 @@ def words(model: LanguageModel) -> list[str]:
 def a_concept(vocabulary: int, maximum: float = 2.0) -> Concept:
     # A token; and a pair of tokens, of which the first may stand in the prompt: (before, now).
     patterns = (("token", 80), ("after", 32 * (vocabulary + 1) + 33))
-    return Concept(FEATURE_NUMBER, "a label", "high", maximum, patterns, PROMOTED, AFTER)
+    return Concept(FEATURE_NUMBER, "a label", "high", maximum, patterns, AFTER)
 
 
 CONCEPT = a_concept(258)
@@ -145,7 +145,8 @@ def test_expectations_along_the_unsteered_texts(meter: Meter) -> None:
             with meter.steered.by(STRONG):
                 changed = model.logits(row)[0, end].log_softmax(-1)
             after.append(changed[:, list(AFTER)].exp().sum(1).mean().item())
-            promoted.append(changed[:, list(PROMOTED)].exp().sum(1).mean().item())
+            own = promoted_by(meter.steered, meter.steered.direction(FEATURE_NUMBER))
+            promoted.append((changed[:, own].exp() - clean[:, own].exp()).sum(1).mean().item())
             kl.append((clean.exp() * (clean - changed)).sum(1).mean().item())
         for text in meter.generate(STRONG).tokens[number]:
             with meter.steered.by(STRONG):
@@ -156,17 +157,83 @@ def test_expectations_along_the_unsteered_texts(meter: Meter) -> None:
     assert (values["kl"] > 1e-4).all()
 
 
+def promoted_by(steered: Steered, direction: torch.Tensor) -> list[int]:
+    """The ten tokens whose logits a direction raises most, through the gain of the final norm."""
+    model = steered.model.model
+    tokens: list[int] = (model.lm_head.weight @ (direction * model.model.norm.weight)).topk(10).indices.tolist()
+    return tokens
+
+
+@pytest.mark.parametrize("arm", [RANDOM, SECOND_RANDOM, SHUFFLED])
+def test_every_arm_is_asked_about_the_tokens_of_its_own_direction(meter: Meter, arm: Arm) -> None:
+    steered, (one,) = meter.steered, meter.steered.arm(arm, STRONG, 0)
+    assert one.along is not None
+    own = promoted_by(steered, one.along)
+    assert set(own) != set(promoted_by(steered, steered.direction(FEATURE_NUMBER)))
+    values, _ = meter.measure([one], CONCEPT)
+    for number, prompt in enumerate(meter.plain.prompts):
+        rises = []
+        for text in meter.plain.tokens[number]:
+            row, end = torch.tensor([prompt + text]), slice(len(prompt) - 1, -1)
+            clean = model_reads(steered, row, end)
+            with steered.by([one]):
+                changed = model_reads(steered, row, end)
+            rises.append((changed[:, own] - clean[:, own]).sum(1).mean().item())
+        assert values["target"][number] == pytest.approx(np.mean(rises), rel=1e-3, abs=1e-6)
+
+
+def model_reads(steered: Steered, row: torch.Tensor, end: slice) -> torch.Tensor:
+    return steered.model.logits(row)[0, end].softmax(-1)
+
+
+def test_random_directions_raise_their_own_tokens(steered: Steered) -> None:
+    """The honest floor of «what it promotes rises» is far from 0: it says that the wiring holds, and no more."""
+    meter = a_meter(steered)
+    own, of_the_feature = [], []
+    for number in range(12):
+        (one,) = steered.arm(RANDOM, STRONG, 0, number)
+        own.append(float(meter.measure([one], CONCEPT)[0]["target"].mean()))
+        tokens = promoted_by(steered, steered.direction(FEATURE_NUMBER))
+        texts = [
+            torch.tensor([p + t]) for p, ts in zip(meter.plain.prompts, meter.plain.tokens, strict=True) for t in ts
+        ]
+        before = [model_reads(steered, row, slice(-5, -1))[:, tokens].sum(1).mean().item() for row in texts]
+        with steered.by([one]):
+            after = [model_reads(steered, row, slice(-5, -1))[:, tokens].sum(1).mean().item() for row in texts]
+        of_the_feature.append(float(np.mean(after) - np.mean(before)))
+    assert sum(rise > 0 for rise in own) >= 9
+    assert sum(rise > 0 for rise in of_the_feature) < sum(rise > 0 for rise in own)
+
+
+def test_several_concepts_are_read_off_the_same_texts(meter: Meter) -> None:
+    other = replace(CONCEPT, feature=7, maximum=0.5, patterns=(("token", 90),), follows=(65,))
+    unknown = replace(CONCEPT, feature=8, patterns=None, follows=())
+    each, made = meter.measure_all(STRONG, [CONCEPT, other, unknown])
+    for values, concept in zip(each, (CONCEPT, other, unknown), strict=True):
+        alone, texts = meter.measure(STRONG, concept)
+        assert texts == made
+        assert alone.keys() == values.keys()
+        for name in alone:
+            assert alone[name].tolist() == pytest.approx(values[name].tolist(), rel=1e-5, abs=1e-7), name
+
+
+def test_texts_need_not_be_read_under_steering(steered: Steered) -> None:
+    given = {"samples": SAMPLES, "sampling": DRAWN, "rows_at_once": 4}
+    meter = Meter(steered, words(steered.model), PROMPTS, SweepSettings(**given), as_steered=False)
+    assert set(meter.measure(STRONG, CONCEPT)[0]) == set(Measure) - {"ppl_steered"}
+
+
 def test_a_concept_holds_on_generated_tokens_alone() -> None:
     vocabulary = [f"w{number}" for number in range(258)]
     prompts = [[0, 80, 32], [80], [0, 30, 31, 32]]
     texts = [[33, 80, 5, 33], [5], [33]]
     # The pair 32, 33 spans prompt and text; a 33 after something else, and the prompt's 80, do not count.
-    assert CONCEPT.rate(prompts, texts, vocabulary).tolist() == [0.5, 0.0, 1.0]
-    assert CONCEPT.rate([[0], [0]], [[], [80]], vocabulary).tolist() == [0.0, 1.0]
-    assert replace(CONCEPT, patterns=None).rate(prompts, texts, vocabulary) is None
+    assert CONCEPT.rate(Generated(prompts, texts, vocabulary)).tolist() == [0.5, 0.0, 1.0]
+    assert CONCEPT.rate(Generated([[0], [0]], [[], [80]], vocabulary)).tolist() == [0.0, 1.0]
+    assert replace(CONCEPT, patterns=None).rate(Generated(prompts, texts, vocabulary)) is None
     # Without the rule, tokens that follow and tokens promoted there is nothing to say of them.
     two = replace(CONCEPT, patterns=(("token", 5), ("token", 33)))
-    assert two.rate(prompts, texts, vocabulary).tolist() == [0.75, 1.0, 1.0]
+    assert two.rate(Generated(prompts, texts, vocabulary)).tolist() == [0.75, 1.0, 1.0]
 
 
 def test_concept_rate_of_drawn_texts(meter: Meter) -> None:
@@ -204,6 +271,7 @@ def test_a_prompt_stands_in_for_steering(meter: Meter) -> None:
     assert made.prompts == said
     assert (values["kl"] > 0).all()
     assert (values["ppl_steered"] == values["ppl_untouched"]).all()
+    assert "target" not in values, "a prompt has no direction"
     same, _ = meter.measure((), CONCEPT, PROMPTS)
     assert same["kl"].tolist() == [0, 0, 0]
 
@@ -245,6 +313,15 @@ def test_draws_of_arms_depend_on_seed_and_feature(steered: Steered) -> None:
         assert len(others) > 12
 
 
+def test_directions_for_all_features_depend_on_number_and_seed(steered: Steered) -> None:
+    (one,), (other,) = (steered.arm(RANDOM, [Add(feature, 1.0, "latent")], 0, 4) for feature in (3, 5))
+    assert torch.equal(one.along, other.along)
+    (second,) = steered.arm(SECOND_RANDOM, STRONG, 0, 5)
+    assert not torch.equal(one.along, second.along)
+    assert not torch.equal(one.along, steered.arm(RANDOM, STRONG, 1, 4)[0].along)
+    assert torch.equal(steered.arm(SHUFFLED, STRONG, 0, 9)[0].along, steered.direction(9))
+
+
 def test_a_dictionary_of_one_feature_has_no_other(model: LanguageModel) -> None:
     only = Steered(model, ReLU(Widths.autoencoder(SiteRef(model.name, READ), 12), 1).eval(), None)
     assert only.other_feature(0, 0) == 0
@@ -259,9 +336,20 @@ def test_an_unknown_feature_is_refused(steered: Steered) -> None:
 def test_without_a_dictionary_the_weights_say_what_is_promoted(steered: Steered) -> None:
     found = steered.concept(FEATURE_NUMBER)
     assert (found.label, found.tier, found.patterns, found.follows) == (None, "unlabelled", None, ())
-    model = steered.model.model
-    direction = steered.direction(FEATURE_NUMBER) * model.model.norm.weight
-    assert set(found.target) == set((model.lm_head.weight @ direction).topk(10).indices.tolist())
+    own = promoted_by(steered, steered.direction(FEATURE_NUMBER))
+    assert set(steered.promoted(Add(FEATURE_NUMBER, 1.0))) == set(own)
+    given = torch.randn(12, generator=torch.Generator().manual_seed(0))
+    assert set(steered.promoted(Add(FEATURE_NUMBER, 1.0, along=given))) == set(promoted_by(steered, given))
+
+
+def test_what_is_not_added_to_the_residual_stream_promotes_nothing(model: LanguageModel) -> None:
+    site = next(info.name for info in model.sites() if info.name.startswith("mlp_act"))
+    width = model.width(site)
+    with torch.random.fork_rng():
+        inner = Steered(model, ReLU(Widths.autoencoder(SiteRef(model.name, site), width), 20).eval(), None)
+    assert inner.promoted(Add(0, 1.0)) == ()
+    values, _ = a_meter(inner).measure((), CONCEPT)
+    assert "target" not in values
 
 
 def test_a_dictionary_that_writes_at_several_sites_is_refused(model: LanguageModel) -> None:

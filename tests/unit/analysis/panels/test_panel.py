@@ -14,89 +14,178 @@ from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.panels.arms import FEATURE, NONE, PLACEBO, PROMPT, RANDOM, SECOND_RANDOM, SHUFFLED
 from lightsae.analysis.panels.concepts import Concept
-from lightsae.analysis.panels.panel import (
-    HARMFUL,
-    RELIABLE,
-    WEAK,
-    moves_label,
-    moves_target,
-    summary,
-    verdict_on,
-)
+from lightsae.analysis.panels.paired_tests import label_gains, paired_tests, stands_out
+from lightsae.analysis.panels.panel import HARMFUL, RELIABLE, WEAK, is_wired, judge, others_of, rises, verdict_on
 from lightsae.analysis.panels.panel import Tested as OneTested
 from lightsae.analysis.panels.panel_report import draw_panel, panel_report, write_panel
 from lightsae.analysis.panels.settings import Choice, Limits, PanelSettings, SweepSettings
 from lightsae.analysis.panels.side_effects import SideEffects
+from lightsae.analysis.panels.summary import summary
 from lightsae.analysis.panels.sweep import Measured, Sweep
 from lightsae.errors import ConfigError
 from lightsae.lm.generate import Samples
 from lightsae.metrics.intervals import Interval
+from lightsae.metrics.paired import matched_sets, sign_flips
 from lightsae.production.registry.evidence import _panel_figures
 
 SETTINGS = PanelSettings(["a", "b", "c", "d"])
-# Gains on four reporting prompts: apart from 0, or not.
-FAR, NEAR, BACK = np.array([0.5, 0.6, 0.5, 0.6]), np.array([0.0, 0.02, -0.01, 0.0]), -np.array([0.5, 0.6, 0.5, 0.6])
+N = 12
+# Gains on the reporting prompts: apart from 0, or not.
+FAR, NEAR = np.linspace(0.5, 0.6, N), np.tile([0.0, 0.02, -0.01], N // 3)
+BACK, NOTHING = -FAR, np.zeros(N)
 CHEAP = SideEffects(Interval(0.1, 0.0, 0.2), Interval(0.3, 0.2, 0.4))
+BASE = np.linspace(0.1, 0.4, N)
+# Of other features: they raise the label now and then, as random directions do.
+OTHERS = [np.random.default_rng(number).normal(0, 0.02, N) for number in range(19)]
 
 
 def a_sweep(
-    gains: dict[str, dict[str, np.ndarray]], *, feature: int = 1, chosen: float | None = 0.25, label: str | None = "x"
+    gains: dict[str, dict[str, np.ndarray]],
+    *,
+    feature: int = 1,
+    chosen: float | None = 0.25,
+    label: str | None = "x",
+    others: list[np.ndarray] = OTHERS,
+    rule: bool = True,
 ) -> Sweep:
-    """Figures of arms by their gains over no steering: {arm: {measure: (4,)}}; arms not named gain nothing."""
-    names = sorted({name for arm in gains.values() for name in arm} | {"target", "fires"})
-    base = {name: np.array([0.1, 0.3, 0.2, 0.4]) for name in names} | {"ppl_untouched": np.zeros(4)}
-    measured = []
-    for arm in (NONE, FEATURE, RANDOM, SECOND_RANDOM, PLACEBO, SHUFFLED, PROMPT):
-        values = {name: value + gains.get(arm, {}).get(name, 0.0) for name, value in base.items()}
-        texts = Samples([[0]] * 4, [[f"{arm} | text"]] * 4, [[[5]]] * 4)
-        measured.append(Measured(arm, 0.0 if arm in (NONE, PROMPT) else 0.25, values, texts))
-    concept = Concept(feature, label, "high", 2.0, None, (1,), (2,))
+    """Figures of arms by their gains over no steering: {arm: {measure: (N,)}}; arms not named gain nothing.
+
+    `others` is what the label gains with other features in its place.
+    """
+    label_measure = "concept" if rule else "fires"
+    names = sorted({name for arm in gains.values() for name in arm} | {"target", "fires", "follows", label_measure})
+    base = {name: BASE for name in names} | {"ppl_untouched": np.zeros(N)}
+
+    def measured(arm: str, gained: dict[str, np.ndarray], number: int | None = None) -> Measured:
+        values = {name: value + gained.get(name, 0.0) for name, value in base.items()}
+        texts = Samples([[0]] * N, [[f"{arm} | text"]] * N, [[[5]]] * N)
+        return Measured(arm, 0.0 if arm in (NONE, PROMPT) else 0.25, values, texts, number)
+
+    arms = [measured(arm, gains.get(arm, {})) for arm in (NONE, FEATURE, RANDOM, SECOND_RANDOM, PLACEBO, PROMPT)]
+    shared = gains.get(SHUFFLED, {})
+    arms += [measured(SHUFFLED, {label_measure: gain, **shared}, 100 + n) for n, gain in enumerate(others)]
+    concept = Concept(feature, label, "high", 2.0, None, (2,))
     choosing = {0.25: (0.5, 1.2 if chosen else 4.0), 0.5: (0.6, 9.0)}
-    return Sweep(concept, SweepSettings(), chosen, 0.25, choosing, measured, ["p|1", "p2", "p3", "p4"], {})
+    prompts = ["p|1", *(f"p{number}" for number in range(1, N))]
+    return Sweep(concept, SweepSettings(), chosen, 0.25, choosing, arms, prompts, {})
 
 
 def verdict(sweep: Sweep, cost: SideEffects = CHEAP, **limits: float) -> tuple[str, list[str]]:
-    return verdict_on(sweep, cost, replace(SETTINGS, limits=Limits(**limits)))
+    (test,) = paired_tests([sweep])
+    return verdict_on(sweep, cost, test, replace(SETTINGS, limits=Limits(**limits)))
 
 
-GOOD = {FEATURE: {"target": FAR, "follows": FAR}}
+GOOD = {FEATURE: {"concept": FAR}}
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("gains", "target", "label"),
+    ("gains", "label"),
     [
-        (GOOD, True, True),
-        ({FEATURE: {"target": FAR, "fires": FAR}}, True, True),
-        ({FEATURE: {"target": FAR, "concept": FAR}}, True, True),
+        (GOOD, True),
+        # What it promotes and what follows it in text are no part of what the label says.
+        ({FEATURE: {"target": FAR}}, False),
+        ({FEATURE: {"follows": FAR, "target": FAR}}, False),
+        ({FEATURE: {"concept": FAR, "target": BACK, "follows": BACK}}, True),
         # The rule is there and does not hold on more text: that it fires then says nothing of the label.
-        ({FEATURE: {"target": FAR, "fires": FAR, "concept": NEAR}}, True, False),
-        ({FEATURE: {"target": FAR}}, True, False),
-        ({FEATURE: {"target": NEAR, "follows": FAR}}, False, True),
-        ({FEATURE: {"target": BACK, "follows": BACK}}, False, False),
+        ({FEATURE: {"fires": FAR, "concept": NEAR}}, False),
+        ({FEATURE: {"concept": BACK}}, False),
         # As much as a random direction does is nothing; a random one that lowers does not lift what does nothing.
-        ({FEATURE: {"target": FAR, "follows": FAR}, RANDOM: {"target": FAR, "follows": FAR}}, False, False),
-        ({FEATURE: {"target": FAR, "follows": FAR}, SECOND_RANDOM: {"target": FAR, "follows": FAR}}, False, False),
-        ({FEATURE: {"target": np.zeros(4)}, RANDOM: {"target": BACK}}, False, False),
-        ({FEATURE: {"target": NEAR}, RANDOM: {"target": BACK}, SECOND_RANDOM: {"target": BACK}}, False, False),
+        ({FEATURE: {"concept": FAR}, RANDOM: {"concept": FAR}}, False),
+        ({FEATURE: {"concept": FAR}, SECOND_RANDOM: {"concept": FAR}}, False),
+        ({FEATURE: {"concept": NOTHING}, RANDOM: {"concept": BACK}}, False),
+        ({FEATURE: {"concept": NEAR}, RANDOM: {"concept": BACK}, SECOND_RANDOM: {"concept": BACK}}, False),
         # Unequal prompts: the mean is far, the interval is not.
-        ({FEATURE: {"target": np.array([2.0, -0.4, 0.9, 0.1])}}, False, False),
+        ({FEATURE: {"concept": np.tile([4.0, -2.4, -0.9], N // 3)}}, False),
     ],
 )
-def test_what_counts_as_moved(gains: dict[str, Any], target: bool, label: bool) -> None:
+def test_what_counts_as_risen(gains: dict[str, Any], label: bool) -> None:
     sweep = a_sweep(gains)
-    assert (moves_target(sweep, FEATURE), moves_label(sweep, FEATURE)) == (target, label)
+    assert rises(sweep, sweep.at(FEATURE), "concept") is label
     found, reasons = verdict(sweep)
-    assert found == (RELIABLE if target and label else WEAK)
-    assert len(reasons) == (not target) + (not label)
+    assert found == (RELIABLE if label else WEAK)
+    assert bool(reasons) is not label
+
+
+def test_without_a_rule_the_label_is_read_off_whether_it_fires() -> None:
+    assert a_sweep({}, rule=False).label_measure == "fires"
+    assert verdict(a_sweep({FEATURE: {"fires": FAR}}, rule=False)) == (RELIABLE, [])
+    assert a_sweep({}).label_measure == "concept"
 
 
 def test_gains_are_taken_prompt_by_prompt() -> None:
     # The prompts differ by far more than what steering adds to each of them.
-    small = np.array([0.010, 0.011, 0.010, 0.012])
-    assert moves_target(a_sweep({FEATURE: {"target": small}}), FEATURE)
+    small = np.tile([0.010, 0.011, 0.012], N // 3)
+    sweep = a_sweep({FEATURE: {"concept": small}})
+    assert rises(sweep, sweep.at(FEATURE), "concept")
+
+
+def test_a_feature_no_better_than_others_is_not_reliable() -> None:
+    """It raises its label apart from random directions, as every second other feature does."""
+    noise = np.random.default_rng(0)
+    as_good = [FAR + noise.normal(0, 0.05, N) if number % 2 else NOTHING for number in range(19)]
+    found, reasons = verdict(a_sweep(GOOD, others=as_good))
+    assert found == WEAK
+    assert len(reasons) == 1
+    assert "its label rises as much with" in reasons[0]
+    found, reasons = verdict(a_sweep(GOOD, others=[FAR + noise.normal(0, 0.05, N) for _ in range(19)]))
+    assert found == WEAK
+    assert "no more than with other features, prompt by prompt (p = " in reasons[0]
+    # One of 19 that does as much is two of twenty: a tenth. Of 39 it is a twentieth.
+    assert verdict(a_sweep(GOOD, others=[FAR, *OTHERS[:18]]))[0] == WEAK
+    assert verdict(a_sweep(GOOD, others=[FAR, *OTHERS, *OTHERS])) == (RELIABLE, [])
+
+
+def test_too_few_others_can_tell_nothing() -> None:
+    found, reasons = verdict(a_sweep(GOOD, others=OTHERS[:18]))
+    assert (found, reasons) == (WEAK, ["18 other features are too few to tell at a level of 0.05"])
+    assert verdict(a_sweep(GOOD, others=[])) == (WEAK, ["there is no other labelled feature to hold it against"])
+    few = replace(SETTINGS, level=0.25)
+    sweep = a_sweep(GOOD, others=OTHERS[:3])
+    assert verdict_on(sweep, CHEAP, paired_tests([sweep])[0], few) == (RELIABLE, [])
+
+
+def test_a_feature_without_a_label_is_weak() -> None:
+    found, reasons = verdict(a_sweep(GOOD, label=None))
+    assert (found, reasons[0]) == (WEAK, "it has no label that could come true")
+
+
+def test_the_paired_test_by_hand() -> None:
+    own = np.array([0.1, 0.3, 0.2, 0.0, 0.1, 0.2, 0.3, 0.1, 0.0, 0.1, 0.2, -0.1])
+    others = [0.5 * own, NOTHING, own[::-1]]
+    sweep = a_sweep({FEATURE: {"concept": own}}, others=others)
+    (found,) = paired_tests([sweep])
+    assert found is not None
+    differences = own - np.mean(others, 0)
+    assert found.p_prompts == pytest.approx(sign_flips(differences))
+    assert found.difference.mean == pytest.approx(differences.mean())
+    # The reversed one has the same mean: it does as much.
+    assert (found.others, found.as_good, found.p_directions) == (3, 1, 2 / 4)
+    assert label_gains(sweep) == pytest.approx(np.stack([own, *others]))
+
+
+def test_the_number_of_features_is_allowed_for() -> None:
+    """One of twenty features with p = 0.01 is what chance gives."""
+    near = NEAR + np.linspace(0.0, 0.012, N)
+    alone = paired_tests([a_sweep({FEATURE: {"concept": near}}, others=[NOTHING] * 19)])[0]
+    among = paired_tests([a_sweep({FEATURE: {"concept": near}}, others=[NOTHING] * 19)] * 20)[0]
+    assert alone is not None
+    assert among is not None
+    assert 0.0025 < alone.p_prompts < 0.05 < among.p_prompts
+    assert among.p_prompts == pytest.approx(min(1.0, 20 * alone.p_prompts))
+    assert among.p_directions == alone.p_directions == 0.05
+
+
+def test_features_that_are_like_any_other_pass_seldom() -> None:
+    """Each direction has an effect of its own on each label, far above the noise of prompts."""
+    draw, passed = np.random.default_rng(1), 0
+    for _ in range(200):
+        effects = draw.normal(0, 0.2, (20, 1)) + draw.normal(0, 0.02, (20, N))
+        passed += stands_out(effects, 0, 0.05)
+    assert passed <= 200 * 0.05 + 2 * np.sqrt(200 * 0.05 * 0.95)
+    assert passed > 0
 
 
 def test_costs_make_it_harmful() -> None:
@@ -108,57 +197,91 @@ def test_costs_make_it_harmful() -> None:
     found, reasons = verdict(a_sweep({}, chosen=None), max_ce_rise=0.0, max_others_changed=0.0)
     assert found == HARMFUL
     assert reasons[0] == "every dose multiplies the perplexity by 4.0 or more"
-    assert len(reasons) == 5
+    assert len(reasons) > 3
 
 
 # -- shares ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def tested() -> list[OneTested]:
-    """Ten features: seven move both, one of them without a label; a random direction moves one, another feature two."""
+def a_panel() -> list[OneTested]:
+    """Ten features: seven raise theirs, one of them without a label; another feature raises two, a random one one."""
     sweeps = []
     for number in range(10):
-        gains: dict[str, Any] = {FEATURE: {"target": FAR, "follows": FAR} if number < 7 else {"follows": NEAR}}
-        gains[PLACEBO] = {"target": FAR, "follows": FAR} if number == 9 else {}
-        gains[SHUFFLED] = {"follows": FAR} if number in (8, 9) else {}
-        sweeps.append(a_sweep(gains, feature=number, label=None if number == 0 else f"label {number}"))
-    return [OneTested(sweep, CHEAP, *verdict(sweep)) for sweep in sweeps]
+        gains: dict[str, Any] = {FEATURE: {"target": FAR, "concept": FAR if number < 7 else NEAR}}
+        gains[PLACEBO] = {"concept": FAR, "target": FAR} if number == 9 else {"target": FAR}
+        gains[PROMPT] = {"concept": FAR} if number == 1 else {}
+        others = [FAR, NOTHING] if number in (8, 9) else [NOTHING, NOTHING]
+        label = None if number == 0 else f"label {number}"
+        sweeps.append(a_sweep(gains, feature=number, label=label, others=[*others, *OTHERS[:18]]))
+    return judge(sweeps, [CHEAP] * 10, SETTINGS)
+
+
+@pytest.fixture
+def tested() -> list[OneTested]:
+    return a_panel()
 
 
 def test_shares_of_the_summary(tested: list[OneTested]) -> None:
-    told = summary(tested)
+    told = summary(tested, 0.05)
     assert {key: told[key] for key in ("features", "reliable", "weak", "harmful", "reliable_share")} == {
-        "features": 10, "reliable": 7, "weak": 3, "harmful": 0, "reliable_share": 0.7,
+        "features": 10, "reliable": 6, "weak": 4, "harmful": 0, "reliable_share": 0.6,
     }  # fmt: skip
-    # A feature without a label has nothing that its label says; what it promotes is known of all.
-    shares = {name: (told[name]["share"], told[name]["of"]) for name in told if "share" in str(told[name])}
-    assert shares == {
-        "causal_usefulness": (pytest.approx(6 / 9), 9),
-        "causal_usefulness_target": (0.7, 10),
-        "random_floor": (pytest.approx(1 / 9), 9),
-        "random_floor_target": (0.1, 10),
-        "another_feature": (pytest.approx(2 / 9), 9),
-        "another_feature_target": (0.0, 10),
+    # A feature without a label has nothing that its label says.
+    shares = {name: (told[name]["share"], told[name]["of"]) for name in told if "share" in str(told[name])[:10]}
+    outcome = {name: (pytest.approx(share), of) for name, (share, of) in shares.items()}
+    assert outcome == {
+        "causal_usefulness": (6 / 9, 9),
+        "random_floor": (1 / 9, 9),
+        "prompt_instead": (1 / 9, 9),
+        "another_feature": (2 / 20 / 9, 9),
+        "causal_usefulness_follows": (0.0, 9),
+        "random_floor_follows": (0.0, 9),
+        "prompt_instead_follows": (0.0, 9),
+        "another_feature_follows": (0.0, 9),
     }
     wilson = Interval.share(6, 9)
     assert (told["causal_usefulness"]["low"], told["causal_usefulness"]["high"]) == (wilson.low, wilson.high)
-    shifts = {arm: one["mean"] for arm, one in told["target_shift"].items()}
-    assert shifts == {FEATURE: pytest.approx(0.7 * 0.55), RANDOM: 0.0, SHUFFLED: 0.0, PROMPT: 0.0}
+
+
+def test_the_wiring_is_each_arms_own_and_counts_for_nothing(tested: list[OneTested]) -> None:
+    wiring = summary(tested, 0.05)["wiring"]
+    assert {name: share["share"] for name, share in wiring.items()} == {"feature": 1.0, "random": 1.0, "another": 0.0}
+    assert all(is_wired(one.sweep, one.sweep.at(FEATURE)) for one in tested)
+    assert {one.verdict for one in tested} == {RELIABLE, WEAK}
+    assert is_wired(tested[0].sweep, None) is None
+
+
+def test_the_exact_paired_test_over_features(tested: list[OneTested]) -> None:
+    test = summary(tested, 0.05)["paired"]["label"]
+    own = np.array([True] * 6 + [False] * 3)
+    others = [np.array([number in (8, 9)] + [False] * 19) for number in range(1, 10)]
+    assert test["p"] == pytest.approx(matched_sets(own, others))
+    assert test["p"] < 0.001
+    assert (test["features"], test["others"]) == (9, 20)
+    assert test["difference"]["mean"] == pytest.approx(6 / 9 - 2 / 20 / 9)
+
+
+def test_other_features_are_put_to_the_same_tests(tested: list[OneTested]) -> None:
+    # Of 20 others, one passes where the feature itself does not.
+    assert summary(tested, 0.05)["reliable_by_chance"] == pytest.approx(2 / 20 / 9)
 
 
 def test_without_labels_there_is_no_share_of_them(tested: list[OneTested]) -> None:
-    told = summary([tested[0]])
+    told = summary([tested[0]], 0.05)
     assert told["causal_usefulness"] == told["random_floor"] == {"share": None, "low": None, "high": None, "of": 0}
+    assert told["paired"]["label"] == {"difference": None, "p": None, "features": 0, "others": 0}
+    assert told["reliable_by_chance"] is None
 
 
 def test_the_registry_reads_the_summary(tested: list[OneTested]) -> None:
-    assert _panel_figures(json.loads(json.dumps(summary(tested)))) == {
-        "reliable_share": 0.7,
+    assert _panel_figures(json.loads(json.dumps(summary(tested, 0.05)))) == {
+        "reliable_share": 0.6,
         "harmful_share": 0.0,
         "above_random_floor": False,  # six of nine and one of nine: intervals that touch
+        "above_other_features": True,
     }
-    assert _panel_figures(summary(tested[1:7] * 3))["above_random_floor"] is True
+    assert _panel_figures(summary(tested[1:7] * 3, 0.05))["above_random_floor"] is True
+    assert _panel_figures(summary(tested[7:], 0.05))["above_other_features"] is False
 
 
 # -- which features ----------------------------------------------------------------------------------------------------
@@ -201,6 +324,18 @@ def test_a_sample_is_drawn_by_the_seed(dictionary: FeatureDictionary) -> None:
     assert {one for draw in draws for one in draw} == {*HIGH, *MEDIUM}, "some are never drawn"
 
 
+def test_others_are_labelled_and_those_of_the_panel_first(dictionary: FeatureDictionary) -> None:
+    admitted, panel = {*HIGH, *MEDIUM}, [0, 1, 2, 3]  # 2 is unlabelled
+    chosen = others_of(panel, dictionary, replace(SETTINGS, choose=Choice(features=panel), others=6))
+    for feature, others in chosen.items():
+        assert feature not in others
+        assert len(others) == len(set(others)) == 6
+        assert admitted.issuperset(others)
+        assert set(others[: len({0, 1, 3} - {feature})]) == {0, 1, 3} - {feature}
+    assert len({tuple(others[3:]) for others in chosen.values()}) > 1, "all are held against the same"
+    assert chosen == others_of(panel, dictionary, replace(SETTINGS, choose=Choice(features=panel), others=6))
+
+
 def test_features_by_number_are_taken_as_they_are(dictionary: FeatureDictionary) -> None:
     assert Choice(features=[9, 4, 9], count=1, tiers=["high"]).of(dictionary, 0) == [9, 4]
 
@@ -229,6 +364,10 @@ def test_panels_that_cannot_work() -> None:
         PanelSettings(["a", "b", "c"])
     with pytest.raises(ConfigError, match="held_out_rows is 1"):
         replace(SETTINGS, held_out_rows=1)
+    with pytest.raises(ConfigError, match="others is 0"):
+        replace(SETTINGS, others=0)
+    with pytest.raises(ConfigError, match=r"level is 5\.0"):
+        replace(SETTINGS, level=5.0)
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
@@ -241,15 +380,20 @@ def test_report_and_files(tested: list[OneTested], dictionary: FeatureDictionary
         "panel.json", "panel.md", "panel.png", "tensorboard",
     ]  # fmt: skip
     told = json.loads((tmp_path / "panel" / "panel.json").read_text())
-    assert (told["dictionary"], told["sae"]) == (dictionary.id, "5a" * 32)
-    assert told["features"][1]["moves"] == {"target": True, "label": True}
+    assert (told["schema"], told["dictionary"], told["sae"]) == (2, dictionary.id, "5a" * 32)
+    assert told["features"][1]["rises"] == {"label": True, "follows": False}
+    assert told["features"][1]["wiring"] is True
+    assert told["features"][1]["paired"]["p_directions"] == pytest.approx(1 / 21)
     assert told["features"][1]["side_effects"]["ce_rise"] == {"mean": 0.1, "low": 0.0, "high": 0.2}
     markdown = (tmp_path / "panel" / "panel.md").read_text()
-    assert "- 10 features: 7 reliable, 3 weak, 0 harmful" in markdown
+    assert "10 features: 6 reliable, 4 weak, 0 harmful; of other features put to the same tests" in markdown
+    assert "check of the wiring: what a direction itself promotes becomes likelier: features 100%" in markdown
+    assert "against 20 other features in the place of each of 9; exact paired test, one-sided: p " in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("| ") and "label 3" in line]
     assert len(rows) == 1
     assert "| reliable |" in rows[0]
-    assert len({line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+    tables = [line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")]
+    assert tables == [6] * 4 + [12] * 12
 
 
 def test_a_figure_of_one_feature(tested: list[OneTested]) -> None:

@@ -35,6 +35,7 @@ def test_a_feature_fires_above_a_tenth_of_its_maximum(rows_at_once: int) -> None
     assert lists.fires[5] == 0
     assert lists.fires.tolist() == [len(lists[feature]) for feature in range(6)]
     np.testing.assert_array_equal(lists.counted, text.counted.ravel())
+    np.testing.assert_array_equal(lists.documents, text.rows.documents.ravel())
 
 
 def test_exactly_a_tenth_is_not_above() -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 import yaml
 
+from lightsae.analysis.reading.compatibility import check_model
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.errors import ConfigError, FormatError, ModelError, SiteError
 from lightsae.formats.native import save_sae
 from lightsae.formats.saved_sae import SavedSAE
+from lightsae.lm import LanguageModel
 from lightsae.sae import ReLU, SiteRef, Transcoder, Widths
 from lightsae.sae.mechanisms import TopK
 
@@ -142,6 +144,19 @@ def test_what_an_export_says_itself_wins_over_its_configuration(export: Export) 
     assert (told["model_revision"], told["context_size"], told["dtype"]) == ("abc", 32, "float32")
 
 
+def test_what_auto_chose_in_training_does_not_bind_another_machine(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a dtype that was named for training holds for what reads the SAE, until another one is named."""
+    for times, here in ((0.1, torch.float32), (4.0, torch.bfloat16)):
+        monkeypatch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda times=times: times)
+        for asked in ("auto", None):
+            folder = export(provenance={"dtype": "bfloat16" if times < 1 else "float32"}, dtype=asked)
+            assert load(folder).main_model.dtype is here
+        assert load(export(provenance={"dtype": "float32"}, dtype="float32")).main_model.dtype is torch.float32
+        assert load(export(dtype="float32"), dtype="auto").main_model.dtype is here
+
+
 @pytest.mark.parametrize("config", ["", "just words", "[1, 2]", "data: null", None])
 def test_an_export_that_says_nothing(config: str | None, tmp_path: Path) -> None:
     save_sae(ReLU(Widths.of(12), d_sae=6), tmp_path / "sae", {"config": config})
@@ -162,3 +177,28 @@ def test_what_the_manifest_says_does_not_depend_on_folders_of_the_sae(export: Ex
     assert tokenizer == load(export()).tokenizer_entry()
     first.main_model.tokenizer.add_tokens(["<new>"])
     assert first.tokenizer_entry()["vocabulary"] != tokenizer["vocabulary"]
+
+
+def test_an_sae_of_random_weights_is_read_with_those(export: Export, make_model: Callable[..., Path]) -> None:
+    model = str(make_model())
+    name = f"{model}@random-3"
+    folder = export(Widths.autoencoder(SiteRef(name, "resid_post.0"), 12), model=name)
+    loaded = load(folder)
+    tokens = torch.arange(1, 9)[None]
+    read = loaded.main_model.capture(tokens, ["resid_post.0"])["resid_post.0"]
+    trained = LanguageModel.from_pretrained(model).capture(tokens, ["resid_post.0"])["resid_post.0"]
+    again = LanguageModel.from_pretrained(name).capture(tokens, ["resid_post.0"])["resid_post.0"]
+    assert torch.equal(read, again)
+    assert (read - trained).norm() > trained.norm() / 2
+    assert loaded.saved.provenance.model == loaded.main_model.name == name
+    with pytest.raises(ModelError, match="@random-3"):
+        load(folder, model=model)
+    with pytest.raises(ModelError, match="was made for"):
+        check_model(LanguageModel.from_pretrained(model), name, None)
+
+
+def test_an_sae_of_a_trained_model_is_not_read_with_random_weights(
+    export: Export, make_model: Callable[..., Path]
+) -> None:
+    with pytest.raises(ModelError, match="was trained on"):
+        load(export(), model=f"{make_model()}@random")

@@ -173,3 +173,15 @@ def test_rows_come_in_batches_from_any_row_on() -> None:
     assert [part.numbers.tolist() for part in rows.batches(3)] == [[10, 11, 12], [13, 14, 15], [16]]
     assert [part.numbers.tolist() for part in rows.batches(3, start=6)] == [[16]]
     assert not list(rows.batches(3, start=7))
+
+
+def test_rows_spread_over_the_text_from_first_to_last() -> None:
+    tokens = np.arange(100, dtype=np.int32)[:, None]
+    rows = TextRows(tokens, tokens.astype(np.int64) + 7, np.arange(100) * 2)
+    few = rows.spread(4)
+    assert few.tokens[:, 0].tolist() == [0, 33, 66, 99]
+    assert few.documents[:, 0].tolist() == [7, 40, 73, 106]
+    assert few.numbers.tolist() == [0, 66, 132, 198]
+    assert len(rows.spread(100)) == len(rows.spread(1000)) == 100
+    assert rows.spread(1).tokens.tolist() == [[0]]
+    assert len(TextRows.gather([], 5).spread(3)) == 0

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -35,11 +36,15 @@ def opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(tmp_path)
 
     def said(
-        saes: dict[str, SparseAutoencoder], settings: Any = None, command: str = "fit", **trainer: Any
+        saes: dict[str, SparseAutoencoder],
+        settings: Any = None,
+        command: str = "fit",
+        dtype: torch.dtype = torch.float32,
+        **trainer: Any,
     ) -> list[str]:
         options = {"max_steps": 500, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
         made = Trainer(**(options | trainer), logger=TensorBoardLogger("."), enable_checkpointing=False)
-        announce(command, settings or config(), made, saes)
+        announce(command, settings or config(), made, saes, dtype)
         return capsys.readouterr().out.splitlines()
 
     return said
@@ -50,10 +55,26 @@ def test_of_one_sae(opening: Any, tmp_path: Path) -> None:
         "SAE     TopK, 2,048 latents at width 16, k 16",
         "site    resid_post.1 of builtin",
         f"{ROWS}: 32,000 tokens in 500 steps of 64",
-        "device  cpu, 32-true; language model in float32",
+        "device  cpu, 32-true; language model in float32 (bfloat16 is 1.0 times faster than float32 here)",
         "run     lightning_logs/version_0/",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dtype_and_why(opening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(times: float, dtype: torch.dtype, settings: Any, command: str = "fit") -> str:
+        monkeypatch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: times)
+        line = opening({"sae": ReLU(WIDTHS, d_sae=8)}, settings, command, dtype)[3]
+        return line.partition("; language model in ")[2]
+
+    slower = "(bfloat16 is 8.0 times slower than float32 here)"
+    faster = "(bfloat16 is 3.2 times faster than float32 here)"
+    assert device(0.125, torch.float32, config()) == f"float32 {slower}"
+    assert device(3.2, torch.bfloat16, config()) == f"bfloat16 {faster}"
+    # What was asked for by name needs no reason, nor does what a checkpoint settles.
+    assert device(0.125, torch.bfloat16, config(dtype="bfloat16")) == "bfloat16"
+    assert device(0.125, torch.bfloat16, config("runs/last.ckpt")) == "bfloat16, as before"
+    assert device(3.2, torch.bfloat16, config("runs/last.ckpt"), "validate") == f"bfloat16 {faster}"
 
 
 def test_of_several_in_as_many_lines(opening: Any) -> None:

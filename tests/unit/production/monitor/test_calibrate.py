@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, FormatError, ModelError
 from lightsae.lm import LanguageModel
+from lightsae.metrics.intervals import share_of
 from lightsae.production.monitor import Alarm, Event, Thresholds, calibrate, monitor
-from lightsae.production.monitor.conformal import share_of, threshold_for
+from lightsae.production.monitor.conformal import least_effective, threshold_for
 from lightsae.sae import SparseAutoencoder
 
 
@@ -48,6 +50,29 @@ def test_the_realised_rate_is_at_most_the_asked_one(alike: float, rate: float) -
     assert np.mean(realised) > 0.5 * rate
     # The interval tells of the luck of the test text; that of the calibration text, as large, comes on top.
     assert inside >= 0.8 * kept
+
+
+@pytest.mark.parametrize(("alike", "rate"), [(0.0, 0.02), (0.3, 0.02), (0.8, 0.1)])
+def test_with_a_confidence_few_calibrations_exceed_the_rate(alike: float, rate: float) -> None:
+    """The true rate is known: every activation is normal. On average alone, half of the calibrations exceed it."""
+    runs, exceeded = 200, {0.9: 0, None: 0}
+    for seed in range(runs):
+        text = synthetic(np.random.default_rng(seed), 150, alike)
+        for confidence in exceeded:
+            threshold, _ = threshold_for(*text, rate, confidence)
+            exceeded[confidence] += bool(stats.norm.sf(threshold) > rate)
+    # 10%, and the luck of 200 runs.
+    assert exceeded[0.9] <= stats.binom.ppf(0.99, runs, 0.1)
+    assert exceeded[None] > 0.35 * runs
+
+
+def test_an_order_statistic_by_hand() -> None:
+    """Of 99 independent values, rate 10%: P(Binomial(99, 0.1) <= 5) = 0.061 and <= 6 = 0.123, so 5 may exceed it."""
+    values = np.arange(1, 100, dtype=np.float32)
+    assert threshold_for(values, np.arange(99), 0.1, 0.9)[0] == 99 - 5
+    # With none, 0.98^n must be at most 0.1.
+    assert least_effective(0.02, 0.9) == pytest.approx(113.97, abs=0.01)
+    assert threshold_for(values, np.arange(99), 0.02, 0.9)[0] == np.inf
 
 
 def test_one_value_of_each_size() -> None:
@@ -85,14 +110,17 @@ def with_rule(
     byte_tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> FeatureDictionary:
-    """Feature 3 has a rule that passed: the token 9."""
+    """Feature 3 has a detector that passed, the token 9, beside a label that passed, the token 8."""
 
     def change(tables: dict[str, Any], _manifest: dict[str, Any]) -> None:
         labels = tables["labels"].to_pylist()
         for row in labels:
             row["rule"] = None
             if row["feature"] == 3 and row["test"] == "tokens":
-                row |= {"rule": json.dumps({"patterns": [["token", 9]], "shares": [1.0]}), "passed": True}
+                rules = {t: json.dumps({"patterns": [["token", t]], "shares": [1.0]}) for t in (8, 9)}
+                row |= {"rule": rules[8], "source": "rule", "passed": True}
+                detector = row | {"rule": rules[9], "source": "detector"}
+        labels.insert(0, detector)
         tables["labels"] = tables["labels"].from_pylist(labels, schema=tables["labels"].schema)
 
     monkeypatch.setitem(vars(lm), "tokenizer", byte_tokenizer)
@@ -149,6 +177,10 @@ def test_rows_of_a_corpus_give_the_same(
     ]
     assert made[0] == made[1]
     assert made[0] != calibrate(lm, with_rule, sae=sae, texts=rows, features=[3, 4], rates=[0.1], seed=1)
+    sure = calibrate(lm, with_rule, sae=sae, texts=rows, features=[3, 4], rates=[0.1], confidence=0.9)
+    assert sure.confidence == 0.9
+    for feature in (3, 4):
+        assert sure.at(feature, 0.1).threshold > made[0].at(feature, 0.1).threshold
 
 
 def test_too_little_text_is_refused(lm: LanguageModel, sae: SparseAutoencoder, dictionary: FeatureDictionary) -> None:
@@ -158,6 +190,8 @@ def test_too_little_text_is_refused(lm: LanguageModel, sae: SparseAutoencoder, d
 
     refused(r"feature 4: \d+ tokens of 3 documents.*too few for a rate of 0.001, which takes 1000", rates=[0.001])
     refused("3 documents; thresholds and their test take at least 4", texts=documents(0, 3))
+    refused("feature 4: .*with a confidence of 0.99, which takes 458", rates=[0.01], confidence=0.99)
+    refused("confidence is 90; it lies above 0.5 and below 1", confidence=90)
     refused("rates holds 0", rates=[0.0])
     refused("rates is empty", rates=[])
     refused("texts is empty", texts=[])
@@ -172,6 +206,7 @@ def test_thresholds_of_another_sae_or_a_damaged_file_are_refused(
     sae: SparseAutoencoder,
     dictionary: FeatureDictionary,
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "thresholds.json"
     found = calibrate(lm, dictionary, sae=sae, texts=documents(0), features=[4], rates=[0.1])
@@ -189,6 +224,20 @@ def test_thresholds_of_another_sae_or_a_damaged_file_are_refused(
     other = make_sae(lm, "resid_post.1", "TopK")
     refused(FormatError, "calibrated for the SAE", sae=other, d=make_dictionary(other, "other"))
     told = json.loads(path.read_text())
+    # A file of the version before knows no counts by text: its thresholds hold, and there are no drift alarms.
+    former = json.loads(path.read_text()) | {"version": 1}
+    del former["sizes"], former["confidence"]
+    former["features"]["4"] |= {"alike": 0.1, "error": 0.01}
+    del former["features"]["4"]["active"]
+    (tmp_path / "former.json").write_text(json.dumps(former))
+    with (
+        caplog.at_level("WARNING"),
+        monitor(
+            lm, dictionary, sae=sae, features=[4], thresholds=tmp_path / "former.json", false_positive_rate=0.1
+        ) as watch,
+    ):
+        assert watch.summary().features[0].threshold == found.at(4, 0.1).threshold
+    assert "No drift alarms" in caplog.text
     for match, change in {
         "holds no thresholds": {"kind": "something"},
         "has version 9": {"version": 9},

@@ -87,19 +87,19 @@ def test_a_refusal_names_every_figure_and_changes_nothing(production: Production
     log = (registry / "log.jsonl").read_bytes()
     policy = _policy(
         tmp_path,
-        "requires_staging: true\nlabels: {min_precision: 0.95, min_recall: 0.99, max_shuffled_floor: 0.02}\n"
+        "requires_staging: true\nlabels: {min_share_labelled: 0.95, min_lower: 0.99, max_shuffled_floor: 0.02}\n"
         "panel: {above_random_floor: true}\ndrift: {min_kept_share: 0.5}\n",
     )
     with pytest.raises(PolicyRefusal, match="was not promoted to production") as refusal:
         promote(registry, version, "production", policy, why="x")
     assert [line.partition(":")[0] for line in refusal.value.lines] == [
         "staging",
-        "labels.precision",
-        "labels.recall",
+        "labels.share_labelled",
+        "labels.lower",
         "panel.above_random_floor",
         "drift.kept_share",
     ]
-    assert refusal.value.lines[1] == "labels.precision: found 0.9; needed at least 0.95"
+    assert refusal.value.lines[1] == "labels.share_labelled: found 0.5; needed at least 0.95"
     assert "not measured: panel report" in refusal.value.lines[3]
     assert (registry / "log.jsonl").read_bytes() == log
 
@@ -121,7 +121,12 @@ def test_the_log_says_what_a_version_was_held_against(parts: Parts, tmp_path: Pa
     promote(tmp_path / "r", version[:8], "staging", policy, why="good enough", who="ann")
     entry = open_registry(tmp_path / "r")[1].entries[-1]
     assert entry["figures"]["validation"] == {"fve_no_sinks": 0.9, "ce_recovered": 0.97, "dead": 0.01}
-    assert entry["figures"]["panel"] == {"reliable_share": 0.5, "harmful_share": 0.25, "above_random_floor": True}
+    assert entry["figures"]["panel"] == {
+        "reliable_share": 0.5,
+        "harmful_share": 0.25,
+        "above_random_floor": True,
+        "above_other_features": True,
+    }
     assert entry["figures"]["drift"] == {"kept_share": 0.8}
     assert entry["policy"]["validation"]["max_dead"] == 0.05
     assert (entry["channel"], entry["replaces"], entry["version"]) == ("staging", None, version)
@@ -214,7 +219,7 @@ def test_two_writers_are_kept_apart(production: Production, easy: Path) -> None:
         pass
 
 
-def _policy(folder: Path, text: str = "labels: {min_precision: 0.1}\n") -> Path:
+def _policy(folder: Path, text: str = "labels: {min_lower: 0.1}\n") -> Path:
     path = folder / "policy.yaml"
     path.write_text(text)
     return path

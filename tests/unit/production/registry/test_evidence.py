@@ -8,6 +8,7 @@ from helpers.fake_versions import FIGURES, Parts, make_parts
 from lightsae.errors import FormatError, SiteError
 from lightsae.production.registry import publish
 from lightsae.production.registry.evidence import check_evidence, figures_of
+from lightsae.production.registry.policy import read_policy
 
 
 def test_reports_of_these_parts_are_taken(parts: Parts) -> None:
@@ -20,6 +21,9 @@ def test_reports_of_these_parts_are_taken(parts: Parts) -> None:
         ("panel", {"dictionary": "ff" * 32}, FormatError, "is of the dictionary ffffffffffff, not of"),
         ("panel", {"sae": "ff" * 32}, FormatError, "is of the sae ffffffffffff, not of"),
         ("panel", {"sae": None}, FormatError, "is of the sae None, not of"),
+        # Of format 1 verdicts did not ask for other features.
+        ("panel", {"schema": 1}, FormatError, "is a panel report of format 1, whose verdicts ask for less"),
+        ("panel", {"schema": None}, FormatError, "is a panel report of format None"),
         ("panel", {"summary": None}, FormatError, "has no 'summary'"),
         ("validation", {"figures": [1]}, FormatError, "has no 'figures'"),
         ("validation", {"figures": {"topk/val/fve": 1.0}}, FormatError, "it has those of 'topk'"),
@@ -76,6 +80,26 @@ def test_above_the_random_floor_means_intervals_apart(
     done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={"panel": panel})
     # What the report does not hold is not measured.
     assert figures_of(tmp_path / "r" / "versions" / done.version)["panel"] == {"above_random_floor": above}
+
+
+@pytest.mark.parametrize(("p", "above"), [(0.05, True), (0.051, False)])
+def test_above_other_features_means_the_exact_paired_test(parts: Parts, tmp_path: Path, p: float, above: bool) -> None:
+    panel = parts.report("panel", summary={"paired": {"label": {"p": p}}})
+    done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={"panel": panel})
+    assert figures_of(tmp_path / "r" / "versions" / done.version)["panel"] == {"above_other_features": above}
+
+
+def test_a_panel_published_in_an_older_format_is_not_read(parts: Parts, tmp_path: Path) -> None:
+    done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={"panel": parts.report("panel")})
+    folder = tmp_path / "r" / "versions" / done.version
+    path = folder / "evidence" / "panel.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    figures = figures_of(folder)
+    assert "panel" not in figures
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("panel: {min_reliable_share: 0.1}")
+    (line,) = read_policy(policy).shortfalls(figures)
+    assert line.startswith("panel.reliable_share: not measured: panel report of format 2 (lightsae panel)")
 
 
 def test_what_is_no_number_is_not_measured(parts: Parts, tmp_path: Path) -> None:

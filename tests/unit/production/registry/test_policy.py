@@ -8,8 +8,8 @@ from lightsae.production.registry.policy import Policy, PolicyRefusal, read_poli
 DEFAULT = Path(__file__).parents[4] / "configs" / "policies" / "default.yaml"
 GOOD = {
     "validation": {"fve_no_sinks": 0.9, "ce_recovered": 0.95, "dead": 0.0},
-    "labels": {"share_labelled": 0.5, "precision": 0.9, "recall": 0.8, "shuffled_floor": 0.0},
-    "panel": {"reliable_share": 0.5, "harmful_share": 0.0, "above_random_floor": True},
+    "labels": {"share_labelled": 0.5, "lower": 0.7, "shuffled_floor": 0.0, "above_floors": True},
+    "panel": {"reliable_share": 0.5, "harmful_share": 0.0, "above_random_floor": True, "above_other_features": True},
 }
 
 
@@ -24,7 +24,7 @@ def test_the_default_policy_asks_for_every_group_but_drift() -> None:
     assert policy.requires_staging
     assert policy.shortfalls(GOOD) == []
     missing = policy.shortfalls({})
-    assert len(missing) == 10
+    assert len(missing) == 11
     assert {line.partition(".")[0] for line in missing} == {"validation", "labels", "panel"}
     assert all("not measured" in line for line in missing)
 
@@ -34,10 +34,17 @@ def test_the_default_policy_asks_for_every_group_but_drift() -> None:
     [
         ("validation", "fve_no_sinks", 0.71, "validation.fve_no_sinks: found 0.71; needed at least 0.8"),
         ("validation", "dead", 0.2, "validation.dead: found 0.2; needed at most 0.1"),
-        ("labels", "recall", 0.5, "labels.recall: found 0.5; needed at least 0.7"),
+        ("labels", "lower", 0.2, "labels.lower: found 0.2; needed at least 0.3"),
+        ("labels", "above_floors", False, "labels.above_floors: found intervals that overlap"),
         ("labels", "shuffled_floor", 0.03, "labels.shuffled_floor: found 0.03; needed at most 0.02"),
         ("panel", "harmful_share", 0.5, "panel.harmful_share: found 0.5; needed at most 0.2"),
         ("panel", "above_random_floor", False, "panel.above_random_floor: found intervals that overlap"),
+        (
+            "panel",
+            "above_other_features",
+            False,
+            "panel.above_other_features: found p above 0.05 in the paired test; needed p of at most 0.05",
+        ),
     ],
 )
 def test_each_figure_that_falls_short_is_named_with_what_is_needed(
@@ -57,11 +64,16 @@ def test_thresholds_are_inclusive_and_what_is_not_set_is_not_asked(tmp_path: Pat
     ("text", "message"),
     [
         ("validaton: {}", "validaton is not known.*Did you mean 'validation'"),
-        ("labels: {min_precison: 0.8}", "labels.min_precison is not known.*Did you mean 'min_precision'"),
-        ("labels: {min_precision: 80}", "labels.min_precision is 80; write a number from 0 to 1"),
-        ("labels: {min_precision: .nan}", "labels.min_precision is nan"),
-        ("labels: {min_precision: high}", "labels.min_precision is 'high'"),
-        ("labels: {min_precision: true}", "labels.min_precision is True"),
+        ("labels: {min_lowr: 0.8}", "labels.min_lowr is not known.*Did you mean 'min_lower'"),
+        (
+            "labels: {min_precision: 0.8}",
+            "labels.min_precision was a median over labels that had passed; write labels.min_lower",
+        ),
+        ("labels: {min_recall: 0.7}", "labels.min_recall was a median .* write labels.min_lower"),
+        ("labels: {min_lower: 80}", "labels.min_lower is 80; write a number from 0 to 1"),
+        ("labels: {min_lower: .nan}", "labels.min_lower is nan"),
+        ("labels: {min_lower: high}", "labels.min_lower is 'high'"),
+        ("labels: {min_lower: true}", "labels.min_lower is True"),
         ("labels: 0.8", "labels is 0.8; write thresholds under it"),
         ("panel: {above_random_floor: 1}", "panel.above_random_floor is 1; write true or false"),
         ("requires_staging: maybe", "requires_staging is 'maybe'"),

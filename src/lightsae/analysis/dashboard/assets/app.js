@@ -45,7 +45,8 @@
   function drawNavigation(page) {
     const { neurons, maps, manifest } = ls.value("manifest");
     const links = [["features", "Features", ["", "feature", "features"]]];
-    if (neurons) links.push(["neurons", "Raw neurons", ["neuron", "neurons"]]);
+    const kind = ((manifest.summary || {}).neurons || {}).kind || "raw neurons";
+    if (neurons) links.push(["neurons", kind[0].toUpperCase() + kind.slice(1), ["neuron", "neurons"]]);
     if (maps.length) links.push(["map", "Maps", ["map"]]);
     if (neurons) links.push(["compare", "Before / after", ["compare"]]);
     if (ls.server) links.push(["live", "Live", ["live"]]);
@@ -95,7 +96,7 @@
     ["Enter", "open the feature"],
     ["← →", "previous and next feature, in the list's order"],
     ["Esc", "clear the search; back to the list"],
-    ["g", "then f, n, m or b: features, raw neurons, maps, before / after"],
+    ["g", "then f, n, m or b: features, neurons, maps, before / after"],
     ["t", "light and dark"],
     ["?", "this help"],
   ];

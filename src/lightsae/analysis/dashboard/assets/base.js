@@ -65,11 +65,12 @@ window.lightsae = {};
   ls.TIERS = {
     high: { sign: "●", words: "label with high confidence" },
     medium: { sign: "◐", words: "label with medium confidence" },
+    withheld: { sign: "◇", words: "label passed, but no more of them do than of floors here" },
     unlabelled: { sign: "○", words: "no label passed its test" },
     rare: { sign: "◌", words: "fires too seldom to be tested" },
     dead: { sign: "×", words: "never fired" },
   };
-  ls.SOURCES = { rule: "rule", llm: "language model", human: "human" };
+  ls.SOURCES = { rule: "rule", detector: "detector", llm: "language model", human: "human" };
   ls.tier = (name) =>
     name && ls.h(`span.tier.tier-${name}`, { "data-tip": (ls.TIERS[name] || {}).words }, (ls.TIERS[name] || {}).sign || "?", " ", name);
   ls.tierSign = (name) =>

@@ -3,12 +3,12 @@
 (function (ls) {
   const h = ls.h;
   const BINS = 40;
+  const LEAST = 10; // no median of fewer
   const SCORES = [
     ["window_coherence", "Window coherence", "how alike the windows around the firings are"],
     ["document_coherence", "Document coherence", "how alike the documents are in which it fires"],
     ["frequency", "Density", "share of the tokens on which it fires; logarithmic"],
-    ["precision", "Precision of labels", "of the labels that passed"],
-    ["recall", "Recall of labels", "of the labels that passed"],
+    ["lower", "Lower of precision and recall", "of every tested feature, whether its label passed or not"],
   ];
 
   ls.comparePage = async function (main, params) {
@@ -25,11 +25,11 @@
         "section.page.compare",
         {},
         h("h1", {}, "Before and after"),
-        h("p.lead", {}, `Before: the ${ls.count(neurons.n)} raw neurons (coordinates) of the site. After: the ${ls.count(features.n)} features of the dictionary. Both went through the same pipeline on the same text; all of them are in the distributions, none was picked.`),
+        h("p.lead", {}, `Before: ${ls.count(neurons.n)} ${neurons.many}, each where it is high (+) and where it is low (−), as often as the features fire. After: the ${ls.count(features.n)} features of the dictionary. Both went through the same pipeline on the same text; all of them are in the distributions, none was picked.`),
         shares(neurons, features),
         h("div.distributions", {}, scores.map(([key, name, words]) => distribution(key, name, words, neurons, features))),
         h("h2", {}, "Side by side"),
-        h("p", {}, h("label", {}, "feature ", input), " ", another, h("span.quiet", {}, "  beside the raw neuron that its direction aligns with most")),
+        h("p", {}, h("label", {}, "feature ", input), " ", another, h("span.quiet", {}, `  beside the ${neurons.title} that its direction aligns with most`)),
         pair
       )
     );
@@ -46,10 +46,10 @@
       input.value = number;
       history.replaceState(null, "", `#/compare?feature=${number}`);
       const nearest = (features.columns.neuron || [])[place];
-      const [after, before] = await Promise.all([features.load(number), nearest ? neurons.load(nearest[0]) : null]);
+      const [after, before] = await Promise.all([features.load(number), nearest ? neurons.load(neurons.width ? ls.signed(...nearest, neurons.width) : nearest[0]) : null]);
       ls.fill(
         pair,
-        before ? side(neurons, before, "Before", `cosine ${ls.number(nearest[1], 2)} with the feature's direction`) : h("section.panel", {}, h("h2", {}, "Before"), h("p.quiet", {}, "No raw neuron is known for it.")),
+        before ? side(neurons, before, "Before", `cosine ${ls.number(nearest[1], 2)} with the feature's direction`) : h("section.panel", {}, h("h2", {}, "Before"), h("p.quiet", {}, `No ${neurons.title} is known for it.`)),
         side(features, after, "After", null)
       );
     }
@@ -71,7 +71,7 @@
     return h(
       `section.panel.side-${when.toLowerCase()}`,
       {},
-      h("p.kicker", {}, when, ": ", h("a", { href: population.href(row.feature) }, `${population.one} ${row.feature}`), " ", ls.tier(row.tier)),
+      h("p.kicker", {}, when, ": ", h("a", { href: population.href(row.feature) }, `${population.title} ${population.called(row.feature)}`), " ", ls.tier(row.tier)),
       h("h3", {}, ls.label(row.label)),
       h("p.quiet", {}, `density ${ls.percent(row.frequency)}, window coherence ${ls.number(row.window_coherence, 2)}`, row.label !== null && `, precision ${ls.number(row.precision, 2)}, recall ${ls.number(row.recall, 2)}`, note && `, ${note}`),
       windows.length ? h("ol.windows", {}, windows) : h("p.quiet", {}, "It never fired.")
@@ -82,17 +82,19 @@
     const count = (population) => {
       const tiers = new Map();
       for (let place = 0; place < population.n; place++) tiers.set(population.code("tier", place), (tiers.get(population.code("tier", place)) || 0) + 1);
-      const alive = population.n - (tiers.get("dead") || 0);
-      const labelled = (tiers.get("high") || 0) + (tiers.get("medium") || 0);
-      return { tiers, alive, share: alive ? labelled / alive : 0 };
+      const tested = population.n - (tiers.get("dead") || 0) - (tiers.get("rare") || 0);
+      const labelled = ["high", "medium", "withheld"].reduce((sum, tier) => sum + (tiers.get(tier) || 0), 0);
+      return { tiers, share: tested ? labelled / tested : null, tested };
     };
-    const both = [["Before: raw neurons", count(neurons)], ["After: features", count(features)]];
+    const both = [[`Before: ${neurons.many}`, count(neurons)], ["After: features", count(features)]];
+    const chance = (ls.value("manifest").manifest.summary || {}).above_chance === false;
+    const share = (name, one) => (chance && name.startsWith("After") ? "not above chance here" : `${ls.percent(one.share)} (n = ${ls.count(one.tested)})`);
     const kinds = ls.TIER_ORDER.filter((tier) => both.some(([, one]) => one.tiers.get(tier)));
     return h(
       "table.shares",
       {},
-      h("thead", {}, h("tr", {}, h("th", {}, h("span.unseen", {}, "Population")), h("th", { scope: "col" }, "labelled, of the live"), kinds.map((tier) => h("th", { scope: "col" }, ls.tier(tier))))),
-      h("tbody", {}, both.map(([name, one]) => h("tr", {}, h("th", { scope: "row" }, name), h("td.big", {}, ls.percent(one.share)), kinds.map((tier) => h("td.figure", {}, ls.count(one.tiers.get(tier) || 0))))))
+      h("thead", {}, h("tr", {}, h("th", {}, h("span.unseen", {}, "Population")), h("th", { scope: "col" }, "labelled, of the tested"), kinds.map((tier) => h("th", { scope: "col" }, ls.tier(tier))))),
+      h("tbody", {}, both.map(([name, one]) => h("tr", {}, h("th", { scope: "row" }, name), h("td.big", {}, share(name, one)), kinds.map((tier) => h("td.figure", {}, ls.count(one.tiers.get(tier) || 0))))))
     );
   }
 
@@ -100,8 +102,8 @@
   function distribution(key, name, words, neurons, features) {
     const log = key === "frequency";
     const values = (population) => population.columns[key].filter((value) => value !== null && (!log || value > 0)).map((value) => (log ? Math.log10(value) : value));
-    const both = [["raw neurons", values(neurons), "before"], ["features", values(features), "accent"]];
-    const medians = both.map(([what, some]) => `${what} ${some.length ? ls.number(shown(median(some), log), 2) : "–"}`);
+    const both = [[neurons.many, values(neurons), "before"], ["features", values(features), "accent"]];
+    const medians = both.map(([what, some]) => `${what} ${some.length >= LEAST ? ls.number(shown(median(some), log), 2) : "–"} (n = ${ls.count(some.length)})`);
     const figure = h("div.distribution", { role: "img", "aria-label": `${name}: median of ${medians.join(", of ")}` });
     let cumulative = false;
     const axis = log ? { tickvals: [-6, -5, -4, -3, -2, -1, 0], ticktext: ["1e-6", "1e-5", "1e-4", "0.1%", "1%", "10%", "100%"] } : {};

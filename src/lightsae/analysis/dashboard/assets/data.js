@@ -38,9 +38,18 @@
     constructor(name, columns) {
       this.name = name;
       this.one = name === "features" ? "feature" : "neuron";
+      const neurons = (ls.value("manifest").manifest.summary || {}).neurons || {};
+      // Of both signs: D that fire where one is high, then D where it is low.
+      this.width = name === "features" ? null : neurons.width;
+      this.many = name === "features" ? "features" : neurons.kind || "raw neurons";
+      this.title = name === "features" ? "feature" : this.many.startsWith("coord") ? "coordinate" : "raw neuron";
       this.columns = columns;
       this.n = columns.n;
       this.places = columns.feature && new Map(columns.feature.map((number, place) => [number, place]));
+    }
+    // What one is called: 12, or 12+ and 12− of a neuron.
+    called(number) {
+      return this.width ? `${number % this.width}${number < this.width ? "+" : "−"}` : String(number);
     }
     number(place) {
       return this.columns.feature ? this.columns.feature[place] : place;
@@ -77,6 +86,8 @@
     }
   }
 
+  // The one of a neuron's two signs that a direction of some cosine with it points along.
+  ls.signed = (neuron, cosine, width) => (cosine < 0 ? neuron + width : neuron);
   const populations = new Map();
   ls.population = async function (name) {
     if (!populations.has(name)) populations.set(name, new Population(name, await ls.load(name)));

@@ -44,17 +44,17 @@
   function build(population, place, row, tokens) {
     const [before, after] = neighbours(population, place);
     const step = (number, words, sign) => (number === null ? h("span.icon.off", { "aria-hidden": "true" }, sign) : h("a.icon", { href: population.href(number), "aria-label": words, "data-tip": words }, sign));
-    const title = population.name === "features" ? "Feature" : "Raw neuron";
+    const title = population.title[0].toUpperCase() + population.title.slice(1);
     return h(
       "article.page.feature",
       {},
       h(
         "div.crumbs",
         {},
-        h("a", { href: `#/${population.name}${ls.writeFilter(ls.listState(population.name).filter)}` }, population.name === "features" ? "Features" : "Raw neurons"),
+        h("a", { href: `#/${population.name}${ls.writeFilter(ls.listState(population.name).filter)}` }, population.many[0].toUpperCase() + population.many.slice(1)),
         h("span.steps", {}, step(before, "Previous (←)", "←"), step(after, "Next (→)", "→"))
       ),
-      h("header.title", {}, h("p.kicker", {}, `${title} ${row.feature}`, " ", ls.tier(row.tier), row.label_source && h("span.quiet", {}, ` label by ${ls.SOURCES[row.label_source] || row.label_source}`)), h("h1", {}, ls.label(row.label)), tested(row)),
+      h("header.title", {}, h("p.kicker", {}, `${title} ${population.called(row.feature)}`, " ", ls.tier(row.tier), row.label_source && h("span.quiet", {}, ` label by ${ls.SOURCES[row.label_source] || row.label_source}`)), h("h1", {}, ls.label(row.label)), tested(row)),
       figures(row),
       h("div.columns", {}, h("div", {}, contexts(row, tokens), labels(row), steering(population, row)), h("div.side", {}, h("section.panel", {}, h("h2", {}, "Activations"), row.fires ? h("div.histogram") : h("p.quiet", {}, "It never fired."), row.fires ? h("p.quiet", {}, `${ls.count(row.fires)} firings; normalised units, logarithmic counts`) : null), effects(row), around(row), relatives(population, row)))
     );
@@ -64,7 +64,7 @@
   function steering(population, row) {
     if (population.name !== "features") return null;
     const picture = h("img", { alt: `Effect and cost of steering with feature ${row.feature}, by dose`, src: `steering/${row.feature}.png` });
-    const panel = h("section.panel.steering", { hidden: "" }, h("h2", {}, "Steering"), h("p.quiet", {}, "What adding the feature does, by dose, beside a random direction of the same norm, another feature and a prompt; bands are 95% intervals over prompts."), picture);
+    const panel = h("section.panel.steering", { hidden: "" }, h("h2", {}, "Steering"), h("p.quiet", {}, "What adding the feature does, by dose, beside a random direction of the same norm, another feature and a prompt; bands are 95% intervals over prompts. The pane “wiring” asks each direction about the tokens that it promotes itself: any direction raises those."), picture);
     picture.addEventListener("load", () => panel.removeAttribute("hidden"));
     picture.addEventListener("error", () => panel.remove());
     return panel;
@@ -215,15 +215,17 @@
       return h("section.panel", {}, h("h2", { "data-tip": said }, name), h("ul.relatives", {}, rows));
     };
     const cosine = (entry) => ({ feature: entry.feature, said: ls.number(entry.cosine, 2), tip: "cosine" });
+    const { kind: many, width } = (ls.value("manifest").manifest.summary || {}).neurons || {};
+    const kind = many === "raw neurons" ? "neuron" : "coordinate";
     const neurons = (row.neurons || []).map((entry) => {
-      const words = `neuron ${entry.feature}`;
-      return h("li", {}, ls.value("manifest").neurons ? h("a", { href: `#/neuron/${entry.feature}` }, words) : h("span", {}, words), h("span.figure", {}, ls.number(entry.cosine, 2)));
+      const words = `${kind} ${entry.feature}`;
+      return h("li", {}, width ? h("a", { href: `#/neuron/${ls.signed(entry.feature, entry.cosine, width)}` }, words) : h("span", {}, words), h("span.figure", {}, ls.number(entry.cosine, 2)));
     });
     return [
       own("Nearest by direction", row.nearest && row.nearest.map(cosine), "cosine of decoder rows"),
       own("Fires together with", row.cofire.map(([feature, phi, count]) => ({ feature, said: ls.number(phi, 2), tip: `${ls.count(count)} tokens together` })), "correlation (phi) of the two firing indicators"),
       population.name === "features" && neurons.length
-        ? h("section.panel", {}, h("h2", { "data-tip": "cosine of its decoder row with the coordinates of the site" }, "Aligned raw neurons"), h("ul.relatives", {}, neurons), ls.value("manifest").neurons && h("p", {}, h("a", { href: `#/compare?feature=${row.feature}` }, "Before and after, side by side")))
+        ? h("section.panel", {}, h("h2", { "data-tip": kind === "neuron" ? "cosine of its decoder row with what a neuron writes" : "cosine of its decoder row with the coordinates of the site" }, `Aligned ${kind}s`), h("ul.relatives", {}, neurons), ls.value("manifest").neurons && h("p", {}, h("a", { href: `#/compare?feature=${row.feature}` }, "Before and after, side by side")))
         : null,
     ];
   }

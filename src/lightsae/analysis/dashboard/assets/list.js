@@ -22,12 +22,21 @@
     update(view, true);
   };
 
+  // What is said first: the share labelled, or that it is not above chance.
+  function headline() {
+    const { headline, manifest } = ls.value("manifest");
+    const chance = (manifest.summary || {}).above_chance === false;
+    const curve = Object.entries((manifest.summary || {}).labelled_by_patterns || {}).map(([most, share]) => `${most}: ${ls.percent(share)}`);
+    const words = curve.length ? h("span.quiet", { "data-tip": "Share labelled if a rule may have so many patterns. A label says all of its rule: at most three patterns, of which a list of up to five tokens counts as one." }, ` By the most patterns of a rule, ${curve.join(", ")}.`) : null;
+    return headline ? h(chance ? "p.headline.chance" : "p.headline", {}, headline, words) : null;
+  }
+
   function build(main, population, own) {
     const view = { population, own, columns: [] };
     view.search = h("input", {
       type: "search",
       id: "search",
-      placeholder: `Search ${ls.count(population.n)} ${population.name === "features" ? "features" : "raw neurons"}: labels, tokens, numbers`,
+      placeholder: `Search ${ls.count(population.n)} ${population.many}: labels, tokens, numbers`,
       "aria-label": "Search labels, tokens and numbers",
       autocomplete: "off",
       spellcheck: "false",
@@ -39,10 +48,10 @@
     view.filters = h("div.filters");
     view.head = h("div.head", { role: "row" });
     view.canvas = h("div.canvas", { role: "rowgroup" });
-    view.scroller = h("div.scroller", { tabindex: "0", role: "grid", "aria-label": population.name === "features" ? "Features" : "Raw neurons" }, h("div.headgroup", { role: "rowgroup" }, view.head), view.canvas);
+    view.scroller = h("div.scroller", { tabindex: "0", role: "grid", "aria-label": population.many }, h("div.headgroup", { role: "rowgroup" }, view.head), view.canvas);
     ls.fill(
       main,
-      h("section.list", {}, h("div.find", {}, h("span.searchbox", {}, view.search, h("kbd", { "aria-hidden": "true" }, "/")), h("label.check", { "data-tip": "also the words of all windows in which it fires; loads their index" }, view.contexts, " in contexts"), view.count), view.filters, view.scroller)
+      h("section.list", {}, population.name === "features" && headline(), h("div.find", {}, h("span.searchbox", {}, view.search, h("kbd", { "aria-hidden": "true" }, "/")), h("label.check", { "data-tip": "also the words of all windows in which it fires; loads their index" }, view.contexts, " in contexts"), view.count), view.filters, view.scroller)
     );
     view.scroller.addEventListener("scroll", () => requestAnimationFrame(() => draw(view)), { passive: true });
     view.scroller.addEventListener("click", (event) => {
@@ -223,7 +232,7 @@
     const place = own.rows[i];
     const number = population.number(place);
     const cells = view.columns.map((column) => {
-      if (column.key === "number") return h("span.cell.number", { role: "gridcell" }, h("a", { href: population.href(number), tabindex: "-1" }, number));
+      if (column.key === "number") return h("span.cell.number", { role: "gridcell" }, h("a", { href: population.href(number), tabindex: "-1" }, population.called(number)));
       if (column.key === "quality") return h("span.cell", { role: "gridcell" }, ls.tierSign(population.code("tier", place)));
       if (column.key === "label") return h("span.cell.words", { role: "gridcell" }, ls.label(population.label(place)));
       if (column.key === "tokens") return h("span.cell.words", { role: "gridcell" }, population.tokens(place).map((text) => h("bdi.chip", {}, ls.visible(text, true))));

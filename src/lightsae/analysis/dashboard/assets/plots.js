@@ -12,7 +12,7 @@
     probe.remove();
     return found;
   }
-  ls.colours = () => Object.fromEntries(["ink", "quiet", "line", "surface", "accent", "hot", "before", "high", "medium", "unlabelled", "rare", "dead"].map((name) => [name, colour(name)]));
+  ls.colours = () => Object.fromEntries(["ink", "quiet", "line", "surface", "accent", "hot", "before", "high", "medium", "withheld", "unlabelled", "rare", "dead"].map((name) => [name, colour(name)]));
   // Classes beyond the tiers: Okabe and Ito's colours, told apart by most eyes, and then greys.
   ls.CLASSES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a900", "#7b5ea7", "#8c8c8c"];
 

@@ -1,7 +1,7 @@
 // Which features a list shows, and in which order; and how that is written in the address.
 "use strict";
 (function (ls) {
-  ls.TIER_ORDER = ["high", "medium", "unlabelled", "rare", "dead"];
+  ls.TIER_ORDER = ["high", "medium", "withheld", "unlabelled", "rare", "dead"];
   // Columns of numbers: name, heading, what it is, how it is shown.
   ls.COLUMNS = [
     { key: "frequency", head: "Density", tip: "share of the counted tokens on which it fires", show: ls.percent },

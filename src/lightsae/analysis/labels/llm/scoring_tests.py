@@ -54,7 +54,8 @@ async def detect(session: JudgeSession, label: str, material: FeatureMaterial, s
         if material.positives and material.negatives.get(kind):
             chosen = [i for i in range(len(windows)) if kinds[i] in ("positive", kind)]
             truths = [kinds[i] == "positive" for i in chosen]
-            scores["detection", kind] = Scores.of(truths, [verdicts[i] for i in chosen])
+            documents = [windows[i].document for i in chosen]
+            scores["detection", kind] = Scores.of(truths, [verdicts[i] for i in chosen], documents)
     return scores
 
 
@@ -65,17 +66,19 @@ async def fuzz(session: JudgeSession, label: str, material: FeatureMaterial, set
     """
     draw = np.random.default_rng(settings.seed)
     misplacements = [(e, misplaced(e, draw)) for e in material.positives]
-    pairs = [(marked(e), marked(e, wrong)) for e, wrong in misplacements if wrong is not None]
-    rounds: list[list[tuple[bool, str]]] = [[], []]
-    for number, (right, wrong_text) in enumerate(pairs):
-        rounds[number % 2].append((True, right))
-        rounds[1 - number % 2].append((False, wrong_text))
-    scores = Scores(0, 0, 0, 0)
-    for windows in rounds:
-        mixed = [windows[i] for i in draw.permutation(len(windows)).tolist()]
-        verdicts = await _verdicts(session, FUZZING, label, [text for _, text in mixed], settings.batch)
-        scores += Scores.of([truth for truth, _ in mixed], verdicts)
-    return {("fuzzing", "mismarked"): scores} if pairs else {}
+    pairs = [(e.document, marked(e), marked(e, wrong)) for e, wrong in misplacements if wrong is not None]
+    if not pairs:
+        return {}
+    rounds: list[list[tuple[bool, int, str]]] = [[], []]
+    for number, (document, right, wrong_text) in enumerate(pairs):
+        rounds[number % 2].append((True, document, right))
+        rounds[1 - number % 2].append((False, document, wrong_text))
+    mixed = [[windows[i] for i in draw.permutation(len(windows)).tolist()] for windows in rounds]
+    verdicts: list[bool | None] = []
+    for windows in mixed:
+        verdicts += await _verdicts(session, FUZZING, label, [text for *_, text in windows], settings.batch)
+    truths, documents, _ = zip(*mixed[0], *mixed[1], strict=True)
+    return {("fuzzing", "mismarked"): Scores.of(truths, verdicts, documents)}
 
 
 async def discriminate(session: JudgeSession, label: str, material: FeatureMaterial, settings: PassSettings) -> Results:
@@ -95,7 +98,8 @@ async def discriminate(session: JudgeSession, label: str, material: FeatureMater
         excerpts.insert(answers[-1], plain(positives[i]))
         messages = judge_messages(DISCRIMINATION, label, excerpts)
         asked.append(session.ask(DISCRIMINATION, messages, partial(parse_choice, count=OTHERS + 1)))
-    return {("discrimination", "near"): discrimination_scores(await _all(asked), answers, OTHERS + 1)}
+    documents = [positives[i].document for i in chosen]
+    return {("discrimination", "near"): discrimination_scores(await _all(asked), answers, OTHERS + 1, documents)}
 
 
 async def _verdicts(
