@@ -133,6 +133,9 @@ def _follow(words: list[str], where: str, command: Callable[..., str], monkeypat
             _parse(args, where, monkeypatch)
         else:
             command(*args, *RUN[beginning].split())
+    elif program == "python":
+        script = (ROOT / args[0]).read_text()
+        assert all(f'"{option}"' in script for option in args if option.startswith("--")), where
     else:
         assert program in ("pip", "tensorboard"), where
 
