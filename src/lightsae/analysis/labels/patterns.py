@@ -38,6 +38,7 @@ STATES = ("outside strings and comments", "inside a string", "inside a comment",
 # Of what the key of each kind is made up, the most significant first.
 _PARTS = {
     "token": ("token",),
+    "class": ("token_class",),
     "after": ("previous", "token"),
     "after_two": ("second", "previous", "token"),
     "two_before": ("second", "token"),

@@ -191,7 +191,7 @@ def test_too_little_text_is_refused(lm: LanguageModel, sae: SparseAutoencoder, d
     refused(r"feature 4: \d+ tokens of 3 documents.*too few for a rate of 0.001, which takes 1000", rates=[0.001])
     refused("3 documents; thresholds and their test take at least 4", texts=documents(0, 3))
     refused("feature 4: .*with a confidence of 0.99, which takes 458", rates=[0.01], confidence=0.99)
-    refused("confidence is 90; it lies above 0.5 and below 1", confidence=90)
+    refused("confidence is 90.0; it lies above 0.5 and below 1", confidence=90.0)
     refused("rates holds 0", rates=[0.0])
     refused("rates is empty", rates=[])
     refused("texts is empty", texts=[])

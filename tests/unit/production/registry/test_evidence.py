@@ -54,7 +54,7 @@ def test_files_that_are_no_reports_are_refused(parts: Parts, tmp_path: Path) -> 
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(FormatError, match=message):
             check_evidence({"drift": tmp_path / "x.json"}, parts.sae, parts.id)
-    with pytest.raises(FormatError, match="does not exist; name the panel report, made by: lightsae panel"):
+    with pytest.raises(FormatError, match="does not exist; name the panel report of format 2, made by: lightsae panel"):
         check_evidence({"panel": tmp_path / "no.json"}, parts.sae, parts.id)
     with pytest.raises(FormatError, match="is a folder"):
         check_evidence({"panel": tmp_path}, parts.sae, parts.id)
