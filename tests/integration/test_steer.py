@@ -272,7 +272,7 @@ def test_the_report_through_the_registry(
         "panel": {"min_reliable_share": 0.9, "max_harmful_share": 0.0, "above_other_features": True},
         "drift": {"min_kept_share": 0.5},
     }))  # fmt: skip
-    easy.write_text("labels: {min_lower: 0.5}\npanel: {min_reliable_share: 0.5, max_harmful_share: 0.0}\n")
+    easy.write_text("labels: {min_share_labelled: 0.2}\npanel: {min_reliable_share: 0.5, max_harmful_share: 0.0}\n")
 
     def promote(version: str, policy: Path) -> Any:
         who = ("--why", "it holds", "--who", "bob")
@@ -282,12 +282,12 @@ def test_the_report_through_the_registry(
     assert refused.code == 2
     lines = [line.strip() for line in refused.err.splitlines()[1:]]
     assert [line.partition(":")[0] for line in lines] == [
-        "labels.share_labelled", "panel.reliable_share", "panel.above_other_features", "drift.kept_share",
+        "labels.share_labelled", "panel.reliable_share", "drift.kept_share",
     ]  # fmt: skip
     assert "found 0.6667; needed at least 0.9" in lines[1]
     assert promote(bare, easy).code == 2, "a panel that was not run holds nothing"
     bare_policy = tmp_path / "labels.yaml"
-    bare_policy.write_text("labels: {min_lower: 0.5}\n")
+    bare_policy.write_text("labels: {min_share_labelled: 0.2}\n")
     assert promote(bare, bare_policy).code == 0
     assert promote(whole, easy).code == 0
     assert load_channel(tmp_path / "registry", "staging").version.startswith(whole)

@@ -137,8 +137,14 @@ class _Set:
 def _short_rules(table: PatternTable, members: Members, chooser: Choosing) -> Rules:
     """Return the best rules of one pattern, and of as many as a label may have."""
     candidates = _Candidates.of(table, members)
+    # Each limit has its own beam: sets of three patterns would crowd lists that count as one out of it.
+    return {limit: _chosen(candidates, _sets(candidates, limit), chooser) for limit in (1, LABEL_PATTERNS)}
+
+
+def _sets(candidates: _Candidates, limit: int) -> list[_Set]:
+    """Return the most promising sets of candidates that count as so many patterns at most."""
     firings = candidates.held.shape[1] if candidates.keys else 0
-    found: dict[int, list[_Set]] = {1: [], LABEL_PATTERNS: []}
+    found: list[_Set] = []
     beam = [_Set((), np.ones(firings, np.float32), 0.0)]
     seen: set[frozenset[int]] = set()
     while beam and candidates.keys:
@@ -149,18 +155,21 @@ def _short_rules(table: PatternTable, members: Members, chooser: Choosing) -> Ru
             wrong = one.wrong + candidates.wrong
             score = 2 * right / (right + wrong + firings) - _WORTH_OF_PART * candidates.parts
             useful = np.flatnonzero(gains[:, column] >= max(2, _LEAST_SHARE_OF_LABEL * firings))
+            if limit == 1 and one.taken:
+                # What can still join is of the same list.
+                frame = candidates.frames[one.taken[0]]
+                useful = useful[[candidates.frames[i] == frame for i in useful]]
             for i in useful[np.argsort(-score[useful], kind="stable")][: 2 * _BEAM].tolist():
                 taken = (*one.taken, i)
                 if frozenset(taken) in seen or score[i] <= one.score:
                     continue
-                if _size(candidates, taken) <= LABEL_PATTERNS:
+                if _size(candidates, taken) <= limit:
                     seen.add(frozenset(taken))
                     left = one.left * (1 - candidates.held[i])
                     following.append(_Set(taken, left, float(wrong[i]), float(score[i])))
         beam = sorted(following, key=lambda one: -one.score)[:_BEAM]
-        for limit, sets in found.items():
-            sets += [one for one in beam if _size(candidates, one.taken) <= limit]
-    return {limit: _chosen(candidates, sets, chooser) for limit, sets in found.items()}
+        found += beam
+    return found
 
 
 def _size(candidates: _Candidates, taken: tuple[int, ...]) -> int:
