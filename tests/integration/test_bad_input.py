@@ -171,6 +171,31 @@ model:
         "write model.sae for one SAE",
         yaml="model: {saes: {a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",
     ),
+    "a function as a variant": says(
+        "model.sae names 'os.system'",
+        yaml="model: {sae: {class_path: os.system, init_args: {command: touch RAN}}}",
+        without=SAE,
+    ),
+    "a function of lightsae as a variant": says(
+        "model.sae is 'load_sae', which is no variant of an SAE",
+        yaml="model: {sae: {class_path: lightsae.load_sae, init_args: {folder: x}}}",
+        without=SAE,
+    ),
+    "a function as a variant among several": says(
+        "names 'os.system'",
+        yaml="model: {saes: {a: {sae: {class_path: os.system, init_args: {command: touch RAN}}}}}",
+        without=SAE,
+    ),
+    "a function as a variant in a grid": says(
+        "names 'os.system'",
+        yaml="model: {grid: {a: {sae: {class_path: os.system, init_args: {command: touch RAN}}}}}",
+        without=SAE,
+    ),
+    "a function as a mechanism": says(
+        "model.sae.mechanism names 'os.system'",
+        yaml="model: {sae: {class_path: Transcoder, init_args: {mechanism: {class_path: os.system}}}}",
+        without=SAE,
+    ),
     "an entry's site that does not exist": says(
         "model.saes.a.site is 'resid_pots.1'",
         "Did you mean 'resid_post.1'?",
@@ -283,6 +308,30 @@ CONFIGURATION = {
         "DeadLatentResampling.steps is [0]",
         yaml="trainer: {callbacks: [{class_path: DeadLatentResampling, init_args: {steps: [0]}}]}",
     ),
+    "a function as a callback": says(
+        "trainer.callbacks names 'os.system'",
+        "--allow_classes os.system",
+        yaml="trainer: {callbacks: [{class_path: os.system, init_args: {command: touch RAN}}]}",
+    ),
+    "a module that is only to be imported": says(
+        "trainer.callbacks names 'antigravity.X'", yaml="trainer: {callbacks: [{class_path: antigravity.X}]}"
+    ),
+    "a callback that calls anything": says(
+        "trainer.callbacks names 'lightning.pytorch.callbacks.LambdaCallback'",
+        yaml="trainer: {callbacks: [{class_path: LambdaCallback, init_args: {on_fit_start: os.system}}]}",
+    ),
+    "a function as a logger": says(
+        "trainer.logger names 'os.system'", yaml="trainer: {logger: {class_path: os.system}}"
+    ),
+    "a file that allows classes to itself": says(
+        "allow_classes is 'os' in a file", "--allow_classes os", yaml="allow_classes: os"
+    ),
+    "a file that trusts a model's code": says(
+        "data.trust_remote_code is true in a file",
+        "--data.trust_remote_code true",
+        yaml="data: {trust_remote_code: true}",
+    ),
+    "allowed classes without a name": says("--allow_classes is 'a-b'", options="--allow_classes a-b"),
     "bad value of a callback that has a section": says("export.checkpoints is -1", options="--export.checkpoints -1"),
     "no length": says("trainer.max_steps", "data.training_tokens", without=("trainer.max_steps",)),
     "two lengths": says(

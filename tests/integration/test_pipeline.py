@@ -296,6 +296,12 @@ def test_begins_with_a_run_that_is_there(pipeline: Run, commands: Commands) -> N
             "fit: {config: fit.yaml}\npanel: {panel: fit.yaml}",
             ["interpret is left out, but panel needs a dictionary"],
         ),
+        (
+            [],
+            "fit: {config: fit.yaml, data: {trust_remote_code: true}}",
+            ["fit.data.trust_remote_code is set in a file, but it has to be typed: --fit.data.trust_remote_code true"],
+        ),
+        ([], "fit: {config: fit.yaml, allow_classes: os}", ["fit.allow_classes is set in a file"]),
         ([], "fit: {config: fit.yaml}\nrun: x", ["run is 'x', but fit makes one itself"]),
         ([], "fit: {config: fit.yaml}\nout: fit.yaml", ["out is 'fit.yaml', which is a file"]),
         ([], "fit: {config: fit.yaml}\nfit: {}", ["fit stands there twice"]),

@@ -89,7 +89,7 @@ def run_fit(folder: Path, *args: str, kill_at: int | None = None) -> str:
     }
     if kill_at is not None:
         environment["KILL_AT_STEP"] = str(kill_at)
-    command = [sys.executable, "-m", "lightsae", "fit", *args]
+    command = [sys.executable, "-m", "lightsae", "fit", "--allow_classes", "helpers.kill_at", *args]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     expected = -9 if kill_at is not None else 0
     assert done.returncode == expected, f"ended with {done.returncode}, not {expected}:\n{done.stderr[-3000:]}"

@@ -215,7 +215,7 @@ def run_command(command: Sequence[str]) -> int:
     # A handler and not SIG_IGN, which the child would inherit.
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        child.append(subprocess.Popen([sys.executable, "-m", "lightsae", *command]))
+        child.append(subprocess.Popen([sys.executable, "-P", "-m", "lightsae", *command]))
         code = child[0].wait()
     finally:
         for number, handler in before.items():

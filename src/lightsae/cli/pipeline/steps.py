@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from lightsae.cli.settings.classes import ALLOW, TRUST
 from lightsae.cli.settings.typed import check_config_files
 from lightsae.errors import ConfigError, LightsaeError
 
@@ -72,6 +73,10 @@ def step_of(name: str, section: Any, typed: dict[str, str]) -> Step | None:
     options = {key: value for key, value in {**_flat(settings), **typed}.items() if key.partition(".")[0] != "config"}
     # The panel's own file first: options win over it.
     options = dict(sorted(options.items(), key=lambda item: (name, item[0]) != ("panel", "panel")))
+    for key in options:
+        # What a step is given as an option counts as typed there.
+        if key.rpartition(".")[2] in (ALLOW, TRUST) and key not in typed:
+            raise ConfigError(f"{name}.{key} is set in a file, but it has to be typed: --{name}.{key} {options[key]}")
     for key in [*options, *(["config"] if files else [])]:
         if any(key == own or key.startswith(f"{own}.") for own in OWN[name]):
             raise ConfigError(f"{name}.{key} is set, but the pipeline chooses it; leave it out.")

@@ -17,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tqdm import tqdm
 
 from lightsae.analysis.reading.loaded_sae import TextSettings
+from lightsae.cli.settings.classes import TRUST, check_trusted, restrict_classes
 from lightsae.cli.settings.help import HelpFormatter
+from lightsae.cli.settings.typed import options_of
 from lightsae.cli.settings.wording import in_short
 from lightsae.errors import ConfigError, FormatError, under
 from lightsae.formats.files import find_folder
@@ -104,6 +106,7 @@ def command(
         flat = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
         def run(args: Sequence[str]) -> int:
+            restrict_classes(None)
             description = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
             parser = CommandParser(function.__name__.removeprefix("run_"), usage, description, examples)
             parser.add_argument(*config, action="config", help="Settings from a YAML file; options win over it.")
@@ -111,7 +114,9 @@ def command(
             for kind in flat.values():
                 parser.add_settings(kind)  # type: ignore[arg-type]
             # This makes the dataclasses inside the dataclasses; the outer ones have no key of their own.
-            parsed = parser.instantiate(parser.parse_args(list(args)))
+            parsed = parser.parse_args(list(args))
+            check_trusted(bool(parsed.get(TRUST)), f"data.{TRUST}", dict(options_of(args)))
+            parsed = parser.instantiate(parsed)
             values = {
                 name: hint(**{one.name: parsed[one.name] for one in fields(hint)}) if name in flat else parsed[name]
                 for name, hint in hints.items()

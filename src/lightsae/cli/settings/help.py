@@ -80,6 +80,7 @@ _NAMES_OF_VALUES = {
     "seed_everything": "INT",
     "model.sae": "VARIANT",
     "model.sae.mechanism": "MECHANISM",
+    "allow_classes": "PACKAGE",
     "data.site": "SITE",
     "data.target_site": "SITE",
 }
@@ -155,7 +156,7 @@ def arranged(
     def take_all(*sections: str) -> list[argparse.Action]:
         return take(*[name for name in left if name.startswith(tuple(f"{section}." for section in sections))])
 
-    begin = take("config", "ckpt_path", "seed_everything", "print_config", "help")
+    begin = take("config", "ckpt_path", "seed_everything", "allow_classes", "print_config", "help")
     data = take(*(f"data.{name}" for name in _DATA))
     model = take("model.sae", "model.saes")
     loss = take_all("model")

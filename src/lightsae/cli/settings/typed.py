@@ -13,7 +13,7 @@ from lightsae.errors import ConfigError, did_you_mean
 
 def config_files(typed: Sequence[str]) -> list[Path]:
     """Return the files given by --config, in order."""
-    return [Path(value) for key, value in _options(typed) if key in ("config", "c") and value is not None]
+    return [Path(value) for key, value in options_of(typed) if key in ("config", "c") and value is not None]
 
 
 def check_config_files(typed: Sequence[str]) -> None:
@@ -54,7 +54,7 @@ def check_typed_options(typed: Sequence[str], config: Any) -> None:
         return
     variant = sae.class_path.rsplit(".", 1)[-1]
     known = _settings(sae)
-    last = dict(_options(typed))
+    last = dict(options_of(typed))
     for key, value in last.items():
         name = key.removeprefix("model.sae.").replace("init_args.", "")
         if key.startswith("model.sae.") and name not in ("class_path", "init_args", "help", *known):
@@ -93,7 +93,7 @@ def _repeated_key(node: Any, path: str = "") -> str | None:
     return None
 
 
-def _options(typed: Sequence[str]) -> list[tuple[str, str | None]]:
+def options_of(typed: Sequence[str]) -> list[tuple[str, str | None]]:
     """Return (key, value) of every option; the value of `--key value` is the next word."""
     found: list[tuple[str, str | None]] = []
     for place, word in enumerate(typed):

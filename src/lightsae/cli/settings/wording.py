@@ -76,6 +76,11 @@ def _words(message: str, keys: Collection[str], classes: Mapping[str, list[str]]
 
 
 def _wrong_class(key: str, problem: str, classes: Mapping[str, list[str]]) -> str | None:
+    if denied := re.search(r"Importing '([^']+)' is not allowed", problem):
+        return (
+            f"{key} names {denied[1]!r}, a class of neither lightsae nor Lightning. If you trust it: "
+            f"--allow_classes {denied[1]}"
+        )
     wrong = re.search(r"import path string: (\S+)|Import path (\S+) does not", problem)
     if not wrong or key not in classes:
         return None

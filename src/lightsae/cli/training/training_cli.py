@@ -25,14 +25,24 @@ from lightsae.callbacks import (
     TrainingCurves,
     TrainingProgressBar,
 )
+from lightsae.cli.settings.classes import (
+    ALLOW,
+    ALLOW_HELP,
+    TRUST,
+    check_allowed,
+    check_trusted,
+    check_variants,
+    restrict_classes,
+)
 from lightsae.cli.settings.parser import Parser
-from lightsae.cli.settings.typed import check_typed_options, config_files
+from lightsae.cli.settings.typed import check_typed_options, config_files, options_of
 from lightsae.cli.training.failures import explain_classes, explain_trainer, tidy_end
 from lightsae.cli.training.opening import announce
 from lightsae.cli.training.preflight import check_settings, preflight
 from lightsae.cli.training.report import report
 from lightsae.cli.training.run_folder import SaveRunConfig, find_checkpoint, run_of_config
 from lightsae.errors import ConfigError
+from lightsae.sae import SparseAutoencoder
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.module import SAEModule
 
@@ -74,7 +84,8 @@ class TrainingCLI(LightningCLI):
     """LightningCLI for one of the two commands."""
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
-        self.typed = list(args)
+        self.typed, self._options = list(args), dict(options_of(args))
+        restrict_classes(self._options.get(ALLOW))
         self.run_folder: Path | None = None
         super().__init__(
             SAEModule,
@@ -104,6 +115,7 @@ class TrainingCLI(LightningCLI):
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.add_lightning_class_args(Trainer, "trainer")
+        parser.add_argument(f"--{ALLOW}", type=str | None, help=ALLOW_HELP)
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
 
     def _set_seed(self) -> None:
@@ -118,6 +130,9 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        check_trusted(config.data[TRUST], f"data.{TRUST}", self._options)
+        check_allowed(config.pop(ALLOW), self._options)
+        check_variants(config.model, SparseAutoencoder)
         check_typed_options(self.typed, config)
         check_settings(str(self.subcommand), config)
         run = run_of_config(config_files(self.typed))
