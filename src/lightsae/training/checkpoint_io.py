@@ -1,6 +1,7 @@
-"""Training checkpoints on the disk: written whole or not at all, read without unpickling objects."""
+"""Training checkpoints: written whole or not at all, read without unpickling objects, held against the run's SAEs."""
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightsae.activations.stream import Timings
 from lightsae.errors import CheckpointError, did_you_mean
 from lightsae.formats.files import write_atomically
+from lightsae.formats.native import plain
+from lightsae.sae import SparseAutoencoder
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -71,3 +74,39 @@ def _reason(error: Exception) -> str:
     if "Unsupported" in str(error) and "global" in str(error).lower():
         return "holds Python objects, which are never unpickled here; lightsae writes tensors and numbers only"
     return "is damaged or cut short"
+
+
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder], name: str = "the checkpoint"
+) -> None:
+    """Raise a CheckpointError where a checkpoint is not lightsae's, or holds other SAEs than these."""
+    stored = checkpoint.get("lightsae")
+    if stored is None:
+        raise CheckpointError(f"--ckpt_path: {name} was not written by lightsae fit.")
+    configured = {key: describe(sae) for key, sae in saes.items()}
+    if difference := first_difference(stored["dictionaries"], configured):
+        raise CheckpointError(f"--ckpt_path: {name} does not fit the configuration: {difference}.")
+
+
+def describe(sae: SparseAutoencoder) -> dict[str, Any]:
+    """Return what has to agree between a checkpoint and a configuration, as plain values."""
+    return {
+        "variant": type(sae).__name__,
+        "d_in": sae.d_in,
+        "d_out": sae.d_out,
+        **plain(sae.settings),
+        "read": [str(site) for site in sae.widths.read],
+        "predicted": [str(site) for site in sae.widths.predicted],
+    }
+
+
+def first_difference(stored: Mapping[str, Any], configured: Mapping[str, Any], where: str = "") -> str | None:
+    """Return the first disagreement of two nested descriptions in words, or None."""
+    for key in {**stored, **configured}:
+        a, b = stored.get(key), configured.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if inner := first_difference(a, b, f"{where}{key}."):
+                return inner
+        elif a != b:
+            return f"{where}{key} is {a!r} in the checkpoint and {b!r} in the configuration"
+    return None

@@ -4,7 +4,7 @@ What a checkpoint of step n has to hold (constrained weights, usage counts, toke
 returns: callbacks, the one that saves checkpoints among them, run right after it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.stream import Timings
 from lightsae.compat import keep_from_ddp, logs_after
-from lightsae.errors import CheckpointError, ConfigError, arg, section, under
-from lightsae.formats.native import plain
+from lightsae.errors import ConfigError, arg, section, under
 from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.usage import is_distributed
+from lightsae.training.checkpoint_io import check_checkpoint, describe
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.optimiser import normalise_gradients
 from lightsae.training.schedules import Schedule
@@ -316,39 +316,3 @@ class SAEModule(LightningModule):
         # A run that goes on for longer than it was begun for keeps its rates, as Adam's and the schedule's states do.
         for optimizer in checkpoint.get("optimizer_states", []):
             self._stored_rates |= {group["name"]: group["initial_lr"] for group in optimizer["param_groups"]}
-
-
-def check_checkpoint(
-    checkpoint: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder], name: str = "the checkpoint"
-) -> None:
-    """Raise a CheckpointError where a checkpoint is not lightsae's, or holds other SAEs than these."""
-    stored = checkpoint.get("lightsae")
-    if stored is None:
-        raise CheckpointError(f"--ckpt_path: {name} was not written by lightsae fit.")
-    configured = {key: describe(sae) for key, sae in saes.items()}
-    if difference := first_difference(stored["dictionaries"], configured):
-        raise CheckpointError(f"--ckpt_path: {name} does not fit the configuration: {difference}.")
-
-
-def describe(sae: SparseAutoencoder) -> dict[str, Any]:
-    """Return what has to agree between a checkpoint and a configuration, as plain values."""
-    return {
-        "variant": type(sae).__name__,
-        "d_in": sae.d_in,
-        "d_out": sae.d_out,
-        **plain(sae.settings),
-        "read": [str(site) for site in sae.widths.read],
-        "predicted": [str(site) for site in sae.widths.predicted],
-    }
-
-
-def first_difference(stored: Mapping[str, Any], configured: Mapping[str, Any], where: str = "") -> str | None:
-    """Return the first disagreement of two nested descriptions in words, or None."""
-    for key in {**stored, **configured}:
-        a, b = stored.get(key), configured.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if inner := first_difference(a, b, f"{where}{key}."):
-                return inner
-        elif a != b:
-            return f"{where}{key} is {a!r} in the checkpoint and {b!r} in the configuration"
-    return None

@@ -23,8 +23,8 @@ from lightsae.activations.files import ActivationFiles
 from lightsae.compat import is_dry_run
 from lightsae.errors import ConfigError, CorpusError, did_you_mean
 from lightsae.sae import VARIANTS, SparseAutoencoder
-from lightsae.training.checkpoint_io import AtomicCheckpointIO
-from lightsae.training.module import SAEModule, check_checkpoint
+from lightsae.training.checkpoint_io import AtomicCheckpointIO, check_checkpoint
+from lightsae.training.module import SAEModule
 
 _ACCELERATORS = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}
 _PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
