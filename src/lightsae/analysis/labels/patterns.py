@@ -104,28 +104,46 @@ class PatternKeys:
         numbers: NDArray[np.int64] | None = None,
     ) -> None:
         self.vocabulary = len(texts)
-        current = tokens.astype(np.int64)
-        classes = np.array([class_of(text) for text in texts] + [_NOTHING])
+        self._tokens, self._texts, self._place = tokens, texts, (documents, numbers)
+        self._parts: dict[str, Keys] = {}
+        self._keys: dict[str, Keys] = {}
+
+    def of(self, kind: str) -> Keys:
+        """Return the keys of one kind, (T,); -1 where a concept is not known. They are worked out once."""
+        if kind not in self._keys:
+            first, *others = _PARTS[kind]
+            key = self._part(first)
+            for name in others:
+                key = key * self._base(name) + self._part(name)
+            if first in ASPECTS:
+                # Nothing is known of the place: then no concept holds there.
+                key = np.where(self._part(first) == 0, -1, key)
+            self._keys[kind] = key.ravel()
+        return self._keys[kind]
+
+    def _part(self, name: str) -> Keys:
+        """Return one part of the keys, (rows, S); the slow ones only if a kind asks for them."""
+        if name not in self._parts:
+            if name in ASPECTS:
+                self._parts |= aspects_of(self._tokens, self._texts, *self._place)
+            elif name == "state":
+                self._parts[name] = states_of(self._tokens, self._texts)
+            else:
+                self._parts |= self._surroundings()
+        return self._parts[name]
+
+    def _surroundings(self) -> dict[str, Keys]:
+        current = self._tokens.astype(np.int64)
+        classes = np.array([class_of(text) for text in self._texts] + [_NOTHING])
         previous, second, following = (shifted(current, by, self.vocabulary) for by in (1, 2, -1))
-        parts = {
+        return {
             "token": current,
             "previous": previous,
             "second": second,
             "after": following,
             "token_class": classes[current],
             "before_class": classes[previous],
-            "state": states_of(tokens, texts),
-            **aspects_of(tokens, texts, documents, numbers),
         }
-        self.keys: dict[str, Keys] = {}
-        for kind, names in _PARTS.items():
-            key = parts[names[0]]
-            for name in names[1:]:
-                key = key * self._base(name) + parts[name]
-            if kind.startswith(tuple(ASPECTS)):
-                # Nothing is known of the place: then no concept holds there.
-                key = np.where(parts[names[0]] == 0, -1, key)
-            self.keys[kind] = key.ravel()
 
     def frames(self, kind: str, keys: Keys) -> Keys:
         """Return keys without their token: equal for the patterns of a kind that read as one list of tokens."""

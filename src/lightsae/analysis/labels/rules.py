@@ -54,7 +54,7 @@ class PatternTable:
         self.counts: dict[str, Ints] = {}
         self.frames: dict[str, Keys] = {}
         for kind in KINDS:
-            known, inverse = np.unique(keys.keys[kind], return_inverse=True)
+            known, inverse = np.unique(keys.of(kind), return_inverse=True)
             self.known[kind], self.ids[kind] = known, inverse.astype(np.int32)
             self.counts[kind] = np.bincount(inverse[counted], minlength=len(known))
             self.frames[kind] = keys.frames(kind, known)
@@ -75,7 +75,7 @@ class PatternPlaces:
         self._sorted: dict[str, Keys] = {}
         places = np.flatnonzero(counted).astype(np.int32)
         for kind in KINDS:
-            keys_there = keys.keys[kind][places]
+            keys_there = keys.of(kind)[places]
             order = np.argsort(keys_there, kind="stable")
             self._order[kind], self._sorted[kind] = places[order], keys_there[order]
 

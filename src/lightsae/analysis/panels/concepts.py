@@ -87,7 +87,7 @@ class Concept:
             return None
         holds = np.zeros(texts.counts.size, bool)
         for kind, key in self.patterns:
-            holds |= texts.keys[kind] == key
+            holds |= texts.keys.of(kind) == key
         held = holds.reshape(texts.counts.shape) & texts.counts
         rates: NDArray[np.float64] = held.sum(1) / np.maximum(1, texts.counts.sum(1))
         return rates
@@ -111,7 +111,7 @@ class Generated:
             end = len(prompt) + len(text)
             rows[row, :end] = (*prompt, *text)
             self.counts[row, len(prompt) : end] = True
-        self.keys = PatternKeys(rows, vocabulary).keys
+        self.keys = PatternKeys(rows, vocabulary)
 
 
 def promoted_tokens(model: LanguageModel, site: str, direction: Float[Tensor, " D"]) -> tuple[int, ...]:

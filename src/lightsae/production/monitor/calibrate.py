@@ -236,8 +236,9 @@ def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> 
     rules = {row["feature"]: p for row in table.to_pylist() if (p := json.loads(row["rule"]).get("patterns"))}
     if not rules or not isinstance(chosen.model, LanguageModel):
         return {}
-    of_text = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model)).keys
-    keys = {kind: of_kind[watched.ravel()] for kind, of_kind in of_text.items()}
+    of_text = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model))
+    kinds = {kind for patterns in rules.values() for kind, _ in patterns}
+    keys = {kind: of_text.of(kind)[watched.ravel()] for kind in kinds}
     return {f: reduce(np.logical_or, [keys[kind] == key for kind, key in patterns]) for f, patterns in rules.items()}
 
 

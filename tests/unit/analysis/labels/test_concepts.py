@@ -79,16 +79,18 @@ def test_documents_in_one_row_are_read_each_for_itself_and_their_separator_is_no
 def test_prose_has_no_concepts_and_no_pattern_of_them_holds() -> None:
     prose = tokens(*["once", " upon", " a", " time"] * 8)
     assert not any(values.any() for values in aspects_of(prose, TEXTS).values())
-    keys = PatternKeys(prose, TEXTS).keys
+    keys = PatternKeys(prose, TEXTS)
     for aspect in ASPECTS:
-        assert {*keys[aspect], *keys[f"{aspect}_token"], *keys[f"{aspect}_class"]} == {-1}
+        assert {*keys.of(aspect), *keys.of(f"{aspect}_token"), *keys.of(f"{aspect}_class")} == {-1}
 
 
 def test_a_document_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(concepts, "read_source", lambda text: read.append(text))
     documents = np.repeat([[0], [0], [1], [1]], 5, axis=1)
-    PatternKeys(tokens(*DOCUMENT).reshape(4, 5), TEXTS, documents, np.arange(4))
+    keys = PatternKeys(tokens(*DOCUMENT).reshape(4, 5), TEXTS, documents, np.arange(4))
+    for aspect in ASPECTS:
+        keys.of(aspect)
     assert read == ["".join(DOCUMENT[:10]), "".join(DOCUMENT[10:])]
 
 

@@ -51,13 +51,13 @@ def test_a_pattern_holds_where_its_key_stands(kind: str) -> None:
     aspects = [aspects_of(row[None], TEXTS) for row in tokens]
     of_row = [{name: values[0].tolist() for name, values in of.items()} for of in aspects]
     places = [(row, column) for row in range(6) for column in range(9)]
-    for key in np.unique(keys.keys[kind]).tolist():
+    for key in np.unique(keys.of(kind)).tolist():
         if key < 0:  # nothing is known there
             continue
         pattern = keys.pattern(kind, key)
         assert pattern.kind == kind
         expected = [holds(pattern, tokens[row].tolist(), states[row], of_row[row], column) for row, column in places]
-        assert (keys.keys[kind] == key).tolist() == expected, pattern
+        assert (keys.of(kind) == key).tolist() == expected, pattern
 
 
 def test_keys_do_not_depend_on_the_text_around() -> None:
@@ -66,7 +66,7 @@ def test_keys_do_not_depend_on_the_text_around() -> None:
     tokens = draw.integers(0, len(TEXTS), (5, 8)).astype(np.int32)
     alone, among = PatternKeys(tokens[3:4], TEXTS), PatternKeys(tokens, TEXTS)
     for kind in KINDS:
-        assert np.array_equal(alone.keys[kind], among.keys[kind][24:32]), kind
+        assert np.array_equal(alone.of(kind), among.of(kind)[24:32]), kind
 
 
 def test_shifted_ends_at_the_row() -> None:
@@ -146,5 +146,5 @@ def test_patterns_of_one_kind_have_keys_of_their_own() -> None:
     # Every pair of tokens, once: no two pairs share a key.
     pairs = np.array(list(itertools.product(range(len(TEXTS)), repeat=2)), np.int32)
     keys = PatternKeys(pairs, TEXTS)
-    assert len(np.unique(keys.keys["after"].reshape(-1, 2)[:, 1])) == len(pairs)
-    assert len(np.unique(keys.keys["before"].reshape(-1, 2)[:, 0])) == len(pairs)
+    assert len(np.unique(keys.of("after").reshape(-1, 2)[:, 1])) == len(pairs)
+    assert len(np.unique(keys.of("before").reshape(-1, 2)[:, 0])) == len(pairs)

@@ -146,8 +146,8 @@ def test_places_are_those_of_the_keys() -> None:
     keys = PatternKeys(second, TEXTS)
     places = PatternPlaces(PatternTable(PatternKeys(first, TEXTS), all_counted(first)), keys, counted)
     for kind in KINDS:
-        for key in np.unique(keys.keys[kind]).tolist():
-            assert np.array_equal(places.of(kind, key), np.flatnonzero((keys.keys[kind] == key) & counted))
+        for key in np.unique(keys.of(kind)).tolist():
+            assert np.array_equal(places.of(kind, key), np.flatnonzero((keys.of(kind) == key) & counted))
     assert len(places.of("token", len(TEXTS) + 5)) == 0
     rule = Rule((("token", CAT), ("token", SUN), ("token", CAT)), (1.0, 0.5, 0.0))
     assert np.array_equal(places.of_rule(rule), np.flatnonzero(np.isin(second.ravel(), [CAT, SUN]) & counted))
