@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lightsae.analysis.dictionary.schema import SHOWN_TIERS, TIERS, UNTESTED_TIERS
+from lightsae.analysis.dictionary.schema import TIERS, UNTESTED_TIERS, tested_and_shown
 from lightsae.metrics.intervals import Interval
 
 LEAST = 10
@@ -49,7 +49,7 @@ def figures(tables: Mapping[str, pa.Table]) -> Figures:
 
 def labelled(tiers: Collection[str]) -> Figures:
     """Return how many features are labelled, and their share of the tested ones with its 95% interval."""
-    tested, shown = _tested(tiers)
+    tested, shown = tested_and_shown(tiers)
     if not tested:
         return {"labelled": 0, "labelled_share": None, "labelled_share_low": None, "labelled_share_high": None}
     share = Interval.share(shown, tested)
@@ -118,7 +118,7 @@ def against(ours: Collection[str], floor: Collection[str]) -> dict[str, float | 
         share, n: of the floor; difference, low, high: ours minus the floor's with its 95% interval. None where one side
         has no tested feature.
     """
-    (tested, shown), (tested_there, shown_there) = _tested(ours), _tested(floor)
+    (tested, shown), (tested_there, shown_there) = tested_and_shown(ours), tested_and_shown(floor)
     return against_counts(shown, tested, shown_there, tested_there)
 
 
@@ -186,7 +186,3 @@ def floor_share(floor: Any) -> float | None:
     """Return the share of a floor as it stands in a summary; older ones hold the number alone."""
     share: float | None = floor.get("share") if isinstance(floor, Mapping) else floor
     return share
-
-
-def _tested(tiers: Collection[str]) -> tuple[int, int]:
-    return sum(t not in UNTESTED_TIERS for t in tiers), sum(t in SHOWN_TIERS for t in tiers)

@@ -4,6 +4,8 @@ Activations are in the SAE's normalised units; `fires` counts tokens without att
 Columns that a build did not ask for are null.
 """
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 # 2: labels are rules of at most three patterns, long ones stand beside them as detectors.
@@ -127,6 +129,16 @@ KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels
 TIERS = ("high", "medium", "withheld", "unlabelled", "rare", "dead")
 # Tiers whose label is shown, and those of features that could not be tested.
 SHOWN_TIERS, UNTESTED_TIERS = ("high", "medium", "withheld"), ("rare", "dead")
+
+
+def tested_and_shown(tiers: Iterable[str]) -> tuple[int, int]:
+    """Return how many features were tested, and for how many a label is shown, by their tiers.
+
+    >>> tested_and_shown(["high", "unlabelled", "withheld", "dead"])
+    (3, 2)
+    """
+    known = list(tiers)
+    return sum(tier not in UNTESTED_TIERS for tier in known), sum(tier in SHOWN_TIERS for tier in known)
 
 
 def file_of(table: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from lightsae.analysis.dictionary.figures import above_chance, against, against_counts, f1_against
-from lightsae.analysis.dictionary.schema import UNTESTED_TIERS
+from lightsae.analysis.dictionary.schema import tested_and_shown
 from lightsae.analysis.effects.directions import Neighbours, aligned_neurons, neuron_directions
-from lightsae.analysis.labels.gate import SHOWN, withheld
+from lightsae.analysis.labels.gate import withheld
 from lightsae.analysis.labels.stage import OfflineLabels
 from lightsae.analysis.reading.calibrated import (
     CalibratedFeatures,
@@ -115,11 +115,6 @@ def comparisons(
     return populations
 
 
-def by_patterns(labels: OfflineLabels) -> dict[str, float]:
-    """Return the share labelled by the most patterns that a rule may have, as JSON values."""
-    return {str(limit): round(share, 4) for limit, share in labels.curve.items()}
-
-
 def held_against(latents: OfflineLabels, floors: Mapping[str, OfflineLabels]) -> tuple[OfflineLabels, dict[str, Any]]:
     """Compare the latents' labels with those of the floors, and with their own when these are shuffled.
 
@@ -127,13 +122,12 @@ def held_against(latents: OfflineLabels, floors: Mapping[str, OfflineLabels]) ->
         The latents' labels, their tiers withheld unless more pass than of every floor; of each floor the share that
         passes, that by the most patterns of a rule, and the latents' share minus it with its interval.
     """
-    passed = sum(tier in SHOWN for tier in latents.tiers)
-    tested = sum(tier not in UNTESTED_TIERS for tier in latents.tiers)
+    tested, passed = tested_and_shown(latents.tiers)
     compared: dict[str, dict[str, Any]] = {
         name: {
             **against(latents.tiers, floor.tiers),
             **f1_against(latents.f1, floor.f1),
-            "by_patterns": by_patterns(floor),
+            "by_patterns": floor.by_patterns,
         }
         for name, floor in floors.items()
     }

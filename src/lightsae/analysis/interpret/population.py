@@ -68,5 +68,4 @@ class Population:
     @property
     def figures(self) -> dict[str, Any]:
         """What the card says of them: counts, shares, medians, the share labelled by the most patterns of a rule."""
-        curve = {str(limit): round(share, 4) for limit, share in self.labels.curve.items()}
-        return figures(self.tables) | {"labelled_by_patterns": curve}
+        return figures(self.tables) | {"labelled_by_patterns": self.labels.by_patterns}

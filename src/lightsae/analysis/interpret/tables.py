@@ -12,9 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lightsae.analysis.contexts.statistics import ContextStatistics
-from lightsae.analysis.dictionary.schema import CONTEXTS, EDGES, FEATURES, LABELS
+from lightsae.analysis.dictionary.schema import CONTEXTS, EDGES, FEATURES, LABELS, SHOWN_TIERS
 from lightsae.analysis.effects.stage import Effects
-from lightsae.analysis.labels.gate import SHOWN
 from lightsae.analysis.labels.stage import OfflineLabels
 from lightsae.analysis.reading.firings import BEFORE, NO_TOKEN, Ints, Windows
 
@@ -47,7 +46,7 @@ def _features(
 ) -> pa.Table:
     moments = statistics.moments
     n = len(moments.fires)
-    passed = [tier in SHOWN for tier in labels.tiers]
+    passed = [tier in SHOWN_TIERS for tier in labels.tiers]
     columns: dict[str, Any] = {
         "feature": np.arange(n),
         "fires": moments.fires,
@@ -173,7 +172,7 @@ def _detectors(labels: OfflineLabels) -> dict[str, list[Any]]:
 
 
 def _labels(labels: OfflineLabels) -> pa.Table:
-    shown = (labels.words, labels.rules, labels.scores, [tier in SHOWN for tier in labels.tiers])
+    shown = (labels.words, labels.rules, labels.scores, [tier in SHOWN_TIERS for tier in labels.tiers])
     detecting = (labels.detector_words, labels.detectors, labels.detector_scores, labels.detected)
     rows = []
     for source, columns in (("rule", shown), ("detector", detecting)):

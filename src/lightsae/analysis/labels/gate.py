@@ -15,8 +15,6 @@ from lightsae.analysis.labels.scoring import Scores
 from lightsae.errors import ConfigError
 
 HIGH, MEDIUM, WITHHELD, UNLABELLED, RARE, DEAD = TIERS
-# Tiers whose label is shown.
-SHOWN = SHOWN_TIERS
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Gate:
 
     def passed(self, scores: Scores) -> bool:
         """Return whether a label with these scores may be shown."""
-        return self.tier(scores) in SHOWN
+        return self.tier(scores) in SHOWN_TIERS
 
     def tier(self, scores: Scores, fires: int = 1) -> str:
         """Return the tier of a feature whose label has these scores.
@@ -67,4 +65,4 @@ class Gate:
 
 def withheld(tier: str) -> str:
     """Return the tier where labels pass no more often than those of floors."""
-    return WITHHELD if tier in SHOWN else tier
+    return WITHHELD if tier in SHOWN_TIERS else tier

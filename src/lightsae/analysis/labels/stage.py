@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.analysis.labels.gate import DEAD, RARE, SHOWN, Gate
+from lightsae.analysis.dictionary.schema import SHOWN_TIERS, UNTESTED_TIERS, tested_and_shown
+from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.learning import DETECTOR_PATTERNS, LABEL_PATTERNS, LIMITS, learn_rules
 from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
@@ -57,7 +58,12 @@ class OfflineLabels:
     def f1(self) -> NDArray[np.float64]:
         """(n,) F1 of the label of each tested feature, whether it passed or not."""
         both = zip(self.scores, self.tiers, strict=True)
-        return np.array([score.f1 for score, tier in both if tier not in (DEAD, RARE)], np.float64)
+        return np.array([score.f1 for score, tier in both if tier not in UNTESTED_TIERS], np.float64)
+
+    @property
+    def by_patterns(self) -> dict[str, float]:
+        """`curve` as JSON values."""
+        return {str(limit): round(share, 4) for limit, share in self.curve.items()}
 
 
 @runtime_checkable
@@ -136,15 +142,14 @@ def label_offline(
                 detectors=detectors,
                 detector_words=[in_short(mined_keys.patterns(rule.patterns), names) for rule in detectors],
                 detector_scores=scores[DETECTOR_PATTERNS],
-                detected=[tier in SHOWN for tier in tiers[DETECTOR_PATTERNS]],
+                detected=[tier in SHOWN_TIERS for tier in tiers[DETECTOR_PATTERNS]],
                 shuffled=[gate.passed(score) for score in shuffled],
-                curve={limit: labelled_share(some) for limit, some in tiers.items()},
+                curve={limit: _share(*tested_and_shown(some)) for limit, some in tiers.items()},
                 scored=test,
             )
         )
     return labels
 
 
-def labelled_share(tiers: Sequence[str]) -> float:
-    """Return the share of the tested features with a label that passed."""
-    return sum(tier in SHOWN for tier in tiers) / max(1, sum(tier not in (DEAD, RARE) for tier in tiers))
+def _share(tested: int, shown: int) -> float:
+    return shown / max(1, tested)
