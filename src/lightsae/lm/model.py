@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightsae.errors import ModelError, SiteError, arg, under
 from lightsae.lm.dtypes import choose_dtype
-from lightsae.lm.hooks import Intervention, capture, hooked, no_cache
+from lightsae.lm.hooks import Intervention, capture, computed_once, hooked, no_cache
 from lightsae.lm.load import (
     check_device,
     has_next_token_head,
@@ -26,7 +26,7 @@ from lightsae.lm.load import (
     skeleton,
     truncated,
 )
-from lightsae.lm.sites import Site, SiteInfo, find_site, portable_names
+from lightsae.lm.sites import Site, SiteInfo, blocks_before, find_site, portable_names
 
 
 class ModelDescription:
@@ -247,6 +247,16 @@ class LanguageModel(ModelDescription):
         if not self.has_next_token_head:
             raise ModelError(f"{self.name!r} is in memory without a next-token head, so it gives no logits.")
         return self.model(tokens, **no_cache(self.model)).logits  # type: ignore[no-any-return]
+
+    def computed_once(self, sites: Sequence[str]) -> AbstractContextManager[None]:
+        """While open, the blocks before all of the sites compute in the first forward pass alone.
+
+        For passes over the same tokens that differ in interventions at these sites: the same bits for less work.
+
+        Raises:
+            SiteError: There is no such site.
+        """
+        return computed_once(blocks_before(self.model, [self.site(site) for site in sites]))
 
     def intervene(self, site: str, fn: Intervention) -> AbstractContextManager[None]:
         """While open, what `fn` returns takes the place of the (B, S, D) at `site` in every forward pass.
