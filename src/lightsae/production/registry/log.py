@@ -20,6 +20,7 @@ from typing import Any
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import write_atomically
+from lightsae.parsing import parse_json, read_json
 
 LOG, POINTER = "log.jsonl", "channels.json"
 FORMAT_VERSION = 2
@@ -111,7 +112,7 @@ def inspect_log(where: Path) -> tuple[State, list[str]]:
         problems.append(f"{LOG} has {len(lines)} lines, but {POINTER} counts {count}: {POINTER} is an older one")
     for number, line in enumerate(lines[:count], 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if entry["number"] != number:
                 moved = f"line {number} of {LOG} is entry {entry['number']}: lines were deleted or moved"
                 return state, [*problems, moved]
@@ -156,7 +157,7 @@ def _content(where: Path) -> bytes:
 
 def _read_pointer(where: Path) -> dict[str, Any]:
     try:
-        pointer = json.loads((where / POINTER).read_text(encoding="utf-8"))
+        pointer = read_json(where / POINTER)
     except FileNotFoundError:
         return {"entries": 0, "channels": {}}
     except ValueError as error:
