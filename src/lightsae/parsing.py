@@ -19,7 +19,9 @@ import yaml
 
 # Far above what a file of ours or a person's has, far below what exhausts the stack of a reader.
 DEEPEST = 64
-MOST_BYTES = 64 << 20
+MOST_BYTES = 256 << 20
+# For tables that are written as JSON: counts by text, verdicts of all features.
+MOST_BYTES_OF_TABLES = 1 << 30
 _MOST_YAML = 4 << 20
 # What a text stands for once each alias is written out.
 _MOST_NODES = 100_000

@@ -16,7 +16,7 @@ from lightsae.errors import ConfigError, FormatError, ModelError, arg
 from lightsae.formats.files import write_atomically
 from lightsae.lm.model import revision_of
 from lightsae.metrics.conventions import FIRES_ABOVE
-from lightsae.parsing import read_json
+from lightsae.parsing import MOST_BYTES_OF_TABLES, read_json
 from lightsae.production.monitor.drift_watch import TextCounts
 from lightsae.production.monitor.watched_features import WatchedFeatures
 
@@ -25,8 +25,6 @@ _VERSION = 2
 _WITHOUT_TEXTS, _FORMER = 1, ("alike", "error")
 # The rate of `monitor`, if none is asked for.
 _RATE = 0.01
-# Counts by text of many features grow large.
-_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class Thresholds:
             FormatError: There is no such file, or it is something else.
         """
         try:
-            values = read_json(Path(path), most=_MOST_BYTES)
+            values = read_json(Path(path), most=MOST_BYTES_OF_TABLES)
         except OSError as error:
             raise FormatError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
         except ValueError as error:

@@ -14,6 +14,7 @@ its registries are read, without looking at the hashes.)
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ class State:
             KeyError, IndexError, TypeError, ValueError: It does not follow from those before it.
         """
         action, version = entry["action"], entry["version"]
+        if not all(isinstance(entry[key], str) for key in ("time", "who", "action", "version", "why")):
+            raise TypeError(entry)
+        if re.fullmatch(r"\w+", version) is None:
+            # A folder has its name.
+            raise ValueError(version)
         if action == "publish":
             self.published.append(version)
         elif action == "promote":
@@ -163,8 +169,10 @@ def _read_pointer(where: Path) -> dict[str, Any]:
     except ValueError as error:
         raise FormatError(f"{POINTER} is not valid JSON ({error})") from error
     kinds = {"format_version": int, "entries": int, "channels": dict}
-    if not isinstance(pointer, dict) or any(not isinstance(pointer.get(k), kind) for k, kind in kinds.items()):
+    if not isinstance(pointer, dict) or any(type(pointer.get(k)) is not kind for k, kind in kinds.items()):
         raise FormatError(f"{POINTER} does not hold {', '.join(kinds)}")
+    if pointer["entries"] < 0:
+        raise FormatError(f"{POINTER} counts {pointer['entries']} entries")
     if pointer["format_version"] > FORMAT_VERSION:
         raise FormatError(
             f"{POINTER} has format version {pointer['format_version']}, and this lightsae reads up to "

@@ -135,6 +135,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FormatError(f"{MANIFEST} is missing") from error
     except ValueError as error:
         raise FormatError(f"{MANIFEST} is not valid JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict):
+    kinds = {"files": dict, "dictionary": str, "sae": str, "model": dict, "read": list, "predicted": list}
+    whole = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
+    if not whole or manifest.get("kind") != KIND or not all(isinstance(h, str) for h in manifest["files"].values()):
         raise FormatError(f"{MANIFEST} does not describe a version")
-    return manifest
+    return dict(manifest)
