@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lightsae.errors import FormatError, under
 from lightsae.formats.native import build_sae, describe_sae, plain, tensor_hash, widths_entry
+from lightsae.parsing import parse_yaml
 from lightsae.sae import SparseAutoencoder
 
 
@@ -65,10 +65,11 @@ class Provenance:
         """
         config = values.get("config")
         try:
-            loaded = yaml.safe_load(config) if isinstance(config, str) else None
-        except yaml.YAMLError as error:
-            raise FormatError(f"{where!r}: the configuration in sae.json is not YAML; export it again.") from error
-        data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
+            loaded = parse_yaml(config) if isinstance(config, str) else None
+        except ValueError as error:
+            raise FormatError(f"{where!r}: the configuration in sae.json: {error}; export it again.") from error
+        data = loaded.get("data") if isinstance(loaded, dict) else None
+        data = data if isinstance(data, dict) else {}
         # On another machine `auto` may choose otherwise.
         told = {name: value for name, value in values.items() if name not in ("config", "dtype")}
         resolved = {name: value for name, value in told.items() if value is not None}

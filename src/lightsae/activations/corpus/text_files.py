@@ -5,7 +5,6 @@ and row numbers elsewhere.
 """
 
 import codecs
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from lightsae.activations.corpus.documents import Document, Part
 from lightsae.errors import CorpusError, arg, did_you_mean
+from lightsae.parsing import parse_json_of_others
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".txt")
 IDS_COLUMN = "input_ids"
@@ -169,13 +169,9 @@ def _is_lines(path: Path) -> bool:
             return False
         file.seek(0)
         try:
-            return isinstance(_parse(file.readline()), dict)
+            return isinstance(parse_json_of_others(file.readline()), dict)
         except ValueError:
             return False
-
-
-def _parse(data: bytes) -> Any:
-    return json.loads(data.decode("utf-8-sig", errors="replace"))
 
 
 def _column_of(record: Any, text_column: str, where: str) -> str:
@@ -197,7 +193,7 @@ def _read_lines(path: Path, text_column: str, offset: int) -> Iterator[tuple[Doc
             if not line.strip():
                 continue
             try:
-                record = _parse(line)
+                record = parse_json_of_others(line)
             except ValueError as error:
                 raise CorpusError(f"{arg('dataset')}: {where} is not JSON ({error}).") from None
             if column is None:
@@ -214,7 +210,7 @@ def _read_lines(path: Path, text_column: str, offset: int) -> Iterator[tuple[Doc
 def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:
     """A list of objects (or a single one) has no lines to read one by one: the file is held in memory."""
     try:
-        records = _parse(path.read_bytes())
+        records = parse_json_of_others(path.read_bytes())
     except ValueError as error:
         raise CorpusError(f"{arg('dataset')}: {path.name} is not JSON ({error}).") from None
     records = records if isinstance(records, list) else [records]

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from lightsae.parsing import parse_json
+
 MAX_CHARACTERS = 20_000
 _MAX_BYTES = 6 * MAX_CHARACTERS + 100
 _SECONDS = 30
@@ -145,11 +147,11 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def _text(self, length: int) -> str | None:
         try:
-            request = json.loads(self.rfile.read(length))
+            request = parse_json(self.rfile.read(length))
             text = request["text"]
             # Half a surrogate pair can stand in JSON, and in no text.
             text.encode("utf-8")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
         return text if isinstance(text, str) else None
 

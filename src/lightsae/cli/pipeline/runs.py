@@ -18,6 +18,7 @@ from lightsae.cli.pipeline.steps import MAKES, NEEDS, OUTPUTS, Step
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.files import find_folder, hash_file, shown, write_atomically
 from lightsae.formats.saved_sae import SavedSAE
+from lightsae.parsing import read_json
 from lightsae.version import version
 
 _GOES_ON = "goes on where it was stopped"
@@ -58,7 +59,7 @@ class Pipeline:
         if not self._path.exists():
             return
         try:
-            state = json.loads(self._path.read_text(encoding="utf-8"))
+            state = read_json(self._path)
             newer = state["format"] > _FORMAT
             for runs, kind in ((self.done, "done"), (self.begun, "begun")):
                 runs |= {name: Run(**values) for name, values in state[kind].items()}
@@ -192,7 +193,7 @@ def _dictionary_id(folder: Path) -> str:
     if place is None:
         raise ConfigError(f"interpret is left out, but panel needs {shown(folder)!r}, which does not exist.")
     try:
-        return str(json.loads((place / "dictionary.json").read_text(encoding="utf-8"))["id"])
+        return str(read_json(place / "dictionary.json")["id"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise FormatError(
             f"{shown(folder)!r} is no whole feature dictionary; run it again: --force interpret"

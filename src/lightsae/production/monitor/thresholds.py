@@ -16,6 +16,7 @@ from lightsae.errors import ConfigError, FormatError, ModelError, arg
 from lightsae.formats.files import write_atomically
 from lightsae.lm.model import revision_of
 from lightsae.metrics.conventions import FIRES_ABOVE
+from lightsae.parsing import MOST_BYTES_OF_TABLES, read_json
 from lightsae.production.monitor.drift_watch import TextCounts
 from lightsae.production.monitor.watched_features import WatchedFeatures
 
@@ -147,11 +148,11 @@ class Thresholds:
             FormatError: There is no such file, or it is something else.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(Path(path), most=MOST_BYTES_OF_TABLES)
         except OSError as error:
             raise FormatError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
         except ValueError as error:
-            raise FormatError(f"{str(path)!r} is no JSON; name a file that Thresholds.save wrote.") from error
+            raise FormatError(f"{str(path)!r} is no JSON ({error}); name a file that Thresholds.save wrote.") from error
         if not isinstance(values, dict) or values.pop("kind", None) != "lightsae thresholds":
             raise FormatError(f"{str(path)!r} holds no thresholds; name a file that Thresholds.save wrote.")
         if (version := values.pop("version", None)) not in (_WITHOUT_TEXTS, _VERSION):
