@@ -369,7 +369,8 @@ def test_ids_above_the_embedding_that_the_tokenizer_makes(tmp_path: Path, tokeni
         RowSource(config, Vocabulary.of(tokenizer, size=1), "train")
 
 
-def test_what_is_padding_by_the_mask_is_in_no_row(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*padding")
+def test_what_is_padding_by_the_mask_is_in_no_row(tmp_path: Path, opened: list[RowSource]) -> None:
     records = [
         {"input_ids": [10, 11, 12, 0, 0, 0, 0, 0], "attention_mask": [1, 1, 1, 0, 0, 0, 0, 0]},
         {"input_ids": [0, 0, 0, 0, 20, 21, 22, 23], "attention_mask": [0, 0, 0, 0, 1, 1, 1, 1]},
@@ -379,8 +380,8 @@ def test_what_is_padding_by_the_mask_is_in_no_row(tmp_path: Path) -> None:
         {"input_ids": list(range(50, 58)), "attention_mask": [1] * 8},
     ]
     ids = [[10, 11, 12], [20, 21, 22, 23], [30], list(range(40, 48)), list(range(50, 58))]
+    opened.append(source := ids_source(tmp_path / "a.jsonl", records, Vocabulary(None, None, 9, 100)))
     with pytest.warns(UserWarning, match=r"attention_mask in a\.jsonl says is padding is in no row"):
-        source = ids_source(tmp_path / "a.jsonl", records, Vocabulary(None, None, 9, 100))
         rows = everything(source)
     assert rows.tokens.ravel().tolist() == joined(ids, 9)[0][:24]
 
