@@ -197,21 +197,6 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
     return tokenizer
 
 
-def separators(tokenizer: Any | None) -> tuple[int | None, int | None]:
-    """Return the ids of a tokenizer's BOS and EOS, None where it has none; an encoder's [CLS] and [SEP] stand for them.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> separators(SimpleNamespace(bos_token_id=None, cls_token_id=7, eos_token_id=2))
-        (7, 2)
-    """
-    bos, eos = (
-        next((token for name in names if (token := getattr(tokenizer, name, None)) is not None), None)
-        for names in (("bos_token_id", "cls_token_id"), ("eos_token_id", "sep_token_id"))
-    )
-    return bos, eos
-
-
 def check_device(device: str | torch.device) -> torch.device:
     """Return the device, if this machine has it.
 

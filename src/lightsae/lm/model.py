@@ -21,12 +21,12 @@ from lightsae.lm.load import (
     load_config,
     load_tokenizer,
     load_weights,
-    separators,
     short,
     skeleton,
     truncated,
 )
 from lightsae.lm.sites import Site, SiteInfo, blocks_before, find_site, portable_names
+from lightsae.lm.vocabulary import Vocabulary
 
 
 class ModelDescription:
@@ -184,34 +184,33 @@ class LanguageModel(ModelDescription):
     @property
     def bos_token_id(self) -> int | None:
         """The token that opens a row: the tokenizer's BOS or CLS, or the config's BOS where there is no tokenizer."""
-        return self._separators[0]
+        return self.vocabulary.bos
 
     @property
     def eos_token_id(self) -> int | None:
         """The token that ends a document: the tokenizer's EOS or SEP, or the config's EOS without a tokenizer."""
-        return self._separators[1]
+        return self.vocabulary.eos
 
     @property
     def special_token_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens, ascending."""
-        ids = self.tokenizer.all_special_ids if self._has_tokenizer else self._separators
+        tokenizer = self.vocabulary.tokenizer
+        ids = (self.bos_token_id, self.eos_token_id) if tokenizer is None else tokenizer.all_special_ids
         return tuple(sorted({token for token in ids if token is not None}))
 
     @cached_property
-    def _has_tokenizer(self) -> bool:
+    def vocabulary(self) -> Vocabulary:
+        """Its token ids; with `tokenizer` None where the model comes without one."""
+        size = self.model.get_input_embeddings().num_embeddings
         try:
-            return self.tokenizer is not None
+            return Vocabulary.of(self.tokenizer, size)
         except ModelError:
-            return False
-
-    @property
-    def _separators(self) -> tuple[int | None, int | None]:
-        if self._has_tokenizer:
-            return separators(self.tokenizer)
-        text = self.model.config.get_text_config()
-        tokens = (getattr(text, name, None) for name in ("bos_token_id", "eos_token_id"))
-        bos, eos = (token[0] if isinstance(token, list) else token for token in tokens)
-        return bos, eos
+            text = self.model.config.get_text_config()
+            tokens = (getattr(text, name, None) for name in ("bos_token_id", "eos_token_id"))
+            single = (token[0] if isinstance(token, list) else token for token in tokens)
+            # A config made by hand keeps the ids of its class, of a larger vocabulary.
+            bos, eos = (token if token is not None and 0 <= token < size else None for token in single)
+            return Vocabulary(None, bos, eos, size)
 
     def to(self, device: str | torch.device) -> "LanguageModel":
         """Move the model.

@@ -48,7 +48,7 @@ class Subjects:
         settings = dictionary.manifest["settings"]
         texts = Texts.read(
             loaded.corpus,
-            loaded.main_model.tokenizer,
+            loaded.main_model.vocabulary,
             tokens=settings["tokens"],
             score_tokens=settings["score_tokens"],
             mining_tokens=0,

@@ -188,7 +188,7 @@ def _texts(loaded: LoadedSAE, settings: InterpretSettings) -> Texts:
             raise ConfigError(
                 f"{arg(name)} is {tokens}, less than one row of {arg('context_size')} ({row}); write {row} or more."
             )
-    texts = Texts.read(loaded.corpus, loaded.main_model.tokenizer, **counts)
+    texts = Texts.read(loaded.corpus, loaded.main_model.vocabulary, **counts)
     if not len(texts.contexts) or not len(texts.scores):
         raise CorpusError(
             f"{arg('dataset')} is {loaded.corpus.dataset!r}, whose held-out documents are too few to show contexts "
