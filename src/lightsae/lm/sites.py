@@ -23,7 +23,7 @@ Source: the modelling files of transformers, read one by one.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -88,6 +88,7 @@ FAMILIES = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gemma2": _GEMMA,
+    "gemma3": replace(_GEMMA, blocks="language_model.layers"),  # with images; its text model is a part of it
     "gemma3_text": _GEMMA,
     "phi": _PHI,
     "opt": _OPT,
