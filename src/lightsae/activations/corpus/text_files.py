@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightsae.activations.corpus.documents import Document, Part
-from lightsae.errors import CorpusError, arg, did_you_mean
+from lightsae.errors import CorpusError, arg, did_you_mean, reading
 from lightsae.parsing import parse_json_of_others
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".txt")
@@ -70,7 +70,8 @@ def as_document(value: Any, column: str, where: str) -> Document | None:
             value = value.encode("utf-8", "replace").decode()
         return str(value)
     if isinstance(value, list | tuple | np.ndarray):
-        ids = np.asarray(value)
+        with reading(CorpusError, f"{arg('text_column')} is {column!r}, which holds a list of no token ids in {where}"):
+            ids = np.asarray(value)
         if ids.size == 0:
             return None
         if ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer):
@@ -104,8 +105,9 @@ def table_part(table: Any, text_column: str, where: str) -> Part:
     table = table.select_columns([column]).with_format(None)
 
     def read(offset: int) -> Iterator[tuple[Document, int]]:
-        for start in range(offset, len(table), _ROWS_AT_A_TIME):
-            yield from documents_of(table[start : start + _ROWS_AT_A_TIME][column], start, column, where)
+        with reading(CorpusError, f"{arg('dataset')}: {where} cannot be read"):
+            for start in range(offset, len(table), _ROWS_AT_A_TIME):
+                yield from documents_of(table[start : start + _ROWS_AT_A_TIME][column], start, column, where)
 
     return read
 
@@ -222,22 +224,21 @@ def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Docu
 
 
 def _read_parquet(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            column = choose_column(file.schema_arrow.names, text_column, path.name)
-            first = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if offset < first + rows:
-                    start = first
-                    for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column]):
-                        skip = min(max(offset - start, 0), len(batch))
-                        values = batch.column(0).slice(skip).to_pylist()
-                        yield from documents_of(values, start + skip, column, path.name)
-                        start += len(batch)
-                first += rows
-    except pa.ArrowException as error:
-        raise CorpusError(f"{arg('dataset')}: {path.name} is not a readable parquet file ({error}).") from None
+    with (
+        reading(CorpusError, f"{arg('dataset')}: {path.name} is not a readable parquet file"),
+        pq.ParquetFile(path) as file,
+    ):
+        column = choose_column(file.schema_arrow.names, text_column, path.name)
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if offset < first + rows:
+                start = first
+                for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[column]):
+                    skip = min(max(offset - start, 0), len(batch))
+                    values = batch.column(0).slice(skip).to_pylist()
+                    yield from documents_of(values, start + skip, column, path.name)
+                    start += len(batch)
+            first += rows
