@@ -68,13 +68,13 @@ def main() -> None:
             given.sae = random_sae(Path(temporary))
         loaded = LoadedSAE.load(given.sae, TextSettings(), whole_model=False)
         # Training text: there is more of it, and what is timed is the same.
-        tokenizer = loaded.main_model.tokenizer
-        rows = Texts.read(loaded.corpus, tokenizer, tokens=1, score_tokens=1, mining_tokens=given.tokens).mining
+        vocabulary = loaded.main_model.vocabulary
+        rows = Texts.read(loaded.corpus, vocabulary, tokens=1, score_tokens=1, mining_tokens=given.tokens).mining
         reader, source = loaded.reader(), SAEFeatures(loaded.sae)
-        vocabulary = len(vocabulary_of(loaded.main_model))
+        n_words = len(vocabulary_of(loaded.main_model))
         ratios = []
         for _ in range(given.rounds):
-            alone, whole = plain(source, reader, rows), counted(source, reader, rows, vocabulary)
+            alone, whole = plain(source, reader, rows), counted(source, reader, rows, n_words)
             ratios.append(alone / whole)
             speed = rows.tokens.size / whole
             print(f"plain {alone:.1f} s, counted {whole:.1f} s ({speed:,.0f} tokens/s), ratio {ratios[-1]:.3f}")

@@ -71,7 +71,7 @@ def mutated(draw: random.Random, data: bytes, name: str) -> bytes:
     """Return a mutation of a file's content: one that suits its name, or one of bytes; now and then several."""
     for _ in range(1 if draw.random() < 0.7 else draw.randint(2, 5)):
         kinds: list[Mutation] = [_bytes]
-        if name.endswith((".json", ".jsonl")):
+        if name.endswith((".json", ".jsonl", ".ndjson")):
             kinds += [_json_values, _json_values]
         if name.endswith((".yaml", ".yml")):
             kinds += [_yaml_values]

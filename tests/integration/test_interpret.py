@@ -250,7 +250,7 @@ def test_no_text_of_the_corpus_is_markup(made: Path) -> None:
 def encoded(planted: Planted) -> dict[str, np.ndarray]:
     """What the SAE gives on the first held-out rows, token by token: document, special, latents."""
     loaded = LoadedSAE.load(planted.sae, TextSettings(num_workers=0), whole_model=False)
-    source = RowSource(loaded.corpus, loaded.main_model.tokenizer, "validation")
+    source = RowSource(loaded.corpus, loaded.main_model.vocabulary, "validation")
     rows = source.take(2000 // loaded.corpus.context_size)
     source.close()
     captured = loaded.main_model.capture(torch.from_numpy(rows.tokens.astype(np.int64)), ["resid_pre.0"])

@@ -27,9 +27,10 @@ class DataSettings:
             the same model with random weights, as a floor.
         site: Where to read: `resid_post.6`, `mlp_out.3`, ... or a module path; `lightsae sites MODEL` lists them. For a
             crosscoder a list. Entries of model.saes may name their own.
-        dataset: Text: a Hub name, a .txt / .jsonl / .json / .parquet file, a folder or glob of such files, a
-            `save_to_disk` folder, or `builtin`. A column `input_ids` is taken as text that is tokenised already. Or
-            `synthetic`: sums of known features, no language model; see data.synthetic.
+        dataset: Text: a Hub name, a .txt / .jsonl / .json / .csv / .parquet file (but for the last also .gz / .zst /
+            .bz2), a folder or glob of such files, a `save_to_disk` folder, or `builtin`. A column `input_ids` is taken
+            as text that is tokenised already, without what its `attention_mask` leaves out. Or `synthetic`: sums of
+            known features, no language model; see data.synthetic.
         activations: Instead of a model and text: a .npy or .safetensors file of (rows, width), or a folder of them.
         target_site: What a transcoder predicts; null: what it reads.
         batch_tokens: Tokens in a training batch of one device.
@@ -41,7 +42,8 @@ class DataSettings:
         normalisation: `sqrt_d`: mean norm sqrt(width); `unit`: mean squared norm 1; `none`: raw.
         skip_special_tokens: Leave special tokens (attention sinks, mostly) out of training.
         skip_positions: Leave the first positions of each row out of training.
-        text_column: Column that holds the text, or lists of token ids. The default falls back to `input_ids`.
+        text_column: Column that holds the text, lists of token ids, or conversations (messages with a role and a
+            content). The default falls back to `input_ids` and `messages`.
         dataset_config: Configuration of a Hub dataset.
         dataset_split: Split to train on, of a Hub dataset or of a saved DatasetDict.
         dataset_revision: Revision of a Hub dataset.
@@ -49,7 +51,7 @@ class DataSettings:
             the documents.
         validation_fraction: That share.
         streaming: Read a Hub dataset over the network as it is needed, rather than downloading it.
-        prepend_bos: Begin each row with the BOS token; None: if the model's tokenizer has one, and rows of ids that
+        prepend_bos: Begin each row with the BOS token; None: if the model has one, and rows of ids that
             have context_size tokens already are taken as they are.
         shuffle_tokens: Rows are shuffled within blocks of this many tokens before the model sees them.
         model_revision: Revision of a Hub model.

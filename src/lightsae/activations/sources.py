@@ -5,6 +5,7 @@ Each source knows its sites, makes the fills of the stream, and holds out data f
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,10 @@ class TextSource(ActivationSource):
         return validation_rows(rows, models, read, in_batch, process, self.timings)
 
     def _rows(self, split: Split) -> RowSource:
-        with self._argument_of(self.settings.model):
-            tokenizer = self.language_models[self.settings.model].tokenizer
-        return RowSource(self.settings, tokenizer, split)
+        main = self.language_models[self.settings.model].vocabulary
+        # Every model gets the same ids.
+        sizes = [size for model in self.language_models.values() if (size := model.vocabulary.size) is not None]
+        return RowSource(self.settings, replace(main, size=min(sizes, default=None)), split)
 
     def _read_settings(self, process: Process) -> ReadSettings:
         settings = self.settings
@@ -180,7 +182,7 @@ class TextSource(ActivationSource):
                     trust_remote_code=settings.trust_remote_code,
                 )
                 main = models.get(settings.model, model)
-                same = model is main or model.tokenizer.get_vocab() == main.tokenizer.get_vocab()
+                same = model is main or model.vocabulary.has_words_of(main.vocabulary)
             if not same:
                 raise ConfigError(
                     f"{arg('more_models')}: {name!r} has another vocabulary than {arg('model')} {settings.model!r}; "

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightsae import parsing
 from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
+from lightsae.parsing import read_json as read_bounded_json
 
 _MEANING = {
     errno.ENOSPC: "no space is left on the disk; free some, or choose another folder.",
@@ -188,7 +188,7 @@ def read_json(folder: str | Path, name: str, otherwise: str, again: str, *, fini
     """
     path, written = locate(folder, name), str(Path(folder, name))
     try:
-        description = parsing.read_json(path / name, finite=finite)
+        description = read_bounded_json(path / name, finite=finite)
     except FileNotFoundError as error:
         # Somebody may name the run's folder for what lies in it.
         below = sorted(p.parent for pattern in ("*", "*/*") for p in path.glob(f"{pattern}/{name}"))

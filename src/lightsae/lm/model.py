@@ -11,22 +11,24 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightsae.errors import ModelError, SiteError, arg, under
 from lightsae.lm.dtypes import choose_dtype
-from lightsae.lm.hooks import Intervention, capture, hooked, no_cache
+from lightsae.lm.hooks import Intervention, capture, computed_once, hooked, no_cache
 from lightsae.lm.load import (
     check_device,
     has_next_token_head,
     load_config,
     load_tokenizer,
     load_weights,
-    separators,
+    on_shapes,
     short,
     skeleton,
     truncated,
 )
-from lightsae.lm.sites import Site, SiteInfo, find_site, portable_names
+from lightsae.lm.sites import Site, SiteInfo, blocks_before, find_site, portable_names
+from lightsae.lm.vocabulary import Vocabulary
 
 
 class ModelDescription:
@@ -41,16 +43,20 @@ class ModelDescription:
         has_next_token_head: Whether it predicts the next token. False for encoders such as BERT.
     """
 
-    def __init__(self, name: str, revision: str | None, config: Any, model: Any, mode: Any = None) -> None:
+    def __init__(
+        self, name: str, revision: str | None, config: Any, model: Any, mode: FakeTensorMode | None = None
+    ) -> None:
         # `mode`, for a model without memory: its forward passes run inside.
         text = config.get_text_config()
         self.name = name
         self.revision = getattr(config, "_commit_hash", None) or revision
         self.model = model
+        if not hasattr(text, "num_hidden_layers"):
+            raise ModelError(f"{arg('name_or_path')} is {name!r}, and its config.json tells of no blocks.")
         self.n_layers: int = text.num_hidden_layers
         self.max_context: int | None = getattr(text, "max_position_embeddings", None)
         self.has_next_token_head = has_next_token_head(config)
-        self._mode: AbstractContextManager[Any] | None = mode
+        self._mode: FakeTensorMode | None = mode
         self._sites: dict[str, Site] = {}
         self._widths: dict[str, int] = {}
 
@@ -89,11 +95,13 @@ class ModelDescription:
         if not new:
             return
         try:
-            with self._mode or nullcontext():
+            with nullcontext() if self._mode is None else on_shapes(self._mode):
                 # Two rows of three: a tensor that is the same for all rows, or has its axes swapped, is found out.
                 rows = torch.zeros(2, 3, dtype=torch.long, device=self.model.device)
                 captured = capture(self.model, rows, new)
-        except RuntimeError as error:  # on shapes alone; a SiteError is none
+        except SiteError:
+            raise
+        except Exception as error:  # whatever a modelling file raises at tokens alone, and at shapes alone
             if self._mode is None:
                 raise
             raise ModelError(
@@ -115,7 +123,7 @@ class LanguageModel(ModelDescription):
 
     def __init__(self, name: str, revision: str | None, config: Any, model: Any, trust_remote_code: bool) -> None:
         super().__init__(name, revision, config, model)
-        self.has_next_token_head &= model.base_model is not model
+        self.has_next_token_head &= model.get_output_embeddings() is not None
         self._trust_remote_code = trust_remote_code
 
     @classmethod
@@ -184,34 +192,33 @@ class LanguageModel(ModelDescription):
     @property
     def bos_token_id(self) -> int | None:
         """The token that opens a row: the tokenizer's BOS or CLS, or the config's BOS where there is no tokenizer."""
-        return self._separators[0]
+        return self.vocabulary.bos
 
     @property
     def eos_token_id(self) -> int | None:
         """The token that ends a document: the tokenizer's EOS or SEP, or the config's EOS without a tokenizer."""
-        return self._separators[1]
+        return self.vocabulary.eos
 
     @property
     def special_token_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens, ascending."""
-        ids = self.tokenizer.all_special_ids if self._has_tokenizer else self._separators
+        tokenizer = self.vocabulary.tokenizer
+        ids = (self.bos_token_id, self.eos_token_id) if tokenizer is None else tokenizer.all_special_ids
         return tuple(sorted({token for token in ids if token is not None}))
 
     @cached_property
-    def _has_tokenizer(self) -> bool:
+    def vocabulary(self) -> Vocabulary:
+        """Its token ids; with `tokenizer` None where the model comes without one."""
+        size = self.model.get_input_embeddings().num_embeddings
         try:
-            return self.tokenizer is not None
+            return Vocabulary.of(self.tokenizer, size)
         except ModelError:
-            return False
-
-    @property
-    def _separators(self) -> tuple[int | None, int | None]:
-        if self._has_tokenizer:
-            return separators(self.tokenizer)
-        text = self.model.config.get_text_config()
-        tokens = (getattr(text, name, None) for name in ("bos_token_id", "eos_token_id"))
-        bos, eos = (token[0] if isinstance(token, list) else token for token in tokens)
-        return bos, eos
+            text = self.model.config.get_text_config()
+            tokens = (getattr(text, name, None) for name in ("bos_token_id", "eos_token_id"))
+            single = (token[0] if isinstance(token, list) else token for token in tokens)
+            # A config made by hand keeps the ids of its class, of a larger vocabulary.
+            bos, eos = (token if token is not None and 0 <= token < size else None for token in single)
+            return Vocabulary(None, bos, eos, size)
 
     def to(self, device: str | torch.device) -> "LanguageModel":
         """Move the model.
@@ -247,6 +254,16 @@ class LanguageModel(ModelDescription):
         if not self.has_next_token_head:
             raise ModelError(f"{self.name!r} is in memory without a next-token head, so it gives no logits.")
         return self.model(tokens, **no_cache(self.model)).logits  # type: ignore[no-any-return]
+
+    def computed_once(self, sites: Sequence[str]) -> AbstractContextManager[None]:
+        """While open, the blocks before all of the sites compute in the first forward pass alone.
+
+        For passes over the same tokens that differ in interventions at these sites: the same bits for less work.
+
+        Raises:
+            SiteError: There is no such site.
+        """
+        return computed_once(blocks_before(self.model, [self.site(site) for site in sites]))
 
     def intervene(self, site: str, fn: Intervention) -> AbstractContextManager[None]:
         """While open, what `fn` returns takes the place of the (B, S, D) at `site` in every forward pass.

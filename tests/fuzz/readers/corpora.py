@@ -1,5 +1,7 @@
 """What is trained on: documents in text, JSON and Parquet files and saved tables, and files of activations."""
 
+import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,12 @@ def _read(folder: Path, name: str) -> None:
         if isinstance(document, str):
             document.encode()
             assert document.strip()
-        else:
-            assert document.dtype == np.int32
+        elif isinstance(document, np.ndarray):
+            assert document.dtype in (np.int32, np.int64)
             assert document.ndim == 1
+        else:
+            for message in document:
+                message["content"].encode()
     source.close()
 
 
@@ -42,6 +47,27 @@ def _text(folder: Path) -> None:
 def _lines(folder: Path) -> None:
     lines = [json.dumps({"text": text, "n": i}) for i, text in enumerate(TEXTS)]
     (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _compressed(folder: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+
+
+def _csv(folder: Path) -> None:
+    with (folder / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("n", "text"), *enumerate(TEXTS)])
+
+
+def _messages(folder: Path) -> None:
+    message = {"role": "user", "content": [{"type": "text", "text": "hello"}]}
+    records = [{"messages": [message, {"role": "assistant", "content": "é"}]}] * 3
+    (folder / "a.ndjson").write_text("\n".join(map(json.dumps, records)))
+
+
+def _masked(folder: Path) -> None:
+    records = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in IDS]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
 
 
 def _list(folder: Path) -> None:
@@ -85,6 +111,10 @@ def _activations(name: str) -> Any:
 CORPORA = {
     "text": Reader(_text, lambda folder: _read(folder, "a.txt")),
     "json_lines": Reader(_lines, lambda folder: _read(folder, "a.jsonl")),
+    "json_lines_gz": Reader(_compressed, lambda folder: _read(folder, "a.jsonl.gz")),
+    "masked_ids": Reader(_masked, lambda folder: _read(folder, "a.jsonl")),
+    "messages": Reader(_messages, lambda folder: _read(folder, "a.ndjson")),
+    "csv": Reader(_csv, lambda folder: _read(folder, "a.csv")),
     "json_list": Reader(_list, lambda folder: _read(folder, "a.json")),
     "parquet": Reader(_parquet, lambda folder: _read(folder, "a.parquet")),
     "parquet_ids": Reader(_ids, lambda folder: _read(folder, "a.parquet")),

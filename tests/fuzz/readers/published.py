@@ -10,6 +10,7 @@ from lightsae.production.registry import publish
 from lightsae.production.registry.evidence import check_evidence, figures_of
 from lightsae.production.registry.loading import verify
 from lightsae.production.registry.log import commit, inspect_log, read_state
+from lightsae.production.registry.version import check_intact
 
 KINDS = ("validation", "panel", "drift")
 PIPELINE = {
@@ -60,6 +61,10 @@ def _read_registry(folder: Path) -> None:
         json.dumps(state.entries, allow_nan=False)
     found = verify(folder / "registry")
     assert all("\n" not in problem for problem in found.problems)
+    # Whoever reads it further is refused what `verify` lists.
+    state = read_state(folder / "registry", "registry")
+    for version in state.published:
+        check_intact(folder / "registry", version, "registry")
 
 
 def _make_pipeline(folder: Path) -> None:

@@ -66,7 +66,7 @@ def make(tiny_text: Any, model: LanguageModel) -> Iterator[Make]:
         )
         plan = StreamPlan(batch, FILL_ROWS * (CONTEXT - skip_positions) // batch, total, seed, rank, world)
         reading = ReadSettings(REFS, dtype, rows_at_once, skip_special, skip_positions)
-        rows = RowSource(config, model.tokenizer, "train")
+        rows = RowSource(config, model.vocabulary, "train")
         fills = LanguageModelFills(rows, {"tiny": model}, reading, plan, FILL_ROWS, BLOCK, Timings())
         opened.append(ActivationStream(fills, plan, Timings()))
         return opened[-1]
@@ -129,7 +129,7 @@ def test_blocks_mix_rows_and_go_on_in_the_order_of_the_corpus(make: Make) -> Non
 
 def test_each_token_comes_with_its_own_activation(make: Make, model: LanguageModel, tiny_text: Any) -> None:
     config = DataSettings(dataset=tiny_text.corpus, context_size=CONTEXT, num_workers=0)
-    source = RowSource(config, model.tokenizer, "train")
+    source = RowSource(config, model.vocabulary, "train")
     rows = source.take(2 * BLOCK * FILL_ROWS)
     source.close()
     for batch in take(make(), 18):
@@ -449,7 +449,7 @@ def test_the_buffer_has_the_dtype_that_is_asked_for(make: Make, dtype: torch.dty
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_validation_serves_whole_rows_in_order(tiny_text: Any, model: LanguageModel, world: int) -> None:
     source = RowSource(
-        DataSettings(dataset=tiny_text.corpus, context_size=CONTEXT, num_workers=0), model.tokenizer, "validation"
+        DataSettings(dataset=tiny_text.corpus, context_size=CONTEXT, num_workers=0), model.vocabulary, "validation"
     )
     rows = source.take(7)
     source.close()

@@ -5,6 +5,7 @@ validation split, documents are shared out by a hash of their content, so that o
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 
 from lightsae.errors import CorpusError, arg
 
-Document = str | NDArray[np.int32]
+# Messages with a role and a content.
+Conversation = list[dict[str, Any]]
+# Text, a conversation, or token ids: of 32 bits if they fit, as they do unless they are wrong.
+Document = str | Conversation | NDArray[np.integer[Any]]
 # Given an offset, yields each document together with the offset that comes after it.
 Part = Callable[[int], Iterator[tuple[Document, int]]]
 Split = Literal["train", "validation"]
@@ -108,5 +112,7 @@ class HeldOutShare:
 
 def _position(document: Document) -> float:
     """Return a number in [0, 1) that depends on the document's content alone."""
+    if isinstance(document, list):
+        document = json.dumps(document, sort_keys=True, default=str)
     data = document.encode() if isinstance(document, str) else document.tobytes()
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48

@@ -6,8 +6,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
+from lightsae.activations.corpus.columns import Columns
 from lightsae.activations.corpus.documents import Cursor, Document, DocumentSource, PartsSource
-from lightsae.activations.corpus.text_files import SUFFIXES, as_document, choose_column, table_part
+from lightsae.activations.corpus.suffixes import kind_of
+from lightsae.activations.corpus.text_files import table_part
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import CorpusError, arg, did_you_mean
 
@@ -24,13 +26,13 @@ class HubStream:
         examples.close()
         if first is None:
             raise CorpusError(f"{arg('dataset')}: {fingerprint} is empty.")
-        self._column = choose_column(first, text_column, fingerprint)
-        self._dataset = dataset.select_columns([self._column])
+        self._columns = Columns.choose(first, text_column, fingerprint)
+        self._dataset = dataset.select_columns(self._columns.names)
         self._examples: Any = iter(self._dataset)
 
     def read(self) -> Document | None:
         for example in self._examples:
-            if (document := as_document(example[self._column], self._column, self.fingerprint)) is not None:
+            if (document := self._columns.document_of(example, self.fingerprint)) is not None:
                 return document
         return None
 
@@ -94,7 +96,7 @@ def check_hub(settings: DataSettings) -> None:
                 + did_you_mean(name, info.splits)
             )
     if info.features:
-        choose_column(info.features, settings.text_column, settings.text)
+        Columns.choose(info.features, settings.text_column, settings.text)
     elif settings.streaming:
         open_hub(settings, "dataset_split").close()
 
@@ -108,7 +110,7 @@ def _hub_errors(settings: DataSettings, key: SplitKey) -> Iterator[None]:
     except CorpusError:
         raise
     except (DatasetNotFoundError, ConnectionError) as error:
-        near = ["builtin", *(entry.name for entry in Path().iterdir() if entry.is_dir() or entry.suffix in SUFFIXES)]
+        near = ["builtin", *(entry.name for entry in Path().iterdir() if entry.is_dir() or kind_of(entry))]
         reason = (
             "the Hub has no such dataset" if isinstance(error, DatasetNotFoundError) else "the Hub cannot be reached"
         )

@@ -5,13 +5,16 @@ import hashlib
 import os
 import sys
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from lightsae.activations.corpus.builtin import standard_library_documents
 from lightsae.activations.corpus.documents import DocumentSource, HeldOutShare, PartsSource, Split
+from lightsae.activations.corpus.folder import find_files
 from lightsae.activations.corpus.hub import SplitKey, check_hub, open_hub
-from lightsae.activations.corpus.text_files import SUFFIXES, documents_of, file_part, natural_order, table_part
+from lightsae.activations.corpus.suffixes import kind_of
+from lightsae.activations.corpus.text_files import file_part, natural_order, table_part
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import CorpusError, arg, did_you_mean, reading
 
@@ -32,7 +35,7 @@ def open_documents(settings: DataSettings, split: Split) -> DocumentSource:
             return [document.text for document in standard_library_documents(split)]
 
         return PartsSource(
-            [lambda offset: documents_of(texts()[offset:], offset, "text", "the corpus")],
+            [lambda offset: zip(texts()[offset:], count(offset + 1))],
             f"builtin (standard library of Python {sys.version.split()[0]})",
         )
     named = split == "validation" and settings.validation_split is not None
@@ -94,7 +97,7 @@ def _is_saved(name: str) -> bool:
 
 def _is_local(name: str) -> bool:
     """Whether the name means files: it exists, or it is written like a path, a glob or a file name."""
-    written_so = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix in SUFFIXES
+    written_so = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or kind_of(Path(name)) is not None
     return written_so or glob.has_magic(name) or Path(name).expanduser().exists()
 
 
@@ -123,7 +126,7 @@ def _open_saved(settings: DataSettings, key: SplitKey) -> DocumentSource:
 
 
 def _open_files(name: str, text_column: str, key: str) -> DocumentSource:
-    root, files = _find_files(name, key)
+    root, files = find_files(name, key)
     files = sorted(files, key=lambda path: natural_order(path.relative_to(root)))
     sizes = [path.stat().st_size for path in files]
     if not any(sizes):
@@ -135,29 +138,3 @@ def _open_files(name: str, text_column: str, key: str) -> DocumentSource:
         [file_part(path, text_column, alone=len(files) == 1) for path, size in zip(files, sizes, strict=True) if size],
         f"{label}, {sum(sizes)} bytes, {digest}",
     )
-
-
-def _find_files(name: str, key: str) -> tuple[Path, list[Path]]:
-    """Return the folder that file names are given relative to, and the files."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise CorpusError(f"{key} is {name!r}; it must end in {', '.join(SUFFIXES)}, or be a folder or a glob.")
-        return path.parent, [path]
-    if path.is_dir():
-        root, paths = path, list(path.rglob("*"))
-        what = f"a folder without {', '.join(SUFFIXES)} files"
-    elif glob.has_magic(name):
-        paths = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        root = Path(os.path.commonpath([match.parent for match in paths])) if paths else path
-        what = f"a pattern that matches no {', '.join(SUFFIXES)} file"
-    else:
-        parent = path.parent
-        known = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        missing = "does not exist" if parent.is_dir() else f"does not exist: there is no folder {str(parent)!r}"
-        raise CorpusError(f"{key} is {name!r}, which {missing}.{did_you_mean(path.name, known)}")
-    visible = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts) and p.is_file()]
-    for suffix in SUFFIXES:
-        if files := [p for p in visible if p.suffix == suffix]:
-            return root, files
-    raise CorpusError(f"{key} is {name!r}, {what}.")

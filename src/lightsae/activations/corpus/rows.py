@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightsae.activations.corpus.documents import Cursor, Document, Split
+from lightsae.activations.corpus.columns import IDS_COLUMN, MASK_COLUMN
+from lightsae.activations.corpus.conversation import written_out
+from lightsae.activations.corpus.documents import Cursor, Split
 from lightsae.activations.corpus.open import BUILTIN, no_text, open_documents
 from lightsae.activations.corpus.tokenise import Ids, Tokeniser
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError, arg
-from lightsae.lm.load import separators
+from lightsae.lm.vocabulary import Vocabulary
 
 # The size of a chunk bounds what a resume tokenises again; it decides nothing else.
 _CHUNK_DOCUMENTS = 256
@@ -53,7 +55,7 @@ class _Chunk:
 
     cursor: Cursor
     epoch: int
-    result: Callable[[], tuple[Ids, list[int]]]
+    result: Callable[[], tuple[NDArray[np.integer[Any]], list[int]]]
 
 
 class RowSource:
@@ -63,7 +65,7 @@ class RowSource:
 
     Args:
         settings: The corpus, and how rows are made of it.
-        tokenizer: A transformers tokenizer; None where the documents are lists of token ids.
+        vocabulary: The token ids of the model, or of the smallest of several.
         split: `train` goes round a finite corpus for ever; `validation` ends.
 
     Attributes:
@@ -71,8 +73,8 @@ class RowSource:
         fingerprint: Names the corpus and tells two versions of it apart; holds no path of the machine.
 
     Raises:
-        CorpusError: As `open_documents`; there is no text in it; or ids are needed and a tokenizer is missing.
-        ConfigError: BOS is asked for, and the tokenizer has none.
+        CorpusError: As `open_documents`; there is no text in it; or it is text, and there is no tokenizer.
+        ConfigError: BOS is asked for, and the model has none.
     """
 
     # Read from the chunk of the state, and not yet in a row.
@@ -80,32 +82,29 @@ class RowSource:
     _documents: NDArray[np.int64]
     _rows: int
 
-    def __init__(self, settings: DataSettings, tokenizer: Any | None, split: Split) -> None:
-        self.settings = settings
+    def __init__(self, settings: DataSettings, vocabulary: Vocabulary, split: Split) -> None:
+        self.settings, self.vocabulary = settings, vocabulary
         self.epoch = 0
         self._split = split
         self._source = open_documents(settings, split)
         self.fingerprint = self._source.fingerprint
         self._start = self._source.cursor()
-        first = self._source.read()
+        first = self._read_document()
         self._source.seek(self._start)
         if first is None:
             raise CorpusError(no_text(settings, split))
-        if isinstance(first, str) and tokenizer is None:
-            raise CorpusError(
-                f"{arg('text_column')} is {settings.text_column!r}, which holds text, but there is no tokenizer."
-            )
-        self._tokeniser = Tokeniser(tokenizer, settings.num_workers) if isinstance(first, str) else None
+        self._tokeniser = Tokeniser(vocabulary.tokenizer, settings.num_workers) if isinstance(first, str) else None
         # Rows that somebody has packed already: the lengths say so.
         is_row = not isinstance(first, str) and len(first) == settings.context_size
         self._packed = is_row and settings.prepend_bos is None
-        self._bos, self._eos = (None, None) if self._packed else separators(tokenizer)
+        self._bos, self._eos = (None, None) if self._packed else (vocabulary.bos, vocabulary.eos)
         if settings.prepend_bos and self._bos is None:
             raise ConfigError(
-                f"{arg('prepend_bos')} is true, but the tokenizer has no BOS token; leave it out or say false."
+                f"{arg('prepend_bos')} is true, but {arg('model')} has no BOS token; leave it out or say false."
             )
         if settings.prepend_bos is False:
             self._bos = None
+        self._checked(np.array([token for token in (self._bos, self._eos) if token is not None], int), made_here=True)
         self._payload = settings.context_size - (self._bos is not None)
         self._in_flight: deque[_Chunk] = deque()
         self._begin_at({"cursor": self._start, "epoch": 0, "document": 0, "used": 0, "rows": 0})
@@ -206,17 +205,45 @@ class RowSource:
         joined = np.concatenate(ids), [len(document) for document in ids]
         return _Chunk(cursor, self._reading_epoch, lambda: joined)
 
-    def _read_documents(self) -> list[Document]:
-        documents: list[Document] = []
+    def _read_document(self) -> str | NDArray[np.integer[Any]] | None:
+        document, tokenizer = self._source.read(), self.vocabulary.tokenizer
+        if isinstance(document, str | list) and tokenizer is None:
+            raise CorpusError(
+                f"{arg('dataset')} is text, and {arg('model')} comes without a tokenizer that can be read. Save one "
+                f"beside its weights (tokenizer.save_pretrained), or give token ids ({IDS_COLUMN})."
+            )
+        return written_out(document, tokenizer) if isinstance(document, list) else document
+
+    def _read_documents(self) -> list[str | NDArray[np.integer[Any]]]:
+        documents: list[str | NDArray[np.integer[Any]]] = []
         size = 0
         while len(documents) < _CHUNK_DOCUMENTS and size < _CHUNK_CHARACTERS:
-            if (document := self._source.read()) is None:
+            if (document := self._read_document()) is None:
                 break
             documents.append(document)
             size += len(document)
         return documents
 
-    def _unwrapped(self, ids: Ids) -> Ids:
+    def _checked(self, ids: NDArray[np.integer[Any]], *, made_here: bool) -> Ids:
+        """Hold ids, of the data or made by the tokenizer, against the embedding."""
+        size = self.vocabulary.size or 1 << 31
+        wrong = (ids < 0) | (ids >= size)
+        if not wrong.any():
+            return ids.astype(np.int32, copy=False)
+        found = f"the token id {ids[wrong][0]}, but the embedding of {arg('model')} has 0..{size - 1}"
+        if made_here:
+            raise CorpusError(
+                f"{arg('dataset')}: the tokenizer makes {found}; add rows to it (resize_token_embeddings), or save "
+                "another tokenizer beside the weights."
+            )
+        advice = (
+            f"leave padding and labels out, or give an {MASK_COLUMN} that is 0 there"
+            if ids[wrong][0] < 0
+            else "give ids of the model's own tokenizer"
+        )
+        raise CorpusError(f"{arg('dataset')} holds {found}; {advice}.")
+
+    def _unwrapped(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
         """Return a document of ids without the BOS and EOS around it: packing puts its own."""
         if self._packed:
             if len(ids) != self.settings.context_size:
@@ -231,7 +258,8 @@ class RowSource:
 
     def _join(self, chunk: _Chunk) -> tuple[Ids, NDArray[np.int64]]:
         """Return the chunk's tokens with separators, and the documents' numbers; makes it the chunk of the state."""
-        ids, lengths = chunk.result()
+        found, lengths = chunk.result()
+        ids = self._checked(found, made_here=self._tokeniser is not None)
         self._mark, self._mark_document = chunk.cursor, self._document
         tokens: list[Ids] = []
         runs: list[tuple[int, int]] = []  # document, tokens

@@ -41,7 +41,7 @@ def predict(loaded: LoadedSAE, out: Path, split: Split, tokens: int, everything:
         progress: Receives the tokens read.
     """
     source, written = SAEFeatures(loaded.sae), 0
-    rows = CorpusRows(loaded.corpus, loaded.main_model.tokenizer, split, tokens)
+    rows = CorpusRows(loaded.corpus, loaded.main_model.vocabulary, split, tokens)
     with write_atomically(out) as staged, pq.ParquetWriter(staged, FIRINGS, compression="zstd") as file:
         for batch, counted in loaded.reader().read(rows, "predict", progress):
             kept = np.ones_like(counted) if everything else counted

@@ -20,7 +20,7 @@ from lightsae.analysis.labels.gate import withheld
 from lightsae.analysis.labels.llm.examples import ScorePool
 from lightsae.analysis.labels.llm.material import FeatureMaterial, Labelled, material_of
 from lightsae.analysis.reading.features import SAEFeatures
-from lightsae.analysis.reading.firing_lists import FiringCollector, read_firing_lists
+from lightsae.analysis.reading.firing_collector import FiringCollector, read_firing_lists
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import CorpusError
@@ -48,7 +48,7 @@ class Subjects:
         settings = dictionary.manifest["settings"]
         texts = Texts.read(
             loaded.corpus,
-            loaded.main_model.tokenizer,
+            loaded.main_model.vocabulary,
             tokens=settings["tokens"],
             score_tokens=settings["score_tokens"],
             mining_tokens=0,

@@ -23,7 +23,7 @@ from lightsae.analysis.effects.stage import NEAREST, Effects
 from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, held_against, neuron_sites, neurons_near
 from lightsae.analysis.interpret.population import SAE, Population
 from lightsae.analysis.labels.gate import Gate
-from lightsae.analysis.labels.learning import LABEL_PATTERNS, LIST_TOKENS
+from lightsae.analysis.labels.label_search import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.stage import label_offline
 from lightsae.analysis.reading.features import SAEFeatures, read_sites
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
@@ -188,7 +188,7 @@ def _texts(loaded: LoadedSAE, settings: InterpretSettings) -> Texts:
             raise ConfigError(
                 f"{arg(name)} is {tokens}, less than one row of {arg('context_size')} ({row}); write {row} or more."
             )
-    texts = Texts.read(loaded.corpus, loaded.main_model.tokenizer, **counts)
+    texts = Texts.read(loaded.corpus, loaded.main_model.vocabulary, **counts)
     if not len(texts.contexts) or not len(texts.scores):
         raise CorpusError(
             f"{arg('dataset')} is {loaded.corpus.dataset!r}, whose held-out documents are too few to show contexts "

@@ -156,7 +156,7 @@ class LoadedSAE:
 
     def held_out_rows(self, tokens: int) -> TextRows:
         """Return rows of held-out text, about `tokens` in all, at least one row."""
-        rows = CorpusRows(self.corpus, self.main_model.tokenizer, "validation", tokens)
+        rows = CorpusRows(self.corpus, self.main_model.vocabulary, "validation", tokens)
         context = self.corpus.context_size
         return next(rows.batches(max(1, tokens // context)), TextRows.gather([], context))
 

@@ -8,7 +8,6 @@ Uses:  `contexts`: held-out documents whose firings are shown, and that labels a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.settings import DataSettings
+from lightsae.lm.vocabulary import Vocabulary
 
 # Rows that are read from the corpus at once.
 _READ_ROWS = 64
@@ -105,20 +105,20 @@ class CorpusRows:
 
     Attributes:
         corpus: Where they come from.
-        tokenizer: Makes their tokens.
+        vocabulary: That of the model which reads them.
         split: `train` or `validation`.
         n_tokens: About how many tokens, at least a row; fewer where the held-out documents end.
     """
 
     corpus: DataSettings
-    tokenizer: Any
+    vocabulary: Vocabulary
     split: Split
     n_tokens: int
 
     def batches(self, rows: int, start: int = 0) -> Iterator[TextRows]:
         """Yield the rows, `rows` at a time."""
         assert start == 0, "a corpus is read from its start"
-        source = RowSource(self.corpus, self.tokenizer, self.split)
+        source = RowSource(self.corpus, self.vocabulary, self.split)
         number, count = 0, max(1, self.n_tokens // self.corpus.context_size)
         while number < count and len(part := source.take(min(rows, count - number))):
             yield TextRows(part.tokens, part.documents, number + np.arange(len(part)))
@@ -144,7 +144,7 @@ class Texts:
 
     @classmethod
     def read(
-        cls, corpus: DataSettings, tokenizer: Any, *, tokens: int, score_tokens: int, mining_tokens: int
+        cls, corpus: DataSettings, vocabulary: Vocabulary, *, tokens: int, score_tokens: int, mining_tokens: int
     ) -> "Texts":
         """Read held-out rows until both uses have their tokens, or the split ends; and training rows.
 
@@ -156,7 +156,7 @@ class Texts:
         counts = {False: tokens // context, True: score_tokens // context}
         rows: dict[bool, list[Row]] = {False: [], True: []}
         uses = DocumentUses(score_tokens / (tokens + score_tokens))
-        source, number, left_out = RowSource(corpus, tokenizer, "validation"), 0, 0
+        source, number, left_out = RowSource(corpus, vocabulary, "validation"), 0, 0
         while any(len(rows[use]) < counts[use] for use in counts):
             part = source.take(_READ_ROWS)
             for ids, documents in zip(part.tokens, part.documents, strict=True):
@@ -172,14 +172,14 @@ class Texts:
         fingerprint = source.fingerprint
         source.close()
         contexts, scores = (TextRows.gather(rows[use], context) for use in (False, True))
-        mining = _training_rows(corpus, tokenizer, mining_tokens // context)
+        mining = _training_rows(corpus, vocabulary, mining_tokens // context)
         return cls(contexts, scores, mining, fingerprint, left_out)
 
 
-def _training_rows(corpus: DataSettings, tokenizer: Any, count: int) -> TextRows:
+def _training_rows(corpus: DataSettings, vocabulary: Vocabulary, count: int) -> TextRows:
     rows: list[Row] = []
     if count:
-        source = RowSource(corpus, tokenizer, "train")
+        source = RowSource(corpus, vocabulary, "train")
         # A small corpus is not read twice: the same text again would teach a label nothing. A row at a time, for the
         # one in which it begins again has to be known.
         while len(rows) < count:

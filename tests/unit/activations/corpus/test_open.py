@@ -1,16 +1,20 @@
 """Every kind of corpus: what its documents are, that a cursor resumes exactly, and what each mistake says."""
 
+import csv
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from lightsae.activations.corpus import hub, text_files
+from helpers.errors import refused
+from lightsae.activations.corpus import csv_files, hub, text_files
 from lightsae.activations.corpus.documents import DocumentSource, Split
 from lightsae.activations.corpus.open import check_corpus, open_documents
 from lightsae.activations.settings import DataSettings
@@ -104,6 +108,7 @@ def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "_ROWS_AT_A_TIME", 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*left out")
 @pytest.mark.parametrize("kind", KINDS)
 def test_documents_come_in_order_and_from_any_cursor(kind: Callable[[Path], str], tmp_path: Path) -> None:
     config = DataSettings(dataset=kind(tmp_path))
@@ -329,14 +334,14 @@ def case(message: str, **settings: Any) -> Any:
         case(r"does not exist: there is no folder '.*nowhere'", dataset="nowhere/a.jsonl"),
         case(r"dataset is '.*empty\.jsonl', which is empty", dataset="empty.jsonl"),
         case(r"dataset is '.*blank\.txt', and there is no text in its train split", dataset="blank.txt"),
-        case(r"must end in \.parquet, \.jsonl, \.json, \.txt", dataset="notes.md"),
+        case(r"must end in \.parquet, \.jsonl, \.ndjson, \.json, \.csv, \.txt .*\.gz", dataset="notes.md"),
         case(r"a folder without .* files", dataset="folder"),
         case(r"a pattern that matches no .* file", dataset="folder/*.jsonl"),
         case(r"text_column is 'txet', but .* has 'n', 'text'\. Did you mean 'text'", text_column="txet"),
         case(r"text_column is 'n', which holds int values", text_column="n"),
         case(r"not JSON", dataset="broken.jsonl"),
         case(r"broken\.json is not JSON", dataset="broken.json"),
-        case(r"the first entry of numbers\.json is int, not an object", dataset="numbers.json"),
+        case(r"numbers\.json holds int values, not objects with a 'text'", dataset="numbers.json"),
         case(r"broken\.parquet is not a readable parquet file", dataset="broken.parquet"),
         case(r"validation_split is '.*valid', which does not exist", validation_split="valid"),
         case(r"dataset_config is 'small', but dataset is local files", dataset_config="small"),
@@ -384,3 +389,132 @@ def test_a_file_that_may_not_be_read(kind: Any, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CorpusError, match=r"dataset: a\.file cannot be read"):
         check_corpus(config)
+
+
+# -- compressed files, CSV, and which files of a folder are read -----------------------------------------------------
+
+
+def csv_table(folder: Path) -> str:
+    with (folder / "a.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["n", "text"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return str(folder / "a.csv")
+
+
+def compressed(kind: Callable[[Path], str], suffix: str) -> Callable[[Path], str]:
+    def make(folder: Path) -> str:
+        plain = Path(kind(folder))
+        path = plain.with_name(plain.name + suffix)
+        codec = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[suffix]
+        half = plain.stat().st_size // 2
+        # In two members, as `cat a.gz b.gz` makes them.
+        with path.open("wb") as whole:
+            for part in (plain.read_bytes()[:half], plain.read_bytes()[half:]):
+                sink = pa.BufferOutputStream()
+                with pa.CompressedOutputStream(sink, codec) as stream:
+                    stream.write(part)
+                whole.write(sink.getvalue().to_pybytes())
+        plain.unlink()
+        return str(path)
+
+    return make
+
+
+def ndjson(folder: Path) -> str:
+    return str(write_lines(folder / "a.ndjson"))
+
+
+COMPRESSED = [
+    compressed(kind, suffix)
+    for kind in (jsonl, json_list, json_lines, csv_table, separated_text)
+    for suffix in (".gz", ".zst", ".bz2")
+]
+
+
+@pytest.mark.parametrize("kind", [csv_table, ndjson, *COMPRESSED])
+def test_further_kinds_are_read_from_any_cursor(kind: Callable[[Path], str], tmp_path: Path) -> None:
+    test_documents_come_in_order_and_from_any_cursor(kind, tmp_path)
+
+
+def test_csv_with_quotes_short_rows_and_long_fields(tmp_path: Path) -> None:
+    long = "word " * 100_000
+    (tmp_path / "a.csv").write_bytes(
+        b'\xef\xbb\xbfid,text\r\n1,"say ""hi"",\r\n\r\nthen go"\r\n2\r\n3,\r\n4,"' + long.encode() + b'"\r\n5,x,y,z\r\n'
+    )
+    config = DataSettings(dataset=str(tmp_path / "a.csv"), validation_split=str(tmp_path / "a.csv"))
+    assert list(read_all(open_documents(config, "train"))) == ['say "hi",\r\n\r\nthen go', long, "x"]
+
+
+def test_a_quote_that_is_never_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_files, "_LONGEST_FIELD", 1 << 18)
+    (tmp_path / "a.csv").write_text('text\n"' + "word\n" * 100_000)
+    before = csv.field_size_limit(1)
+    try:
+        with refused(CorpusError, r"a\.csv is no CSV after byte \d+ \(field larger than field limit \(262144\)\)"):
+            check_corpus(DataSettings(dataset=str(tmp_path / "a.csv")))
+    finally:
+        csv.field_size_limit(before)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2"])
+@pytest.mark.parametrize("damage", ["cut", "other", "tail"])
+def test_damaged_compression(suffix: str, damage: str, tmp_path: Path) -> None:
+    path = Path(compressed(jsonl, suffix)(tmp_path))
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:-9], "other": b"text" + whole, "tail": whole + b"rest"}[damage])
+    with refused(CorpusError, rf"dataset: a\.jsonl\{suffix} cannot be decompressed \(.*\)\."):
+        list(read_all(open_documents(DataSettings(dataset=str(path)), "train")))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("before", [1, 7, 900])
+def test_first_records_without_the_column_are_passed_over(kind: str, before: int, tmp_path: Path) -> None:
+    rows = [{"meta": i} for i in range(before - 1)] + [3, *ROWS, {"meta": 1}, *ROWS[:2]]
+    path = tmp_path / f"a.{kind}"
+    write_lines(path, rows) if kind == "jsonl" else path.write_text(json.dumps(rows))
+    source = open_documents(DataSettings(dataset=str(path), validation_split=str(path)), "train")
+    first = source.read()
+    cursor = source.cursor()
+    assert [first, *read_all(source)] == [*DOCUMENTS, *DOCUMENTS[:2]]
+    source.seek(cursor)
+    assert list(read_all(source)) == [*DOCUMENTS[1:], *DOCUMENTS[:2]]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_file_in_which_no_record_has_the_column(kind: str, tmp_path: Path) -> None:
+    rows = [{"title": "a"}, {"body": "b"}] * 20_000
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        write_lines(path, rows)
+        with path.open("a") as file:
+            file.write("not JSON, and too far behind to be read")
+    else:
+        path.write_text(json.dumps(rows))
+    with refused(CorpusError, rf"text_column is 'bodi', but a\.{kind} has 'body', 'title'\. Did you mean 'body'"):
+        check_corpus(DataSettings(dataset=str(path), text_column="bodi"))
+
+
+FOLDERS = {
+    "many texts and few lines": ({"1.txt": 400, "2.txt": 300, "few.jsonl": 3}, ["1.txt", "2.txt"], "few.jsonl"),
+    "lines and a licence": ({"a.jsonl": 30, "b.jsonl": 30, "LICENSE.txt": 1}, ["a.jsonl", "b.jsonl"], "LICENSE.txt"),
+    "one stray json": ({"1.txt": 300, "info.json": 1}, ["1.txt"], "info.json"),
+    "lines of three names": ({"a.jsonl": 9, "b.ndjson": 9, "c.jsonl": 9}, ["a.jsonl", "b.ndjson", "c.jsonl"], None),
+    "one kind and what is none": ({"a.txt": 9, "notes.md": 99, "b.parquet.gz": 99}, ["a.txt"], None),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+@pytest.mark.parametrize("name", ["", "/*"])
+def test_the_kind_with_the_most_bytes_is_the_corpus_and_the_rest_is_said(case: str, name: str, tmp_path: Path) -> None:
+    files, read, left_out = FOLDERS[case]
+    for file, size in files.items():
+        if file.endswith((".jsonl", ".ndjson")):
+            write_lines(tmp_path / file, [{"text": f"{file} {i}"} for i in range(size)])
+        else:
+            (tmp_path / file).write_text(f"{file} " * size)
+    expected = pytest.warns(UserWarning, match=rf"left out: {left_out}\.") if left_out else nullcontext()
+    with expected:
+        source = open_documents(DataSettings(dataset=str(tmp_path) + name, validation_split=str(tmp_path)), "train")
+    found = dict.fromkeys(document.split()[0] for document in read_all(source))
+    assert list(found) == read

@@ -11,6 +11,7 @@ from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.settings import DataSettings
 from lightsae.analysis.reading.text import DocumentUses, TextRows, Texts
 from lightsae.lm.load import load_tokenizer
+from lightsae.lm.vocabulary import Vocabulary
 
 S = 32
 
@@ -46,11 +47,11 @@ def lengths(n: int, low: int, high: int, seed: int = 0) -> list[int]:
 def read_all(config: DataSettings, tokenizer: Any, share: float = 0.3, mining: int = 0) -> Texts:
     total = 10**6
     tokens, score_tokens = round((1 - share) * total), round(share * total)
-    return Texts.read(config, tokenizer, tokens=tokens, score_tokens=score_tokens, mining_tokens=mining)
+    return Texts.read(config, Vocabulary.of(tokenizer), tokens=tokens, score_tokens=score_tokens, mining_tokens=mining)
 
 
 def held_out_rows(config: DataSettings, tokenizer: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    source = RowSource(config, tokenizer, "validation")
+    source = RowSource(config, Vocabulary.of(tokenizer), "validation")
     rows = source.take(100_000)
     source.close()
     return zip(rows.tokens, rows.documents, strict=True)
@@ -105,7 +106,7 @@ def test_short_documents_leave_rows_for_both_uses(tmp_path: Path, tokenizer: Any
 
 def test_no_more_is_kept_than_was_asked_for(tmp_path: Path, tokenizer: Any) -> None:
     config = corpus(tmp_path, lengths(200, 20, 120))
-    texts = Texts.read(config, tokenizer, tokens=10 * S, score_tokens=5 * S, mining_tokens=7 * S + 3)
+    texts = Texts.read(config, Vocabulary.of(tokenizer), tokens=10 * S, score_tokens=5 * S, mining_tokens=7 * S + 3)
     assert (len(texts.contexts), len(texts.scores), len(texts.mining)) == (10, 5, 7)
     assert texts.contexts.tokens.dtype == np.int32
     assert texts.contexts.tokens.shape == (10, S)
@@ -115,7 +116,7 @@ def test_the_training_text_is_not_read_twice(tmp_path: Path, tokenizer: Any) -> 
     training = lengths(12, 5, 30)
     config = corpus(tmp_path, [30] * 20, training)
     mining = read_all(config, tokenizer, mining=10**6).mining
-    source = RowSource(config, tokenizer, "train")
+    source = RowSource(config, Vocabulary.of(tokenizer), "train")
     once = []
     while True:
         row = source.take(1)
@@ -146,7 +147,7 @@ def test_the_same_corpus_gives_the_same_texts(tmp_path: Path, tokenizer: Any) ->
 
 def test_the_fingerprint_is_that_of_the_held_out_text(tmp_path: Path, tokenizer: Any) -> None:
     config = corpus(tmp_path, lengths(60, 5, 120))
-    source = RowSource(config, tokenizer, "validation")
+    source = RowSource(config, Vocabulary.of(tokenizer), "validation")
     fingerprint = source.fingerprint
     source.close()
     assert read_all(config, tokenizer).fingerprint == fingerprint != ""
