@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
@@ -51,7 +51,8 @@ def _open_part(path: Path) -> _Part:
             shape, read = file.get_slice(name).get_shape(), lambda start, stop: file.get_slice(name)[start:stop]
     except CorpusError:
         raise
-    except (SafetensorError, ValueError, EOFError, OSError) as error:
+    except Exception as error:
+        # numpy hands a damaged header to Python's own parser.
         raise CorpusError(f"{arg('activations')}: {path} is not a readable {path.suffix} file ({error}).") from None
     if len(shape) != 2 or 0 in shape:
         raise CorpusError(

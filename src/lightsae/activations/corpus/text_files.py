@@ -14,7 +14,7 @@ from lightsae.activations.corpus.columns import Columns, documents_of
 from lightsae.activations.corpus.csv_files import read_csv
 from lightsae.activations.corpus.documents import Document, Part
 from lightsae.activations.corpus.suffixes import kind_of, opened
-from lightsae.errors import CorpusError, arg
+from lightsae.errors import CorpusError, arg, reading
 from lightsae.parsing import parse_json_of_others
 
 _SEPARATOR = b"<|endoftext|>"
@@ -59,10 +59,11 @@ def table_part(table: Any, text_column: str, where: str) -> Part:
     table = table.select_columns(columns.names).with_format(None)
 
     def read(offset: int) -> Iterator[tuple[Document, int]]:
-        for start in range(offset, len(table), _ROWS_AT_A_TIME):
-            values = table[start : start + _ROWS_AT_A_TIME].values()
-            records = (dict(zip(columns.names, row, strict=True)) for row in zip(*values, strict=True))
-            yield from documents_of(records, start, columns, where)
+        with reading(CorpusError, f"{arg('dataset')}: {where} cannot be read"):
+            for start in range(offset, len(table), _ROWS_AT_A_TIME):
+                values = table[start : start + _ROWS_AT_A_TIME].values()
+                records = (dict(zip(columns.names, row, strict=True)) for row in zip(*values, strict=True))
+                yield from documents_of(records, start, columns, where)
 
     return read
 
@@ -160,22 +161,21 @@ def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Docu
 
 
 def _read_parquet(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = Columns.choose(file.schema_arrow.names, text_column, path.name)
-            first = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if offset < first + rows:
-                    start = first
-                    for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns.names):
-                        skip = min(max(offset - start, 0), len(batch))
-                        records = batch.slice(skip).to_pylist()
-                        yield from documents_of(records, start + skip, columns, path.name)
-                        start += len(batch)
-                first += rows
-    except pa.ArrowException as error:
-        raise CorpusError(f"{arg('dataset')}: {path.name} is not a readable parquet file ({error}).") from None
+    with (
+        reading(CorpusError, f"{arg('dataset')}: {path.name} is not a readable parquet file"),
+        pq.ParquetFile(path) as file,
+    ):
+        columns = Columns.choose(file.schema_arrow.names, text_column, path.name)
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if offset < first + rows:
+                start = first
+                for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns.names):
+                    skip = min(max(offset - start, 0), len(batch))
+                    records = batch.slice(skip).to_pylist()
+                    yield from documents_of(records, start + skip, columns, path.name)
+                    start += len(batch)
+            first += rows

@@ -196,7 +196,7 @@ def patterns_of(rule: str) -> tuple[tuple[str, int], ...]:
             f"The rule {rule[:60]!r} of a label is damaged ({error}); build the dictionary again."
         ) from error
     for kind, key in pairs:
-        if kind not in _PARTS or type(key) is not int or not abs(key) < 2**63:
+        if not isinstance(kind, str) or kind not in _PARTS or type(key) is not int or not abs(key) < 2**63:
             raise FormatError(f"The rule {rule[:60]!r} of a label has no such pattern: {kind!r}, {key!r}.")
     return pairs
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lightsae.cli.pipeline.steps import MAKES, NEEDS, OUTPUTS, Step
 from lightsae.errors import ConfigError, FormatError
@@ -62,7 +63,7 @@ class Pipeline:
             state = read_json(self._path)
             newer = state["format"] > _FORMAT
             for runs, kind in ((self.done, "done"), (self.begun, "begun")):
-                runs |= {name: Run(**values) for name, values in state[kind].items()}
+                runs |= {name: _run(values) for name, values in state[kind].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{shown(self._path)!r} cannot be read; delete it, and every step runs again.") from error
         if newer:
@@ -186,6 +187,13 @@ class Pipeline:
             return MAKES[name]
         numbers = [path.name.removeprefix("version_") for path in (self.out / "lightning_logs").glob("version_*")]
         return f"lightning_logs/version_{max([int(number) for number in numbers if number.isdigit()], default=-1) + 1}"
+
+
+def _run(values: Mapping[str, Any]) -> Run:
+    run = Run(**values)
+    if not all(isinstance(text, str) for text in (run.folder, *run.inputs.values(), run.before or "")):
+        raise TypeError(values)
+    return run
 
 
 def _dictionary_id(folder: Path) -> str:

@@ -73,7 +73,8 @@ def check_evidence(reports: Mapping[str, Path], sae: SavedSAE | str | Path, dict
                     f"{option} compares the SAEs {' with '.join(str(side)[:12] for side in sides)}, and this one is "
                     f"{saved.sha256[:12]}; give the report of this one: lightsae drift"
                 )
-        _figures_in(kind, report[REPORTS[kind][2]], saved, option)
+        values = report[REPORTS[kind][2]]
+        figures_in(kind, _figures_of_one(values, saved) if kind == "validation" else values, option)
 
 
 def read_report(path: Path, kind: str) -> dict[str, Any]:
@@ -113,12 +114,18 @@ def figures_of(folder: Path) -> Figures:
             # Published before the format changed: its figures say something else under the same names.
             if kind != "panel" or report.get("schema") == SCHEMA:
                 measured[kind] = report[key]
-    saved = SavedSAE.open(folder / "sae")
-    return {kind: _figures_in(kind, values, saved, kind) for kind, values in measured.items()}
+    if "validation" in measured:
+        measured["validation"] = _figures_of_one(measured["validation"], SavedSAE.open(folder / "sae"))
+    return {kind: figures_in(kind, values, kind) for kind, values in measured.items()}
 
 
-def _figures_in(kind: str, values: Mapping[str, Any], sae: SavedSAE, shown: str) -> dict[str, float | bool]:
+def figures_in(kind: str, values: Mapping[str, Any], shown: str) -> dict[str, float | bool]:
     """Return the figures of a report, each within its range; what is null, NaN or no number was not measured.
+
+    Args:
+        kind: `validation`, `labels`, `panel` or `drift`.
+        values: What the report holds of one SAE under its key in `REPORTS`.
+        shown: The report, for the message.
 
     Raises:
         FormatError: One is out of its range.
@@ -134,8 +141,6 @@ def _figures_in(kind: str, values: Mapping[str, Any], sae: SavedSAE, shown: str)
             )
         return value
 
-    if kind == "validation":
-        values = _figures_of_one(values, sae)
     known: dict[str, float | bool | None] = {name: number(*keys) for name, keys in _FIGURES.get(kind, {}).items()}
     if kind == "labels":
         known |= _floor_figures(values, number)

@@ -67,7 +67,7 @@ class State:
         action, version = entry["action"], entry["version"]
         if not all(isinstance(entry[key], str) for key in ("time", "who", "action", "version", "why")):
             raise TypeError(entry)
-        if re.fullmatch(r"\w+", version) is None:
+        if re.fullmatch(r"\w{1,100}", version) is None:
             # A folder has its name.
             raise ValueError(version)
         if action == "publish":
