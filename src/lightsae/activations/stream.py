@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
@@ -130,6 +131,10 @@ class FillSource(ABC):
     def fill(self, number: int) -> Fill:
         """Return the fill; the buffers of the one before may be overwritten."""
 
+    def contents(self) -> Contents:
+        """Return what the data holds; empty where the settings say all of it."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what it takes to make the present fill again, in another process."""
         return {}
@@ -151,6 +156,7 @@ class ActivationStream:
     def __init__(self, source: FillSource, plan: StreamPlan, timings: Timings) -> None:
         self.source, self.plan, self.timings = source, plan, timings
         self.served_batches = 0
+        self._contents = source.contents()
         self._current: tuple[int, Fill, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -181,6 +187,7 @@ class ActivationStream:
             "served_batches": self.served_batches,
             "schedule": {key: getattr(self.plan, key) for key in _SETTINGS},
             "source": self.source.state_dict(),
+            "contents": self._contents,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,6 +195,7 @@ class ActivationStream:
 
         Raises:
             CheckpointError: It was written with other numbers, by which the place would mean another one.
+            CorpusError: The data has changed.
         """
         for key, setting in _SETTINGS.items():
             stored, present = state["schedule"][key], getattr(self.plan, key)
@@ -198,6 +206,7 @@ class ActivationStream:
                 )
         self.served_batches = state["served_batches"]
         self.source.load_state_dict(state["source"])
+        check_unchanged(state.get("contents"), self._contents)
         self._current = None
 
     def close(self) -> None:
@@ -261,7 +270,11 @@ def check_finite(batch: ActivationBatch, where: str) -> None:
     for site, values in batch.activations.items():
         # A sum is finite only if every term is; it reads the buffer once and needs no second one.
         if not bool(values.sum(dtype=torch.float32).isfinite()) and not bool(values.isfinite().all()):
-            bad = int((~values.isfinite().all(dim=1)).sum())
+            bad = ~values.isfinite().all(dim=1)
+            row = int(batch.rows[bad][0])
+            is_as_in_file = not site.model and values.dtype == torch.float32
+            advice = "Look at that row of the file." if is_as_in_file else f"Try {arg('dtype')}: float32."
             raise ActivationError(
-                f"{site} holds NaN or infinity on {bad} of {len(values)} tokens {where}. Try {arg('dtype')}: float32."
+                f"{site} holds NaN or infinity on {int(bad.sum())} of {len(values)} tokens {where}. The first is in "
+                f"row {row}. {advice}"
             )

@@ -19,9 +19,8 @@ from lightning.pytorch.accelerators import (
 )
 
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.activations.files import ActivationFiles
 from lightsae.compat import is_dry_run
-from lightsae.errors import ConfigError, CorpusError, did_you_mean
+from lightsae.errors import ConfigError, did_you_mean
 from lightsae.sae import VARIANTS, SparseAutoencoder
 from lightsae.training.checkpoint_io import AtomicCheckpointIO, check_checkpoint
 from lightsae.training.module import SAEModule
@@ -95,8 +94,6 @@ def preflight(
         Its SAEs, without storage; and what the checkpoint says of the data, which is nothing without a checkpoint.
     """
     data.preflight()
-    if data.activations is not None:
-        _check_numbers(data.activations)
     with torch.device("meta"):
         saes = module.build(data)
     checkpoint: dict[str, Any] = {}
@@ -107,18 +104,6 @@ def preflight(
         size = sum(p.numel() * p.element_size() for sae in saes.values() for p in sae.parameters())
         _check_folder(Path(trainer.log_dir or trainer.default_root_dir), _COPIES_ON_DISK * size + _BESIDES)
     return saes, checkpoint.get(type(data).__qualname__, {})
-
-
-def _check_numbers(location: str) -> None:
-    """Raise where a file of activations holds something else than real numbers."""
-    files = ActivationFiles(location)
-    for start in files.starts[:-1]:
-        try:
-            is_real = not files.read(start, start + 1).is_complex()
-        except TypeError:
-            is_real = False
-        if not is_real:
-            raise CorpusError(f"data.activations is {location!r}, which does not hold real numbers; write floats.")
 
 
 def _check_folder(folder: Path, needed: int) -> None:
