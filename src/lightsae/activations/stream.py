@@ -22,6 +22,7 @@ from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
+from lightsae.stored import misfit
 
 # Numbers of the schedule that say what a batch holds, and the settings that they come from.
 _SETTINGS = {
@@ -139,6 +140,14 @@ class FillSource(ABC):
         """Return what it takes to make the present fill again, in another process."""
         return {}
 
+    def check_state(self, state: Any, number: int) -> None:
+        """Check that `load_state_dict` can take a state, and that fill `number` can be made from there.
+
+        Raises:
+            CheckpointError: It cannot.
+        """
+        refuse_place(misfit(state, self.state_dict(), "source", partial=True))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Go to the place of a `state_dict`."""
 
@@ -190,20 +199,20 @@ class ActivationStream:
             "contents": self._contents,
         }
 
+    def check(self, state: Any) -> None:
+        """Check that `load_state_dict` can take a state; see there."""
+        check_place(state, self.plan)
+        # Until the first batch of a fill is asked for, the source is at the fill before.
+        self.source.check_state(state["source"], max(0, state["served_batches"] - 1) // self.plan.batches_per_fill)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the place of a `state_dict`.
 
         Raises:
-            CheckpointError: It was written with other numbers, by which the place would mean another one.
+            CheckpointError: It is none, or was written with other numbers, by which the place would mean another one.
             CorpusError: The data has changed.
         """
-        for key, setting in _SETTINGS.items():
-            stored, present = state["schedule"][key], getattr(self.plan, key)
-            if stored != present:
-                raise CheckpointError(
-                    f"{setting} differs from the checkpoint's: {key} was {stored} and is {present}. "
-                    "Go on with the run's own config.yaml, or start a new run."
-                )
+        self.check(state)
         self.served_batches = state["served_batches"]
         self.source.load_state_dict(state["source"])
         check_unchanged(state.get("contents"), self._contents)
@@ -248,6 +257,28 @@ class HeldOut:
             for index, batch in enumerate(map(self.make, self.parts)):
                 check_finite(batch, f"of validation, in batch {index}")
                 yield replace(batch, index=index)
+
+
+def check_place(state: Any, plan: StreamPlan) -> None:
+    """Check that the `state_dict` of a stream names a place in the stream of a plan.
+
+    Raises:
+        CheckpointError: Something is missing, of another kind or negative; or a number of the plan was another one.
+    """
+    refuse_place(misfit(state, {"served_batches": 0, "schedule": dict.fromkeys(_SETTINGS, 0), "source": {}}))
+    for key, setting in _SETTINGS.items():
+        stored, present = state["schedule"][key], getattr(plan, key)
+        if stored != present:
+            raise CheckpointError(
+                f"{setting} differs from the checkpoint's: {key} was {stored} and is {present}. "
+                "Go on with the run's own config.yaml, or start a new run."
+            )
+
+
+def refuse_place(difference: str | None) -> None:
+    """Raise a CheckpointError about the place in the data, where there is something against it."""
+    if difference is not None:
+        raise CheckpointError(f"--ckpt_path: the place in the data cannot be used: {difference}. Use an earlier one.")
 
 
 def take_tokens(batch: ActivationBatch, chosen: Tensor, index: int) -> ActivationBatch:
