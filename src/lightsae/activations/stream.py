@@ -8,7 +8,7 @@ number, the same on all ranks, plus the cursor that the source stored at the sta
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -213,9 +213,9 @@ class ActivationStream:
             CorpusError: The data has changed.
         """
         self.check(state)
+        check_unchanged(state.get("contents"), self._contents)
         self.served_batches = state["served_batches"]
         self.source.load_state_dict(state["source"])
-        check_unchanged(state.get("contents"), self._contents)
         self._current = None
 
     def close(self) -> None:
@@ -266,6 +266,10 @@ def check_place(state: Any, plan: StreamPlan) -> None:
         CheckpointError: Something is missing, of another kind or negative; or a number of the plan was another one.
     """
     refuse_place(misfit(state, {"served_batches": 0, "schedule": dict.fromkeys(_SETTINGS, 0), "source": {}}))
+    # Earlier versions did not store what the data held.
+    refuse_place(misfit(state, {"contents": {}}, partial=True))
+    for setting, held in state.get("contents", {}).items():
+        refuse_place(misfit(held, dict.fromkeys(held, "") if isinstance(held, Mapping) else {}, f"contents.{setting}"))
     for key, setting in _SETTINGS.items():
         stored, present = state["schedule"][key], getattr(plan, key)
         if stored != present:
