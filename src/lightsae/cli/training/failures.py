@@ -52,8 +52,12 @@ def explain_classes(sections: Mapping[str, type]) -> Iterator[None]:
 
 
 @contextmanager
-def tidy_end(trainer: Trainer) -> Iterator[None]:
+def tidy_end(trainer: Trainer, options: str = "") -> Iterator[None]:
     """Run a command; if a mistake of the user ends it, add what is kept, and remove a folder with nothing in it.
+
+    Args:
+        trainer: Of the run.
+        options: What has to be typed again to go on; see `to_type_again`.
 
     Raises:
         LightsaeError: What ended the run, with the step and the checkpoint that is kept.
@@ -73,7 +77,7 @@ def tidy_end(trainer: Trainer) -> Iterator[None]:
         if not isinstance(end.__context__, Interrupted):
             raise
         stop = Interrupted(end.__context__.signal_number)
-        stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last")
+        stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last{options}")
         raise stop from None
     except (LightsaeError, MisconfigurationException) as error:
         mistake = error if isinstance(error, LightsaeError) else ConfigError(_line(error))

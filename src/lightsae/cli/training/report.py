@@ -47,8 +47,15 @@ _COLUMNS = {
 }
 
 
-def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
-    """Print the validation figures; `validate` writes them to validation.json in its run folder, too."""
+def report(trainer: Trainer, data: ActivationDataModule, command: str, options: str = "") -> None:
+    """Print the validation figures; `validate` writes them to validation.json in its run folder, too.
+
+    Args:
+        trainer: Of the run that has ended.
+        data: Its data.
+        command: `fit` or `validate`.
+        options: What has to be typed again to go on; see `to_type_again`.
+    """
     # Asked for on every rank: Lightning broadcasts the answer.
     log_dir, module = trainer.log_dir, trainer.lightning_module
     assert isinstance(module, SAEModule)
@@ -75,7 +82,7 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
     elif figures:
         out.print(_table_of_one(figures))
     if folder is not None:
-        _where_next(out, folder, command, several=len(names) > 1)
+        _where_next(out, folder, command, options, several=len(names) > 1)
 
 
 def _own(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
@@ -106,7 +113,7 @@ def _table_of_several(by_name: Mapping[str, Mapping[str, float]]) -> Table:
     return rows
 
 
-def _where_next(out: Console, folder: Path, command: str, several: bool) -> None:
+def _where_next(out: Console, folder: Path, command: str, options: str, several: bool) -> None:
     run = shown(folder)
     rows = [("run folder", f"{run}/")]
     if several:
@@ -117,8 +124,8 @@ def _where_next(out: Console, folder: Path, command: str, several: bool) -> None
         rows += [
             ("SAEs" if several else "SAE", f'{run}/{sae}/   lightsae.load_sae("{run}/{sae}")'),
             ("curves", f"{run}/training_curves.png   tensorboard --logdir {shown(folder.parent)}"),
-            ("go on", f"lightsae fit --config {run}/config.yaml --ckpt_path last"),
-            ("measure", f"lightsae validate --config {run}/config.yaml --ckpt_path last"),
+            ("go on", f"lightsae fit --config {run}/config.yaml --ckpt_path last{options}"),
+            ("measure", f"lightsae validate --config {run}/config.yaml --ckpt_path last{options}"),
         ]
     else:
         rows.append(("figures", f"{run}/validation.json"))

@@ -33,6 +33,7 @@ from lightsae.cli.settings.classes import (
     check_trusted,
     check_variants,
     restrict_classes,
+    to_type_again,
 )
 from lightsae.cli.settings.parser import Parser
 from lightsae.cli.settings.typed import check_typed_options, config_files, options_of
@@ -182,14 +183,14 @@ class TrainingCLI(LightningCLI):
         return kwargs | {"verbose": False} if subcommand == "validate" else kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with tidy_end(self.trainer):
+        with tidy_end(self.trainer, to_type_again(self._options)):
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
-        report(self.trainer, self.datamodule, "fit")
+        report(self.trainer, self.datamodule, "fit", to_type_again(self._options))
 
     def after_validate(self) -> None:
-        report(self.trainer, self.datamodule, "validate")
+        report(self.trainer, self.datamodule, "validate", to_type_again(self._options))
 
 
 def run_training(command: str, args: list[str]) -> int:
