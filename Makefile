@@ -15,7 +15,6 @@ export NO_MKDOCS_2_WARNING ?= 1
 demo: .venv/.ready
 	$(BIN)/lightsae fit --config configs/quickstart.yaml
 	@run=$$(ls -dt lightning_logs/version_* | head -n 1); \
-	$(BIN)/lightsae validate --config $$run/config.yaml --ckpt_path last && \
 	$(BIN)/lightsae interpret --sae $$run/sae --out $$run/dictionary --ablation_windows 1 && \
 	$(BIN)/lightsae panel --sae $$run/sae --panel configs/panels/builtin.yaml --out $$run/panel
 

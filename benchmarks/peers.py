@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py activations.npy --d_sae 1024 --steps 3000 --seeds 3
 
-`activations.npy`: (tokens, width) in any unit, shuffled; the last 65,536 tokens judge. The other libraries take part
+`activations.npy`: (tokens, width) in any unit, shuffled; the last 65,536 tokens judge (`small_model.py` makes one). The other libraries take part
 where they are installed (dictionary_learning, sae-lens). One line per training: fraction of variance explained, latents
 per token, share of latents silent on the held-out tokens. Every trainer gets the warm-up and the fall (a fifth each)
 of SAEModule; 2,048 tokens a step.
@@ -176,7 +176,8 @@ def main() -> None:
     parser.add_argument("--d_sae", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 4e-3], help="Of the other libraries.")
+    parser.add_argument("--factors", nargs="*", type=float, default=[1.0, 0.5, 2.0], help="Of our default rates.")
+    parser.add_argument("--rates", nargs="*", type=float, default=[1e-3, 4e-3], help="Of all libraries.")
     args = parser.parse_args()
     raw = np.load(args.activations, mmap_mode="r")
     scale = measure_scale(torch.from_numpy(np.array(raw[:SAMPLE], dtype=np.float32)), "sqrt_d")
@@ -185,7 +186,7 @@ def main() -> None:
 
     for variant in args.variants:
         runs: dict[str, Callable[..., Judged]] = {
-            f"default x {factor:g}": partial(train, variant, x, None, args, factor=factor) for factor in (1.0, 0.5, 2.0)
+            f"default x {factor:g}": partial(train, variant, x, None, args, factor=factor) for factor in args.factors
         }
         for lr in args.rates:
             runs[f"{lr:g}"] = partial(train, variant, x, lr, args)

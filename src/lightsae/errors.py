@@ -138,6 +138,34 @@ def section(name: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def reading(kind: type[LightsaeError], what: str, advice: str = "") -> Iterator[None]:
+    """Make one line of whatever the library of others raises that reads a file.
+
+    Readers of Parquet, NumPy, SQLite and other files raise what they come upon in a damaged one: errors of the system,
+    of thrift, of Python's own parser.
+
+    Args:
+        kind: The error to raise; one that is a LightsaeError already passes.
+        what: What cannot be read: "a.parquet is not a readable parquet file".
+        advice: What to do instead, behind it.
+
+    Example:
+        >>> with reading(FormatError, "a.npy is not a readable file", "copy it again"):
+        ...     raise EOFError("no data" + chr(10) + "left")
+        Traceback (most recent call last):
+        lightsae.errors.FormatError: a.npy is not a readable file (no data left); copy it again.
+    """
+    try:
+        yield
+    except LightsaeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = reason if len(reason) <= 200 else f"{reason[:200]}..."
+        raise kind(f"{what} ({reason}){f'; {advice}' if advice else ''}.") from error
+
+
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known name closest to `wrong`, or an empty string where none is close.
 

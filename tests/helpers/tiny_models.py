@@ -4,7 +4,7 @@ Widths differ wherever the architecture lets them (24 residual, 40 joined heads,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,20 @@ ARCHITECTURES: dict[str, tuple[Any, Wiring]] = {
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
         _GEMMA,
+    ),
+    "gemma3": (
+        transformers.Gemma3Config(
+            text_config=_rope(
+                transformers.Gemma3TextConfig, **_GROUPED, sliding_window=4,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            ).to_dict(),
+            vision_config={
+                "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "image_size": 28, "patch_size": 14,
+            },
+            mm_tokens_per_image=4, image_token_index=58, boi_token_index=59, eoi_token_index=60,
+        ),
+        replace(_GEMMA, blocks="model.language_model.layers"),
     ),
     "phi": (
         _rope(transformers.PhiConfig, **_ROTARY, num_key_value_heads=2),

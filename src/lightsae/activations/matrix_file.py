@@ -4,16 +4,17 @@ It is read and not mapped into memory: where a file is cut short, a map ends the
 """
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from lightsae.errors import CorpusError, arg
+from lightsae.errors import CorpusError, arg, reading
 
 SUFFIXES = (".npy", ".safetensors")
 # Numbers of safetensors files, as numpy reads them; and what they are where numpy has no such type.
@@ -95,19 +96,17 @@ _Layout = tuple[tuple[int, ...], int, np.dtype[Any] | None, torch.dtype | None, 
 
 
 def _npy(path: Path) -> _Layout:
-    try:
+    with _opening(path):
         # Checks the header, and that the file is as long as it says.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # whatever a header makes numpy raise: it is a piece of Python
-        raise _unreadable(path, error) from None
-    if not isinstance(array, np.memmap):
-        raise _unreadable(path, "it is an archive")
+        if not isinstance(array, np.memmap):
+            raise ValueError("it is an archive")
     is_real = array.dtype.kind in "fiub" and array.dtype.itemsize <= 8
     return array.shape, array.offset, array.dtype if is_real else None, None, not array.flags.c_contiguous
 
 
 def _safetensors(path: Path) -> _Layout:
-    try:
+    with _opening(path):
         # Checks the header, and that the file is as long as it says.
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
@@ -121,14 +120,9 @@ def _safetensors(path: Path) -> _Layout:
         with path.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
             begin, _ = json.loads(raw.read(length))[name]["data_offsets"]
-    except (SafetensorError, ValueError, OSError) as error:
-        if isinstance(error, CorpusError):
-            raise
-        raise _unreadable(path, error) from None
     number = np.dtype(_SAFETENSORS[kind]) if kind in _SAFETENSORS else None
     return shape, 8 + length + begin, number, _NOT_IN_NUMPY.get(kind), False
 
 
-def _unreadable(path: Path, reason: object) -> CorpusError:
-    line = " ".join(str(reason).split())[:200]
-    return CorpusError(f"{arg('activations')}: {path} is not a readable {path.suffix} file ({line}).")
+def _opening(path: Path) -> AbstractContextManager[None]:
+    return reading(CorpusError, f"{arg('activations')}: {path} is not a readable {path.suffix} file")

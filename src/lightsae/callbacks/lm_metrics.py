@@ -54,10 +54,10 @@ class LanguageModelMetrics(SAECallback):
     All are means over the same `val/ce_tokens` predictions: those whose target exists and is no special token. The mean
     activation is that of all tokens of the evaluated rows but the sinks, whose norms would be most of it.
 
-    A validation costs 1 + 2 * SAEs forward passes of the whole model, and the first one 3 more per site: what
-    ablation does depends neither on the SAE nor on its training. Without a next-token head (BERT), or with
-    activations from files, it says so and logs nothing. Where several models are read, it is `data.model` that is
-    spliced and measured, at those sites that lie in it.
+    A validation costs a forward pass of the whole model, 2 per SAE of what lies above its site, and the first one
+    3 more per site: what ablation does depends neither on the SAE nor on its training. Without a next-token head
+    (BERT), or with activations from files, it says so and logs nothing. Where several models are read, it is
+    `data.model` that is spliced and measured, at those sites that lie in it.
 
     Args:
         max_rows: Evaluate only the first rows of each device's share; None: all validation rows.
@@ -118,17 +118,23 @@ class LanguageModelMetrics(SAECallback):
         saes = self.module.each_sae()
         x_hats = {name: outputs[name].x_hat.reshape(*batch_shape(batch), -1) for name in saes}
         for part, chunk in self._chunks(rows):
-            counted = counted_targets(chunk.special).reshape(-1)
-            clean = model.logits(chunk.tokens)
-            self._means["ce_clean"].update(token_cross_entropy(clean, chunk.tokens).reshape(-1), counted)
-            for name, sae in saes.items():
-                replacements = Widths.split(x_hats[name][part], sae.widths.predicted)
-                replacements = {site: replacements[site] for site in spliced_sites(sae, model)}
-                for suffix in ("", "_no_sinks"):
-                    logits = replaced_logits(model, chunk, replacements, keep_sinks=suffix == "_no_sinks")
-                    ce, kl = token_cross_entropy(logits, chunk.tokens), token_kl_divergence(clean, logits)
-                    self._means[f"{name}/ce{suffix}"].update(ce.reshape(-1), counted)
-                    self._means[f"{name}/kl{suffix}"].update(kl.reshape(-1), counted)
+            parts = {name: x_hat[part] for name, x_hat in x_hats.items()}
+            with model.computed_once([site.site for sae in saes.values() for site in spliced_sites(sae, model)]):
+                self._measure(model, chunk, parts)
+
+    def _measure(self, model: LanguageModel, rows: Rows, x_hats: Mapping[str, Float[Tensor, "B S _"]]) -> None:
+        """Count some rows in: untouched, and with each SAE's reconstructions in the activations' place."""
+        counted = counted_targets(rows.special).reshape(-1)
+        clean = model.logits(rows.tokens)
+        self._means["ce_clean"].update(token_cross_entropy(clean, rows.tokens).reshape(-1), counted)
+        for name, sae in self.module.each_sae().items():
+            replacements = Widths.split(x_hats[name], sae.widths.predicted)
+            replacements = {site: replacements[site] for site in spliced_sites(sae, model)}
+            for suffix in ("", "_no_sinks"):
+                logits = replaced_logits(model, rows, replacements, keep_sinks=suffix == "_no_sinks")
+                ce, kl = token_cross_entropy(logits, rows.tokens), token_kl_divergence(clean, logits)
+                self._means[f"{name}/ce{suffix}"].update(ce.reshape(-1), counted)
+                self._means[f"{name}/kl{suffix}"].update(kl.reshape(-1), counted)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._language_model is None:
@@ -190,22 +196,24 @@ class LanguageModelMetrics(SAECallback):
         for sites in {spliced_sites(sae, model): None for sae in self.module.each_sae().values()}:
             means = {site: self._activation_means[site].compute() for site in sites}
             zeros = {site: torch.zeros_like(mean) for site, mean in means.items()}
-            self._ablations[sites] = {
-                "ce_zero": self._ce_with(model, zeros, keep_sinks=False),
-                "ce_zero_no_sinks": self._ce_with(model, zeros, keep_sinks=True),
-                "ce_mean": self._ce_with(model, means, keep_sinks=False),
-            }
+            ways = {"ce_zero": (zeros, False), "ce_zero_no_sinks": (zeros, True), "ce_mean": (means, False)}
+            self._ablations[sites] = self._ce_with(model, sites, ways)
         self._ablated_rows = self._rows
         return self._ablations
 
-    def _ce_with(self, model: LanguageModel, replacements: Mapping[SiteRef, Tensor], *, keep_sinks: bool) -> Tensor:
-        mean = TokenMean().to(self._means["ce_clean"].device)
+    def _ce_with(
+        self, model: LanguageModel, sites: Sites, ways: Mapping[str, tuple[Mapping[SiteRef, Tensor], bool]]
+    ) -> dict[str, Tensor]:
+        """Return the cross-entropy for each way to replace the activations at some sites: by what, and sinks kept."""
+        means = {way: TokenMean().to(self._means["ce_clean"].device) for way in ways}
         for rows in self._rows:
             for _, chunk in self._chunks(rows):
-                logits = replaced_logits(model, chunk, replacements, keep_sinks=keep_sinks)
                 counted = counted_targets(chunk.special).reshape(-1)
-                mean.update(token_cross_entropy(logits, chunk.tokens).reshape(-1), counted)
-        return mean.compute()
+                with model.computed_once([site.site for site in sites]):
+                    for way, (replacements, keep_sinks) in ways.items():
+                        logits = replaced_logits(model, chunk, replacements, keep_sinks=keep_sinks)
+                        means[way].update(token_cross_entropy(logits, chunk.tokens).reshape(-1), counted)
+        return {way: mean.compute() for way, mean in means.items()}
 
 
 def spliced_sites(sae: SparseAutoencoder, model: LanguageModel) -> Sites:

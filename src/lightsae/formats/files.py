@@ -7,7 +7,6 @@ write of the same target clears away.
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
+from lightsae.parsing import read_json as read_bounded_json
 
 _MEANING = {
     errno.ENOSPC: "no space is left on the disk; free some, or choose another folder.",
@@ -173,7 +173,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(folder: str | Path, name: str, otherwise: str, again: str) -> dict[str, Any]:
+def read_json(folder: str | Path, name: str, otherwise: str, again: str, *, finite: bool = True) -> dict[str, Any]:
     """Read the JSON object by which a folder says what it holds.
 
     Args:
@@ -181,13 +181,14 @@ def read_json(folder: str | Path, name: str, otherwise: str, again: str) -> dict
         name: The file in it.
         otherwise: What to do if there is no such file, neither there nor in a folder below.
         again: What to do about damage: "export it again".
+        finite: As in `parsing.parse_json`.
 
     Raises:
         FormatError: The folder or the file is missing, or is no JSON object.
     """
     path, written = locate(folder, name), str(Path(folder, name))
     try:
-        description = json.loads((path / name).read_text(encoding="utf-8"))
+        description = read_bounded_json(path / name, finite=finite)
     except FileNotFoundError as error:
         # Somebody may name the run's folder for what lies in it.
         below = sorted(p.parent for pattern in ("*", "*/*") for p in path.glob(f"{pattern}/{name}"))

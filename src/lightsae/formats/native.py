@@ -1,8 +1,8 @@
 """lightsae's own export: a folder with `sae.safetensors` (the tensors) and `sae.json` (everything else).
 
 The tensors' file holds weights and scale buffers alone: its bytes depend on nothing else, neither times nor paths.
-`sae.json` says which variant it is, of which sites and widths, and where it came from, with the hash of the tensors.
-Nothing is ever unpickled.
+`sae.json` says which variant it is, of which sites and widths, and where it came from, with the hash of the tensors and
+that of its own settings: weights under other settings are another SAE. Nothing is ever unpickled.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 from lightsae.errors import ConfigError, FormatError, did_you_mean
+from lightsae.formats.checks import DTYPES, check_tensors, check_types
 from lightsae.formats.files import (
     check_fields,
     check_version,
@@ -70,8 +71,8 @@ def write_sae(sae: SparseAutoencoder, folder: Path, provenance: dict[str, Any] |
         "widths": widths_entry(sae.widths),
         "dtype": str(sae.W_dec.dtype).removeprefix("torch."),
         "sha256": hash_file(folder / TENSORS),
-        "provenance": provenance or {},
     }
+    description |= {"settings_sha256": settings_hash(description), "provenance": provenance or {}}
     text = json.dumps(description, indent=2, ensure_ascii=False, default=str)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
@@ -114,6 +115,7 @@ def build_sae(description: Mapping[str, Any], folder: str | Path, device: str | 
         raise FormatError(f"{written!r} is not a safetensors file ({error}); export it again.") from error
     sae.mechanism.upgrade(tensors, "mechanism.")
     _check_shapes(tensors, sae, written)
+    check_tensors(tensors, dict(sae.named_parameters()), description.get("dtype"), written)
     sae.load_state_dict(tensors, assign=True)
     left = [name for name, buffer in sae.named_buffers() if buffer.is_meta]
     assert not left, f"buffers {left} are neither saved nor rebuilt"
@@ -126,12 +128,38 @@ def describe_sae(folder: str | Path) -> dict[str, Any]:
     Raises:
         FormatError: The folder or the file is missing or damaged, or was written by a newer version.
     """
-    description = read_json(folder, DESCRIPTION, "Name a folder that save_sae or a run wrote.", _AGAIN)
+    # Of its provenance, a figure may have been NaN.
+    description = read_json(folder, DESCRIPTION, "Name a folder that save_sae or a run wrote.", _AGAIN, finite=False)
     written = str(Path(folder, DESCRIPTION))
     check_version(description, written, "format_version", FORMAT_VERSION, _AGAIN)
     fields = {"variant": str, "settings": dict, "widths": dict, "sha256": str, "provenance": dict}
     check_fields(description, written, fields, _AGAIN)
+    if description.get("dtype", "float32") not in DTYPES:
+        raise FormatError(f"{written!r}: dtype is {description['dtype']!r}; there are {', '.join(DTYPES)}. {_AGAIN}.")
+    # Exports of before have no hash of the settings.
+    said = description.get("settings_sha256")
+    if said is not None and said != (now := settings_hash(description)):
+        raise FormatError(
+            f"{written!r} was changed: the SHA-256 of variant, settings, widths and dtype starts with {now[:12]}, but "
+            f"it says {str(said)[:12]}; {_AGAIN}."
+        )
     return description
+
+
+def settings_hash(description: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a description says of the SAE itself: variant, settings, widths and dtype."""
+    told = {name: description.get(name) for name in ("variant", "settings", "widths", "dtype")}
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def complete_settings(description: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the settings of a description with the defaults of what it leaves out, for comparisons.
+
+    Raises:
+        FormatError: They do not make an SAE.
+    """
+    return plain(_empty_sae(description, where).settings)
 
 
 def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAutoencoder:
@@ -143,8 +171,10 @@ def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAuto
     check_fields(description["widths"], written, {"read": list, "predicted": list}, _AGAIN)
     try:
         with torch.device("meta"):
-            return VARIANTS[variant](_widths(description["widths"]), **_settings(description["settings"])).eval()
-    except (ConfigError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            settings = _settings(description["settings"])
+            check_types(settings, VARIANTS[variant])
+            return VARIANTS[variant](_widths(description["widths"]), **settings).eval()
+    except (ConfigError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise FormatError(
             f"{written!r}: settings and widths do not make a {variant} ({reason}); export it again."
@@ -167,8 +197,11 @@ def _settings(plain: dict[str, Any]) -> dict[str, Any]:
     settings = dict(plain)
     if isinstance(mechanism := settings.get("mechanism"), dict):
         arguments = dict(mechanism)
-        settings["mechanism"] = MECHANISMS[arguments.pop("name")](**arguments)
+        kind = MECHANISMS[arguments.pop("name")]
+        check_types(arguments, kind)
+        settings["mechanism"] = kind(**arguments)
     if isinstance(refinements := settings.get("refinements"), dict):
+        check_types(refinements, Refinements)
         settings["refinements"] = Refinements(**refinements)
     return settings
 
@@ -201,7 +234,13 @@ def widths_entry(widths: Widths) -> dict[str, Any]:
 
 def _widths(entry: Mapping[str, Any]) -> Widths:
     """Undo `widths_entry`."""
+    kinds = {"model": str, "site": str, "width": int}
+    for one in (*entry["read"], *entry["predicted"]):
+        if not all(type(one[key]) is kind for key, kind in kinds.items()) or not 0 < one["width"] < 2**31:
+            raise TypeError(f"{one} is no site")
     sides = [{SiteRef(e["model"], e["site"]): e["width"] for e in entry[side]} for side in ("read", "predicted")]
+    if not all(map(len, sides)) or [*map(len, sides)] != [len(entry[side]) for side in ("read", "predicted")]:
+        raise TypeError("a site is missing, or stands there twice")
     return Widths(*sides)
 
 

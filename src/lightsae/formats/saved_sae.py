@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lightsae.errors import FormatError, under
-from lightsae.formats.native import build_sae, describe_sae, plain, tensor_hash, widths_entry
+from lightsae.formats.native import build_sae, complete_settings, describe_sae, plain, tensor_hash, widths_entry
+from lightsae.parsing import parse_yaml
 from lightsae.sae import SparseAutoencoder
+
+# What others read of the settings of `data:`.
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("model", "model_revision", "normalisation", "dtype"), str),
+    "skip_special_tokens": bool,
+    "skip_positions": int,
+}
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,19 @@ class Provenance:
         """
         config = values.get("config")
         try:
-            loaded = yaml.safe_load(config) if isinstance(config, str) else None
-        except yaml.YAMLError as error:
-            raise FormatError(f"{where!r}: the configuration in sae.json is not YAML; export it again.") from error
-        data = loaded.get("data") or {} if isinstance(loaded, dict) else {}
+            loaded = parse_yaml(config) if isinstance(config, str) else None
+        except ValueError as error:
+            raise FormatError(f"{where!r}: the configuration in sae.json: {error}; export it again.") from error
+        data = loaded.get("data") if isinstance(loaded, dict) else None
+        data = data if isinstance(data, dict) else {}
         # On another machine `auto` may choose otherwise.
         told = {name: value for name, value in values.items() if name not in ("config", "dtype")}
         resolved = {name: value for name, value in told.items() if value is not None}
-        return cls({**data, **resolved}, values)
+        data = {**data, **resolved}
+        for name, kind in _KINDS.items():
+            if not isinstance(data.get(name), kind | None) or (name == "skip_positions" and data.get(name, 0) < 0):
+                raise FormatError(f"{where!r}: sae.json says that {name} was {data[name]!r:.60}; export it again.")
+        return cls(data, values)
 
 
 class SavedSAE:
@@ -144,7 +156,26 @@ class SavedSAE:
     @property
     def entry(self) -> dict[str, Any]:
         """What a manifest says of it; nothing of it depends on where the folder lies."""
-        return {"variant": self.variant, "sha256": self.sha256, "d_sae": self.settings.get("d_sae"), **self.widths}
+        told = {"variant": self.variant, "sha256": self.sha256, "d_sae": self.settings.get("d_sae")}
+        return {**told, "settings": self.settings, **self.widths}
+
+    def first_other_setting(self, entry: Mapping[str, Any]) -> str | None:
+        """Return in words the first setting in which another SAE's `entry` differs; None if none does.
+
+        Manifests of before say no settings: then those of the tensors alone tell SAEs apart.
+
+        Raises:
+            FormatError: The settings of one of them make no SAE.
+        """
+        if not isinstance(entry.get("settings"), dict):
+            return None
+        description = {"variant": self.variant, "settings": self.settings, "widths": self.widths}
+        theirs = {**description, **{key: entry[key] for key in ("variant", "settings") if key in entry}}
+        if theirs["variant"] != self.variant:
+            return f"variant {self.variant} and not {theirs['variant']}"
+        ours, others = complete_settings(description, str(self)), complete_settings(theirs, "the manifest")
+        changed = next((key for key in ours if ours[key] != others[key]), None)
+        return None if changed is None else f"{changed} {ours[changed]!r:.60} and not {others[changed]!r:.60}"
 
     def __str__(self) -> str:
         return str(self.folder) if self.folder is not None else self.variant

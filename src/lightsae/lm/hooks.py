@@ -1,8 +1,11 @@
 """Read and write at a site: `hooked` shows a function the activations there; `capture` stands on it.
 
+`computed_once` spares passes over the same tokens the blocks that they share.
+
 Axes: B rows, S positions, D width of the site.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -47,10 +50,7 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
                 "a site holds one vector a token."
             )
         new = visit(vectors)
-        if new is None:
-            return None
-        new = new.reshape(seen.shape)
-        return new if seen is value else type(value)((new, *value[1:]))
+        return None if new is None else _with_activations(value, new.reshape(seen.shape))
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -76,6 +76,48 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _with_activations(value: Any, new: Tensor) -> Any:
+    """Return what a module took or returned with other activations, which come first."""
+    return new if isinstance(value, Tensor) else type(value)((new, *value[1:]))
+
+
+@contextmanager
+def computed_once(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """While open, consecutive blocks compute in the first forward pass; later on the last returns the same again.
+
+    For passes over the same tokens that differ above these blocks alone: they give what whole passes give, to the bit.
+    """
+    outputs: dict[nn.Module, Any] = {}
+
+    def remembering(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            if block not in outputs:
+                output = forward(*args, **kwargs)
+                seen = output if isinstance(output, Tensor) else output[0]
+                # Nothing reads what the others returned: the next block does not compute either.
+                kept = seen.clone() if block is blocks[-1] else seen.new_zeros(()).expand(seen.shape)
+                outputs[block] = _with_activations(output, kept)
+                return output
+            value = outputs[block]
+            # A copy: whatever runs later could write into it.
+            return _with_activations(value, (value if isinstance(value, Tensor) else value[0]).clone())
+
+        return remembered
+
+    outer = {block: vars(block).get("forward") for block in blocks}
+    for block in blocks:
+        block.forward = remembering(block, block.forward)
+    try:
+        yield
+    finally:
+        for block, forward in outer.items():
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 class _AllRead(Exception):

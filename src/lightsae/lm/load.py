@@ -13,6 +13,7 @@ from huggingface_hub.utils.tqdm import enable_progress_bars
 from safetensors import SafetensorError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -100,19 +101,41 @@ def has_next_token_head(config: Any) -> bool:
 def skeleton(name: str, config: Any, trust_remote_code: bool) -> tuple[Any, FakeTensorMode]:
     """Build the model without memory for its weights. Forward passes run inside the mode, on shapes alone.
 
-    Unlike the meta device, fake tensors also pass the checks on values that transformers makes.
+    Unlike the meta device, fake tensors also pass the checks on values that transformers makes. Nothing is initialised:
+    some architectures look at the values that they have drawn.
 
     Raises:
-        ModelError: transformers cannot build what config.json describes.
+        ModelError: transformers cannot build what config.json describes, or lacks a library for it.
     """
     loader = AutoModelForCausalLM if has_next_token_head(config) else AutoModel
     mode = FakeTensorMode()
     try:
-        with mode:  # bfloat16: the fused products of mixtures of experts take nothing else
+        with (
+            on_shapes(mode),
+            no_init_weights(),
+        ):  # bfloat16: the fused products of mixtures of experts take nothing else
             model = loader.from_config(copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise _lacks_library(name, error) from None
     except Exception as error:  # whatever a modelling file raises at numbers that do not fit together
         raise ModelError(f"{_named(name)}, but its config.json cannot be used: {short(error)}") from None
     return model.eval(), mode
+
+
+@contextmanager
+def on_shapes(mode: FakeTensorMode) -> Iterator[None]:
+    """While open, tensors have no memory, on whatever device the caller makes its own; PyTorch logs no failures."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was, log.disabled = log.disabled, True
+    try:
+        with torch.device("cpu"), mode:
+            yield
+    finally:
+        log.disabled = was
+
+
+def _lacks_library(name: str, error: ImportError) -> ModelError:
+    return ModelError(f"{_named(name)}, which needs something that is not installed here: {short(error)}")
 
 
 def truncated(config: Any, n_layers: int) -> Any:
@@ -137,7 +160,7 @@ def load_weights(
     config. Of a name that ends with @random the weights are drawn anew.
 
     Raises:
-        ModelError: Weights are absent, damaged, incomplete, or of other shapes.
+        ModelError: Weights are absent, damaged, incomplete, or of other shapes; or a library is missing.
     """
     loader = AutoModelForCausalLM if with_head else AutoModel
     try:
@@ -152,6 +175,8 @@ def load_weights(
                 ignore_mismatched_sizes=True,  # reported below, in one line
                 output_loading_info=True,
             )
+    except ImportError as error:  # of quantised weights: bitsandbytes, GPTQ, ...
+        raise _lacks_library(name, error) from None
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(f"{_named(name)}, but its weights cannot be read: {short(error)} {_MEND}") from None
     # An encoder saved with another head lacks the pooler, which no site reads.

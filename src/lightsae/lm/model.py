@@ -12,22 +12,24 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightsae.errors import ModelError, SiteError, arg, under
 from lightsae.lm.dtypes import choose_dtype
-from lightsae.lm.hooks import Intervention, capture, hooked, no_cache
+from lightsae.lm.hooks import Intervention, capture, computed_once, hooked, no_cache
 from lightsae.lm.load import (
     check_device,
     has_next_token_head,
     load_config,
     load_tokenizer,
     load_weights,
+    on_shapes,
     short,
     skeleton,
     source_of,
     truncated,
 )
-from lightsae.lm.sites import Site, SiteInfo, find_site, portable_names
+from lightsae.lm.sites import Site, SiteInfo, blocks_before, find_site, portable_names
 from lightsae.lm.vocabulary import Vocabulary
 
 
@@ -43,16 +45,20 @@ class ModelDescription:
         has_next_token_head: Whether it predicts the next token. False for encoders such as BERT.
     """
 
-    def __init__(self, name: str, revision: str | None, config: Any, model: Any, mode: Any = None) -> None:
+    def __init__(
+        self, name: str, revision: str | None, config: Any, model: Any, mode: FakeTensorMode | None = None
+    ) -> None:
         # `mode`, for a model without memory: its forward passes run inside.
         text = config.get_text_config()
         self.name = name
         self.revision = getattr(config, "_commit_hash", None) or revision
         self.model = model
+        if not hasattr(text, "num_hidden_layers"):
+            raise ModelError(f"{arg('name_or_path')} is {name!r}, and its config.json tells of no blocks.")
         self.n_layers: int = text.num_hidden_layers
         self.max_context: int | None = getattr(text, "max_position_embeddings", None)
         self.has_next_token_head = has_next_token_head(config)
-        self._mode: AbstractContextManager[Any] | None = mode
+        self._mode: FakeTensorMode | None = mode
         self._sites: dict[str, Site] = {}
         self._widths: dict[str, int] = {}
 
@@ -91,11 +97,13 @@ class ModelDescription:
         if not new:
             return
         try:
-            with self._mode or nullcontext():
+            with nullcontext() if self._mode is None else on_shapes(self._mode):
                 # Two rows of three: a tensor that is the same for all rows, or has its axes swapped, is found out.
                 rows = torch.zeros(2, 3, dtype=torch.long, device=self.model.device)
                 captured = capture(self.model, rows, new)
-        except RuntimeError as error:  # on shapes alone; a SiteError is none
+        except SiteError:
+            raise
+        except Exception as error:  # whatever a modelling file raises at tokens alone, and at shapes alone
             if self._mode is None:
                 raise
             raise ModelError(
@@ -117,7 +125,7 @@ class LanguageModel(ModelDescription):
 
     def __init__(self, name: str, revision: str | None, config: Any, model: Any, trust_remote_code: bool) -> None:
         super().__init__(name, revision, config, model)
-        self.has_next_token_head &= model.base_model is not model
+        self.has_next_token_head &= model.get_output_embeddings() is not None
         self._trust_remote_code = trust_remote_code
 
     @classmethod
@@ -255,6 +263,16 @@ class LanguageModel(ModelDescription):
         if not self.has_next_token_head:
             raise ModelError(f"{self.name!r} is in memory without a next-token head, so it gives no logits.")
         return self.model(tokens, **no_cache(self.model)).logits  # type: ignore[no-any-return]
+
+    def computed_once(self, sites: Sequence[str]) -> AbstractContextManager[None]:
+        """While open, the blocks before all of the sites compute in the first forward pass alone.
+
+        For passes over the same tokens that differ in interventions at these sites: the same bits for less work.
+
+        Raises:
+            SiteError: There is no such site.
+        """
+        return computed_once(blocks_before(self.model, [self.site(site) for site in sites]))
 
     def intervene(self, site: str, fn: Intervention) -> AbstractContextManager[None]:
         """While open, what `fn` returns takes the place of the (B, S, D) at `site` in every forward pass.

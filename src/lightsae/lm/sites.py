@@ -22,7 +22,8 @@ Source: the modelling files of transformers, read one by one.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -87,6 +88,7 @@ FAMILIES = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gemma2": _GEMMA,
+    "gemma3": replace(_GEMMA, blocks="language_model.layers"),  # with images; its text model is a part of it
     "gemma3_text": _GEMMA,
     "phi": _PHI,
     "opt": _OPT,
@@ -166,6 +168,22 @@ def find_site(model: Any, name: str, *, model_name: str, n_layers: int) -> Site:
         raise SiteError(f"{named}, which {model_name!r} does not have.{hint} {listing}")
     path = next(p for p, m in model.named_modules() if m is module)
     return Site(name, module, path, side, _layer_of(model, family, path))
+
+
+def blocks_before(model: Any, sites: Sequence[Site]) -> list[nn.Module]:
+    """Return the blocks whose outputs no site can change: those before the first of them; none where that is unknown.
+
+    A block whose output is the site is one of them: it computes the same whatever is then put in the output's place.
+    """
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        return []
+    blocks = model.get_submodule(_blocks_path(model, family))
+    whole = [
+        0 if site.layer is None else site.layer + (site.side == "output" and site.module is blocks[site.layer])
+        for site in sites
+    ]
+    return list(blocks[: min(whole, default=0)])
 
 
 def _blocks_path(model: Any, family: Family) -> str:

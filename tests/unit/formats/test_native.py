@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.files import hash_file
-from lightsae.formats.native import describe_sae, load_sae, plain, save_sae
+from lightsae.formats.native import describe_sae, load_sae, plain, save_sae, settings_hash
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import VARIANTS, Refinements, SiteRef, SparseAutoencoder, TopK, Widths, mechanisms
 
 READ = {SiteRef("gpt2", "mlp_in.0"): 4, SiteRef("gpt2", "mlp_in.1"): 3}
@@ -63,8 +64,10 @@ def saved(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, **changes: object) -> None:
+    """Change what is said, with the hash that vouches for it."""
     path = folder / "sae.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    description = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(description | {"settings_sha256": settings_hash(description)}))
 
 
 def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -359,3 +362,179 @@ def test_an_export_from_before_each_step_had_a_threshold_of_its_own(tmp_path):
     (tmp_path / "sae" / "sae.json").write_text(json.dumps(description))
     x = torch.randn(20, 4)
     assert torch.equal(load_sae(tmp_path / "sae").encode(x), sae.encode(x))
+
+
+# -- what somebody sent -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": {"k": 4}},
+        {"settings": {"refinements": {"second_step": 0.3}}},
+        {"widths": {"predicted": []}},
+        {"variant": "BatchTopK"},
+        {"dtype": "bfloat16"},
+        {"settings_sha256": "0" * 64},
+        {"settings_sha256": 7},
+    ],
+)
+def test_settings_that_were_changed_under_the_same_weights(saved, changes):
+    path = saved / "sae.json"
+    told = json.loads(path.read_text())
+    for name, value in changes.items():
+        told[name] = told[name] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(told))
+    refused(saved, "was changed: the SHA-256 of variant, settings, widths and dtype")
+
+
+def test_an_export_from_before_settings_had_a_hash(saved):
+    path = saved / "sae.json"
+    told = json.loads(path.read_text())
+    whole = load_sae(saved)
+    for name in ("settings_sha256", "dtype"):
+        del told[name]
+        path.write_text(json.dumps(told))
+        assert torch.equal(load_sae(saved).W_dec, whole.W_dec)
+    # What had no name then stands at its default.
+    told["settings"] = {"d_sae": 12, "k": 3}
+    path.write_text(json.dumps(told))
+    assert load_sae(saved).settings == whole.settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("d_sae", True, "d_sae is True, where int should be"),
+        ("d_sae", 12.0, "d_sae is 12.0, where int should be"),
+        ("d_sae", 2**64, "where int should be"),
+        ("d_sae", -12, "d_sae is -12"),
+        ("k", "3", "k is '3', where int should be"),
+        ("k", [3], r"k is \[3\], where int should be"),
+        ("k", None, "k is None, where int should be"),
+        ("k_fall", float("nan"), "k_fall is nan, where float should be"),
+        ("k_fall", float("inf"), "k_fall is inf, where float should be"),
+        ("k_aux", False, r"k_aux is False, where int \| None should be"),
+        ("refinements", {"prune": "0"}, "prune is '0'"),
+        ("refinements", {"aligned": 1}, "aligned is 1, where bool should be"),
+        ("refinements", {"tilt": float("nan")}, "tilt is nan, where float should be"),
+        ("refinements", [], r"refinements is \[\]"),
+    ],
+)
+def test_settings_of_another_type(saved, name, value, said):
+    edit(saved, settings=describe_sae(saved)["settings"] | {name: value})
+    refused(saved, f"do not make a TopK .*{said}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("groups", 5), ("groups", [5, True]), ("groups", ["5", 7]), ("order", "size"), ("detach_inner", 1)],
+)
+def test_settings_of_a_structure_of_another_type(tmp_path, name, value):
+    folder = tmp_path / "sae"
+    save_sae(make("Matryoshka"), folder)
+    edit(folder, settings=describe_sae(folder)["settings"] | {name: value})
+    refused(folder, f"do not make a Matryoshka .*{name} is ")
+
+
+def test_a_mechanism_with_a_setting_of_another_type(tmp_path):
+    folder = tmp_path / "sae"
+    save_sae(make("Matryoshka"), folder)
+    edit(folder, settings=describe_sae(folder)["settings"] | {"mechanism": {"name": "TopK", "k": 3.0}})
+    refused(folder, "do not make a Matryoshka .*k is 3.0, where int should be")
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        {"model": None, "site": "mlp_in.0", "width": 4},
+        {"model": "gpt2", "site": 3, "width": 4},
+        {"model": "gpt2", "site": "mlp_in.0", "width": 4.0},
+        {"model": "gpt2", "site": "mlp_in.0", "width": True},
+        {"model": "gpt2", "site": "mlp_in.0", "width": -4},
+        {"model": "gpt2", "site": "mlp_in.1", "width": 3},
+    ],
+)
+def test_a_site_that_is_none_or_stands_there_twice(saved, site):
+    sites = describe_sae(saved)["widths"]["read"]
+    edit(saved, widths={"read": [site, sites[1]], "predicted": [site, sites[1]]})
+    refused(saved, "do not make a TopK")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["W_dec", "b_enc"])
+def test_a_tensor_of_another_dtype_than_is_said(saved, name, dtype):
+    tensors = load_file(saved / "sae.safetensors")
+    rewrite(saved, tensors | {name: tensors[name].to(getattr(torch, dtype))})
+    refused(saved, f"{name} is {dtype}, where float32 should be")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64])
+@pytest.mark.parametrize("name", ["W_dec", "output_scale"])
+def test_a_tensor_of_no_fractions(saved, name, dtype):
+    tensors = load_file(saved / "sae.safetensors")
+    rewrite(saved, tensors | {name: tensors[name].to(dtype)})
+    refused(saved, f"{name} is {str(dtype).removeprefix('torch.')}, where float32 should be")
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "", None, 3])
+def test_a_dtype_that_is_none(saved, dtype):
+    edit(saved, dtype=dtype)
+    refused(saved, "dtype is .* there are float32, bfloat16, float16, float64")
+
+
+def test_tensors_of_several_dtypes_where_none_is_said(saved):
+    tensors = load_file(saved / "sae.safetensors")
+    rewrite(saved, tensors | {"W_enc": tensors["W_enc"].half()})
+    path = saved / "sae.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in told.items() if key not in ("dtype", "settings_sha256")}))
+    refused(saved, "W_enc is float16, where float32 should be")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["W_dec", "W_enc", "b_enc", "b_dec", "input_scale", "mechanism.threshold"])
+def test_a_value_that_is_no_number(tmp_path, name, value):
+    folder = tmp_path / "sae"
+    save_sae(make("BatchTopK"), folder)
+    tensors = load_file(folder / "sae.safetensors")
+    tensors[name].view(-1)[-1] = value
+    rewrite(folder, tensors)
+    refused(folder, f"{name} holds a NaN or an infinity")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+@pytest.mark.parametrize("name", ["input_scale", "output_scale"])
+def test_a_scale_that_is_none(saved, name, value):
+    tensors = load_file(saved / "sae.safetensors")
+    tensors[name][0] = value
+    rewrite(saved, tensors)
+    refused(saved, f"{name} is .*, and a scale is above 0")
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said"),
+    [
+        ({"config": "data: &a [*a]"}, r"the alias \*a holds itself"),
+        ({"config": "a: ["}, "is not YAML"),
+        ({"config": "data: {model: [gpt2]}"}, r"model was \['gpt2'\]"),
+        ({"config": "data: {skip_positions: many}"}, "skip_positions was 'many'"),
+        ({"config": "data: {skip_positions: -1}"}, "skip_positions was -1"),
+        ({"skip_special_tokens": "no"}, "skip_special_tokens was 'no'"),
+        ({"model_revision": 7}, "model_revision was 7"),
+    ],
+)
+def test_a_training_that_cannot_have_been(saved, provenance, said):
+    edit(saved, provenance=provenance)
+    with pytest.raises(FormatError, match=said) as caught:
+        SavedSAE.open(saved)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "provenance", [{"config": "data: gpt2.yaml"}, {"config": "- a"}, {"config": None}, {"loss": float("nan")}]
+)
+def test_a_training_of_which_little_is_known(saved, provenance):
+    edit(saved, provenance=provenance)
+    assert SavedSAE.open(saved).provenance.model is None
+    assert load_sae(saved).d_sae == 12

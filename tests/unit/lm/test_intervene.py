@@ -74,6 +74,48 @@ def test_steering_equals_a_hand_written_forward(tiny, direction: Tensor) -> None
     assert not torch.allclose(output(tiny.lm, tiny.tokens), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", PORTABLE)
+def test_blocks_before_a_site_compute_once_for_the_same_bits(tiny, kind: str) -> None:
+    writes = (lambda x: x, lambda x: -x, torch.zeros_like)
+    expected = []
+    for write in writes:
+        with tiny.lm.intervene(f"{kind}.1", write):
+            expected.append(output(tiny.lm, tiny.tokens))
+    runs = dict.fromkeys(range(LAYERS), 0)
+
+    def counting(layer: int):
+        def count(*_ignored) -> None:
+            runs[layer] += 1
+
+        return tiny.blocks[layer].get_submodule(tiny.wiring.down).register_forward_hook(count)
+
+    handles = [counting(layer) for layer in runs]
+    # The second site comes later and decides nothing.
+    with tiny.lm.computed_once([f"{kind}.1", "resid_post.2"]):
+        for write, written in zip(writes, expected, strict=True):
+            with tiny.lm.intervene(f"{kind}.1", write):
+                assert torch.equal(output(tiny.lm, tiny.tokens), written)
+    for handle in handles:
+        handle.remove()
+    # Where the site is the block's own output, the block computes the same before something is put in its place.
+    alike = kind == "resid_post" and tiny.lm.site("resid_post.1").module is tiny.blocks[1]
+    assert runs == {0: 1, 1: 1 if alike else 3, 2: 3}
+    assert not any("forward" in vars(block) for block in tiny.blocks)
+
+
+def test_outside_known_blocks_everything_computes(tiny) -> None:
+    """A site before the blocks: what is written there changes them all."""
+    embeddings = tiny.lm.model.get_input_embeddings()
+    path = next(path for path, module in tiny.lm.model.named_modules() if module is embeddings) + ".output"
+    with tiny.lm.intervene(path, lambda x: -x):
+        expected = output(tiny.lm, tiny.tokens)
+    with tiny.lm.computed_once([path, "resid_post.1"]):
+        clean = output(tiny.lm, tiny.tokens)
+        with tiny.lm.intervene(path, lambda x: -x):
+            assert torch.equal(output(tiny.lm, tiny.tokens), expected)
+    assert not torch.equal(clean, expected)
+
+
 def test_generate_with_cache_steers_every_position(tiny, direction: Tensor) -> None:
     if not tiny.lm.has_next_token_head:
         pytest.skip("encoders do not generate")

@@ -4,13 +4,15 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from lightsae.errors import ModelError, SiteError, under
@@ -248,6 +250,80 @@ def test_config_that_no_forward_pass_fits(folder: Path) -> None:
     with pytest.raises(ModelError) as error:
         describe(str(folder)).width("resid_post.1")
     assert "cannot be measured from its config.json" in message(error)
+
+
+# -- architectures outside the table -----------------------------------------------------------------------------------
+
+_SMALL = {"hidden_size": 24, "intermediate_size": 52, "num_hidden_layers": 3, "num_attention_heads": 4}
+_LLAMA_4 = {"num_key_value_heads": 2, "head_dim": 6, "num_local_experts": 2, "intermediate_size_mlp": 52}
+
+
+def saved(model: PreTrainedModel, folder: Path) -> str:
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("kind", ["ModernBertForMaskedLM", "ModernBertModel"])
+def test_weights_that_look_at_themselves_while_they_are_drawn(kind: str, device: str, tmp_path: Path) -> None:
+    config = transformers.ModernBertConfig(**_SMALL, vocab_size=61, pad_token_id=0, cls_token_id=1, sep_token_id=2)
+    folder = saved(getattr(transformers, kind)(config), tmp_path / kind)
+    with torch.device(device):
+        description = describe(folder)
+        assert [description.width(f"layers.{layer}.output") for layer in range(3)] == [24] * 3
+        assert description.width("layers.1.mlp.Wo.input") == 52
+    lm = LanguageModel.from_pretrained(folder, sites=["layers.1.output"])
+    assert lm.capture(torch.full((2, 5), 7), ["layers.1.output"])["layers.1.output"].shape == (2, 5, 24)
+
+
+@pytest.mark.parametrize("kind", ["ViTModel", "CLIPModel", "ResNetModel"])
+def test_models_that_read_no_text(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = getattr(transformers, kind).config_class()
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as error:
+        describe(str(tmp_path)).width("embeddings.output" if kind == "ViTModel" else "text_model.embeddings.output")
+    assert message(error).startswith(f"name_or_path is {str(tmp_path)!r}, ")
+    assert capfd.readouterr().err == ""
+
+
+def test_the_head_of_a_model_that_does_not_know_its_body(tmp_path: Path, tokens: torch.Tensor) -> None:
+    """Llama 4's body is not at its `base_model_prefix`, so that transformers takes the whole for the body."""
+    config = transformers.Llama4TextConfig(**_SMALL, **_LLAMA_4, vocab_size=61, attention_chunk_size=32)
+    folder = saved(transformers.Llama4ForCausalLM(config), tmp_path / "whole")
+    lm = LanguageModel.from_pretrained(folder)
+    assert lm.model.base_model is lm.model
+    assert lm.has_next_token_head
+    assert lm.logits(tokens).shape == (2, 9, 61)
+    assert describe(folder).width("model.layers.2.output") == 24
+    base = LanguageModel.from_pretrained(saved(lm.model.model, tmp_path / "base"))
+    assert not base.has_next_token_head
+
+
+def test_head_of_every_family(tiny_folder: Callable[[str], Path], architectures: list[str]) -> None:
+    for name in architectures:
+        assert LanguageModel.from_pretrained(str(tiny_folder(name))).has_next_token_head == (name != "bert"), name
+
+
+@pytest.mark.parametrize(
+    ("library", "quantised"),
+    [
+        ("bitsandbytes", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ("bitsandbytes", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        ("optimum", {"quant_method": "gptq", "bits": 4, "group_size": 128}),
+        ("gptqmodel", {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}),
+        ("torchao", {"quant_method": "torchao", "quant_type": "int8_weight_only"}),
+        ("hqq", {"quant_method": "hqq", "quant_config": {}}),
+    ],
+)
+def test_quantised_weights_without_their_library(folder: Path, library: str, quantised: dict[str, object]) -> None:
+    if find_spec(library):
+        pytest.skip(f"{library} is installed")
+    edit_config(folder, quantization_config=quantised)
+    assert describe(str(folder)).width("resid_post.1") == 24
+    for sites in (None, ["resid_post.1"]):
+        with pytest.raises(ModelError) as error:
+            LanguageModel.from_pretrained(str(folder), sites=sites)
+        assert "needs something that is not installed here" in message(error)
 
 
 def test_builtin_model_ships_complete() -> None:

@@ -159,5 +159,6 @@ def _ids(value: Any) -> NDArray[np.integer[Any]] | None:
 def _content(content: Any) -> str:
     """Return a message's text: of a list of parts, that of those which have some."""
     if isinstance(content, list):
-        content = "\n".join(part["text"] for part in content if isinstance(part, dict) and part.get("text"))
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "\n".join(text for text in texts if text and isinstance(text, str))
     return as_encodable(content) if isinstance(content, str) else ""

@@ -17,7 +17,7 @@ from lightsae.activations.corpus.hub import SplitKey, check_hub, open_hub
 from lightsae.activations.corpus.suffixes import kind_of
 from lightsae.activations.corpus.text_files import file_part, natural_order, table_part
 from lightsae.activations.settings import DataSettings
-from lightsae.errors import CorpusError, arg, did_you_mean
+from lightsae.errors import CorpusError, arg, did_you_mean, reading
 
 BUILTIN = "builtin"
 
@@ -107,12 +107,8 @@ def _open_saved(settings: DataSettings, key: SplitKey) -> DocumentSource:
     import datasets
 
     folder = Path(settings.text).expanduser().resolve()
-    try:
+    with reading(CorpusError, f"{arg('dataset')} is {settings.dataset!r}, a saved dataset that cannot be read"):
         table: Any = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise CorpusError(
-            f"{arg('dataset')} is {settings.dataset!r}, a saved dataset that cannot be read: {error}."
-        ) from None
     fingerprint = folder.name
     if isinstance(table, datasets.DatasetDict):
         name = getattr(settings, key)

@@ -5,7 +5,6 @@ CSV, and row numbers elsewhere. A compressed file is decompressed from its start
 """
 
 import codecs
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from lightsae.activations.corpus.columns import Columns, documents_of
 from lightsae.activations.corpus.csv_files import read_csv
 from lightsae.activations.corpus.documents import Document, Part, refuse_cut
 from lightsae.activations.corpus.suffixes import kind_of, opened
-from lightsae.errors import CorpusError, arg
+from lightsae.errors import CorpusError, arg, reading
+from lightsae.parsing import parse_json_of_others
 
 _SEPARATOR = b"<|endoftext|>"
 _LONGEST = 1 << 20
@@ -66,11 +66,12 @@ def table_part(table: Any, text_column: str, where: str, sizes: Mapping[Path, in
     table = table.select_columns(columns.names).with_format(None)
 
     def read(offset: int) -> Iterator[tuple[Document, int]]:
-        for start in range(offset, len(table), _ROWS_AT_A_TIME):
-            refuse_cut(sizes or {})
-            values = table[start : start + _ROWS_AT_A_TIME].values()
-            records = (dict(zip(columns.names, row, strict=True)) for row in zip(*values, strict=True))
-            yield from documents_of(records, start, columns, where)
+        with reading(CorpusError, f"{arg('dataset')}: {where} cannot be read"):
+            for start in range(offset, len(table), _ROWS_AT_A_TIME):
+                refuse_cut(sizes or {})
+                values = table[start : start + _ROWS_AT_A_TIME].values()
+                records = (dict(zip(columns.names, row, strict=True)) for row in zip(*values, strict=True))
+                yield from documents_of(records, start, columns, where)
 
     return read
 
@@ -126,13 +127,9 @@ def _is_lines(path: Path) -> bool:
         if file.peek(4)[:4].removeprefix(codecs.BOM_UTF8)[:1] != b"{":  # a list may be one line of gigabytes
             return False
         try:
-            return isinstance(_parse(file.readline()), dict)
+            return isinstance(parse_json_of_others(file.readline()), dict)
         except ValueError:
             return False
-
-
-def _parse(data: bytes) -> Any:
-    return json.loads(data.decode("utf-8-sig", errors="replace"))
 
 
 def _read_lines(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:
@@ -152,7 +149,7 @@ def _lines(path: Path, offset: int) -> Iterator[tuple[Any, int]]:
             if not line.strip():
                 continue
             try:
-                record = _parse(line)
+                record = parse_json_of_others(line)
             except ValueError as error:
                 raise CorpusError(f"{arg('dataset')}: {where} is not JSON ({error}).") from None
             yield record, place
@@ -162,7 +159,7 @@ def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Docu
     """A list of objects (or a single one) has no lines to read one by one: the file is held in memory."""
     try:
         with opened(path) as file:
-            records = _parse(file.read())
+            records = parse_json_of_others(file.read())
     except ValueError as error:
         raise CorpusError(f"{arg('dataset')}: {path.name} is not JSON ({error}).") from None
     records = records if isinstance(records, list) else [records]
@@ -172,22 +169,21 @@ def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Docu
 
 
 def _read_parquet(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = Columns.choose(file.schema_arrow.names, text_column, path.name)
-            first = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if offset < first + rows:
-                    start = first
-                    for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns.names):
-                        skip = min(max(offset - start, 0), len(batch))
-                        records = batch.slice(skip).to_pylist()
-                        yield from documents_of(records, start + skip, columns, path.name)
-                        start += len(batch)
-                first += rows
-    except pa.ArrowException as error:
-        raise CorpusError(f"{arg('dataset')}: {path.name} is not a readable parquet file ({error}).") from None
+    with (
+        reading(CorpusError, f"{arg('dataset')}: {path.name} is not a readable parquet file"),
+        pq.ParquetFile(path) as file,
+    ):
+        columns = Columns.choose(file.schema_arrow.names, text_column, path.name)
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if offset < first + rows:
+                start = first
+                for batch in file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=columns.names):
+                    skip = min(max(offset - start, 0), len(batch))
+                    records = batch.slice(skip).to_pylist()
+                    yield from documents_of(records, start + skip, columns, path.name)
+                    start += len(batch)
+            first += rows

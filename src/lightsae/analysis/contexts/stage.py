@@ -17,6 +17,7 @@ import numpy as np
 from lightsae.analysis.contexts.statistics import ContextStatistics
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
+from lightsae.errors import FormatError, reading
 from lightsae.formats.files import write_atomically
 from lightsae.progress import Progress
 
@@ -36,10 +37,15 @@ class SavedPass:
         self.path = target.absolute().with_name(f".{target.name}.pass-{digest}.npz")
 
     def load(self, statistics: Mapping[str, ContextStatistics]) -> int:
-        """Go on from the saved state, and return how many batches it holds; 0 where there is none."""
+        """Go on from the saved state, and return how many batches it holds; 0 where there is none.
+
+        Raises:
+            FormatError: It is damaged.
+        """
         if not self.path.is_file():
             return 0
-        with np.load(self.path) as saved:
+        what = f"{str(self.path)!r}, in which a pass was kept that was stopped, cannot be read"
+        with reading(FormatError, what, "delete it, and the pass begins anew"), np.load(self.path) as saved:
             for name, gathered in statistics.items():
                 prefix = f"{name}/"
                 gathered.load({key.removeprefix(prefix): saved[key] for key in saved.files if key.startswith(prefix)})

@@ -9,7 +9,6 @@
 Only the list is read at the start. The rest, and Plotly, are loaded by the pages that need them.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -32,6 +31,8 @@ from lightsae.analysis.dashboard.data import (
 )
 from lightsae.analysis.dashboard.maps import Map
 from lightsae.analysis.dictionary.figures import headline, tested_scores
+from lightsae.errors import FormatError
+from lightsae.parsing import parse_json, read_bytes
 
 Tables = Mapping[str, pa.Table]
 
@@ -84,8 +85,11 @@ def rewrite_features(folder: Path, tables: Mapping[str, pa.Table], manifest: Map
     """
     data = folder / "assets" / "data"
     # What `write_script` wrote: receive("manifest", {...}).
-    script = (data / "manifest.js").read_text(encoding="ascii")
-    entry = json.loads(script[script.index(",") + 1 : script.rindex(")")])
+    try:
+        script = read_bytes(data / "manifest.js")
+        entry = dict(parse_json(script[script.index(b",") + 1 : script.rindex(b")")]))
+    except (OSError, ValueError, TypeError) as error:
+        raise FormatError(f"{str(folder / 'index.html')!r} is no dashboard of ours ({error}); delete it.") from error
     shutil.rmtree(data / "features")
     write_population(data, "features", tables)
     write_script(

@@ -7,6 +7,8 @@ whose name was pointed to this address (DNS rebinding) is refused, and so is a r
 import ipaddress
 import json
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -15,10 +17,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from lightsae.parsing import parse_json
+
 MAX_CHARACTERS = 20_000
 _MAX_BYTES = 6 * MAX_CHARACTERS + 100
 _SECONDS = 30
+# Each connection has a thread: at most so many at once, and so many more that wait.
+_THREADS, _WAITING = 32, 128
 _HEADERS = {
+    # As index.html has it for those who open it from the disk, which needs file:. Plotly needs eval and inline styles.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -43,15 +54,37 @@ class DashboardServer(ThreadingHTTPServer):
     daemon_threads = True
     # An answered port in another process is an error, not something to share.
     allow_reuse_port = False
+    request_queue_size = _WAITING
 
     def __init__(
         self, folder: Path, host: str = "127.0.0.1", port: int = 8080, encode: Encode | None = None, model: str = ""
     ) -> None:
         self.folder, self.encode, self.model = folder.resolve(), encode, model
         self.host = host
+        self._free = threading.BoundedSemaphore(_THREADS)
         if ":" in host:
             self.address_family = socket.AF_INET6
         super().__init__((host, port), partial(_Handler, directory=str(self.folder)))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._free.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say in a line what failed; that somebody hung up is no failure."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            print(f"lightsae: error: a request failed: {_line(error)}", file=sys.stderr)
 
     def knows_host(self, host: str) -> bool:
         """Whether a Host header names this machine: by an address, as localhost, or as it was asked to listen."""
@@ -130,7 +163,17 @@ class _Handler(SimpleHTTPRequestHandler):
         elif len(text) > MAX_CHARACTERS:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Send at most {MAX_CHARACTERS} characters.")
         else:
-            self._answer(self.server.encode(text))
+            self._encode(self.server.encode, text)
+
+    def _encode(self, encode: Encode, text: str) -> None:
+        try:
+            body = json.dumps(encode(text), allow_nan=False).encode()
+        except Exception as error:  # whatever a tokenizer, a model or an SAE raises
+            why = f"The text could not be encoded: {_line(error)}"
+            print(f"lightsae: error: {why}", file=sys.stderr)
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, why)
+        else:
+            self._send(body, HTTPStatus.OK)
 
     def end_headers(self) -> None:
         for name, value in _HEADERS.items():
@@ -145,11 +188,11 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def _text(self, length: int) -> str | None:
         try:
-            request = json.loads(self.rfile.read(length))
+            request = parse_json(self.rfile.read(length))
             text = request["text"]
             # Half a surrogate pair can stand in JSON, and in no text.
             text.encode("utf-8")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
         return text if isinstance(text, str) else None
 
@@ -178,7 +221,9 @@ class _Handler(SimpleHTTPRequestHandler):
         return path.is_relative_to(self.server.folder)
 
     def _answer(self, value: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
-        body = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), status)
+
+    def _send(self, body: bytes, status: HTTPStatus) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -188,3 +233,7 @@ class _Handler(SimpleHTTPRequestHandler):
     def _refuse(self, status: HTTPStatus, why: str) -> None:
         self.close_connection = True
         self._answer({"error": why}, status)
+
+
+def _line(error: BaseException | None) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -7,6 +7,7 @@ through Parquet's row groups.
 import glob
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from lightsae.analysis.dictionary.integrity import read_manifest
+from lightsae.analysis.dictionary.integrity import AGAIN, read_manifest
 from lightsae.analysis.dictionary.schema import KEYS, PATTERNS_BEFORE_2, TABLES, TIERS, file_of
-from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean, under
+from lightsae.errors import ConfigError, FormatError, SiteError, did_you_mean, reading, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -77,11 +78,13 @@ class FeatureDictionary:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
-        # With the schema, what a dictionary of an earlier version lacks is null.
-        self._datasets = {
-            name: ds.dataset(folder / file_of(name), schema=schema, format="parquet") for name, schema in TABLES.items()
-        }
-        self._connection = _connect(folder.resolve())
+        with self._reading():
+            # With the schema, what a dictionary of an earlier version lacks is null.
+            self._datasets = {
+                name: ds.dataset(folder / file_of(name), schema=schema, format="parquet")
+                for name, schema in TABLES.items()
+            }
+            self._connection = _connect(folder.resolve())
         self._lock = threading.Lock()
 
     @classmethod
@@ -118,10 +121,14 @@ class FeatureDictionary:
         which the words said the most telling ones: their precision and recall are those of the whole rule.
         """
         offline = self.manifest["labels"].get("offline") or {}
-        return int(offline.get("most_patterns", PATTERNS_BEFORE_2))
+        limit = offline.get("most_patterns", PATTERNS_BEFORE_2) if isinstance(offline, dict) else None
+        if type(limit) is not int or limit < 1:
+            raise FormatError(f"{str(self.folder)!r}: labels.offline.most_patterns is {limit!r}; {AGAIN}.")
+        return limit
 
     def __len__(self) -> int:
-        return int(self._datasets["features"].count_rows())
+        with self._reading():
+            return int(self._datasets["features"].count_rows())
 
     def __repr__(self) -> str:
         of_long_rules = f", labels of rules of up to {limit} patterns" if (limit := self.label_limit) > 3 else ""
@@ -129,19 +136,19 @@ class FeatureDictionary:
 
     def features(self) -> pa.Table:
         """Return the table of features, one row each."""
-        return self._datasets["features"].to_table()
+        return self._table("features")
 
     def contexts(self) -> pa.Table:
         """Return the windows of all features; see `feature` for those of one."""
-        return self._datasets["contexts"].to_table()
+        return self._table("contexts")
 
     def edges(self) -> pa.Table:
         """Return the edges between features."""
-        return self._datasets["edges"].to_table()
+        return self._table("edges")
 
     def labels(self) -> pa.Table:
         """Return all labels with their tests, those that did not pass among them."""
-        return self._datasets["labels"].to_table()
+        return self._table("labels")
 
     def to_pandas(self, table: str = "features") -> pd.DataFrame:
         """Return one of the tables as a pandas frame.
@@ -151,7 +158,8 @@ class FeatureDictionary:
         """
         if table not in TABLES:
             raise ConfigError(f"table is {table!r}; there are {', '.join(TABLES)}.{did_you_mean(table, TABLES)}")
-        frame: pd.DataFrame = self._datasets[table].to_table().to_pandas()
+        with self._reading():
+            frame: pd.DataFrame = self._table(table).to_pandas()
         return frame
 
     def feature(self, index: int) -> Feature:
@@ -160,10 +168,8 @@ class FeatureDictionary:
         Raises:
             ConfigError: There is no such feature.
         """
-        rows = {
-            name: dataset.to_table(filter=ds.field(KEYS[name]) == index).to_pylist()
-            for name, dataset in self._datasets.items()
-        }
+        with self._reading():
+            rows = {name: self._table(name, ds.field(KEYS[name]) == index).to_pylist() for name in self._datasets}
         if not rows["features"]:
             raise ConfigError(f"There is no feature {index}; this dictionary has {len(self)} features, from 0.")
         return Feature(index, rows["features"][0], rows["contexts"], rows["edges"], rows["labels"])
@@ -261,6 +267,13 @@ class FeatureDictionary:
         except duckdb.Error as error:
             raise ConfigError(f"The query cannot be answered: {str(error).strip().splitlines()[0]}") from error
 
+    def _table(self, name: str, rows: ds.Expression | None = None) -> pa.Table:
+        with self._reading():
+            return self._datasets[name].to_table(filter=rows)
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(FormatError, f"a table of {str(self.folder)!r} cannot be read", AGAIN)
+
     def check_belongs_to(self, sae: SavedSAE | SparseAutoencoder | str | Path) -> None:
         """Refuse any SAE but the one that this dictionary was made for.
 
@@ -286,6 +299,11 @@ class FeatureDictionary:
                 f"{name} ({saved.variant}, SHA-256 {saved.sha256[:12]}) is not the SAE that the feature dictionary "
                 f"{self.id[:12]} was made for ({made_for.get('variant')}, SHA-256 {made_for['sha256'][:12]}): its "
                 f"labels do not hold there. Give that SAE, or {build}"
+            )
+        if (other := saved.first_other_setting(made_for)) is not None:
+            raise FormatError(
+                f"{name} has the weights of the SAE that the feature dictionary {self.id[:12]} was made for, but "
+                f"{other}: its latents are others. Give that SAE, or {build}"
             )
 
 

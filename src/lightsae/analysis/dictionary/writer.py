@@ -24,6 +24,7 @@ from lightsae.analysis.dictionary.card import write_card
 from lightsae.analysis.dictionary.schema import KEYS, SCHEMA_VERSION, TABLES, file_of
 from lightsae.errors import FormatError
 from lightsae.formats.files import entries, find_folder, hash_file, replace_folder_atomically, write_atomically
+from lightsae.parsing import read_json
 
 DESCRIPTION, CARD = "dictionary.json", "card.md"
 KIND = "lightsae feature dictionary"
@@ -82,7 +83,7 @@ def write_dictionary(
 
 def add_extra(folder: Path, name: str) -> None:
     """Note that something was added beside the tables, so that it counts as part of the folder; the id stays."""
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    description = read_json(folder / DESCRIPTION)
     if name not in description["extras"]:
         description["extras"] = sorted([*description["extras"], name])
         with write_atomically(folder / DESCRIPTION) as staged:
@@ -160,7 +161,7 @@ def _check_replaceable(folder: str | Path) -> None:
     names = {path.name for path in entries(folder, "to write the feature dictionary to")}
     own: set[str] = set()
     with suppress(OSError, ValueError, TypeError, KeyError):
-        manifest = json.loads(((find_folder(folder) or Path(folder)) / DESCRIPTION).read_text(encoding="utf-8"))
+        manifest = read_json((find_folder(folder) or Path(folder)) / DESCRIPTION)
         if manifest["kind"] == KIND:
             own = {DESCRIPTION, CARD, *map(file_of, TABLES), *manifest["extras"]}
     if not (foreign := sorted(names - own)):

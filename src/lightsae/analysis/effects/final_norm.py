@@ -26,11 +26,12 @@ FINAL_NORMS = {
     "qwen2": "norm",
     "qwen3": "norm",
     "gemma2": "norm",
+    "gemma3": "language_model.norm",
     "gemma3_text": "norm",
     "phi": "final_layernorm",
     "opt": "decoder.final_layer_norm",
 }
-_GAIN_FROM_ONE = {"gemma2", "gemma3_text"}
+_GAIN_FROM_ONE = {"gemma2", "gemma3", "gemma3_text"}
 _ROWS_AT_ONCE = 16
 
 

@@ -3,7 +3,6 @@
 Axes: F features, n tokens of a sample, D width of the site.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from lightsae.analysis.labels.patterns import CLASSES, class_of
 from lightsae.analysis.labels.wording import quoted
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.lm.model import vocabulary_of
+from lightsae.parsing import read_json
 
 PICTURES, TENSORBOARD = "pictures", "tensorboard"
 # Tokens in the maps of activations, and colourings of a feature that they offer.
@@ -43,7 +43,7 @@ class Presentation:
     def __call__(self, staged: Path) -> None:
         tables, populations = self.tables, self.made.populations
         neurons = populations[NEURONS].tables if NEURONS in populations else None
-        manifest = json.loads((staged / "dictionary.json").read_text(encoding="utf-8"))
+        manifest = read_json(staged / "dictionary.json")
         maps, kind = self.maps(), self.made.manifest["summary"].get("neurons", {}).get("kind", "")
         write_dashboard(staged, tables, manifest, neurons=neurons, maps=maps)
         (staged / PICTURES).mkdir()

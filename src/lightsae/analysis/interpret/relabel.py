@@ -4,7 +4,6 @@ A label that passes its test, and a label by a person, takes the place of the on
 it, with its scores. The result is a new dictionary with a new id, which says from which one it was made.
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +20,13 @@ from lightsae.analysis.labels.gate import withheld
 from lightsae.analysis.labels.llm.examples import ScorePool
 from lightsae.analysis.labels.llm.material import FeatureMaterial, Labelled, material_of
 from lightsae.analysis.reading.features import SAEFeatures
-from lightsae.analysis.reading.firing_lists import FiringCollector, read_firing_lists
+from lightsae.analysis.reading.firing_collector import FiringCollector, read_firing_lists
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import CorpusError
 from lightsae.lm.model import vocabulary_of
 from lightsae.metrics.conventions import FIRES_ABOVE
+from lightsae.parsing import read_json
 from lightsae.progress import Progress
 
 Row = dict[str, Any]
@@ -155,7 +155,7 @@ def rewrite(dictionary: FeatureDictionary, tables: Mapping[str, pa.Table], label
             else:
                 shutil.copyfile(path, staged / path.name)
         if (staged / "index.html").is_file():
-            described = json.loads((staged / "dictionary.json").read_text(encoding="utf-8"))
+            described = read_json(staged / "dictionary.json")
             rewrite_features(staged, dict(tables), described)
 
     return write_dictionary(old, tables, manifest, beside)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from lightsae.analysis.dictionary.schema import LABELS
 from lightsae.analysis.labels.llm.examples import windows_of
 from lightsae.analysis.labels.llm.prompts import marked, plain
-from lightsae.errors import ConfigError, did_you_mean
+from lightsae.errors import ConfigError, did_you_mean, reading
 from lightsae.formats.files import write_atomically
 
 COLUMNS = (
@@ -112,10 +112,13 @@ def import_csv(
     _check_time(when, "when is")
     text = _read(path)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
-    header = next(lines, [])
+    with reading(ConfigError, f"{str(path)!r} is no CSV"):
+        header = next(lines, [])
     for column in _NEEDED:
         if column not in header:
-            raise ConfigError(f"{str(path)!r} has no column {column!r}; it has {', '.join(header) or 'nothing'}.")
+            raise ConfigError(
+                f"{str(path)!r} has no column {column!r}; it has {', '.join(map(repr, header)) or 'nothing'}."
+            )
     rows: list[dict[str, Any]] = []
     seen: dict[int, int] = {}
     following = lines.line_num + 1

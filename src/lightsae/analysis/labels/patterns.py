@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from lightsae.analysis.labels.concepts import aspects_of
 from lightsae.analysis.labels.python_source import ASPECTS
+from lightsae.errors import FormatError
+from lightsae.parsing import parse_json
 
 Keys = NDArray[np.int64]
 
@@ -174,6 +176,29 @@ class PatternKeys:
     def _base(self, part: str) -> int:
         """Return how many values a part of a key may have; beyond the row's ends a token is `vocabulary`."""
         return _N_CLASSES if part == "token_class" else self.vocabulary + 1
+
+
+def patterns_of(rule: str) -> tuple[tuple[str, int], ...]:
+    """Return the (kind, key) pairs of a rule as the table `labels` holds it; none if it is a rule of another sort.
+
+    Raises:
+        FormatError: It is damaged.
+
+    Example:
+        >>> patterns_of('{"patterns": [["token", 7]], "shares": [0.9]}')
+        (('token', 7),)
+    """
+    try:
+        said = parse_json(rule)
+        pairs = tuple((kind, key) for kind, key in said.get("patterns", ()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FormatError(
+            f"The rule {rule[:60]!r} of a label is damaged ({error}); build the dictionary again."
+        ) from error
+    for kind, key in pairs:
+        if not isinstance(kind, str) or kind not in _PARTS or type(key) is not int or not abs(key) < 2**63:
+            raise FormatError(f"The rule {rule[:60]!r} of a label has no such pattern: {kind!r}, {key!r}.")
+    return pairs
 
 
 def shifted(tokens: Keys, by: int, nothing: int) -> Keys:

@@ -1,6 +1,6 @@
 """Rules: lists of patterns, and where they hold in a text.
 
-Axes: F features, T tokens of a text, P patterns of a text.
+Axes: F features, T tokens of a text.
 
 A rule fires where one of its patterns holds. Rules are learned on one text (`mining`), chosen on other documents
 (`choosing`), and tested on documents that neither saw: `scoring.token_scores`. Nothing is drawn at random.
@@ -17,8 +17,6 @@ from lightsae.analysis.reading.firing_lists import FiringLists
 
 Ints = NDArray[np.int64]
 PatternKey = tuple[str, int]
-# Firings that are looked at, of a feature that fires more often.
-_MOST_FIRINGS = 20_000
 
 
 @dataclass(frozen=True)
@@ -94,43 +92,6 @@ class PatternPlaces:
         return self.of_patterns(rule.patterns)
 
 
-@dataclass(frozen=True)
-class Members:
-    """The patterns that hold at a feature's firings: for each kind, which firings each pattern holds at.
-
-    Attributes:
-        firings: That are looked at.
-        scale: How many of the whole text each of them stands for.
-        by_kind: Pattern ids, where each begins, and the firings in their order.
-    """
-
-    firings: int
-    scale: float
-    by_kind: dict[str, tuple[NDArray[np.int32], Ints, Ints]]
-
-    @classmethod
-    def of(cls, table: PatternTable, fires: FiringLists, feature: int) -> "Members":
-        """Gather the patterns at a feature's firings on the mining text; it fires at least once."""
-        places = fires[feature]
-        looked_at = places[:: max(1, len(places) // _MOST_FIRINGS)]
-        by_kind = {}
-        for kind in KINDS:
-            ids = table.ids[kind][looked_at]
-            order = np.argsort(ids, kind="stable")
-            ordered = ids[order]
-            starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-            ends = np.r_[starts, len(ids)]
-            # A key below 0 says that nothing is known: no pattern.
-            none = int(table.known[kind][ordered[0]] < 0)
-            by_kind[kind] = (ordered[starts][none:], ends[none:], order)
-        return cls(len(looked_at), len(places) / fires.read / len(looked_at), by_kind)
-
-    def held(self, kind: str, number: int) -> Ints:
-        """Return the firings at which the pattern of that number, in its kind, holds."""
-        _, starts, order = self.by_kind[kind]
-        return order[starts[number] : starts[number + 1]]
-
-
 class Choosing:
     """The text on which rules are chosen, for one feature after the other.
 
@@ -142,6 +103,7 @@ class Choosing:
     def __init__(self, places: PatternPlaces, fires: FiringLists) -> None:
         self.places, self.fires = places, fires
         self._true = np.zeros(places.tokens, np.bool_)
+        self._hit = np.zeros(places.tokens, np.bool_)
         self._feature = -1
 
     def look_at(self, feature: int) -> None:
@@ -153,19 +115,20 @@ class Choosing:
 
     def lower_of_both(self, patterns: Iterable[PatternKey]) -> float:
         """Return the lower of precision and recall of a rule of these patterns; a label has to have both."""
-        yes = self.places.of_patterns(patterns)
-        yes = yes[yes < self.fires.tokens_read]
-        right, positives = int(self._true[yes].sum()), len(self.fires[self._feature])
-        return min(right / max(1, len(yes)), right / max(1, positives))
+        return [0.0, *self.reached(patterns)][-1]
 
     def reached(self, patterns: Iterable[PatternKey]) -> list[float]:
         """Return the same of the first one, of the first two, and so on."""
-        hit, yes, right, lower = np.zeros(self.places.tokens, np.bool_), 0, 0, []
+        yes, right, lower, marked = 0, 0, [], []
         positives = max(1, len(self.fires[self._feature]))
         for kind, key in patterns:
             holds_at = self.places.of(kind, key)
-            new = holds_at[~hit[holds_at] & (holds_at < self.fires.tokens_read)]
-            hit[new] = True
-            yes, right = yes + len(new), right + int(self._true[new].sum())
+            holds_at = holds_at[: np.searchsorted(holds_at, self.fires.tokens_read)]
+            new = holds_at[~self._hit[holds_at]]
+            self._hit[new] = True
+            marked.append(new)
+            yes, right = yes + len(new), right + int(np.count_nonzero(self._true[new]))
             lower.append(min(right / max(1, yes), right / positives))
+        for places in marked:
+            self._hit[places] = False
         return lower

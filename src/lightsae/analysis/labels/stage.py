@@ -11,14 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightsae.analysis.dictionary.schema import SHOWN_TIERS, UNTESTED_TIERS, tested_and_shown
+from lightsae.analysis.labels.detector_search import DETECTOR_PATTERNS
 from lightsae.analysis.labels.gate import Gate
-from lightsae.analysis.labels.learning import DETECTOR_PATTERNS, LABEL_PATTERNS, LIMITS, learn_rules
+from lightsae.analysis.labels.label_search import LABEL_PATTERNS
+from lightsae.analysis.labels.learning import LIMITS, learn_rules
 from lightsae.analysis.labels.patterns import PatternKeys
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
 from lightsae.analysis.labels.scoring import Scores, shuffled_scores, token_scores
 from lightsae.analysis.labels.wording import in_short, in_words, names_of
 from lightsae.analysis.reading.features import FeatureSource
-from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists, read_firing_lists
+from lightsae.analysis.reading.firing_collector import FiringCollector, read_firing_lists
+from lightsae.analysis.reading.firing_lists import FiringLists
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows, Texts
 from lightsae.progress import Progress

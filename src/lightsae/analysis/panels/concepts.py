@@ -11,7 +11,6 @@ Both are read off text, so that any arm can be asked about them. What a directio
 every arm is asked about its own tokens (`promoted_tokens`).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.effects.final_norm import final_norm
 from lightsae.analysis.effects.logits import logits_of, writes_to_stream
-from lightsae.analysis.labels.patterns import PatternKeys
+from lightsae.analysis.labels.patterns import PatternKeys, patterns_of
 from lightsae.lm import LanguageModel
 
 # Tokens that seldom follow a firing say nothing about it.
@@ -68,7 +67,7 @@ class Concept:
             label=row["label"],
             tier=row["tier"] or "unlabelled",
             maximum=float(row["max"] or 0.0),
-            patterns=tuple((kind, int(key)) for kind, key in json.loads(rules[0])["patterns"]) if rules else None,
+            patterns=patterns_of(rules[0]) or None if rules else None,
             follows=tuple(one["token"] for one in row["tokens_after"] or () if one["share"] >= _LEAST_SHARE),
         )
 

@@ -13,13 +13,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightsae.cli.pipeline.runs import Pipeline
 from lightsae.cli.pipeline.steps import MAKES, NEEDS, OWN, Step, step_of
 from lightsae.cli.settings.command import CommandParser
 from lightsae.cli.settings.typed import config_files
 from lightsae.errors import ConfigError, LightsaeError, did_you_mean
+from lightsae.parsing import read_yaml
 
 # What a step's section may be, beside settings.
 _TAKES = {"fit": ", `config` among them", "validate": ", {} for none", "interpret": "", "panel": ", `panel` among them"}
@@ -100,7 +99,7 @@ def _check_keys(typed: Sequence[str]) -> None:
     """Raise if a file names a step that does not exist; the parser lets an empty one pass."""
     known = ("out", "run", *NEEDS)
     for file in config_files(typed):
-        for key in yaml.safe_load(file.read_text(encoding="utf-8")):
+        for key in read_yaml(file):
             if key not in known:
                 raise ConfigError(f"{key} is no step or setting; write {', '.join(known)}.{did_you_mean(key, known)}")
 

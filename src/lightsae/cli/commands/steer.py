@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightsae.analysis.labels.llm.endpoint import open_judge
 from lightsae.analysis.labels.llm.judge import Budget, Judge
 from lightsae.analysis.panels.arms import FEATURE, NONE, PROMPT, RANDOM, SHUFFLED, Arm, Steered
@@ -27,6 +25,7 @@ from lightsae.formats.files import shown
 from lightsae.lm.generate import Sampling, encode_prompts
 from lightsae.lm.model import vocabulary_of
 from lightsae.metrics.intervals import Interval
+from lightsae.parsing import parse_yaml
 
 _EXAMPLES = (
     "lightsae steer --sae RUN/sae --feature 406 --prompt 'def main():' --strength 0.5",
@@ -201,8 +200,8 @@ def _prompts_of(file: str) -> list[str]:
         text = Path(file).read_text(encoding="utf-8")
         if Path(file).suffix not in (".yaml", ".yml"):
             return [line.replace("\\n", "\n") for line in text.splitlines() if line]
-        panel = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        panel = parse_yaml(text)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"prompts is {file!r}, which cannot be read: {error}") from None
     prompts = panel.get("prompts") if isinstance(panel, dict) else None
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lightsae.cli.pipeline.steps import MAKES, NEEDS, OUTPUTS, Step
 from lightsae.errors import ConfigError, FormatError
 from lightsae.formats.files import find_folder, hash_file, shown, write_atomically
 from lightsae.formats.saved_sae import SavedSAE
+from lightsae.parsing import read_json
 from lightsae.version import version
 
 _GOES_ON = "goes on where it was stopped"
@@ -58,10 +60,10 @@ class Pipeline:
         if not self._path.exists():
             return
         try:
-            state = json.loads(self._path.read_text(encoding="utf-8"))
+            state = read_json(self._path)
             newer = state["format"] > _FORMAT
             for runs, kind in ((self.done, "done"), (self.begun, "begun")):
-                runs |= {name: Run(**values) for name, values in state[kind].items()}
+                runs |= {name: _run(values) for name, values in state[kind].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{shown(self._path)!r} cannot be read; delete it, and every step runs again.") from error
         if newer:
@@ -187,12 +189,19 @@ class Pipeline:
         return f"lightning_logs/version_{max([int(number) for number in numbers if number.isdigit()], default=-1) + 1}"
 
 
+def _run(values: Mapping[str, Any]) -> Run:
+    run = Run(**values)
+    if not all(isinstance(text, str) for text in (run.folder, *run.inputs.values(), run.before or "")):
+        raise TypeError(values)
+    return run
+
+
 def _dictionary_id(folder: Path) -> str:
     place = find_folder(folder)
     if place is None:
         raise ConfigError(f"interpret is left out, but panel needs {shown(folder)!r}, which does not exist.")
     try:
-        return str(json.loads((place / "dictionary.json").read_text(encoding="utf-8"))["id"])
+        return str(read_json(place / "dictionary.json")["id"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise FormatError(
             f"{shown(folder)!r} is no whole feature dictionary; run it again: --force interpret"

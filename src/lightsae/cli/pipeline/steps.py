@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightsae.cli.settings.classes import ALLOW, TRUST
 from lightsae.cli.settings.typed import check_config_files
 from lightsae.errors import ConfigError, LightsaeError
+from lightsae.parsing import parse_yaml, read_yaml
 
 # Each step with the one whose result it reads; its outputs, the first of which tells one run from another; the settings
 # that the pipeline chooses; what it makes.
@@ -68,7 +67,7 @@ def step_of(name: str, section: Any, typed: dict[str, str]) -> Step | None:
     if section in (None, False) and not typed:
         return None
     settings: dict[str, Any] = dict(section) if isinstance(section, dict) else {}
-    files = yaml.safe_load(typed["config"]) if "config" in typed else settings.get("config")
+    files = _value(f"{name}.config", typed["config"]) if "config" in typed else settings.get("config")
     files = [] if files is None else files if isinstance(files, list) else [files]
     options = {key: value for key, value in {**_flat(settings), **typed}.items() if key.partition(".")[0] != "config"}
     # The panel's own file first: options win over it.
@@ -103,8 +102,15 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def _value(key: str, typed: str) -> Any:
+    try:
+        return parse_yaml(typed)
+    except ValueError as error:
+        raise ConfigError(f"--{key} is {typed[:60]!r}: {error}.") from None
+
+
 def _read_yaml(file: str) -> Any:
     try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        raise ConfigError(f"{file!r} cannot be read as YAML.") from None
+        return read_yaml(Path(file))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{file!r} cannot be read as YAML ({error}).") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, set_loader
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.classes import TRUST, check_trusted, restrict_classes
 from lightsae.cli.settings.help import HelpFormatter
+from lightsae.cli.settings.loading import load_yaml
 from lightsae.cli.settings.typed import options_of
 from lightsae.cli.settings.wording import in_short
 from lightsae.errors import ConfigError, FormatError, under
@@ -27,7 +28,6 @@ from lightsae.progress import LINE_SECONDS, Heartbeat
 
 # Settings of the text that `fit` has under `data`; the device is the Trainer's there.
 _FIT_NAMES = {f"data.{one.name}": one.name for one in fields(TextSettings) if one.name != "device"}
-_YAML = get_loader("yaml")
 
 
 def _with_short_names(settings: Any) -> Any:
@@ -41,7 +41,7 @@ def _with_short_names(settings: Any) -> Any:
     return known | rest | ({"data": unknown} if unknown else {})
 
 
-set_loader("lightsae-command", lambda text: _with_short_names(_YAML(text)), exceptions=(yaml.YAMLError,))
+set_loader("lightsae-command", lambda text: _with_short_names(load_yaml(text)), exceptions=(yaml.YAMLError,))
 
 
 class CommandParser(ArgumentParser):

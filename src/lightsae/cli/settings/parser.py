@@ -4,11 +4,12 @@ import argparse
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightsae.cli.settings.grid import expand_grid
 from lightsae.cli.settings.help import HelpFormatter, arranged, settings_of
+from lightsae.cli.settings.loading import load_yaml
 from lightsae.cli.settings.wording import in_short, names_of_classes
 from lightsae.errors import ConfigError
 from lightsae.sae import MECHANISMS, VARIANTS
@@ -17,8 +18,7 @@ _NO_SETTINGS = ("help", "config", "print_config")
 # As the parser of the command calls them, and as those of classes do.
 _CHOICES = {key: list(VARIANTS) for key in ("model.sae", "sae")}
 _CHOICES |= {key: list(MECHANISMS) for key in ("model.sae.mechanism", "mechanism")}
-_YAML = get_loader("yaml")
-set_loader("lightsae", lambda text: expand_grid(_YAML(text)), exceptions=(yaml.YAMLError,))
+set_loader("lightsae", lambda text: expand_grid(load_yaml(text)), exceptions=(yaml.YAMLError,))
 
 
 class Parser(LightningArgumentParser):

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightsae.cli.settings.grid import expand_grid
 from lightsae.errors import ConfigError, did_you_mean
+from lightsae.parsing import read_yaml
 
 
 def config_files(typed: Sequence[str]) -> list[Path]:
@@ -28,12 +27,11 @@ def check_config_files(typed: Sequence[str]) -> None:
             what = "is a folder" if file.is_dir() else "does not exist"
             raise ConfigError(f"--config is {str(file)!r}, which {what}.{did_you_mean(file.name, near)}")
         try:
-            text = file.read_text(encoding="utf-8")
-            settings, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise ConfigError(f"--config {file}: {_yaml_problem(error)}") from None
-        if key := _repeated_key(tree):
-            raise ConfigError(f"--config {file}: {key}, and the first would be lost; rename one.")
+            settings = read_yaml(file)
+        except (UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"--config {file} cannot be read ({error}).") from None
+        except ValueError as error:
+            raise ConfigError(f"--config {file}: {error}.") from None
         if not isinstance(settings, dict):
             found = "is empty" if settings is None else f"holds a {type(settings).__name__}"
             raise ConfigError(f"--config {file} {found}; write sections such as `data: {{model: gpt2}}`.")
@@ -76,23 +74,6 @@ def _settings(chosen: Any) -> list[str]:
     return list(dict.fromkeys([*names, *sections]))
 
 
-def _repeated_key(node: Any, path: str = "") -> str | None:
-    """Say which key a file holds twice; YAML would keep the second without a word."""
-    if isinstance(node, yaml.SequenceNode):
-        return next((repeated for item in node.value if (repeated := _repeated_key(item, path))), None)
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    seen: set[str] = set()
-    for key, value in node.value:
-        name = f"{path}{key.value}"
-        if name in seen:
-            return f"{name} stands there twice (line {key.start_mark.line + 1})"
-        seen.add(name)
-        if repeated := _repeated_key(value, f"{name}."):
-            return repeated
-    return None
-
-
 def options_of(typed: Sequence[str]) -> list[tuple[str, str | None]]:
     """Return (key, value) of every option; the value of `--key value` is the next word."""
     found: list[tuple[str, str | None]] = []
@@ -103,11 +84,3 @@ def options_of(typed: Sequence[str]) -> list[tuple[str, str | None]]:
             following = typed[place + 1] if place + 1 < len(typed) else None
             found.append((key, value if equals else following))
     return found
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return f"cannot be read ({' '.join(str(error).split())})."
-    problem = " ".join(str(getattr(error, "problem", "")).split())
-    return f"line {mark.line + 1}, column {mark.column + 1} is not YAML: {problem}."

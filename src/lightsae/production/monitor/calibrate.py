@@ -10,7 +10,6 @@ among the tokens where it does not. Otherwise nobody can tell, and the rate is o
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -23,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.labels.patterns import PatternKeys
+from lightsae.analysis.labels.patterns import PatternKeys, patterns_of
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
@@ -233,7 +232,7 @@ def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> 
         "ORDER BY source = 'detector'",
         {"features": chosen.numbers},
     )
-    rules = {row["feature"]: p for row in table.to_pylist() if (p := json.loads(row["rule"]).get("patterns"))}
+    rules = {row["feature"]: p for row in table.to_pylist() if (p := patterns_of(row["rule"]))}
     if not rules or not isinstance(chosen.model, LanguageModel):
         return {}
     of_text = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model))

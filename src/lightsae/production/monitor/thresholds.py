@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from lightsae.errors import ConfigError, FormatError, ModelError, arg
+from lightsae.formats.checks import check_types
 from lightsae.formats.files import write_atomically
 from lightsae.lm.model import revision_of
 from lightsae.metrics.conventions import FIRES_ABOVE
+from lightsae.parsing import MOST_BYTES_OF_TABLES, read_json
 from lightsae.production.monitor.drift_watch import TextCounts
 from lightsae.production.monitor.watched_features import WatchedFeatures
 
@@ -147,31 +149,56 @@ class Thresholds:
             FormatError: There is no such file, or it is something else.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(Path(path), most=MOST_BYTES_OF_TABLES)
         except OSError as error:
             raise FormatError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
         except ValueError as error:
-            raise FormatError(f"{str(path)!r} is no JSON; name a file that Thresholds.save wrote.") from error
+            raise FormatError(f"{str(path)!r} is no JSON ({error}); name a file that Thresholds.save wrote.") from error
         if not isinstance(values, dict) or values.pop("kind", None) != "lightsae thresholds":
             raise FormatError(f"{str(path)!r} holds no thresholds; name a file that Thresholds.save wrote.")
         if (version := values.pop("version", None)) not in (_WITHOUT_TEXTS, _VERSION):
             raise FormatError(f"{str(path)!r} has version {version}; this lightsae reads {_VERSION}. Calibrate again.")
         try:
             features = {int(number): _calibrated(one) for number, one in values.pop("features").items()}
-            return cls(**values, features=features)
+            thresholds = cls(**values, features=features)
+            check_types(values, cls)
+            thresholds._check_ranges()
+            return thresholds
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise FormatError(f"{str(path)!r} is damaged ({error}); calibrate again.") from error
+
+    def _check_ranges(self) -> None:
+        """Raise a ValueError where a figure is one that none can be."""
+        counts = [self.documents, self.held_out_documents, self.tokens, self.longest, *self.features, *self.sizes]
+        if min(counts) < 0:
+            raise ValueError(f"a count is {min(counts)}")
+        for feature, one in self.features.items():
+            # Of former versions there are no sizes, and no counts by text.
+            if any(not 0 <= text < len(self.sizes) or not 0 <= n <= self.sizes[text] for text, n in one.active.items()):
+                raise ValueError(f"feature {feature} is active in texts that there are not")
+            shares = [one.concept_share or 0.0, one.frequency, *one.recall.values()]
+            for rate, tested in one.rates.items():
+                if not 0 <= tested.threshold < math.inf:
+                    raise ValueError(f"a threshold is {tested.threshold}")
+                if not 0 < rate < 1 or not 0 <= tested.exceeded <= tested.held_out or tested.tokens < 0:
+                    raise ValueError(f"feature {feature} has no such test at the rate {rate:g}")
+                shares += [tested.low, tested.realised, tested.high]
+            if not all(0 <= share <= 1 for share in shares):
+                raise ValueError(f"a share of feature {feature} is not between 0 and 1")
 
 
 def _calibrated(values: Mapping[str, Any]) -> Calibrated:
     rates = {float(rate): Tested(**tested) for rate, tested in values["rates"].items()}
     for tested in rates.values():
-        if not 0 <= float(tested.threshold) < math.inf:
-            raise ValueError(f"a threshold is {tested.threshold}")
+        check_types(asdict(tested), Tested)
     recall = {float(rate): float(value) for rate, value in values["recall"].items()}
     active = {int(text): int(tokens) for text, tokens in values.get("active", {}).items()}
     kept = {name: value for name, value in values.items() if name not in _FORMER}
-    return Calibrated(**{**kept, "rates": rates, "recall": recall, "active": active})
+    plain = {name: value for name, value in kept.items() if name not in ("rates", "recall", "active")}
+    check_types(plain, Calibrated)
+    if kept["kind"] not in ("concept", "rate"):
+        raise ValueError(f"a kind is {kept['kind']!r}")
+    return Calibrated(**{**plain, "rates": rates, "recall": recall, "active": active})
 
 
 def firing_thresholds(

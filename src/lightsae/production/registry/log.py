@@ -14,12 +14,14 @@ its registries are read, without looking at the hashes.)
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import write_atomically
+from lightsae.parsing import parse_json, read_json
 
 LOG, POINTER = "log.jsonl", "channels.json"
 FORMAT_VERSION = 2
@@ -63,6 +65,11 @@ class State:
             KeyError, IndexError, TypeError, ValueError: It does not follow from those before it.
         """
         action, version = entry["action"], entry["version"]
+        if not all(isinstance(entry[key], str) for key in ("time", "who", "action", "version", "why")):
+            raise TypeError(entry)
+        if re.fullmatch(r"\w{1,100}", version) is None:
+            # A folder has its name.
+            raise ValueError(version)
         if action == "publish":
             self.published.append(version)
         elif action == "promote":
@@ -111,7 +118,7 @@ def inspect_log(where: Path) -> tuple[State, list[str]]:
         problems.append(f"{LOG} has {len(lines)} lines, but {POINTER} counts {count}: {POINTER} is an older one")
     for number, line in enumerate(lines[:count], 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if entry["number"] != number:
                 moved = f"line {number} of {LOG} is entry {entry['number']}: lines were deleted or moved"
                 return state, [*problems, moved]
@@ -156,14 +163,16 @@ def _content(where: Path) -> bytes:
 
 def _read_pointer(where: Path) -> dict[str, Any]:
     try:
-        pointer = json.loads((where / POINTER).read_text(encoding="utf-8"))
+        pointer = read_json(where / POINTER)
     except FileNotFoundError:
         return {"entries": 0, "channels": {}}
     except ValueError as error:
         raise FormatError(f"{POINTER} is not valid JSON ({error})") from error
     kinds = {"format_version": int, "entries": int, "channels": dict}
-    if not isinstance(pointer, dict) or any(not isinstance(pointer.get(k), kind) for k, kind in kinds.items()):
+    if not isinstance(pointer, dict) or any(type(pointer.get(k)) is not kind for k, kind in kinds.items()):
         raise FormatError(f"{POINTER} does not hold {', '.join(kinds)}")
+    if pointer["entries"] < 0:
+        raise FormatError(f"{POINTER} counts {pointer['entries']} entries")
     if pointer["format_version"] > FORMAT_VERSION:
         raise FormatError(
             f"{POINTER} has format version {pointer['format_version']}, and this lightsae reads up to "

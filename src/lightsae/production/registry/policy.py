@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightsae.errors import ConfigError, arg, did_you_mean
+from lightsae.parsing import read_yaml
 from lightsae.production.registry.evidence import LEVEL, REPORTS, Figures
 
 Rules = dict[str, dict[str, float | bool | None]]
@@ -97,13 +96,13 @@ def read_policy(path: str | Path) -> Policy:
     """
     file, problem = Path(path), f"policy {str(path)!r}"
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = read_yaml(file)
     except OSError as error:
         near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         what = "is a folder" if file.is_dir() else "does not exist"
         raise ConfigError(f"{arg('policy')} is {str(path)!r}, which {what}.{did_you_mean(file.name, near)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{problem} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ConfigError(f"{problem}: {error}.") from error
     if not isinstance(settings, dict) or not settings:
         raise ConfigError(f"{problem} sets nothing; write thresholds, e.g. labels: {{min_share_labelled: 0.2}}.")
     _check_keys(settings, ["requires_staging", *_NOTHING], problem)

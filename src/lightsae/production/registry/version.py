@@ -22,6 +22,7 @@ from lightsae.analysis.dictionary.writer import DESCRIPTION as DICTIONARY
 from lightsae.errors import FormatError
 from lightsae.formats.files import find_folder, hash_file, locate
 from lightsae.formats.native import DESCRIPTION, TENSORS
+from lightsae.parsing import read_json
 
 VERSIONS, MANIFEST = "versions", "version.json"
 KIND, FORMAT_VERSION = "lightsae registry version", 1
@@ -129,11 +130,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         FormatError: It is missing, or no manifest.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
     except OSError as error:
         raise FormatError(f"{MANIFEST} is missing") from error
     except ValueError as error:
         raise FormatError(f"{MANIFEST} is not valid JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict):
+    kinds = {"files": dict, "dictionary": str, "sae": str, "model": dict, "read": list, "predicted": list}
+    whole = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
+    if not whole or manifest.get("kind") != KIND or not all(isinstance(h, str) for h in manifest["files"].values()):
         raise FormatError(f"{MANIFEST} does not describe a version")
-    return manifest
+    return dict(manifest)

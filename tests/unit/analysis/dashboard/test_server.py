@@ -1,8 +1,13 @@
 import http.client
 import json
 import os
+import re
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,7 @@ import torch
 from helpers.fake_dictionary import fake_manifest, fake_tables
 from lightsae.analysis.dashboard import write_dashboard
 from lightsae.analysis.dashboard.live import LiveEncoder
-from lightsae.analysis.dashboard.server import MAX_CHARACTERS, DashboardServer
+from lightsae.analysis.dashboard.server import _THREADS, MAX_CHARACTERS, DashboardServer
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.cli.commands.serve import run_serve
 from lightsae.errors import ConfigError, FormatError, SiteError
@@ -45,7 +50,7 @@ def ask(
     body: bytes | None = None,
     headers: dict[str, str] | None = None,
 ) -> tuple[int, bytes, http.client.HTTPMessage]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     try:
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
@@ -117,6 +122,76 @@ def test_what_is_no_text_from_here_is_refused(
         return
     assert found == status
     assert json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of\nmemory"), ValueError(), RecursionError(), KeyError("x")])
+def test_an_encoder_that_fails_is_answered(
+    server: DashboardServer, error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_text: str) -> dict[str, object]:
+        raise error
+
+    works, server.encode = server.encode, fail
+    status, body, headers = ask(server, "/api/encode", "POST", b'{"text": "x"}', JSON)
+    assert (status, headers["Content-Type"]) == (500, "application/json")
+    assert type(error).__name__ in json.loads(body)["error"]
+    server.encode = works
+    assert ask(server, "/api/encode", "POST", b'{"text": "x"}', JSON)[0] == 200
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_json_has_no_word_for_are_an_error(server: DashboardServer, value: float) -> None:
+    server.encode = lambda _text: {"tokens": [value]}
+    status, body, _ = ask(server, "/api/encode", "POST", b'{"text": "x"}', JSON)
+    assert status == 500
+    assert json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/assets/", "/api/status", "/nothing", "/.hidden"])
+def test_the_policy_is_a_header_of_every_answer(server: DashboardServer, path: str) -> None:
+    header = ask(server, path)[2]["Content-Security-Policy"]
+    page = resources.files("lightsae.analysis.dashboard").joinpath("assets", "index.html").read_text(encoding="utf-8")
+    meta = re.search('Content-Security-Policy" content="([^"]*)"', page)
+    assert meta is not None
+    # What only a header can say, and what only a page on the disk needs.
+    assert header == meta[1].replace(" file:", "") + "; frame-ancestors 'none'"
+
+
+def test_threads_are_capped_and_nobody_is_turned_away(server: DashboardServer) -> None:
+    most, now, lock, everybody = [0], [0], threading.Lock(), threading.Event()
+
+    def encode(_text: str) -> dict[str, object]:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+            if now[0] == _THREADS:
+                everybody.set()
+        assert everybody.wait(60)
+        with lock:
+            now[0] -= 1
+        return {}
+
+    server.encode = encode
+    with ThreadPoolExecutor(3 * _THREADS) as pool:
+        asked = [pool.submit(ask, server, "/api/encode", "POST", b'{"text": "x"}', JSON) for _ in range(3 * _THREADS)]
+        assert [one.result()[0] for one in asked] == [200] * len(asked)
+    assert most == [_THREADS]
+
+
+def test_somebody_who_hangs_up_is_no_news(server: DashboardServer, capfd: pytest.CaptureFixture[str]) -> None:
+    (server.folder / "large.js").write_bytes(bytes(30_000_000))
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            host = f"127.0.0.1:{server.server_port}"
+            connection.sendall(f"GET /large.js HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+            connection.recv(1000)
+    server.shutdown()
+    server.server_close()
+    assert capfd.readouterr().err == ""
 
 
 def test_without_a_model_there_is_no_live_page(server: DashboardServer) -> None:

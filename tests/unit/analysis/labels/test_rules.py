@@ -6,8 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from lightsae.analysis.labels.detector_search import DETECTOR_PATTERNS
 from lightsae.analysis.labels.gate import Gate
-from lightsae.analysis.labels.learning import DETECTOR_PATTERNS, LABEL_PATTERNS, LIMITS, LIST_TOKENS, learn_rules
+from lightsae.analysis.labels.label_search import LABEL_PATTERNS, LIST_TOKENS
+from lightsae.analysis.labels.learning import LIMITS, learn_rules
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
 from lightsae.analysis.labels.scoring import Scores, token_scores
@@ -123,6 +125,20 @@ def test_a_rule_keeps_within_its_bounds() -> None:
         assert len(rule.patterns) == len(set(rule.patterns)) == len(rule.shares)
         # One list may stand for one pattern, and no longer one.
         assert len(rule.patterns) <= limit + (LIST_TOKENS - 1 if limit <= LABEL_PATTERNS else 0)
+
+
+def test_processes_share_the_features_and_their_order_is_kept() -> None:
+    concepts = [fires for fires, _ in CONCEPTS.values()] * 6
+    first, second = text(1), text(2)
+    table = PatternTable(PatternKeys(first, TEXTS), all_counted(first))
+    places = PatternPlaces(table, PatternKeys(second, TEXTS), all_counted(second))
+    mined, chosen = (firing_lists([f(t) for f in concepts], all_counted(t)) for t in (first, second))
+    done: list[int] = []
+    alone = learn_rules(table, mined, places, chosen, processes=1)
+    assert learn_rules(table, mined, places, chosen, done.append, processes=2) == alone
+    assert done == sorted(done)
+    assert done[-1] == len(concepts) == len(alone)
+    assert len({rules[LABEL_PATTERNS].patterns for rules in alone}) > 3
 
 
 def test_a_part_of_the_firings_teaches_the_same() -> None:

@@ -26,7 +26,7 @@ from lightsae.errors import ConfigError
 from lightsae.lm.generate import Samples
 from lightsae.metrics.intervals import Interval
 from lightsae.metrics.paired import matched_sets, sign_flips
-from lightsae.production.registry.evidence import _panel_figures
+from lightsae.production.registry.evidence import figures_in
 
 SETTINGS = PanelSettings(["a", "b", "c", "d"])
 N = 12
@@ -274,14 +274,14 @@ def test_without_labels_there_is_no_share_of_them(tested: list[OneTested]) -> No
 
 
 def test_the_registry_reads_the_summary(tested: list[OneTested]) -> None:
-    assert _panel_figures(json.loads(json.dumps(summary(tested, 0.05)))) == {
+    assert figures_in("panel", json.loads(json.dumps(summary(tested, 0.05))), "panel") == {
         "reliable_share": 0.6,
         "harmful_share": 0.0,
         "above_random_floor": False,  # six of nine and one of nine: intervals that touch
         "above_other_features": True,
     }
-    assert _panel_figures(summary(tested[1:7] * 3, 0.05))["above_random_floor"] is True
-    assert _panel_figures(summary(tested[7:], 0.05))["above_other_features"] is False
+    assert figures_in("panel", summary(tested[1:7] * 3, 0.05), "panel")["above_random_floor"] is True
+    assert figures_in("panel", summary(tested[7:], 0.05), "panel")["above_other_features"] is False
 
 
 # -- which features ----------------------------------------------------------------------------------------------------

@@ -109,3 +109,92 @@ def test_what_is_no_number_is_not_measured(parts: Parts, tmp_path: Path) -> None
     assert json.loads(report.read_text())["figures"].keys() == figures.keys()
     done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={"validation": report})
     assert figures_of(tmp_path / "r" / "versions" / done.version)["validation"] == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        *(
+            ("validation", {"figures": {**FIGURES, f"val/{name}": value}}, f"validation .*{name} is {shown}, which")
+            for name, value, shown in (
+                ("dead_fraction", -1e9, r"-1e\+09"),
+                ("dead_fraction", 1.01, "1.01"),
+                ("dead_fraction", 10**90, r"1e\+90"),
+                ("fve_no_sinks", 1.01, "1.01"),
+                ("fve_no_sinks", 97, "97"),
+                ("ce_recovered", 97, "97"),
+            )
+        ),
+        (
+            "drift",
+            {"summary": {"shares": {"kept": 80}}},
+            "drift .*shares.kept is 80, which is no such figure",
+        ),
+        ("panel", {"summary": {"reliable_share": 1.5}}, "panel .*reliable_share is 1.5"),
+        ("panel", {"summary": {"features": 4, "harmful": -1}}, "panel .*harmful is -1"),
+        ("panel", {"summary": {"features": 4, "harmful": 5}}, "has 5 harmful of 4 features"),
+        ("panel", {"summary": {"causal_usefulness": {"low": 2}}}, "causal_usefulness.low is 2"),
+        ("panel", {"summary": {"random_floor": {"high": -0.5}}}, "random_floor.high is -0.5"),
+        ("panel", {"summary": {"paired": {"label": {"p": -1e-3}}}}, "paired.label.p is -0.001"),
+    ],
+)
+def test_figures_that_none_can_be_are_no_evidence(
+    parts: Parts, tmp_path: Path, kind: str, changes: dict[str, dict[str, object]], message: str
+) -> None:
+    whole = json.loads(parts.report(kind).read_text())
+    report = parts.report(kind, **{key: whole[key] | value for key, value in changes.items()})
+    with pytest.raises(FormatError, match=message) as caught:
+        publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={kind: report})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_figures_that_none_can_be_do_not_promote_what_was_published_before(parts: Parts, tmp_path: Path) -> None:
+    done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence=parts.reports())
+    folder = tmp_path / "r" / "versions" / done.version
+    for name, old, new in (
+        ("evidence/validation.json", '"val/dead_fraction": 0.01', '"val/dead_fraction": -1e9'),
+        ("dictionary/dictionary.json", '"lower_median": 0.8', '"lower_median": 8'),
+        ("dictionary/dictionary.json", '"share": 0.01', '"share": -7'),
+    ):
+        whole = (folder / name).read_text()
+        assert old in whole
+        (folder / name).write_text(whole.replace(old, new))
+        with pytest.raises(FormatError, match="which is no such figure"):
+            figures_of(folder)
+        (folder / name).write_text(whole)
+    assert figures_of(folder)["validation"]["dead"] == 0.01
+
+
+def test_a_figure_may_be_worse_than_the_mean_and_a_little_above_what_it_recovers(parts: Parts, tmp_path: Path) -> None:
+    figures = {"val/fve_no_sinks": -3.0, "val/ce_recovered": 1.004, "val/dead_fraction": 1.0}
+    report = parts.report("validation", figures=figures)
+    done = publish(tmp_path / "r", parts.dictionary, parts.sae, evidence={"validation": report})
+    measured = figures_of(tmp_path / "r" / "versions" / done.version)["validation"]
+    assert measured == {"fve_no_sinks": -3.0, "ce_recovered": 1.004, "dead": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 200_000, "is not valid JSON .*levels deep"),
+        ('{"summary": {}, "summary": {"reliable_share": 1}}', "is not valid JSON .*'summary' stands there twice"),
+        ('{"summary": "\\ud800"}', "is not valid JSON .*surrogates"),
+        ('{"summary": {"features": ' + "9" * 400 + "}}", "is not valid JSON .*400 digits"),
+        ("\xff", "has no 'summary'|is not valid JSON"),
+    ],
+)
+def test_reports_beyond_the_bounds_are_refused(parts: Parts, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    with pytest.raises(FormatError, match=message):
+        check_evidence({"panel": tmp_path / "x.json"}, parts.sae, parts.id)
+
+
+@pytest.mark.parametrize("floors", [[], "x", {"shuffled labels": [1]}, {"shuffled labels": {"share": "x"}}])
+def test_floors_of_another_shape_were_not_measured(parts: Parts, tmp_path: Path, floors: object) -> None:
+    done = publish(tmp_path / "r", parts.dictionary, parts.sae)
+    folder = tmp_path / "r" / "versions" / done.version
+    path = folder / "dictionary" / "dictionary.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps({**described, "summary": {"floors": floors}}))
+    assert figures_of(folder)["labels"] == {}

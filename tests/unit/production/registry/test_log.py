@@ -152,3 +152,38 @@ def test_the_next_action_takes_the_place_of_a_line_that_does_not_count(folder: P
     assert after.entries[-1]["number"] == 5
     assert not after.interrupted
     assert len((folder / "log.jsonl").read_bytes().splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": "../../elsewhere"},
+        {"version": ".."},
+        {"version": ""},
+        {"version": ["a" * 64]},
+        {"version": 7},
+        {"who": None},
+        {"why": 3},
+        {"time": {}},
+        {"action": ["publish"]},
+    ],
+)
+def test_an_entry_of_other_types_or_of_a_folder_elsewhere_is_found(folder: Path, changes: dict[str, object]) -> None:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | changes)
+    (folder / "log.jsonl").write_text("\n".join([*lines, ""]))
+    assert inspect_log(folder)[1][0] == "line 1 of log.jsonl does not follow from the lines before it"
+
+
+@pytest.mark.parametrize("line", ["[" * 5000, '{"number": 1, "number": 1}', "NaN", "1", '"number"'])
+def test_a_line_that_is_no_entry_is_found(folder: Path, line: str) -> None:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    (folder / "log.jsonl").write_text("\n".join([line, *lines[1:], ""]))
+    assert inspect_log(folder)[1][0] == "line 1 of log.jsonl is not an entry"
+
+
+@pytest.mark.parametrize("count", [-1, True, "4", 10**90])
+def test_a_count_that_is_none_is_found(folder: Path, count: object) -> None:
+    pointer = json.loads((folder / "channels.json").read_text())
+    (folder / "channels.json").write_text(json.dumps(pointer | {"entries": count}))
+    assert inspect_log(folder)[1]

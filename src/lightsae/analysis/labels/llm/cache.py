@@ -7,10 +7,11 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lightsae.analysis.labels.llm.judge import Answer
-from lightsae.errors import ConfigError, FormatError
+from lightsae.errors import ConfigError, FormatError, reading
 from lightsae.formats.files import explain_os_errors
 
 # Goes up when the same question may no longer be answered from what an older version kept.
@@ -53,20 +54,29 @@ class AnswerCache:
 
     def get(self, key: str) -> Answer | None:
         """Return what was answered, or None. Its tokens are those that it cost when it was asked."""
-        row = self._connection.execute(
-            "SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", (key,)
-        ).fetchone()
+        with self._reading():
+            row = self._connection.execute(
+                "SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", (key,)
+            ).fetchone()
+        # Whatever its columns are called, SQLite keeps values of any type in them.
+        if row is not None and tuple(map(type, row)) != (str, int, int):
+            raise FormatError(f"{str(self.path)!r} holds an answer that is none, {row!r:.60}; name another file.")
         return Answer(*row) if row else None
 
     def put(self, key: str, answer: Answer) -> None:
         """Keep an answer."""
-        self._connection.execute(
-            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-            (key, answer.text, answer.prompt_tokens, answer.completion_tokens),
-        )
+        with self._reading():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+                (key, answer.text, answer.prompt_tokens, answer.completion_tokens),
+            )
 
     def __len__(self) -> int:
-        return int(self._connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+        with self._reading():
+            return int(self._connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(FormatError, f"{str(self.path)!r} is a damaged file of answers", "name another one")
 
     def close(self) -> None:
         self._connection.close()

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from helpers.planted_firings import Planted, planted
-from lightsae.analysis.reading import firing_lists
-from lightsae.analysis.reading.firing_lists import FiringCollector, FiringLists
+from lightsae.analysis.reading import firing_collector
+from lightsae.analysis.reading.firing_collector import FiringCollector
+from lightsae.analysis.reading.firing_lists import FiringLists
 from lightsae.metrics.conventions import FIRES_ABOVE
 
 
@@ -51,7 +52,7 @@ def test_values_are_kept_only_where_they_are_asked_for() -> None:
 
 
 def test_too_many_firings_end_the_listening_and_the_share_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(firing_lists, "_MOST_FIRINGS", 100)
+    monkeypatch.setattr(firing_collector, "_MOST_FIRINGS", 100)
     text = planted()
     lists, _ = collect(text, np.zeros(6, np.float32), 3)
     per_batch = (text.fired.reshape(10, -1) > 0).sum(1)

@@ -1,0 +1,10 @@
+"""All readers, by name."""
+
+from fuzz.readers.base import Files as Files
+from fuzz.readers.base import Reader as Reader
+from fuzz.readers.corpora import CORPORA
+from fuzz.readers.exports import EXPORTS
+from fuzz.readers.published import PUBLISHED
+from fuzz.readers.texts import TEXTS
+
+READERS: dict[str, Reader] = {**TEXTS, **EXPORTS, **PUBLISHED, **CORPORA}
