@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
+from lightsae.stored import misfit
 
 # Numbers of the schedule that say what a batch holds, and the settings that they come from.
 _SETTINGS = {
@@ -131,13 +131,17 @@ class FillSource(ABC):
     def fill(self, number: int) -> Fill:
         """Return the fill; the buffers of the one before may be overwritten."""
 
-    def contents(self) -> Contents:
-        """Return what the data holds; empty where the settings say all of it."""
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         """Return what it takes to make the present fill again, in another process."""
         return {}
+
+    def check_state(self, state: Any, number: int) -> None:
+        """Check that `load_state_dict` can take a state, and that fill `number` can be made from there.
+
+        Raises:
+            CheckpointError: It cannot.
+        """
+        refuse_place(misfit(state, self.state_dict(), "source", partial=True))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Go to the place of a `state_dict`."""
@@ -156,7 +160,6 @@ class ActivationStream:
     def __init__(self, source: FillSource, plan: StreamPlan, timings: Timings) -> None:
         self.source, self.plan, self.timings = source, plan, timings
         self.served_batches = 0
-        self._contents = source.contents()
         self._current: tuple[int, Fill, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -187,26 +190,23 @@ class ActivationStream:
             "served_batches": self.served_batches,
             "schedule": {key: getattr(self.plan, key) for key in _SETTINGS},
             "source": self.source.state_dict(),
-            "contents": self._contents,
         }
+
+    def check(self, state: Any) -> None:
+        """Check that `load_state_dict` can take a state; see there."""
+        check_place(state, self.plan)
+        # Until the first batch of a fill is asked for, the source is at the fill before.
+        self.source.check_state(state["source"], max(0, state["served_batches"] - 1) // self.plan.batches_per_fill)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the place of a `state_dict`.
 
         Raises:
-            CheckpointError: It was written with other numbers, by which the place would mean another one.
-            CorpusError: The data has changed.
+            CheckpointError: It is none, or was written with other numbers, by which the place would mean another one.
         """
-        for key, setting in _SETTINGS.items():
-            stored, present = state["schedule"][key], getattr(self.plan, key)
-            if stored != present:
-                raise CheckpointError(
-                    f"{setting} differs from the checkpoint's: {key} was {stored} and is {present}. "
-                    "Go on with the run's own config.yaml, or start a new run."
-                )
+        self.check(state)
         self.served_batches = state["served_batches"]
         self.source.load_state_dict(state["source"])
-        check_unchanged(state.get("contents"), self._contents)
         self._current = None
 
     def close(self) -> None:
@@ -248,6 +248,28 @@ class HeldOut:
             for index, batch in enumerate(map(self.make, self.parts)):
                 check_finite(batch, f"of validation, in batch {index}")
                 yield replace(batch, index=index)
+
+
+def check_place(state: Any, plan: StreamPlan) -> None:
+    """Check that the `state_dict` of a stream names a place in the stream of a plan.
+
+    Raises:
+        CheckpointError: Something is missing, of another kind or negative; or a number of the plan was another one.
+    """
+    refuse_place(misfit(state, {"served_batches": 0, "schedule": dict.fromkeys(_SETTINGS, 0), "source": {}}))
+    for key, setting in _SETTINGS.items():
+        stored, present = state["schedule"][key], getattr(plan, key)
+        if stored != present:
+            raise CheckpointError(
+                f"{setting} differs from the checkpoint's: {key} was {stored} and is {present}. "
+                "Go on with the run's own config.yaml, or start a new run."
+            )
+
+
+def refuse_place(difference: str | None) -> None:
+    """Raise a CheckpointError about the place in the data, where there is something against it."""
+    if difference is not None:
+        raise CheckpointError(f"--ckpt_path: the place in the data cannot be used: {difference}. Use an earlier one.")
 
 
 def take_tokens(batch: ActivationBatch, chosen: Tensor, index: int) -> ActivationBatch:
