@@ -5,6 +5,7 @@ What the user configures under `data:`. The language model lives here, on the da
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,15 +13,25 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.activations.settings import DataSettings, SiteNames
 from lightsae.activations.sources import ActivationSource, FileSource, SyntheticSource, TextSource
-from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan, Timings, check_place
+from lightsae.activations.stream import (
+    ActivationStream,
+    HeldOut,
+    Process,
+    StreamPlan,
+    Timings,
+    check_place,
+    refuse_place,
+)
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.compat import set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section
 from lightsae.lm import LanguageModel
 from lightsae.lm.dtypes import DTYPES, choose_dtype, dtype_name, warn_if_slow
 from lightsae.sae import SiteRef, Widths
+from lightsae.stored import misfit
 
 
 @contextmanager
@@ -165,6 +176,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             self._validation = self.source.held_out(process)
 
     def _open_stream(self, trainer: Trainer, process: Process) -> ActivationStream:
+        _ = self._contents  # as it was when the run began
         plan = self._plan(process.world, process.rank, self._set_run_length(trainer))
         return ActivationStream(self.source.fills(plan, process), plan, self.timings)
 
@@ -215,7 +227,11 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self._stream is None or self.chosen_dtype is None:
             return self._ended_at
-        return {**self._stream.state_dict(), "dtype": dtype_name(self.chosen_dtype)}
+        return {**self._stream.state_dict(), "dtype": dtype_name(self.chosen_dtype), "contents": self._contents}
+
+    @cached_property
+    def _contents(self) -> Contents:
+        return self.source.contents()
 
     @section("data")
     def check_place(self, state: Any, world: int) -> None:
@@ -227,7 +243,13 @@ class ActivationDataModule(DataSettings, LightningDataModule):
 
         Raises:
             CheckpointError: Something is missing or damaged, or a setting that says what a batch holds has changed.
+            CorpusError: What the data holds has changed.
         """
+        # First: what has changed in size can change the schedule too.
+        refuse_place(misfit(state, {"contents": {setting: {} for setting in self._contents}}, partial=True))
+        for setting, held in state.get("contents", {}).items():
+            refuse_place(misfit(held, dict.fromkeys(held, ""), f"contents.{setting}"))
+        check_unchanged(state.get("contents"), self._contents)
         if self._stream is not None:
             self._stream.check(state)
         else:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.contents import Contents, digests_of_files
+from lightsae.activations.contents import digests_of_files
 from lightsae.activations.corpus.text_files import natural_order
 from lightsae.activations.matrix_file import SUFFIXES, MatrixFile
 from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings, with_sinks
@@ -49,10 +49,10 @@ class ActivationFiles:
             start = end
         return torch.cat(pieces)
 
-    def contents(self) -> Contents:
-        """Return what the files hold."""
+    def contents(self) -> dict[str, str]:
+        """Return a digest of each file."""
         paths = [part.path for part in self.parts]
-        return {"activations": digests_of_files(paths, paths[0].parent)}
+        return digests_of_files(paths, paths[0].parent)
 
 
 def _files(location: str) -> list[Path]:
@@ -106,9 +106,6 @@ class FileFills(FillSource):
         self.chunks_in_fill = len(buffer) // chunks.size
         self._buffer = buffer
         self._epoch: tuple[int, Tensor] | None = None
-
-    def contents(self) -> Contents:
-        return self.files.contents()
 
     def fill(self, number: int) -> Fill:
         first = (number * self.plan.world + self.plan.rank) * self.chunks_in_fill

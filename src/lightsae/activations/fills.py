@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.contents import Contents, digests_of_files
 from lightsae.activations.corpus.rows import RowSource, TokenRows
 from lightsae.activations.stream import (
     Fill,
@@ -83,16 +82,6 @@ class LanguageModelFills(FillSource):
     @property
     def block_rows(self) -> int:
         return self.fill_rows * self.fills_per_block * self.plan.world
-
-    def contents(self) -> Contents:
-        models: dict[str, str] = {}
-        for name, model in self.models.items():
-            if files := model.files:
-                held = digests_of_files(files, files[0].parent)
-                models |= {f"{file} of {name}": content for file, content in held.items()}
-            elif model.revision is not None:
-                models[name] = model.revision
-        return {"dataset": self.rows.contents(), "model": models}
 
     def state_dict(self) -> dict[str, Any]:
         return {"block": self._number, "fills_per_block": self.fills_per_block, "block_start": self._block_state}

@@ -12,8 +12,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightsae.activations.contents import Contents, digest, digests_of_files
 from lightsae.activations.corpus.documents import Split
-from lightsae.activations.corpus.open import check_corpus
+from lightsae.activations.corpus.open import check_corpus, open_documents
 from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.files import ActivationFiles, Chunks, FileFills, held_out_chunks
 from lightsae.activations.fills import LanguageModelFills, ReadSettings, validation_rows
@@ -66,6 +67,10 @@ class ActivationSource(ABC):
     @abstractmethod
     def held_out(self, process: Process) -> HeldOut:
         """Return the validation batches of a process."""
+
+    @abstractmethod
+    def contents(self) -> Contents:
+        """Return what the data holds, beyond what the settings say. Read once, cheaply; see `contents`."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -191,6 +196,19 @@ class TextSource(ActivationSource):
             models[name] = model
         return models
 
+    def contents(self) -> Contents:
+        documents, models = open_documents(self.settings, "train"), dict[str, str]()
+        dataset = documents.contents()
+        documents.close()
+        for name in dict.fromkeys([self.settings.model, *self.more_models.values()]):
+            description = self._description(name)
+            if files := description.files:
+                held = digests_of_files(files, files[0].parent)
+                models |= {f"{file} of {name}": content for file, content in held.items()}
+            elif description.revision is not None:
+                models[name] = description.revision
+        return {"dataset": dataset, "model": models}
+
     def describe(self) -> dict[str, Any]:
         settings, main = self.settings, self.language_models.get(self.settings.model)
         names = (
@@ -242,6 +260,9 @@ class FileSource(ActivationSource):
         tokens = self.settings.val_tokens, self.settings.batch_tokens
         return held_out_chunks(self.files, self.chunks, *tokens, process)
 
+    def contents(self) -> Contents:
+        return {"activations": self.files.contents()}
+
     def describe(self) -> dict[str, Any]:
         settings = self.settings
         name = Path(self.location).name
@@ -273,6 +294,9 @@ class SyntheticSource(ActivationSource):
         settings = self.settings
         assert settings.seed is not None
         return held_out_samples(self.world, settings.val_tokens, settings.batch_tokens, settings.seed, process)
+
+    def contents(self) -> Contents:
+        return {"synthetic": {"the world": digest([repr(self.world.config).encode()])}}
 
     def describe(self) -> dict[str, Any]:
         settings = self.settings

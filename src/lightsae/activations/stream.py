@@ -8,7 +8,7 @@ number, the same on all ranks, plus the cursor that the source stored at the sta
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
@@ -132,10 +131,6 @@ class FillSource(ABC):
     def fill(self, number: int) -> Fill:
         """Return the fill; the buffers of the one before may be overwritten."""
 
-    def contents(self) -> Contents:
-        """Return what the data holds; empty where the settings say all of it."""
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         """Return what it takes to make the present fill again, in another process."""
         return {}
@@ -165,7 +160,6 @@ class ActivationStream:
     def __init__(self, source: FillSource, plan: StreamPlan, timings: Timings) -> None:
         self.source, self.plan, self.timings = source, plan, timings
         self.served_batches = 0
-        self._contents = source.contents()
         self._current: tuple[int, Fill, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -196,7 +190,6 @@ class ActivationStream:
             "served_batches": self.served_batches,
             "schedule": {key: getattr(self.plan, key) for key in _SETTINGS},
             "source": self.source.state_dict(),
-            "contents": self._contents,
         }
 
     def check(self, state: Any) -> None:
@@ -210,10 +203,8 @@ class ActivationStream:
 
         Raises:
             CheckpointError: It is none, or was written with other numbers, by which the place would mean another one.
-            CorpusError: The data has changed.
         """
         self.check(state)
-        check_unchanged(state.get("contents"), self._contents)
         self.served_batches = state["served_batches"]
         self.source.load_state_dict(state["source"])
         self._current = None
@@ -266,10 +257,6 @@ def check_place(state: Any, plan: StreamPlan) -> None:
         CheckpointError: Something is missing, of another kind or negative; or a number of the plan was another one.
     """
     refuse_place(misfit(state, {"served_batches": 0, "schedule": dict.fromkeys(_SETTINGS, 0), "source": {}}))
-    # Earlier versions did not store what the data held.
-    refuse_place(misfit(state, {"contents": {}}, partial=True))
-    for setting, held in state.get("contents", {}).items():
-        refuse_place(misfit(held, dict.fromkeys(held, "") if isinstance(held, Mapping) else {}, f"contents.{setting}"))
     for key, setting in _SETTINGS.items():
         stored, present = state["schedule"][key], getattr(plan, key)
         if stored != present:

@@ -62,6 +62,13 @@ class ModelDescription:
         self._sites: dict[str, Site] = {}
         self._widths: dict[str, int] = {}
 
+    @property
+    def files(self) -> list[Path]:
+        """The files of weights and tokens, where the model is a local folder; none where it is from the Hub."""
+        folder = Path(source_of(self.name))
+        patterns = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json")
+        return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
     def site(self, name: str) -> Site:
         """Find a site by name.
 
@@ -190,13 +197,6 @@ class LanguageModel(ModelDescription):
     def tokenizer(self) -> Any:
         """The tokenizer, loaded at first use; `ModelError` where the model comes without one."""
         return load_tokenizer(self.name, self.revision, self._trust_remote_code)
-
-    @property
-    def files(self) -> list[Path]:
-        """The files of weights and tokens, where the model is a local folder; none where it is from the Hub."""
-        folder = Path(source_of(self.name))
-        patterns = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json")
-        return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
     @property
     def bos_token_id(self) -> int | None:

@@ -17,7 +17,7 @@ from lightsae.activations import contents
 from lightsae.activations.contents import check_unchanged, digests_of_files
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.activations.synthetic.config import SyntheticConfig
-from lightsae.errors import CorpusError, LightsaeError
+from lightsae.errors import CheckpointError, CorpusError, LightsaeError
 
 
 def files(folder: Path, sizes: list[int], seed: int = 0) -> list[Path]:
@@ -141,52 +141,64 @@ CHANGES = {
 
 
 @pytest.fixture
-def opened(make_model: Callable[..., Path], tmp_path: Path) -> Callable[[dict[str, Any]], Any]:
-    """Return a function from settings of the data to an open stream."""
+def opened(make_model: Callable[..., Path], tmp_path: Path) -> Callable[[dict[str, Any]], ActivationDataModule]:
+    """Return a function from settings of the data to a module with an open stream."""
     model = tmp_path / "model"
     model.mkdir()
     for file in make_model().iterdir():
         (model / file.name).write_bytes(file.read_bytes())
 
-    def stream(settings: dict[str, Any]) -> Any:
+    def module(settings: dict[str, Any]) -> ActivationDataModule:
         settings = {"batch_tokens": 64, "buffer_tokens": 256, "val_tokens": 64, "context_size": 16, **settings}
-        if "dataset" in settings and settings["dataset"] != "synthetic":
-            settings |= {"model": str(model), "site": "resid_post.0", "num_workers": 0}
-        elif "synthetic" in settings:
+        if "synthetic" in settings:
             settings["synthetic"] = SyntheticConfig(**settings["synthetic"])
+        elif "dataset" in settings:
+            settings |= {"model": str(model), "site": "resid_post.0", "num_workers": 0}
         data = ActivationDataModule(**settings)
-        trainer = Trainer(max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False)
-        data.trainer = trainer
-        data._open("fit", torch.float32)
-        return data.train_dataloader()
+        data.trainer = Trainer(max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False)
+        return data
 
-    return stream
+    return module
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:Only", "ignore:.*LeafSpec")
 @pytest.mark.parametrize("source", CHANGES, ids=lambda source: source.__name__)
 def test_data_that_has_changed_stops_a_resumption(source: Any, opened: Any, tmp_path: Path) -> None:
     first = opened(source(tmp_path, 0))
-    batches = iter(first)
-    next(batches)
-    state = first.state_dict()
-    torch.save(state, tmp_path / "state.pt")
+    first._open("fit", torch.float32)
+    next(iter(first.train_dataloader()))
+    torch.save(first.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    expected = next(batches)
-    first.close()
+    first.teardown("fit")
 
-    same = opened(source(tmp_path, 0))
-    same.load_state_dict(state)
-    assert torch.equal(next(iter(same)).rows, expected.rows)
-    same.close()
+    opened(source(tmp_path, 0)).check_place(state, 1)
+    changed = opened(source(tmp_path, 1))
+    with refused(LightsaeError, f"^data.{CHANGES[source]} has changed since the checkpoint was written"):
+        changed.check_place(state, 1)
+    changed._open("fit", torch.float32)
+    with refused(LightsaeError, f"^data.{CHANGES[source]} has changed since the checkpoint was written"):
+        changed.check_place(state, 1)
+    changed.teardown("fit")
 
-    other = opened(source(tmp_path, 1))
-    with refused(LightsaeError, f"^{CHANGES[source]} has changed since the checkpoint was written"):
-        other.load_state_dict(state)
-    other.close()
+    smaller = source(tmp_path, 0)
+    if "activations" in smaller and Path(smaller["activations"]).is_file():
+        np.save(smaller["activations"], np.ones((200, 8), "f4"))
+        with refused(LightsaeError, f"^data.{CHANGES[source]} has changed since the checkpoint was written"):
+            opened(smaller).check_place(state, 1)
 
     del state["contents"]
-    other = opened(source(tmp_path, 1))
     with pytest.warns(UserWarning, match="whether it has changed is not checked"):
-        other.load_state_dict(state)
-    other.close()
+        changed.check_place(state, 1)
+
+
+@pytest.mark.parametrize("stored", ["x", 3, ["a"], {"activations": 3}, {"activations": ["a"]}])
+def test_contents_of_another_kind(stored: Any, opened: Any, tmp_path: Path) -> None:
+    data = opened(npy(tmp_path, 0))
+    state = {
+        "served_batches": 0,
+        "schedule": {"batch_tokens": 64, "batches_per_fill": 4, "seed": data.seed, "world": 1},
+        "source": {},
+        "contents": stored,
+    }
+    with refused(CheckpointError, r"the place in the data cannot be used: contents"):
+        data.check_place(state, 1)
