@@ -329,7 +329,23 @@ def test_message(args: list[str], file: str, says: list[str], lightsae: Run, tmp
         assert fragment in ended.err, f"{fragment!r} is not in {ended.err!r}"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99, "done": {}, "begun": {}}', '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "{",
+            "[]",
+            '{"format": 99, "done": {}, "begun": {}}',
+            '{"format": 1}',
+            "[" * 5000,
+            '{"format": 1, "format": 1}',
+        ),
+        '{"format": 1, "done": {"fit": {"folder": 7, "inputs": {}}}, "begun": {}}',
+        '{"format": 1, "done": {"fit": {"folder": "x", "inputs": []}}, "begun": {}}',
+        '{"format": 1, "done": {"fit": {"folder": "x", "inputs": {"a": 1}}}, "begun": {}}',
+        '{"format": 1, "done": {}, "begun": {"fit": {"folder": "x", "inputs": {}, "before": []}}}',
+    ],
+)
 def test_a_damaged_state_is_said(text: str, pipeline: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "pipeline.json").write_text(text)

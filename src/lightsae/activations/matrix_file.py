@@ -96,7 +96,7 @@ _Layout = tuple[tuple[int, ...], int, np.dtype[Any] | None, torch.dtype | None, 
 
 
 def _npy(path: Path) -> _Layout:
-    with _opening(path):
+    with _readable(path):
         # Checks the header, and that the file is as long as it says.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.memmap):
@@ -106,7 +106,7 @@ def _npy(path: Path) -> _Layout:
 
 
 def _safetensors(path: Path) -> _Layout:
-    with _opening(path):
+    with _readable(path):
         # Checks the header, and that the file is as long as it says.
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
@@ -124,5 +124,5 @@ def _safetensors(path: Path) -> _Layout:
     return shape, 8 + length + begin, number, _NOT_IN_NUMPY.get(kind), False
 
 
-def _opening(path: Path) -> AbstractContextManager[None]:
+def _readable(path: Path) -> AbstractContextManager[None]:
     return reading(CorpusError, f"{arg('activations')}: {path} is not a readable {path.suffix} file")

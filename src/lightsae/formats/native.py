@@ -134,7 +134,7 @@ def describe_sae(folder: str | Path) -> dict[str, Any]:
     check_version(description, written, "format_version", FORMAT_VERSION, _AGAIN)
     fields = {"variant": str, "settings": dict, "widths": dict, "sha256": str, "provenance": dict}
     check_fields(description, written, fields, _AGAIN)
-    if description.get("dtype", "float32") not in DTYPES:
+    if description.get("dtype", "float32") not in list(DTYPES):
         raise FormatError(f"{written!r}: dtype is {description['dtype']!r}; there are {', '.join(DTYPES)}. {_AGAIN}.")
     # Exports of before have no hash of the settings.
     said = description.get("settings_sha256")

@@ -45,7 +45,8 @@ class Columns:
                 return cls(name, MASK_COLUMN if MASK_COLUMN in columns else None)
         known = ", ".join(map(repr, sorted(columns))) or "no columns"
         raise CorpusError(
-            f"{arg('text_column')} is {text_column!r}, but {where} has {known}." + did_you_mean(text_column, columns)
+            f"{arg('text_column')} is {text_column!r}, but {where} has {known:.300}."
+            + did_you_mean(text_column, columns)
         )
 
     @classmethod

@@ -45,7 +45,11 @@ class SavedPass:
         if not self.path.is_file():
             return 0
         what = f"{str(self.path)!r}, in which a pass was kept that was stopped, cannot be read"
-        with reading(FormatError, what, "delete it, and the pass begins anew"), np.load(self.path) as saved:
+        with (
+            reading(FormatError, what, "delete it, and the pass begins anew"),
+            self.path.open("rb") as file,
+            np.load(file, allow_pickle=False) as saved,
+        ):
             for name, gathered in statistics.items():
                 prefix = f"{name}/"
                 gathered.load({key.removeprefix(prefix): saved[key] for key in saved.files if key.startswith(prefix)})

@@ -116,9 +116,8 @@ def import_csv(
         header = next(lines, [])
     for column in _NEEDED:
         if column not in header:
-            raise ConfigError(
-                f"{str(path)!r} has no column {column!r}; it has {', '.join(map(repr, header)) or 'nothing'}."
-            )
+            there = ", ".join(map(repr, header)) or "nothing"
+            raise ConfigError(f"{str(path)!r} has no column {column!r}; it has {there:.300}.")
     rows: list[dict[str, Any]] = []
     seen: dict[int, int] = {}
     following = lines.line_num + 1

@@ -191,7 +191,8 @@ class Pipeline:
 
 def _run(values: Mapping[str, Any]) -> Run:
     run = Run(**values)
-    if not all(isinstance(text, str) for text in (run.folder, *run.inputs.values(), run.before or "")):
+    texts = [run.folder, *run.inputs.values(), *([] if run.before is None else [run.before])]
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError(values)
     return run
 

@@ -96,7 +96,7 @@ def tidy_end(trainer: Trainer, parent: int = 0) -> Iterator[None]:
         mistake = error if isinstance(error, LightsaeError) else ConfigError(_line(error))
         if trainer.global_step > 0:
             last = _last(trainer, folder)
-            what = f"; {shown(last)} is kept." if last.is_file() else ", before the first checkpoint."
+            what = f"; {shown(last)} is kept." if last.is_file() else "; no checkpoint is kept."
             mistake.args = (f"{mistake.args[0]} Stopped after step {trainer.global_step}{what}",)
         elif is_new and trainer.is_global_zero:
             _remove_run(trainer, folder)

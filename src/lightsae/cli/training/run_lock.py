@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,9 +43,16 @@ class RunLock(Callback):
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._handle = self._take(folder)
+        hook = threading.excepthook
+        threading.excepthook = lambda failure: hook(failure) if self._is_there() else None
         try:
             yield
+        except Exception:
+            # Without its folder a logger fails in many ways, in threads of its own too.
+            self._check()
+            raise
         finally:
+            threading.excepthook = hook
             if self._is_there():
                 self._path.unlink()
             os.close(self._handle)
@@ -90,4 +98,4 @@ class RunLock(Callback):
         if self._handle is not None and not self._is_there():
             assert self._path is not None
             folder = shown(self._path.parent)
-            raise ConfigError(f"{folder}, the run's folder, was removed during the run, with its checkpoints.")
+            raise ConfigError(f"{folder}, the run's folder, was removed during the run.") from None

@@ -166,12 +166,10 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]["trainer"]
-        own, loggers = self._logger(config.default_root_dir), config.logger
-        if loggers in (None, True):
+        own = self._logger(config.default_root_dir)
+        if config.logger in (None, True):
             config.logger = own
-        elif not any(
-            isinstance(logger, WITH_FOLDERS) for logger in (loggers if isinstance(loggers, list) else [loggers])
-        ):
+        elif not any(isinstance(logger, WITH_FOLDERS) for logger in _listed(config.logger)):
             # The run has its folder all the same; `run_folder` looks here.
             config.default_root_dir = own.log_dir
         if config.plugins is None:
@@ -179,7 +177,7 @@ class TrainingCLI(LightningCLI):
         bar = [TrainingProgressBar()] if config.enable_progress_bar is not False else []
         with explain_trainer():
             return super().instantiate_trainer(
-                callbacks=[self._lock, *(config.callbacks or []), *(kind() for kind in _ALWAYS), *bar], **kwargs
+                callbacks=[self._lock, *_listed(config.callbacks), *(kind() for kind in _ALWAYS), *bar], **kwargs
             )
 
     def _logger(self, root: str | None) -> TensorBoardLogger:
@@ -217,6 +215,11 @@ class TrainingCLI(LightningCLI):
 
     def after_validate(self) -> None:
         report(self.trainer, self.datamodule, "validate")
+
+
+def _listed(setting: Any) -> list[Any]:
+    """Return a setting of which there may be none, one or several as a list."""
+    return setting if isinstance(setting, list) else [setting] if setting else []
 
 
 def run_training(command: str, args: list[str]) -> int:

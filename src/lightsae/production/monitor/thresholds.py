@@ -160,8 +160,8 @@ class Thresholds:
             raise FormatError(f"{str(path)!r} has version {version}; this lightsae reads {_VERSION}. Calibrate again.")
         try:
             features = {int(number): _calibrated(one) for number, one in values.pop("features").items()}
-            thresholds = cls(**values, features=features)
             check_types(values, cls)
+            thresholds = cls(**values, features=features)
             thresholds._check_ranges()
             return thresholds
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -188,9 +188,9 @@ class Thresholds:
 
 
 def _calibrated(values: Mapping[str, Any]) -> Calibrated:
+    for tested in values["rates"].values():
+        check_types(tested, Tested)
     rates = {float(rate): Tested(**tested) for rate, tested in values["rates"].items()}
-    for tested in rates.values():
-        check_types(asdict(tested), Tested)
     recall = {float(rate): float(value) for rate, value in values["recall"].items()}
     active = {int(text): int(tokens) for text, tokens in values.get("active", {}).items()}
     kept = {name: value for name, value in values.items() if name not in _FORMER}

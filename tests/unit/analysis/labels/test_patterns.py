@@ -13,9 +13,11 @@ from lightsae.analysis.labels.patterns import (
     Pattern,
     PatternKeys,
     class_of,
+    patterns_of,
     shifted,
     states_of,
 )
+from lightsae.errors import FormatError
 
 TEXTS = [" ", "\n", "7", " the", "ing", " The", '"', "#", "+ ", "é"]
 NOTHING = len(CLASSES)
@@ -148,3 +150,25 @@ def test_patterns_of_one_kind_have_keys_of_their_own() -> None:
     keys = PatternKeys(pairs, TEXTS)
     assert len(np.unique(keys.of("after").reshape(-1, 2)[:, 1])) == len(pairs)
     assert len(np.unique(keys.of("before").reshape(-1, 2)[:, 0])) == len(pairs)
+
+
+def test_the_patterns_of_a_rule_are_read_back() -> None:
+    assert patterns_of('{"patterns": [["token", 7], ["in_state", 3]], "shares": [0.9, 0.1]}') == (
+        ("token", 7),
+        ("in_state", 3),
+    )
+    assert patterns_of('{"token": ["x"]}') == ()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("", "{", "[]", "7", "[" * 5000, '{"patterns": 7}', '{"patterns": [7]}', '{"patterns": [["token"]]}'),
+        *('{"patterns": [["tokne", 7]]}', '{"patterns": [[["token"], 7]]}', '{"patterns": [["token", "7"]]}'),
+        *('{"patterns": [["token", true]]}', '{"patterns": [["token", 99999999999999999999]]}', '{"patterns": null}'),
+    ],
+)
+def test_a_damaged_rule_is_one_line(rule: str) -> None:
+    with pytest.raises(FormatError, match=r"^The rule .* of a label") as caught:
+        patterns_of(rule)
+    assert "\n" not in str(caught.value)

@@ -67,3 +67,28 @@ def test_other_files_are_not_touched(tmp_path: Path) -> None:
     assert path.read_text() == "notes " * 200
     with pytest.raises(ConfigError, match="Cannot write"):
         AnswerCache(tmp_path)
+
+
+def test_a_damaged_file_is_one_line_whenever_that_shows(tmp_path: Path) -> None:
+    path = tmp_path / "answers.db"
+    with AnswerCache(path) as cache:
+        for number in range(300):
+            cache.put(str(number), Answer("x" * 200, 1, 1))
+    whole = bytearray(path.read_bytes())
+    # Behind the first page, which is looked at as the file is opened.
+    for place in range(4096, len(whole), 4096):
+        whole[place : place + 100] = b"\xff" * 100
+    path.write_bytes(whole)
+    with AnswerCache(path) as cache:
+        for use in (lambda: cache.get("7"), lambda: cache.put("new", Answer("y", 1, 1)), lambda: len(cache)):
+            with pytest.raises(FormatError, match=r"is a damaged file of answers .*; name another one") as caught:
+                use()
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", [(b"x", 1, 1), ("x", "many", 1), ("x", 1, None), ("x", 1, 0.5)])
+def test_an_answer_of_other_types(tmp_path: Path, row: tuple[object, ...]) -> None:
+    with AnswerCache(tmp_path / "answers.db") as cache:
+        cache._connection.execute("INSERT INTO answers VALUES ('k', ?, ?, ?)", row)
+        with pytest.raises(FormatError, match="holds an answer that is none"):
+            cache.get("k")
