@@ -4,6 +4,7 @@ Damage of the file shows in its check sums. What is found here was written like 
 or by hand.
 """
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -201,7 +202,7 @@ def first_difference(stored: Mapping[str, Any], configured: Mapping[str, Any], w
             if inner := first_difference(a, b, f"{where}{key}."):
                 return inner
         elif _differs(a, b):
-            return f"{where}{key} is {_shown(a)} in the checkpoint and {b!r} in the configuration"
+            return f"{where}{key} is {_shown(a)} in the checkpoint and {_shown(b)} in the configuration"
     return None
 
 
@@ -211,7 +212,7 @@ def _differs(a: Any, b: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(repr(value).split())[:200]
+    return textwrap.shorten(repr(value), 120, placeholder=" ...")
 
 
 def _refuse(name: str, difference: str | None) -> None:

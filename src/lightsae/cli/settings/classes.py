@@ -3,6 +3,7 @@
 A file that somebody sent is data: it chooses among what is there. What would run code from elsewhere has to be typed.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
@@ -45,6 +46,20 @@ def check_allowed(found: str | None, typed: Mapping[str, Any]) -> None:
     """
     if found is not None and ALLOW not in typed:
         raise ConfigError(f"{ALLOW} is {found!r} in a file, but it has to be typed: --{ALLOW} {found}")
+
+
+def to_type_again(typed: Mapping[str, str | None]) -> str:
+    """Return the options that no file can hold, as they were typed: they belong to every command that goes on.
+
+    Example:
+        >>> to_type_again({"config": "a.yaml", "allow_classes": "mine", "data.trust_remote_code": None})
+        ' --allow_classes mine --data.trust_remote_code'
+    """
+    kept = [(name, value) for name, value in typed.items() if name.rpartition(".")[2] in (ALLOW, TRUST)]
+    return "".join(
+        f" --{name}" + (f" {shlex.quote(value)}" if value and not value.startswith("--") else "")
+        for name, value in kept
+    )
 
 
 def check_variants(model: Any, base: type) -> None:

@@ -55,12 +55,13 @@ def explain_classes(sections: Mapping[str, type]) -> Iterator[None]:
 
 
 @contextmanager
-def tidy_end(trainer: Trainer, parent: int = 0) -> Iterator[None]:
+def tidy_end(trainer: Trainer, parent: int = 0, options: str = "") -> Iterator[None]:
     """Run a command; if a mistake of the user ends it, add what is kept, and remove a folder with nothing in it.
 
     Args:
         trainer: Of the run.
         parent: The process that started this one.
+        options: What has to be typed again to go on; see `to_type_again`.
 
     Raises:
         LightsaeError: What ended the run, with the step and the checkpoint that is kept.
@@ -90,7 +91,7 @@ def tidy_end(trainer: Trainer, parent: int = 0) -> Iterator[None]:
             raise SystemExit(0) from None
         stop = Interrupted(getattr(interruption, "signal_number", signal.SIGINT))
         if _last(trainer, folder).is_file():
-            stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last")
+            stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last{options}")
         raise stop from None
     except (LightsaeError, MisconfigurationException) as error:
         mistake = error if isinstance(error, LightsaeError) else ConfigError(_line(error))

@@ -50,8 +50,15 @@ _COLUMNS = {
 }
 
 
-def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
-    """Print the validation figures; `validate` writes them to validation.json in its run folder, too."""
+def report(trainer: Trainer, data: ActivationDataModule, command: str, options: str = "") -> None:
+    """Print the validation figures; `validate` writes them to validation.json in its run folder, too.
+
+    Args:
+        trainer: Of the run that has ended.
+        data: Its data.
+        command: `fit` or `validate`.
+        options: What has to be typed again to go on; see `to_type_again`.
+    """
     folder, module = run_folder(trainer), trainer.lightning_module
     assert isinstance(module, SAEModule)
     figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/" in key}
@@ -76,7 +83,7 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
     elif figures:
         out.print(_table_of_one(figures))
     logs = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-    _where_next(out, folder, several=len(names) > 1, tensorboard=logs)
+    _where_next(out, folder, options, several=len(names) > 1, tensorboard=logs)
 
 
 def _own(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
@@ -107,7 +114,7 @@ def _table_of_several(by_name: Mapping[str, Mapping[str, float]]) -> Table:
     return rows
 
 
-def _where_next(out: Console, folder: Path, several: bool, tensorboard: bool) -> None:
+def _where_next(out: Console, folder: Path, options: str, several: bool, tensorboard: bool) -> None:
     """Name what stands in the run's folder, and what can be done with it; nothing that is not there."""
     run, sae = shown(folder), "sae/NAME" if several else "sae"
     sweep = [name for name in ("sweep.json", "sweep.png", "layers.png") if (folder / name).is_file()]
@@ -126,7 +133,7 @@ def _where_next(out: Console, folder: Path, several: bool, tensorboard: bool) ->
         if curves:
             rows.append(("curves", "   ".join(curves)))
         if (folder / "config.yaml").is_file():
-            again = f"--config {run}/config.yaml --ckpt_path last"
+            again = f"--config {run}/config.yaml --ckpt_path last{options}"
             rows += [("go on", f"lightsae fit {again}"), ("measure", f"lightsae validate {again}")]
     for name, text in rows:
         out.print(f"{name:<14}{text}", soft_wrap=True, highlight=False)

@@ -34,6 +34,7 @@ from lightsae.cli.settings.classes import (
     check_trusted,
     check_variants,
     restrict_classes,
+    to_type_again,
 )
 from lightsae.cli.settings.parser import Parser
 from lightsae.cli.settings.typed import check_typed_options, config_files, options_of
@@ -203,7 +204,7 @@ class TrainingCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with (
             ending_together(self.trainer, self._parent),
-            tidy_end(self.trainer, self._parent),
+            tidy_end(self.trainer, self._parent, to_type_again(self._options)),
             self._lock.held(self.trainer),
         ):
             if self.run_folder is not None:
@@ -211,10 +212,10 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
-        report(self.trainer, self.datamodule, "fit")
+        report(self.trainer, self.datamodule, "fit", to_type_again(self._options))
 
     def after_validate(self) -> None:
-        report(self.trainer, self.datamodule, "validate")
+        report(self.trainer, self.datamodule, "validate", to_type_again(self._options))
 
 
 def _listed(setting: Any) -> list[Any]:

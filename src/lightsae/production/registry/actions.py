@@ -9,10 +9,10 @@ from typing import Any
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.errors import ConfigError, arg
-from lightsae.formats.files import replace_folder_atomically
+from lightsae.formats.files import explain_os_errors, replace_folder_atomically
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.production.registry.evidence import check_evidence, figures_of
-from lightsae.production.registry.log import commit
+from lightsae.production.registry.log import LOG, commit
 from lightsae.production.registry.policy import PolicyRefusal, read_policy
 from lightsae.production.registry.store import check_channel, find_version, writing
 from lightsae.production.registry.version import (
@@ -87,6 +87,10 @@ def publish(
         if known and intact:
             return Outcome(version, changed=False)
         if not intact:
+            # Versions in a folder without a log are a loss, which `verify` reports; not so a first one on its way.
+            if not state.entries:
+                with explain_os_errors(where):
+                    (where / LOG).touch()
             with replace_folder_atomically(where / VERSIONS / version) as staged:
                 copy_version(sources, manifest, staged)
         commit(where, state, _entry("restore" if known else "publish", version, why, who))

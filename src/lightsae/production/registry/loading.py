@@ -12,7 +12,7 @@ from lightsae.errors import ConfigError, FormatError, arg
 from lightsae.formats.native import load_sae
 from lightsae.lm.model import site_in
 from lightsae.production.registry.hub_repository import local_copy
-from lightsae.production.registry.log import inspect_log
+from lightsae.production.registry.log import LOG, inspect_log
 from lightsae.production.registry.store import check_channel, locate_registry, open_registry, unpublished
 from lightsae.production.registry.version import SHORT, check_intact, folder_of, problems_of
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -129,10 +129,13 @@ def verify(registry: str | Path) -> Verified:
         channels = ", ".join(state.channels_of(version))
         name = f"version {version[:SHORT]}" + (f" ({channels})" if channels else "")
         problems += [f"{name}: {problem}" for problem in problems_of(where, version)]
+    left = unpublished(where, state)
+    if left and not (where / LOG).exists() and not problems:
+        problems.append(f"there is no {LOG}, so nothing says which of {len(left)} versions were published")
     notes = []
     # Without a log that can be followed, nothing says what was published.
     if not problems:
-        notes = [f"version {v[:SHORT]}: its publishing was cut short" for v in unpublished(where, state)]
+        notes = [f"version {v[:SHORT]}: its publishing was cut short" for v in left]
         if state.interrupted:
             notes.append("the last line of the log: its action was cut short, and did not happen")
     return Verified(len(state.published), len(state.entries), problems, notes)

@@ -35,12 +35,22 @@ def sources_of(dictionary: FeatureDictionary, sae: str | Path, evidence: Mapping
     """Return the files that make a version: where each will be in its folder, and where it is now.
 
     Other files that lie in the dictionary's folder are not part of it.
+
+    Raises:
+        FormatError: A file of either folder is a link: what it points to is not what was sent.
     """
     own = [DICTIONARY, CARD, *map(file_of, TABLES), *dictionary.manifest.get("extras", [])]
-    present = {path.relative_to(dictionary.folder): path for path in dictionary.folder.rglob("*") if path.is_file()}
-    files = {f"dictionary/{name.as_posix()}": path for name, path in present.items() if name.parts[0] in own}
+    found = {path.relative_to(dictionary.folder): path for path in dictionary.folder.rglob("*")}
+    found = {name: path for name, path in found.items() if name.parts[0] in own}
     folder = locate(sae, DESCRIPTION)
-    files |= {f"sae/{name}": folder / name for name in (DESCRIPTION, TENSORS)}
+    parts = [folder / name for name in (DESCRIPTION, TENSORS)]
+    if links := [path for path in (*found.values(), *parts) if path.is_symlink()]:
+        raise FormatError(
+            f"{str(links[0])!r} is a link, and only files are published; copy the folder with what its links point to "
+            "(cp -rL)."
+        )
+    files = {f"dictionary/{name.as_posix()}": path for name, path in found.items() if path.is_file()}
+    files |= {f"sae/{path.name}": path for path in parts}
     return files | {f"evidence/{name}.json": evidence[name] for name in EVIDENCE if name in evidence}
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightsae.callbacks import ExportSAE
+from lightsae.callbacks import ExportSAE, Interrupted
 from lightsae.cli.training.failures import explain_classes, explain_trainer, tidy_end
 from lightsae.errors import ActivationError, ConfigError
 
@@ -43,6 +43,18 @@ def test_a_run_that_trained_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ActivationError, match=r"^bad$"):
         fail(a, ActivationError("bad"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_run_says_what_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    end = SystemExit(1)
+    end.__context__ = Interrupted(2)  # as Lightning ends the process
+    a = trainer(tmp_path, 3)
+    start(Path(a.log_dir), checkpoint=True)
+    with pytest.raises(Interrupted) as stop, tidy_end(a, options=" --allow_classes mine"):
+        raise end
+    command = "lightsae fit --config lightning_logs/version_0/config.yaml --ckpt_path last --allow_classes mine"
+    assert stop.value.__notes__ == [command]
 
 
 def test_what_was_there_before_stays(tmp_path: Path) -> None:

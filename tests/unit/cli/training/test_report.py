@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
+from rich.console import Console
 
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.cli.training.report import report
+from lightsae.cli.settings.classes import to_type_again
+from lightsae.cli.settings.typed import options_of
+from lightsae.cli.training.report import _where_next, report
 from lightsae.sae import TopK, Widths
 from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
@@ -110,6 +113,25 @@ def test_where_next_names_what_a_sweep_left(printed: Any, tmp_path: Path, monkey
     assert not any("sweep" in line for line in lines)
     # What is not there is not named.
     assert not any("config.yaml" in line or "training_curves" in line or "tensorboard" in line for line in lines)
+
+
+def test_what_has_to_be_typed_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = to_type_again(
+        dict(options_of(["--config", "a.yaml", "--allow_classes=mine,our own", "--data.trust_remote_code", "true"]))
+    )
+    run = tmp_path / "runs" / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        (run / name).touch()
+    _where_next(Console(width=200), run, options, several=False, tensorboard=False)
+    more = "--ckpt_path last --allow_classes 'mine,our own' --data.trust_remote_code true"
+    lines = capsys.readouterr().out.splitlines()
+    assert f"go on         lightsae fit --config runs/version_0/config.yaml {more}" in lines
+    assert f"measure       lightsae validate --config runs/version_0/config.yaml {more}" in lines
+    assert to_type_again({"config": "a.yaml", "trainer.max_steps": "3"}) == ""
 
 
 def test_validate_writes_its_figures(printed: Any, tmp_path: Path) -> None:

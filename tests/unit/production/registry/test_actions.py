@@ -35,6 +35,25 @@ def test_a_version_holds_dictionary_sae_and_evidence(parts: Parts, tmp_path: Pat
     }
 
 
+@pytest.mark.parametrize(
+    "name", ["dictionary/card.md", "dictionary/features.parquet", "dictionary/pictures", "sae/sae.safetensors"]
+)
+def test_links_are_not_published(parts: Parts, tmp_path: Path, name: str) -> None:
+    folder, _, rest = name.partition("/")
+    path = (parts.dictionary if folder == "dictionary" else parts.sae) / rest
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FormatError) as error:
+        publish(tmp_path / "r", parts.dictionary, parts.sae)
+    assert str(error.value).startswith(f"{str(path)!r} is a link")
+    assert not (tmp_path / "r").exists()
+
+
+def test_links_beside_what_is_published_do_no_harm(parts: Parts, tmp_path: Path) -> None:
+    (parts.dictionary / "notes.txt").symlink_to("/etc/hostname")
+    assert publish(tmp_path / "r", parts.dictionary, parts.sae).changed
+
+
 def test_same_contents_change_nothing_and_new_evidence_makes_a_version(parts: Parts, tmp_path: Path) -> None:
     first = publish(tmp_path / "r", parts.dictionary, parts.sae)
     log = (tmp_path / "r" / "log.jsonl").read_bytes()

@@ -1,8 +1,10 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from helpers.fake_versions import Parts
-from lightsae.production.registry import publish, verify
+from lightsae.production.registry import actions, publish, verify
 
 Production = tuple[Path, str]
 
@@ -42,3 +44,32 @@ def test_what_an_interrupted_action_left_is_noted(production: Production) -> Non
         "version abababababab: its publishing was cut short",
         "the last line of the log: its action was cut short, and did not happen",
     ]
+
+
+@pytest.mark.parametrize("versions", [1, 2])
+def test_versions_without_a_log_are_a_problem(parts: Parts, production: Production, versions: int) -> None:
+    registry, _ = production
+    if versions == 2:
+        publish(registry, parts.dictionary, parts.sae, evidence={"panel": parts.report("panel")})
+    for name in ("log.jsonl", "channels.json"):
+        (registry / name).unlink()
+    found = verify(registry)
+    assert found.problems == [f"there is no log.jsonl, so nothing says which of {versions} versions were published"]
+    assert found.notes == []
+
+
+def test_a_first_publishing_that_was_cut_short_is_a_note(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actions, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(tmp_path / "r", parts.dictionary, parts.sae)
+    found = verify(tmp_path / "r")
+    assert found.problems == []
+    assert len(found.notes) == 1
+    assert publish(tmp_path / "r", parts.dictionary, parts.sae).changed
+    assert verify(tmp_path / "r").notes == []
