@@ -58,14 +58,14 @@ def _sample(path: Path, size: int, most: int) -> Iterable[bytes]:
             yield file.read(block)
 
 
-def check_unchanged(stored: Mapping[str, Mapping[str, str]] | None, present: Contents) -> None:
+def check_unchanged(stored: Mapping[str, Mapping[str, str]], present: Contents) -> None:
     """Hold the data against what a checkpoint says of it. One from before it said so is taken, with a warning.
 
     Raises:
         CorpusError: Something has changed.
     """
     for setting, now in present.items():
-        before = (stored or {}).get(setting)
+        before = stored.get(setting)
         if before is None:
             rank_zero_warn(f"The checkpoint does not tell what {setting} held: whether it has changed is not checked.")
             continue

@@ -246,10 +246,11 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             CorpusError: What the data holds has changed.
         """
         # First: what has changed in size can change the schedule too.
-        refuse_place(misfit(state, {"contents": {setting: {} for setting in self._contents}}, partial=True))
-        for setting, held in state.get("contents", {}).items():
-            refuse_place(misfit(held, dict.fromkeys(held, ""), f"contents.{setting}"))
-        check_unchanged(state.get("contents"), self._contents)
+        refuse_place(misfit(state, {"contents": {}}, partial=True))
+        stored = state.get("contents", {})
+        for setting, held in stored.items():
+            refuse_place(misfit(held, dict.fromkeys(held, "") if isinstance(held, dict) else {}, f"contents.{setting}"))
+        check_unchanged(stored, self._contents)
         if self._stream is not None:
             self._stream.check(state)
         else:
