@@ -2,10 +2,10 @@
 
     python benchmarks/peers.py activations.npy --d_sae 1024 --steps 3000 --seeds 3
 
-`activations.npy`: (tokens, width) in any unit, shuffled; the last 65,536 tokens judge. The other libraries take part
-where they are installed (dictionary_learning, sae-lens). One line per training: fraction of variance explained, latents
-per token, share of latents silent on the held-out tokens. Every trainer gets the warm-up and the fall (a fifth each)
-of SAEModule; 2,048 tokens a step.
+`activations.npy`: (tokens, width) in any unit, shuffled (`small_model.py` makes one); the last 65,536 tokens judge. The
+other libraries take part where they are installed (dictionary_learning, sae-lens). One line per training: fraction of
+variance explained, latents per token, share of latents silent on the held-out tokens. Every trainer gets the warm-up
+and the fall (a fifth each) of SAEModule; 2,048 tokens a step.
 """
 
 import argparse

@@ -3,11 +3,14 @@
 Held against Lightning 2.6 and PyTorch 2.13: when a version breaks something, it breaks here.
 """
 
-from collections.abc import Iterable
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 
 def is_dry_run(trainer: Trainer) -> bool:
@@ -48,6 +51,45 @@ def save_now(checkpoints: ModelCheckpoint, trainer: Trainer) -> None:
     """Save a checkpoint of the present step, if there is none yet and it is no dry run."""
     if checkpoints._last_global_step_saved != trainer.global_step and not is_dry_run(trainer):
         checkpoints._save_none_monitor_checkpoint(trainer, checkpoints._monitor_candidates(trainer))
+
+
+def fit_progress(trainer: Trainer) -> dict[str, Any]:
+    """Return what a checkpoint says of how far a fit is, under "loops" and "fit_loop"."""
+    progress = trainer.fit_loop.state_dict()
+    forget_loaders(progress)
+    return progress
+
+
+def forget_loaders(progress: MutableMapping[str, Any]) -> None:
+    """Take out of a fit's progress what Lightning noted of the loaders: the data module says it, too."""
+    progress["state_dict"].pop("combined_loader", None)
+
+
+def steps_trained(progress: Mapping[str, Any]) -> int:
+    """Return the optimiser steps of a fit's progress."""
+    return int(progress["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"])
+
+
+def batches_trained(progress: Mapping[str, Any]) -> int:
+    """Return the batches of a fit's progress, over all epochs."""
+    return int(progress["epoch_loop.batch_progress"]["total"]["ready"])
+
+
+def child_processes(trainer: Trainer) -> "list[subprocess.Popen[bytes]]":
+    """Return the other processes of a run on this machine, where this one has started them."""
+    return list(getattr(trainer.strategy.launcher, "procs", []))
+
+
+@contextmanager
+def without_observer() -> Iterator[None]:
+    """Keep Lightning from killing this process when one that it started has ended: it would not have time to say so."""
+    name, module = "_launch_process_observer", subprocess_script
+    launch = getattr(module, name)
+    setattr(module, name, lambda child_processes: None)
+    try:
+        yield
+    finally:
+        setattr(module, name, launch)
 
 
 def keep_from_ddp(module: LightningModule, names: Iterable[str]) -> None:

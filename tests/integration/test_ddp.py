@@ -7,6 +7,63 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+
+SETTINGS = [
+    "--data.activations", "../rows.npy", "--data.batch_tokens", "32", "--data.buffer_tokens", "256",
+    "--data.val_tokens", "64",
+    "--model.sae", "BatchTopK", "--model.sae.d_sae", "24", "--model.sae.k", "2", "--trainer.max_steps", "30",
+    "--checkpoint.every_n_train_steps", "10", "--trainer.accelerator", "cpu", "--trainer.devices", "2",
+    "--trainer.strategy", "ddp", "--trainer.enable_progress_bar", "false",
+    "--trainer.callbacks", "helpers.signal_at.SignalAt",
+]  # fmt: skip
+RUN = Path("lightning_logs", "version_0")
+
+
+def fit(folder: Path, *args: str, signal_at: str = "") -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    if signal_at:
+        environment["SIGNAL_AT"] = signal_at
+    command = [sys.executable, "-m", "lightsae", "fit", "--allow_classes", "helpers.signal_at", *args]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("ddp")
+    rows = np.random.default_rng(0).normal(size=(2000, 12)).astype(np.float32)
+    np.save(folder / "rows.npy", rows)
+    done = fit(folder / "whole", *SETTINGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "whole"
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "code", "kept"),
+    [
+        ("SIGTERM", 0, 143, 15), ("SIGTERM", 1, 143, 15), ("SIGINT", 0, 130, 15), ("SIGINT", 1, 130, 15),
+        ("SIGKILL", 0, -9, 10), ("SIGKILL", 1, 2, 10),
+    ],
+)  # fmt: skip
+def test_what_reaches_one_process_ends_both(whole: Path, name: str, rank: int, code: int, kept: int) -> None:
+    folder = whole.parent / f"{name}_{rank}"
+    done = fit(folder, *SETTINGS, signal_at=f"15 {rank} {name}")
+    assert done.returncode == code, done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if line.startswith("lightsae: ")]
+    assert len(said) == 1, done.stderr[-3000:]
+    assert ("Another process of this run ended" if name == "SIGKILL" else "stopped. Go on:") in said[0]
+    assert "Traceback" not in done.stderr
+    assert torch.load(folder / RUN / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == kept
+    if rank == 0:
+        return
+    again = fit(folder, "--config", str(RUN / "config.yaml"), "--ckpt_path", "last")
+    assert again.returncode == 0, again.stderr[-3000:]
+    saved = Path("sae", "sae.safetensors")
+    assert (folder / RUN / saved).read_bytes() == (whole / RUN / saved).read_bytes(), "the same bytes as in one go"
 
 
 def run(folder: Path, *args: str) -> None:

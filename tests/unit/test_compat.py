@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 from lightsae import compat
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
@@ -74,6 +75,26 @@ def test_save_now_saves_a_step_once(quiet: dict[str, Any], tmp_path: Path) -> No
     watch = Each(lambda trainer: [compat.save_now(checkpoints, trainer) for _ in range(2)][-1])
     fit(quiet, watch, checkpoints, max_steps=3, enable_checkpointing=True)
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
+
+
+def test_how_far_a_fit_is_and_without_what_its_loaders_noted(quiet: dict[str, Any]) -> None:
+    trainer = fit(quiet, max_steps=3, accumulate_grad_batches=2)
+    progress = compat.fit_progress(trainer)
+    assert (compat.steps_trained(progress), compat.batches_trained(progress)) == (3, 6)
+    progress["state_dict"]["combined_loader"] = [{}]
+    compat.forget_loaders(progress)
+    assert "combined_loader" not in progress["state_dict"]
+
+
+def test_the_observer_of_processes_is_the_one_that_lightning_calls(quiet: dict[str, Any]) -> None:
+    launch = subprocess_script._SubprocessScriptLauncher.launch
+    assert "_launch_process_observer" in launch.__code__.co_names
+    before = subprocess_script._launch_process_observer
+    with compat.without_observer():
+        assert subprocess_script._launch_process_observer([]) is None
+        assert subprocess_script._launch_process_observer is not before
+    assert subprocess_script._launch_process_observer is before
+    assert compat.child_processes(Trainer(**quiet)) == []
 
 
 def test_ddp_reads_which_tensors_to_leave_alone() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightsae.activations.settings import DataSettings, SiteNames
 from lightsae.activations.sources import ActivationSource, FileSource, SyntheticSource, TextSource
-from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan, Timings
+from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan, Timings, check_place
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.compat import set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section
@@ -62,6 +62,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         self.run_tokens: int | None = None
         self.chosen_dtype: torch.dtype | None = None
         self._stream: ActivationStream | None = None
+        self._ended_at: dict[str, Any] = {}
         self._validation: HeldOut | None = None
 
     def _make_source(self) -> ActivationSource:
@@ -164,15 +165,18 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             self._validation = self.source.held_out(process)
 
     def _open_stream(self, trainer: Trainer, process: Process) -> ActivationStream:
-        plan = StreamPlan(
-            batch_tokens=self.batch_tokens,
-            batches_per_fill=max(1, self.source.fill_tokens(process.world) // self.batch_tokens),
-            total_batches=self._set_run_length(trainer),
-            seed=self.seed,
-            rank=process.rank,
-            world=process.world,
-        )
+        plan = self._plan(process.world, process.rank, self._set_run_length(trainer))
         return ActivationStream(self.source.fills(plan, process), plan, self.timings)
+
+    def _plan(self, world: int, rank: int = 0, total_batches: int = 0) -> StreamPlan:
+        return StreamPlan(
+            batch_tokens=self.batch_tokens,
+            batches_per_fill=max(1, self.source.fill_tokens(world) // self.batch_tokens),
+            total_batches=total_batches,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+        )
 
     def _sites_of_the_run(self) -> tuple[SiteRef, ...]:
         """Return every site that some dictionary of the run reads or predicts: one forward pass serves them all."""
@@ -210,8 +214,24 @@ class ActivationDataModule(DataSettings, LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         if self._stream is None or self.chosen_dtype is None:
-            return {}
+            return self._ended_at
         return {**self._stream.state_dict(), "dtype": dtype_name(self.chosen_dtype)}
+
+    @section("data")
+    def check_place(self, state: Any, world: int) -> None:
+        """Check that a fit with these settings can go on from a `state_dict`. Opens nothing that is not open.
+
+        Args:
+            state: What a checkpoint holds for the data.
+            world: Number of processes.
+
+        Raises:
+            CheckpointError: Something is missing or damaged, or a setting that says what a batch holds has changed.
+        """
+        if self._stream is not None:
+            self._stream.check(state)
+        else:
+            check_place(state, self._plan(world))
 
     @section("data")
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -237,6 +257,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self._stream is not None:
+            self._ended_at = self.state_dict()  # a checkpoint that is saved now is one of the end
             self._stream.close()
             self._stream = None  # the next fit begins at the beginning
 

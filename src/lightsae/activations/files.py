@@ -1,22 +1,21 @@
-"""Fills from activation files: (N, D) rows from any model or modality, memory-mapped, shuffled, in epochs.
+"""Fills from activation files: (N, D) rows from any model or modality, shuffled, in epochs.
 
 Rows are read in chunks of neighbours. Each epoch has its own order of the chunks; a fill is a run of chunks, permuted.
 Every fixed share of the chunks is held out for validation.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.contents import Contents, digests_of_files
 from lightsae.activations.corpus.text_files import natural_order
+from lightsae.activations.matrix_file import SUFFIXES, MatrixFile
 from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings, with_sinks
 from lightsae.errors import CorpusError, arg, did_you_mean
 from lightsae.randomness import keyed_generator
@@ -25,47 +24,11 @@ from lightsae.sae.sites import SiteRef
 CHUNK_ROWS = 256
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The matrix of one file; `read` returns rows start..stop."""
-
-    rows: int
-    width: int
-    read: Callable[[int, int], Tensor]
-
-
-def _open_part(path: Path) -> _Part:
-    read: Callable[[int, int], Tensor]
-    try:
-        if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            shape, read = array.shape, lambda start, stop: torch.from_numpy(np.array(array[start:stop]))
-        else:
-            file = safe_open(path, framework="pt")
-            names = list(file.keys())
-            if "activations" not in names and len(names) != 1:
-                raise CorpusError(
-                    f"{arg('activations')}: {path} holds the tensors {names}; name the one to train on 'activations'."
-                )
-            name = "activations" if "activations" in names else names[0]
-            shape, read = file.get_slice(name).get_shape(), lambda start, stop: file.get_slice(name)[start:stop]
-    except CorpusError:
-        raise
-    except Exception as error:
-        # numpy hands a damaged header to Python's own parser.
-        raise CorpusError(f"{arg('activations')}: {path} is not a readable {path.suffix} file ({error}).") from None
-    if len(shape) != 2 or 0 in shape:
-        raise CorpusError(
-            f"{arg('activations')}: {path} has shape {tuple(shape)}; it must be (rows, width) with at least one row."
-        )
-    return _Part(shape[0], shape[1], read)
-
-
 class ActivationFiles:
     """The rows of one file, or of all files of a folder in natural order, as one matrix."""
 
     def __init__(self, location: str) -> None:
-        self.parts = [_open_part(path) for path in _files(location)]
+        self.parts = [MatrixFile.open(path) for path in _files(location)]
         widths = sorted({part.width for part in self.parts})
         if len(widths) > 1:
             raise CorpusError(f"{arg('activations')}: the files in {location} have different widths, {widths}.")
@@ -86,18 +49,23 @@ class ActivationFiles:
             start = end
         return torch.cat(pieces)
 
+    def contents(self) -> Contents:
+        """Return what the files hold."""
+        paths = [part.path for part in self.parts]
+        return {"activations": digests_of_files(paths, paths[0].parent)}
+
 
 def _files(location: str) -> list[Path]:
     path = Path(location)
     if path.is_dir():
-        paths = [p for p in path.iterdir() if p.suffix in (".npy", ".safetensors")]
+        paths = [p for p in path.iterdir() if p.suffix in SUFFIXES]
         if not paths:
             raise CorpusError(f"{arg('activations')} is {location!r}, a folder without .npy or .safetensors files.")
         return sorted(paths, key=natural_order)
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
         raise CorpusError(f"{arg('activations')} is {location!r}, which does not exist.{near}")
-    if path.suffix not in (".npy", ".safetensors"):
+    if path.suffix not in SUFFIXES:
         raise CorpusError("activations", location, "write a .npy or .safetensors file, or a folder of them")
     return [path]
 
@@ -138,6 +106,9 @@ class FileFills(FillSource):
         self.chunks_in_fill = len(buffer) // chunks.size
         self._buffer = buffer
         self._epoch: tuple[int, Tensor] | None = None
+
+    def contents(self) -> Contents:
+        return self.files.contents()
 
     def fill(self, number: int) -> Fill:
         first = (number * self.plan.world + self.plan.rank) * self.chunks_in_fill

@@ -16,12 +16,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.contents import Contents, digests_of_files
 from lightsae.activations.corpus.rows import RowSource, TokenRows
-from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings, with_sinks
+from lightsae.activations.stream import (
+    Fill,
+    FillSource,
+    HeldOut,
+    Process,
+    StreamPlan,
+    Timings,
+    refuse_place,
+    with_sinks,
+)
 from lightsae.errors import ConfigError, arg
 from lightsae.lm import LanguageModel
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
+from lightsae.stored import misfit
+
+# What a `RowSource` needs to go on.
+_ROW_STATE = ("fingerprint", "cursor", "epoch", "document", "used", "rows")
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,25 @@ class LanguageModelFills(FillSource):
     def block_rows(self) -> int:
         return self.fill_rows * self.fills_per_block * self.plan.world
 
+    def contents(self) -> Contents:
+        models: dict[str, str] = {}
+        for name, model in self.models.items():
+            if files := model.files:
+                held = digests_of_files(files, files[0].parent)
+                models |= {f"{file} of {name}": content for file, content in held.items()}
+            elif model.revision is not None:
+                models[name] = model.revision
+        return {"dataset": self.rows.contents(), "model": models}
+
     def state_dict(self) -> dict[str, Any]:
         return {"block": self._number, "fills_per_block": self.fills_per_block, "block_start": self._block_state}
+
+    def check_state(self, state: Any, number: int) -> None:
+        super().check_state(state, number)
+        refuse_place(misfit(state, {"block": 0, "fills_per_block": 0, "block_start": dict.fromkeys(_ROW_STATE)}))
+        fills, block = state["fills_per_block"], state["block"]
+        if fills == 0 or block > number // fills:
+            refuse_place(f"fill {number} does not come after block {block} of {fills} fills each")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._next is not None:

@@ -8,7 +8,7 @@ number, the same on all ranks, plus the cursor that the source stored at the sta
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
+from lightsae.stored import misfit
 
 # Numbers of the schedule that say what a batch holds, and the settings that they come from.
 _SETTINGS = {
@@ -130,9 +132,21 @@ class FillSource(ABC):
     def fill(self, number: int) -> Fill:
         """Return the fill; the buffers of the one before may be overwritten."""
 
+    def contents(self) -> Contents:
+        """Return what the data holds; empty where the settings say all of it."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what it takes to make the present fill again, in another process."""
         return {}
+
+    def check_state(self, state: Any, number: int) -> None:
+        """Check that `load_state_dict` can take a state, and that fill `number` can be made from there.
+
+        Raises:
+            CheckpointError: It cannot.
+        """
+        refuse_place(misfit(state, self.state_dict(), "source", partial=True))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Go to the place of a `state_dict`."""
@@ -151,6 +165,7 @@ class ActivationStream:
     def __init__(self, source: FillSource, plan: StreamPlan, timings: Timings) -> None:
         self.source, self.plan, self.timings = source, plan, timings
         self.served_batches = 0
+        self._contents = source.contents()
         self._current: tuple[int, Fill, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -181,21 +196,24 @@ class ActivationStream:
             "served_batches": self.served_batches,
             "schedule": {key: getattr(self.plan, key) for key in _SETTINGS},
             "source": self.source.state_dict(),
+            "contents": self._contents,
         }
+
+    def check(self, state: Any) -> None:
+        """Check that `load_state_dict` can take a state; see there."""
+        check_place(state, self.plan)
+        # Until the first batch of a fill is asked for, the source is at the fill before.
+        self.source.check_state(state["source"], max(0, state["served_batches"] - 1) // self.plan.batches_per_fill)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the place of a `state_dict`.
 
         Raises:
-            CheckpointError: It was written with other numbers, by which the place would mean another one.
+            CheckpointError: It is none, or was written with other numbers, by which the place would mean another one.
+            CorpusError: The data has changed.
         """
-        for key, setting in _SETTINGS.items():
-            stored, present = state["schedule"][key], getattr(self.plan, key)
-            if stored != present:
-                raise CheckpointError(
-                    f"{setting} differs from the checkpoint's: {key} was {stored} and is {present}. "
-                    "Go on with the run's own config.yaml, or start a new run."
-                )
+        self.check(state)
+        check_unchanged(state.get("contents"), self._contents)
         self.served_batches = state["served_batches"]
         self.source.load_state_dict(state["source"])
         self._current = None
@@ -241,6 +259,32 @@ class HeldOut:
                 yield replace(batch, index=index)
 
 
+def check_place(state: Any, plan: StreamPlan) -> None:
+    """Check that the `state_dict` of a stream names a place in the stream of a plan.
+
+    Raises:
+        CheckpointError: Something is missing, of another kind or negative; or a number of the plan was another one.
+    """
+    refuse_place(misfit(state, {"served_batches": 0, "schedule": dict.fromkeys(_SETTINGS, 0), "source": {}}))
+    # Earlier versions did not store what the data held.
+    refuse_place(misfit(state, {"contents": {}}, partial=True))
+    for setting, held in state.get("contents", {}).items():
+        refuse_place(misfit(held, dict.fromkeys(held, "") if isinstance(held, Mapping) else {}, f"contents.{setting}"))
+    for key, setting in _SETTINGS.items():
+        stored, present = state["schedule"][key], getattr(plan, key)
+        if stored != present:
+            raise CheckpointError(
+                f"{setting} differs from the checkpoint's: {key} was {stored} and is {present}. "
+                "Go on with the run's own config.yaml, or start a new run."
+            )
+
+
+def refuse_place(difference: str | None) -> None:
+    """Raise a CheckpointError about the place in the data, where there is something against it."""
+    if difference is not None:
+        raise CheckpointError(f"--ckpt_path: the place in the data cannot be used: {difference}. Use an earlier one.")
+
+
 def take_tokens(batch: ActivationBatch, chosen: Tensor, index: int) -> ActivationBatch:
     """Return the chosen tokens of a batch as a batch of their own."""
     return batch.each(lambda values: values[chosen], index=index, rows_shape=None)
@@ -261,7 +305,11 @@ def check_finite(batch: ActivationBatch, where: str) -> None:
     for site, values in batch.activations.items():
         # A sum is finite only if every term is; it reads the buffer once and needs no second one.
         if not bool(values.sum(dtype=torch.float32).isfinite()) and not bool(values.isfinite().all()):
-            bad = int((~values.isfinite().all(dim=1)).sum())
+            bad = ~values.isfinite().all(dim=1)
+            row = int(batch.rows[bad][0])
+            is_as_in_file = not site.model and values.dtype == torch.float32
+            advice = "Look at that row of the file." if is_as_in_file else f"Try {arg('dtype')}: float32."
             raise ActivationError(
-                f"{site} holds NaN or infinity on {bad} of {len(values)} tokens {where}. Try {arg('dtype')}: float32."
+                f"{site} holds NaN or infinity on {int(bad.sum())} of {len(values)} tokens {where}. The first is in "
+                f"row {row}. {advice}"
             )

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from lightsae.errors import ConfigError, section
 from lightsae.training.module import SAEModule
+
+# Loggers that give each run a folder of its own.
+WITH_FOLDERS = (TensorBoardLogger, CSVLogger)
 
 
 class SAECallback(Callback):
@@ -44,8 +47,13 @@ class SAECallback(Callback):
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Return the run's folder: the logger's, or the Trainer's root where nothing logs. Call it on every rank."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    """Return the run's folder, in which all of its files stand. Call it on every rank.
+
+    It is that of the first logger with a folder for each run (TensorBoard, CSV); with others, or none, the root of the
+    Trainer.
+    """
+    folder = next((logger.log_dir for logger in trainer.loggers if isinstance(logger, WITH_FOLDERS)), None)
+    return Path(trainer.strategy.broadcast(folder or trainer.default_root_dir))
 
 
 def log_once(trainer: Trainer, figures: Mapping[str, float]) -> None:

@@ -5,10 +5,13 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightsae.callbacks.base import run_folder
 from lightsae.compat import save_now, validate_after_this_batch
+from lightsae.sae.usage import is_distributed, over_ranks
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,8 +29,9 @@ class Interrupted(KeyboardInterrupt):
 class RunCheckpoint(ModelCheckpoint):
     """Save last.ckpt every `every_n_train_steps`, at the end of training, and when Ctrl-C or SIGTERM asks to stop.
 
-    A signal only sets a flag: the batch in progress ends first, so that no half-finished step is kept. A second Ctrl-C
-    stops at once. Observes only: it changes no weights.
+    A signal only sets a flag: the batch in progress ends first, so that no half-finished step is kept, and all
+    processes of a run stop after the same step, whichever of them was told. A second Ctrl-C stops at once. Observes
+    only: it changes no weights.
 
     Args:
         every_n_train_steps: Optimiser steps between saves.
@@ -42,13 +46,19 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
-        self._asked_to_stop: int | None = None
+        self._asked_to_stop = 0
         self._step_before = 0
         self._handlers: dict[int, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Beside the run's other files, whatever logs; Lightning would take the logger's project and number.
+        folder = run_folder(trainer).absolute() / "checkpoints"
+        self.dirpath = self.dirpath or str(folder)
+        super().setup(trainer, pl_module, stage)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._asked_to_stop = None
+        self._asked_to_stop = 0
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._note)
@@ -64,14 +74,27 @@ class RunCheckpoint(ModelCheckpoint):
             # the step is still that of the checkpoint from which the run was resumed.
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._asked_to_stop is not None:
+        if number := self._asked_of_any(trainer):
             save_now(self, trainer)
-            raise Interrupted(self._asked_to_stop)
+            raise Interrupted(number)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         save_now(self, trainer)
         super().on_train_end(trainer, pl_module)
         self._put_handlers_back()
+        if number := self._asked_of_any(trainer):
+            # It came during the last validation.
+            raise Interrupted(number)
+
+    def _asked_of_any(self, trainer: Trainer) -> int:
+        """Return the signal that this process or another one was sent, or 0; the same on all, at the end of a step.
+
+        Saving takes all of them: one that stopped alone would wait for the others for ever.
+        """
+        if not is_distributed():
+            return self._asked_to_stop
+        asked = torch.tensor(self._asked_to_stop, device=trainer.strategy.root_device)
+        return int(over_ranks(asked, "max"))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
@@ -84,7 +107,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._handlers.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._asked_to_stop is not None:
+        if self._asked_to_stop:
             raise KeyboardInterrupt
         self._asked_to_stop = number
 

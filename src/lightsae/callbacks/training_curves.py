@@ -37,17 +37,16 @@ class TrainingCurves(SAECallback):
         if logger is None or not trainer.is_global_zero or trainer.global_step == 0:
             return
         logger.experiment.flush()
-        folder = Path(logger.log_dir)
         tokens_per_step = self.module.tokens_seen / trainer.global_step
         by_sae: dict[str, dict[str, Curve]] = {name: {} for name in self.module.saes}
         keys = [f"{part}/{key}" for part in ("train", "val") for key in PANELS]
         tags = {self.module.tag(name, key): (name, key) for name in by_sae for key in keys}
-        curves = read_curves(folder, tags, tokens_per_step)
+        curves = read_curves(Path(logger.log_dir), tags, tokens_per_step)
         for tag, curve in curves.items():
             name, key = tags[tag]
             by_sae[name][key] = curve
         if curves:
-            with write_atomically(folder / "training_curves.png") as path:
+            with write_atomically(self.folder / "training_curves.png") as path:
                 draw(by_sae).savefig(path, dpi=150)
 
 

@@ -1,8 +1,8 @@
 """Writing files and folders so that a reader never meets half of one, and reading what they say of themselves.
 
 What is written goes first to a hidden name beside the target (same file system, so that renaming is atomic), is flushed
-to the disk, and then takes the target's name. The hidden names are fixed: what a killed process leaves behind, the next
-write of the same target clears away.
+to the disk, and then takes the target's name. Each writer has a name of its own, so that of two the last one wins,
+whole; what a killed process leaves behind, the next write of the same target clears away.
 """
 
 import errno
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
+from lightsae.formats.temporary import alone_in, clear_leftovers, create, unused_name
 from lightsae.parsing import read_json as read_bounded_json
 
 _MEANING = {
@@ -65,9 +66,11 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         ConfigError: The disk is full, or there is no permission to write.
     """
     target = Path(os.path.abspath(path))
-    temporary = target.with_name(f".partial-{target.name}")
+    temporary = unused_name(target)
     with explain_os_errors(path):
         target.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(target)
+        create(temporary)
         try:
             yield temporary
             _flush(temporary)
@@ -96,28 +99,33 @@ def replace_folder_atomically(folder: str | Path) -> Iterator[Path]:
         ConfigError: The disk is full, or there is no permission to write.
     """
     target, old = Path(os.path.realpath(folder)), _set_aside(folder)
-    staged = target.with_name(f".partial-{target.name}")
+    staged = unused_name(target)
     with explain_os_errors(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
-        if staged.exists():
-            shutil.rmtree(staged)
+        clear_leftovers(target)
         try:
             staged.mkdir()
             yield staged
             for path in sorted(staged.rglob("*"), reverse=True):
                 _flush(path)
             _flush(staged)
-            if target.exists():
-                # While the target stands, what is set aside is older than it.
-                shutil.rmtree(old, ignore_errors=True)
-                os.rename(target, old)
-            os.rename(staged, target)
-            _flush(target.parent)
+            with alone_in(target.parent):
+                _swap(staged, target, old)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
-            if old.exists() and not target.exists():
-                os.rename(old, target)
+            with alone_in(target.parent):
+                if old.exists() and not target.exists():
+                    os.rename(old, target)
             raise
+
+
+def _swap(staged: Path, target: Path, old: Path) -> None:
+    if target.exists():
+        # While the target stands, what is set aside is older than it.
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+    os.rename(staged, target)
+    _flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

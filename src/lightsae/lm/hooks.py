@@ -6,6 +6,7 @@ Axes: B rows, S positions, D width of the site.
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightsae.errors import SiteError
+from lightsae.lm.per_thread import PerThread
 from lightsae.lm.sites import Site
 
 Intervention = Callable[[Float[Tensor, "B S D"]], Float[Tensor, "B S D"]]
@@ -25,26 +27,28 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
     """While open, call `visit` with the (B, S, D) at `site` whenever its module runs.
 
     What `visit` returns takes the activations' place; None leaves them. Functions at the same site run in the order in
-    which they were attached, each on what the one before it left.
+    which they were attached, each on what the one before it left. Several threads may run the model.
 
     Raises:
         SiteError: In the forward pass, where the site does not hold one vector a token.
     """
-    rows = torch.Size()  # (B, S) of the pass under way
+    rows_now = PerThread(torch.Size())  # (B, S) of the pass under way
 
     def note_rows(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal rows
         tokens = args[0] if args else kwargs.get("input_ids")
-        rows = (kwargs["inputs_embeds"] if tokens is None else tokens).shape[:2]
+        rows_now.set((kwargs["inputs_embeds"] if tokens is None else tokens).shape[:2])
 
     def replaced(value: Any) -> Any:
         """What has to stand where the module took or returned `value`; None where nothing changes."""
         seen = value[0] if isinstance(value, tuple | list) else value
         if not isinstance(seen, Tensor):
             raise SiteError(f"{site.name!r} holds {type(seen).__name__}, not a tensor. Write a module nearer to it.")
+        rows = rows_now.get()
         # OPT's MLP works on (B * S, D).
         vectors = seen.reshape(*rows, -1) if seen.ndim == 2 and len(seen) == rows.numel() else seen
         if vectors.ndim != 3 or vectors.shape[:2] != rows:
+            if not rows_now.is_own():  # another thread's pass, which began before this opened
+                return None
             raise SiteError(
                 f"{site.name!r} has shape {tuple(seen.shape)} for tokens of shape {tuple(rows)}; "
                 "a site holds one vector a token."
@@ -88,12 +92,16 @@ def computed_once(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """While open, consecutive blocks compute in the first forward pass; later on the last returns the same again.
 
     For passes over the same tokens that differ above these blocks alone: they give what whole passes give, to the bit.
+    What other threads run is computed as ever.
     """
     outputs: dict[nn.Module, Any] = {}
+    here = threading.get_ident()
 
     def remembering(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
         def remembered(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != here:
+                return forward(*args, **kwargs)
             if block not in outputs:
                 output = forward(*args, **kwargs)
                 seen = output if isinstance(output, Tensor) else output[0]
@@ -129,17 +137,18 @@ def capture(model: Any, tokens: Int[Tensor, "B S"], sites: Sequence[Site]) -> di
     """Return the activations at each site, by name, in the order asked; dtype and device of the model.
 
     Modules after the last of the sites do not run. No KV cache is kept. Of a module that runs twice in a pass the first
-    run counts. Interventions that are open are seen.
+    run counts. Interventions that are open are seen; what other threads run is not.
 
     Raises:
         SiteError: A site's module does not run, or does not hold one vector a token.
     """
     by_name = {site.name: site for site in sites}
     read: dict[str, Tensor] = {}
+    here = threading.get_ident()
 
     def reader(name: str) -> Callable[[Tensor], None]:
         def read_once(activations: Tensor) -> None:
-            if name in read:
+            if name in read or threading.get_ident() != here:
                 return
             is_last = len(read) + 1 == len(by_name)
             # Whatever runs later could write into the tensor in place, so it is copied. After the last, nothing runs.

@@ -6,6 +6,7 @@ Axes: B rows, S positions, D width of a site, V vocabulary.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from lightsae.lm.load import (
     on_shapes,
     short,
     skeleton,
+    source_of,
     truncated,
 )
 from lightsae.lm.sites import Site, SiteInfo, blocks_before, find_site, portable_names
@@ -188,6 +190,13 @@ class LanguageModel(ModelDescription):
     def tokenizer(self) -> Any:
         """The tokenizer, loaded at first use; `ModelError` where the model comes without one."""
         return load_tokenizer(self.name, self.revision, self._trust_remote_code)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of weights and tokens, where the model is a local folder; none where it is from the Hub."""
+        folder = Path(source_of(self.name))
+        patterns = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json")
+        return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
     @property
     def bos_token_id(self) -> int | None:

@@ -5,12 +5,15 @@ Axes:    B rows, S positions of the pass, P positions in the cache.
 A position counts from a row's first real token, 0: padding on the left does not shift it. Padding is never touched.
 Generated tokens are those after what `generate` was given, with and without KV cache; outside `generate`, those of a
 pass on top of a cache. The prompt's last token, which the first generated one is read from, belongs to the prompt.
+Each thread that runs the model has its own pass under way.
 """
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +21,24 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from lightsae.errors import ConfigError
+from lightsae.lm.per_thread import PerThread
 
 Positions = str | Sequence[int]  # "all", "generated", or numbers
+
+
+class _Generate(threading.local):
+    """The `generate` that a thread is running."""
+
+    prompt: int | None = None  # columns that it was given; None outside
+
+
+@dataclass(frozen=True)
+class _Now:
+    """The pass under way."""
+
+    past: int = 0
+    mask: Any = None
+    ids: Any = None
 
 
 class Passes:
@@ -40,10 +59,7 @@ class Passes:
         if skip_first < 0:
             raise ConfigError("skip_first", skip_first, "write how many first positions to leave alone, 0 for none")
         self.positions, self.skip_first = positions, skip_first
-        self._prompt: int | None = None  # columns that `generate` was given; None outside
-        self._past = 0
-        self._mask: Any = None
-        self._ids: Any = None
+        self._generate, self._passes = _Generate(), PerThread(_Now())
 
     @contextmanager
     def followed(self, model: Any, at_start: Callable[[], None]) -> Iterator[None]:
@@ -53,8 +69,8 @@ class Passes:
             if len(args) >= 2:
                 kwargs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
             cache = kwargs.get("past_key_values")
-            self._past = 0 if cache is None else int(cache.get_seq_length())
-            self._mask, self._ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+            past = 0 if cache is None else int(cache.get_seq_length())
+            self._passes.set(_Now(past, kwargs.get("attention_mask"), kwargs.get("position_ids")))
             at_start()
 
         handles = [m.register_forward_pre_hook(begin, with_kwargs=True) for m in {model, model.base_model}]
@@ -75,19 +91,26 @@ class Passes:
         @functools.wraps(generate)
         def followed(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
             prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            outer = self._prompt
-            self._prompt = max((t.shape[1] for t in prompts if isinstance(t, Tensor)), default=1)  # nothing: BOS
+            outer = self._generate.prompt
+            self._generate.prompt = max(
+                (t.shape[1] for t in prompts if isinstance(t, Tensor)), default=1
+            )  # nothing: BOS
             try:
                 return generate(inputs, *args, **kwargs)
             finally:
-                self._prompt = outer
+                self._generate.prompt = outer
 
         return followed
 
+    @property
+    def _now(self) -> _Now:
+        return self._passes.get()
+
     def inside(self, rows: torch.Size, device: torch.device) -> bool | Bool[Tensor, "B S"]:
         """Return which vectors of the pass are in scope; True or False if all or none are."""
-        length, past = rows[1], self._past
-        prompt = self._prompt if self._prompt is not None else past or length
+        length, now = rows[1], self._now
+        past = now.past
+        prompt = self._generate.prompt if self._generate.prompt is not None else past or length
         if self.positions == "generated":
             if past >= prompt:
                 return True
@@ -96,9 +119,9 @@ class Passes:
             return (torch.arange(past, past + length, device=device) >= prompt).expand(rows)
         if self.positions == "all":
             # What `generate` has made is no padding, and comes after at least one real token.
-            if self._prompt is not None and past >= prompt and self.skip_first <= 1:
+            if self._generate.prompt is not None and past >= prompt and self.skip_first <= 1:
                 return True
-            if self._mask is None and self._ids is None and past >= self.skip_first:
+            if now.mask is None and now.ids is None and past >= self.skip_first:
                 return True
         position, real = self._place(rows, device)
         if self.positions == "all":
@@ -107,13 +130,14 @@ class Passes:
 
     def _place(self, rows: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return each vector's position in its row, and whether it is a real token."""
-        end = self._past + rows[1]
+        now = self._now
+        end = now.past + rows[1]
         real = torch.ones((), dtype=torch.bool, device=device).expand(rows)
-        mask, ids = self._mask, self._ids
+        mask, ids = now.mask, now.ids
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= end:
             unpadded = mask[:, :end].to(device).long()
             position = unpadded.cumsum(1) - 1
             return position[:, -rows[1] :], unpadded[:, -rows[1] :].bool()
         if isinstance(ids, Tensor) and ids.shape[-1] == rows[1]:
             return ids.to(device).expand(rows), real
-        return torch.arange(self._past, end, device=device).expand(rows), real
+        return torch.arange(now.past, end, device=device).expand(rows), real

@@ -1,18 +1,16 @@
 """Training checkpoints: written whole or not at all, read without unpickling objects, held against the run's SAEs."""
 
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from packaging.version import InvalidVersion, Version
 
 from lightsae.activations.stream import Timings
 from lightsae.errors import CheckpointError, did_you_mean
 from lightsae.formats.files import write_atomically
-from lightsae.formats.native import plain
-from lightsae.sae import SparseAutoencoder
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -48,24 +46,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: It is missing, damaged, or not a training checkpoint.
         """
-        path = Path(path)
-        if not path.is_file():
-            known = [p.name for p in path.parent.glob("*.ckpt")]
-            raise CheckpointError(f"The checkpoint {str(path)!r} does not exist.{did_you_mean(path.name, known)}")
-        try:
-            with zipfile.ZipFile(path) as archive:
-                # torch.load does not look at the check sums: a flipped bit would pass.
-                broken = archive.testzip()
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True) if broken is None else None
-        except Exception as error:
-            raise CheckpointError(f"The checkpoint {str(path)!r} {_reason(error)}; use an earlier one.") from error
-        if broken is not None:
-            raise CheckpointError(f"The checkpoint {str(path)!r} is damaged (at {broken!r}); use an earlier one.")
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise CheckpointError(
-                f"{str(path)!r} is not a training checkpoint; give a file from a run's checkpoints folder."
-            )
-        return checkpoint
+        return read_checkpoint(path, map_location)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint without unpickling objects.
+
+    Args:
+        path: The file.
+        map_location: Where its tensors go.
+        mmap: Leave the tensors on the disk until they are looked at; the file must not change meanwhile.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or not a training checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = [p.name for p in path.parent.glob("*.ckpt")]
+        raise CheckpointError(f"The checkpoint {str(path)!r} does not exist.{did_you_mean(path.name, known)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.load does not look at the check sums: a flipped bit would pass.
+            broken = archive.testzip()
+        checkpoint = None
+        if broken is None:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except Exception as error:
+        raise CheckpointError(f"The checkpoint {str(path)!r} {_reason(error)}; use an earlier one.") from error
+    if broken is not None:
+        raise CheckpointError(f"The checkpoint {str(path)!r} is damaged (at {broken!r}); use an earlier one.")
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not _is_recent(checkpoint):
+        raise CheckpointError(
+            f"{str(path)!r} is not a training checkpoint; give a file from a run's checkpoints folder."
+        )
+    return checkpoint
+
+
+def _is_recent(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a checkpoint is of a Lightning that lightsae ever used; older ones are read in another way."""
+    try:
+        return Version(checkpoint["pytorch-lightning_version"]) >= Version("2.0")
+    except (KeyError, TypeError, InvalidVersion):
+        return False
 
 
 def _reason(error: Exception) -> str:
@@ -74,39 +96,3 @@ def _reason(error: Exception) -> str:
     if "Unsupported" in str(error) and "global" in str(error).lower():
         return "holds Python objects, which are never unpickled here; lightsae writes tensors and numbers only"
     return "is damaged or cut short"
-
-
-def check_checkpoint(
-    checkpoint: Mapping[str, Any], saes: Mapping[str, SparseAutoencoder], name: str = "the checkpoint"
-) -> None:
-    """Raise a CheckpointError where a checkpoint is not lightsae's, or holds other SAEs than these."""
-    stored = checkpoint.get("lightsae")
-    if stored is None:
-        raise CheckpointError(f"--ckpt_path: {name} was not written by lightsae fit.")
-    configured = {key: describe(sae) for key, sae in saes.items()}
-    if difference := first_difference(stored["dictionaries"], configured):
-        raise CheckpointError(f"--ckpt_path: {name} does not fit the configuration: {difference}.")
-
-
-def describe(sae: SparseAutoencoder) -> dict[str, Any]:
-    """Return what has to agree between a checkpoint and a configuration, as plain values."""
-    return {
-        "variant": type(sae).__name__,
-        "d_in": sae.d_in,
-        "d_out": sae.d_out,
-        **plain(sae.settings),
-        "read": [str(site) for site in sae.widths.read],
-        "predicted": [str(site) for site in sae.widths.predicted],
-    }
-
-
-def first_difference(stored: Mapping[str, Any], configured: Mapping[str, Any], where: str = "") -> str | None:
-    """Return the first disagreement of two nested descriptions in words, or None."""
-    for key in {**stored, **configured}:
-        a, b = stored.get(key), configured.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if inner := first_difference(a, b, f"{where}{key}."):
-                return inner
-        elif a != b:
-            return f"{where}{key} is {a!r} in the checkpoint and {b!r} in the configuration"
-    return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,9 +22,16 @@ from lightsae.errors import ConfigError, arg, section, under
 from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.usage import is_distributed
-from lightsae.training.checkpoint_io import check_checkpoint, describe
+from lightsae.training.checkpoint_check import (
+    check_checkpoint,
+    check_resumable,
+    describe,
+    leave_out,
+    present_names,
+)
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.optimiser import normalise_gradients
+from lightsae.training.resumed import ResumedFrom
 from lightsae.training.schedules import Schedule
 from lightsae.training.start import TIED, check_start, start_weights
 
@@ -85,7 +93,7 @@ class SAEModule(LightningModule):
         self.tokens_seen = 0
         self._tokens_in_step = 0
         self._started = False
-        self._stored_rates: dict[str, float] = {}
+        self._resumed: ResumedFrom | None = None
 
     # -- building -------------------------------------------------------------------------------------------------
 
@@ -163,6 +171,8 @@ class SAEModule(LightningModule):
 
     @section("model")
     def on_fit_start(self) -> None:
+        if self._resumed is not None and self.trainer.ckpt_path is not None:
+            self._resumed.announce(self.total_steps, {name: self.learning_rate(name) for name in self.each_sae()})
         if self._started:
             return
         data = self.data
@@ -185,10 +195,15 @@ class SAEModule(LightningModule):
         return usage
 
     def learning_rate(self, name: str) -> float:
-        """Return the peak learning rate of an SAE: its entry's, the run's, or what suits a run of this length."""
-        if name in self._stored_rates:
-            return self._stored_rates[name]
-        return self.entries[name].lr or self.lr or self.each_sae()[name].default_lr(self.total_steps)
+        """Return the peak learning rate of an SAE: its entry's, the run's, or what suits a run of this length.
+
+        A run that is made longer keeps the rate that it was begun with, unless another is asked for.
+        """
+        if asked := self.entries[name].lr or self.lr:
+            return asked
+        if self._resumed is not None:
+            return self._resumed.rates[name]
+        return self.each_sae()[name].default_lr(self.total_steps)
 
     def tag(self, name: str, tag: str) -> str:
         """Return the name under which a figure of an SAE is logged."""
@@ -290,6 +305,17 @@ class SAEModule(LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        if self._resumed is None:
+            return
+        # Adam's stored rate is that of the old length, and would hold for a step; with the same length it is this one.
+        (schedule,) = (config.scheduler for config in self.trainer.lr_scheduler_configs)
+        groups = self.trainer.optimizers[0].param_groups
+        schedule.base_lrs = [self.learning_rate(group["name"]) for group in groups]
+        for group, rate in zip(groups, schedule.base_lrs, strict=True):
+            group["initial_lr"] = rate
+            group["lr"] = rate * self.lr_schedule.factor(schedule.last_epoch, self.total_steps)
+
     def on_train_batch_start(self, batch: ActivationBatch, batch_idx: int) -> None:
         if not logs_after(self.trainer, self.trainer.global_step):
             return
@@ -301,18 +327,20 @@ class SAEModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lightsae"] = {
             "tokens_seen": self.tokens_seen,
+            "total_steps": self.total_steps,
             "dictionaries": {name: describe(sae) for name, sae in self.each_sae().items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check all of a checkpoint. Lightning calls this before it loads anything of it."""
         self.configure_model()
-        check_checkpoint(checkpoint, self.each_sae())
-        # Before version 0.2 the container was called otherwise.
-        checkpoint["state_dict"] = {
-            f"saes.{key.removeprefix('dictionaries.')}" if key.startswith("dictionaries.") else key: value
-            for key, value in checkpoint["state_dict"].items()
-        }
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            data = getattr(self.trainer, "datamodule", None)
+            check_resumable(checkpoint, self.each_sae(), self.trainer, data)
+            leave_out(checkpoint, data)
+            self._resumed = ResumedFrom.of(checkpoint)
+        else:
+            check_checkpoint(checkpoint, self.each_sae())
+            checkpoint.pop("loops", None)  # weights are all that is measured
+        checkpoint["state_dict"] = present_names(checkpoint["state_dict"])
         self.tokens_seen, self._started = checkpoint["lightsae"]["tokens_seen"], True
-        # A run that goes on for longer than it was begun for keeps its rates, as Adam's and the schedule's states do.
-        for optimizer in checkpoint.get("optimizer_states", []):
-            self._stored_rates |= {group["name"]: group["initial_lr"] for group in optimizer["param_groups"]}

@@ -1,14 +1,17 @@
 """Activation files: what is read, in which order, how it is held out, and fills over epochs."""
 
+import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from helpers.errors import refused
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.files import CHUNK_ROWS, ActivationFiles, Chunks, FileFills, held_out_chunks
 from lightsae.activations.stream import ActivationStream, Process, StreamPlan, Timings
@@ -130,6 +133,131 @@ def test_files_that_cannot_be_used(tmp_path: Path, case: str, said: str) -> None
         ActivationFiles(_wrong(tmp_path, case))
     assert "activations" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# -- how numbers lie in a file ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", ">f2", ">f8", "<f8", ">i4", "<i2", ">u2", "<u4", "|u1", "|b1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numbers_of_every_byte_order_and_layout(tmp_path: Path, dtype: str, order: Any) -> None:
+    values = np.random.default_rng(0).integers(0, 2 if dtype == "|b1" else 200, (300, 7)).astype(dtype)
+    np.save(tmp_path / "a.npy", np.array(values, order=order))
+    files = ActivationFiles(str(tmp_path / "a.npy"))
+    for start, stop in ((0, 300), (17, 18), (123, 299)):
+        buffer = torch.empty(stop - start, 7)
+        buffer.copy_(files.read(start, stop))
+        assert torch.equal(buffer, torch.from_numpy(values[start:stop].astype(np.float32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.uint8, torch.bool])
+def test_further_numbers_of_safetensors(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.randint(0, 2, (50, 3)).to(dtype)
+    save_file({"x": torch.zeros(3), "activations": values}, tmp_path / "a.safetensors")
+    found = ActivationFiles(str(tmp_path / "a.safetensors")).read(11, 37)
+    assert found.dtype == dtype
+    assert torch.equal(found.float(), values[11:37].float())
+
+
+def npy(path: Path, header: str, data: bytes = bytes(4096)) -> None:
+    """Write a .npy file with any header."""
+    text = header.encode("latin1") + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data)
+
+
+def header(descr: str = "'<f4'", shape: str = "(8, 4)", order: str = "False") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        header(shape="(4611686018427387904, 4)"),
+        header(shape="(9223372036854775807, 9223372036854775807)"),
+        header(shape=f"({10**40}, 4)"),
+        header(shape="(4294967296, 4294967296)"),
+        header(shape="(-1, 4)"),
+        header(shape="(-8, -4)"),
+        header(shape="(8, 4.0)"),
+        header(shape="(True, 4)"),
+        header(shape="((8, 4), 4)"),
+        header(shape="8"),
+        header(shape="()"),
+        header(shape="(8, 4, 1)"),
+        header(shape="(2000, 4)"),
+        header(descr="'|O'"),
+        header(descr="'<f3'"),
+        header(descr="'<f16'"),
+        header(descr="'<c8'"),
+        header(descr="'<M8[s]'"),
+        header(descr="'<U3'"),
+        header(descr="'|V4'"),
+        header(descr="[('a', '<f4'), ('b', '<f4')]"),
+        header(descr="('<f4', (2,))"),
+        header(descr="'f4,O'"),
+        header(descr="7"),
+        header(order="3"),
+        "{'descr': '<f4'}",
+        "[" * 3000,
+        "{" * 150 + "}" * 150,
+        "-" * 9000 + "1",
+        "__import__('os').getcwd()",
+        "\xff\xfe",
+        "",
+        " " * 30_000,
+    ],
+    ids=lambda text: text[:50],
+)
+def test_headers_that_cannot_be_right(tmp_path: Path, text: str) -> None:
+    npy(tmp_path / "a.npy", text)
+    with refused(CorpusError, r"^activations(: | is ')\S*a\.npy"):
+        ActivationFiles(str(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_files_with_any_byte_changed_are_read_or_refused(tmp_path: Path, kind: str) -> None:
+    whole = tmp_path / f"whole.{kind}"
+    if kind == "npy":
+        np.save(whole, numbered(12))
+    else:
+        save_file({"x": torch.from_numpy(numbered(12))}, whole)
+    data, draw = whole.read_bytes(), np.random.default_rng(0)
+    path = tmp_path / f"a.{kind}"
+    for place in range(len(data) - 12 * 3 * 4):
+        for value in {0, 255, *draw.integers(0, 256, 4).tolist()}:
+            path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+            try:
+                files = ActivationFiles(str(path))
+            except CorpusError as error:
+                assert "\n" not in str(error)  # noqa: PT017
+            else:
+                assert files.read(0, len(files)).shape == (len(files), files.width)
+                assert len(files) * files.width <= 12 * 3 * 4
+
+
+# -- files that change while they are read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+@pytest.mark.parametrize("left", [0, 10, 200, 4000])
+def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path, kind: str, left: int) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "npy":
+        saved(path, 1000)
+    else:
+        save_file({"x": torch.from_numpy(numbered(1000))}, path)
+    files = ActivationFiles(str(path))
+    files.read(0, 1000)
+    os.truncate(path, left)
+    with refused(CorpusError, rf"activations: .*a\.{kind} has been cut short since it was opened: .* byte {left}\."):
+        files.read(900, 1000)
+
+
+def test_a_file_that_is_removed_while_it_is_read(tmp_path: Path) -> None:
+    files = ActivationFiles(saved(tmp_path / "a.npy", 1000))
+    (tmp_path / "a.npy").unlink()
+    with refused(CorpusError, r"activations: .*a\.npy can no longer be read: No such file"):
+        files.read(0, 10)
 
 
 # -- chunks ----------------------------------------------------------------------------------------------------------
@@ -357,5 +485,8 @@ def test_nan_in_held_out_rows_is_said(tmp_path: Path) -> None:
     values[start, 1] = np.nan
     np.save(tmp_path / "acts.npy", values)
     files = ActivationFiles(str(tmp_path / "acts.npy"))
-    with pytest.raises(ActivationError, match=r"acts holds NaN or infinity on 1 of .* of validation, in batch 0"):
+    with pytest.raises(
+        ActivationError,
+        match=r"acts holds NaN or infinity on 1 of .* of validation, in batch 0\. The first is in row \d+\.",
+    ):
         list(held_out_chunks(files, chunks, 400, 64, process()))

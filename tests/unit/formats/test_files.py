@@ -1,5 +1,6 @@
 """Atomic writes: after any failure, and after a kill at any moment, the old contents or the new ones are there."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightsae.errors import ConfigError
+from lightsae.formats import temporary
 from lightsae.formats.files import explain_os_errors, find_folder, replace_folder_atomically, write_atomically
 
 
@@ -183,3 +185,90 @@ def test_a_file_in_the_way_of_a_folder_is_explained(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="a file, not a folder"), write_atomically(tmp_path / "file" / "x.txt"):
         pass
+
+
+def test_a_file_has_the_mode_that_the_user_asks_for(tmp_path):
+    (tmp_path / "plain.txt").touch()
+    with write_atomically(tmp_path / "x.txt") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "x.txt").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
+
+
+def test_two_writers_of_a_file_end_with_one_of_both_whole(tmp_path):
+    with write_atomically(tmp_path / "x.txt") as first, write_atomically(tmp_path / "x.txt") as second:
+        assert first != second
+        assert (first.suffix, second.suffix) == (".txt", ".txt")
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "x.txt").read_text() == "first", "the last one wins"
+    assert names(tmp_path) == ["x.txt"]
+
+
+def test_two_writers_of_a_folder_end_with_one_of_both_whole(tmp_path):
+    fill(tmp_path / "sae", "old")
+    with replace_folder_atomically(tmp_path / "sae") as first, replace_folder_atomically(tmp_path / "sae") as second:
+        assert first != second
+        fill(first, "first")
+        fill(second, "second")
+    assert contents(tmp_path / "sae") == ["first", "first"]
+    assert names(tmp_path) == ["sae"]
+
+
+WRITERS = """
+import sys
+from pathlib import Path
+from lightsae.formats.files import replace_folder_atomically, write_atomically
+target, text = Path(sys.argv[1]), sys.argv[2]
+for _ in range(40):
+    with write_atomically(target / "x.txt") as path, path.open("w") as file:
+        for _ in range(50):
+            file.write(text * 2000)
+    with replace_folder_atomically(target / "sae") as folder:
+        for name in "abc":
+            (folder / name).write_text(text)
+print("done")
+"""
+
+
+def test_processes_that_write_the_same_never_mix(tmp_path):
+    started = [
+        subprocess.Popen([sys.executable, "-c", WRITERS, str(tmp_path), text], stdout=subprocess.PIPE, text=True)
+        for text in "12"
+    ]
+    seen = set()
+    while any(process.poll() is None for process in started):
+        with contextlib.suppress(FileNotFoundError):
+            text = (tmp_path / "x.txt").read_text()
+            seen.add((len(text), *sorted(set(text))))
+    assert [process.communicate()[0] for process in started] == ["done\n", "done\n"]
+    assert seen <= {(100_000, "1"), (100_000, "2")}
+    assert len({path.read_text() for path in (tmp_path / "sae").iterdir()}) == 1
+    assert names(tmp_path) == ["sae", "x.txt"]
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").write_text("kept")
+    name = temporary.unused_name(tmp_path / "x.txt")
+    name.symlink_to("elsewhere")
+    monkeypatch.setattr("lightsae.formats.files.unused_name", lambda target: name)
+    with pytest.raises(ConfigError, match="Cannot write"), write_atomically(tmp_path / "x.txt") as path:
+        path.write_text("new")
+    assert (tmp_path / "elsewhere").read_text() == "kept"
+    assert not (tmp_path / "x.txt").exists()
+
+
+def test_what_killed_writers_left_is_cleared_away_and_what_others_write_is_not(tmp_path):
+    write = """
+import os, sys
+from lightsae.formats.files import write_atomically
+with write_atomically(sys.argv[1]):
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", write, str(tmp_path / "x.txt")]).returncode == 9
+    (left,) = names(tmp_path)
+    assert left.startswith(".partial-")
+    others = {".partial-y.txt", f".partial-00000000-{left.split('-')[2]}-ab-x.txt"}
+    for name in (*others, ".partial-x.txt"):
+        (tmp_path / name).touch()
+    with write_atomically(tmp_path / "x.txt") as first, write_atomically(tmp_path / "x.txt") as second:
+        assert set(names(tmp_path)) == {first.name, second.name, *others}, "another file's, and another machine's, stay"

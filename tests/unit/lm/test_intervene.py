@@ -1,5 +1,7 @@
 """Interventions write exactly what they say, exactly where they say, and leave nothing behind."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -101,6 +103,14 @@ def test_blocks_before_a_site_compute_once_for_the_same_bits(tiny, kind: str) ->
     alike = kind == "resid_post" and tiny.lm.site("resid_post.1").module is tiny.blocks[1]
     assert runs == {0: 1, 1: 1 if alike else 3, 2: 3}
     assert not any("forward" in vars(block) for block in tiny.blocks)
+
+
+def test_another_thread_computes_its_own_pass(tiny) -> None:
+    other = tiny.tokens.flip(1)
+    expected = output(tiny.lm, other)
+    with tiny.lm.computed_once(["resid_post.1"]), ThreadPoolExecutor(1) as pool:
+        output(tiny.lm, tiny.tokens)
+        assert torch.equal(pool.submit(output, tiny.lm, other).result(), expected)
 
 
 def test_outside_known_blocks_everything_computes(tiny) -> None:

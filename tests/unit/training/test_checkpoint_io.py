@@ -10,7 +10,12 @@ from lightning import LightningModule, Trainer
 from lightsae.errors import CheckpointError, ConfigError
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 
-STATE = {"state_dict": {"w": torch.arange(2000.0)}, "global_step": 3, "callbacks": {"a": [1, "b", None]}}
+STATE = {
+    "state_dict": {"w": torch.arange(2000.0)},
+    "pytorch-lightning_version": "2.6.0",
+    "global_step": 3,
+    "callbacks": {"a": [1, "b", None]},
+}
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ validation split, documents are shared out by a hash of their content, so that o
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,11 +28,16 @@ Cursor = dict[str, Any]
 
 @runtime_checkable
 class DocumentSource(Protocol):
-    """Documents in a fixed order. `read` returns None at the end, again and again, until the next `seek`."""
+    """Documents in a fixed order. `read` returns None at the end, again and again, until the next `seek`.
+
+    `fingerprint` names the corpus, `contents` returns a digest of each part of what it holds.
+    """
 
     fingerprint: str
 
     def read(self) -> Document | None: ...
+
+    def contents(self) -> dict[str, str]: ...
 
     def cursor(self) -> Cursor: ...
 
@@ -40,11 +46,38 @@ class DocumentSource(Protocol):
     def close(self) -> None: ...
 
 
+def whole(part: Part, sizes: Mapping[Path, int]) -> Part:
+    """Return the part of a file that says so where the file has been cut short, rather than end, or be damaged."""
+
+    def read(offset: int) -> Iterator[tuple[Document, int]]:
+        try:
+            yield from part(offset)
+        except CorpusError:
+            refuse_cut(sizes)
+            raise
+        refuse_cut(sizes)
+
+    return read
+
+
+def refuse_cut(sizes: Mapping[Path, int]) -> None:
+    """Hold files against the sizes that they had when they were opened.
+
+    Raises:
+        CorpusError: One is shorter now.
+    """
+    for path, size in sizes.items():
+        if (now := path.stat().st_size) < size:
+            raise CorpusError(
+                f"{arg('dataset')}: {path.name} has been cut short since it was opened, from {size} bytes to {now}."
+            )
+
+
 class PartsSource:
     """Parts that can be read from any offset, one after another."""
 
-    def __init__(self, parts: Sequence[Part], fingerprint: str) -> None:
-        self.fingerprint = fingerprint
+    def __init__(self, parts: Sequence[Part], fingerprint: str, contents: Callable[[], dict[str, str]]) -> None:
+        self.fingerprint, self.contents = fingerprint, contents
         self._parts = parts
         self.seek({"part": 0, "offset": 0})
 
@@ -78,7 +111,7 @@ class HeldOutShare:
     """One side of a source that is split by a hash of each document's content."""
 
     def __init__(self, source: DocumentSource, split: Split, fraction: float) -> None:
-        self.fingerprint = source.fingerprint
+        self.fingerprint, self.contents = source.fingerprint, source.contents
         self._source = source
         self._split = split
         self._fraction = fraction

@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from lightsae.activations.contents import digest
 from lightsae.activations.corpus.columns import Columns
 from lightsae.activations.corpus.documents import Cursor, Document, DocumentSource, PartsSource
 from lightsae.activations.corpus.suffixes import kind_of
@@ -14,6 +18,7 @@ from lightsae.activations.settings import DataSettings
 from lightsae.errors import CorpusError, arg, did_you_mean
 
 SplitKey = Literal["dataset_split", "validation_split"]
+_ROWS_IN_A_DIGEST = 64
 SPLIT_KEYS: tuple[SplitKey, SplitKey] = ("dataset_split", "validation_split")
 
 
@@ -27,6 +32,7 @@ class HubStream:
         if first is None:
             raise CorpusError(f"{arg('dataset')}: {fingerprint} is empty.")
         self._columns = Columns.choose(first, text_column, fingerprint)
+        self._first = digest([repr(first).encode()])
         self._dataset = dataset.select_columns(self._columns.names)
         self._examples: Any = iter(self._dataset)
 
@@ -35,6 +41,9 @@ class HubStream:
             if (document := self._columns.document_of(example, self.fingerprint)) is not None:
                 return document
         return None
+
+    def contents(self) -> dict[str, str]:
+        return {f"the first record of {self.fingerprint}": self._first}
 
     def cursor(self) -> Cursor:
         return dict(self._dataset.state_dict())
@@ -72,7 +81,13 @@ def open_hub(settings: DataSettings, key: SplitKey) -> DocumentSource:
         if settings.streaming:
             return HubStream(dataset, settings.text_column, fingerprint)
     part = table_part(dataset, settings.text_column, settings.text)
-    return PartsSource([part], f"{fingerprint}: {len(dataset)} rows")
+    return PartsSource([part], f"{fingerprint}: {len(dataset)} rows", partial(_some_rows, dataset))
+
+
+def _some_rows(dataset: Any) -> dict[str, str]:
+    """Return a digest of rows from all over a table, which does not depend on how it is stored."""
+    places = np.linspace(0, len(dataset) - 1, _ROWS_IN_A_DIGEST).astype(int).tolist() if len(dataset) else []
+    return {"rows": digest(repr(dataset[place]).encode() for place in places)}
 
 
 def check_hub(settings: DataSettings) -> None:

@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from lightsae.activations.contents import digest, digests_of_files
 from lightsae.activations.corpus.builtin import standard_library_documents
-from lightsae.activations.corpus.documents import DocumentSource, HeldOutShare, PartsSource, Split
+from lightsae.activations.corpus.documents import DocumentSource, HeldOutShare, PartsSource, Split, whole
 from lightsae.activations.corpus.folder import find_files
 from lightsae.activations.corpus.hub import SplitKey, check_hub, open_hub
 from lightsae.activations.corpus.suffixes import kind_of
@@ -37,6 +38,7 @@ def open_documents(settings: DataSettings, split: Split) -> DocumentSource:
         return PartsSource(
             [lambda offset: zip(texts()[offset:], count(offset + 1))],
             f"builtin (standard library of Python {sys.version.split()[0]})",
+            lambda: {"the standard library": digest(text.encode("utf-8", "surrogatepass") for text in texts())},
         )
     named = split == "validation" and settings.validation_split is not None
     source = _open_named(settings, "validation_split" if named else "dataset_split")
@@ -119,9 +121,11 @@ def _open_saved(settings: DataSettings, key: SplitKey) -> DocumentSource:
         fingerprint = f"{folder.name} [{name}]"
     else:
         _only_for(settings, "a single saved split", "dataset_split", "validation_split")
+    sizes = {path: path.stat().st_size for path in (Path(file["filename"]) for file in table.cache_files)}
     return PartsSource(
-        [table_part(table, settings.text_column, fingerprint)],
+        [table_part(table, settings.text_column, fingerprint, sizes)],
         f"{fingerprint}: {len(table)} rows, {table._fingerprint}",
+        lambda: digests_of_files(sizes, folder),
     )
 
 
@@ -132,9 +136,14 @@ def _open_files(name: str, text_column: str, key: str) -> DocumentSource:
     if not any(sizes):
         raise CorpusError(f"{key} is {name!r}, which is empty.")
     listing = "".join(f"{path.relative_to(root).as_posix()}\t{size}\n" for path, size in zip(files, sizes, strict=True))
-    digest = hashlib.sha256(listing.encode()).hexdigest()[:12]
+    names = hashlib.sha256(listing.encode()).hexdigest()[:12]
     label = files[0].name if len(files) == 1 else f"{root.resolve().name}: {len(files)} files"
     return PartsSource(
-        [file_part(path, text_column, alone=len(files) == 1) for path, size in zip(files, sizes, strict=True) if size],
-        f"{label}, {sum(sizes)} bytes, {digest}",
+        [
+            whole(file_part(path, text_column, alone=len(files) == 1), {path: size})
+            for path, size in zip(files, sizes, strict=True)
+            if size
+        ],
+        f"{label}, {sum(sizes)} bytes, {names}",
+        lambda: digests_of_files(files, root),
     )

@@ -139,6 +139,10 @@ class RowSource:
         self._rows += rows
         return self._with_bos(flat[:end].reshape(shape), numbers[:end].reshape(shape))
 
+    def contents(self) -> dict[str, str]:
+        """Return a digest of each part of the corpus."""
+        return self._source.contents()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the place after the last `take`: small; numbers, strings, lists, dicts, None."""
         return {

@@ -6,13 +6,13 @@ CSV, and row numbers elsewhere. A compressed file is decompressed from its start
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightsae.activations.corpus.columns import Columns, documents_of
 from lightsae.activations.corpus.csv_files import read_csv
-from lightsae.activations.corpus.documents import Document, Part
+from lightsae.activations.corpus.documents import Document, Part, refuse_cut
 from lightsae.activations.corpus.suffixes import kind_of, opened
 from lightsae.errors import CorpusError, arg, reading
 from lightsae.parsing import parse_json_of_others
@@ -53,8 +53,15 @@ def file_part(path: Path, text_column: str, *, alone: bool) -> Part:
             return lambda offset: _read_json(path, text_column, offset)
 
 
-def table_part(table: Any, text_column: str, where: str) -> Part:
-    """Return the part that reads a `datasets.Dataset`, a few rows at a time."""
+def table_part(table: Any, text_column: str, where: str, sizes: Mapping[Path, int] | None = None) -> Part:
+    """Return the part that reads a `datasets.Dataset`, a few rows at a time.
+
+    Args:
+        table: The dataset.
+        text_column: Column of the documents.
+        where: What the dataset is called in errors.
+        sizes: Of its files, which are mapped into memory: a page that is missing would end the process.
+    """
     columns = Columns.choose(table.column_names, text_column, where)
     table = table.select_columns(columns.names).with_format(None)
     arrow = table.with_format("arrow")
@@ -62,6 +69,7 @@ def table_part(table: Any, text_column: str, where: str) -> Part:
     def read(offset: int) -> Iterator[tuple[Document, int]]:
         with reading(CorpusError, f"{arg('dataset')}: {where} cannot be read"):
             for start in range(offset, len(table), _ROWS_AT_A_TIME):
+                refuse_cut(sizes or {})
                 # Nobody has looked where its offsets point to: beyond the file, that would end the process.
                 arrow[start : start + _ROWS_AT_A_TIME].validate(full=True)
                 values = table[start : start + _ROWS_AT_A_TIME].values()

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.contents import Contents, digest
 from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.randomness import keyed_generator
@@ -24,6 +25,9 @@ class SyntheticFills(FillSource):
     def __init__(self, world: SyntheticWorld, plan: StreamPlan, buffer: Float[Tensor, "T D"], timings: Timings) -> None:
         self.world, self.plan, self.timings = world, plan, timings
         self._buffer = buffer
+
+    def contents(self) -> Contents:
+        return {"synthetic": {"the world": digest([repr(self.world.config).encode()])}}
 
     def fill(self, number: int) -> Fill:
         tokens, device = len(self._buffer), self._buffer.device

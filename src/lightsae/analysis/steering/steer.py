@@ -25,6 +25,7 @@ from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked
 from lightsae.lm.model import name_of, site_in
 from lightsae.lm.passes import Passes, Positions
+from lightsae.lm.per_thread import PerThread
 from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.sae.latent_reader import LatentReader, rounding
 
@@ -75,7 +76,7 @@ class Steering:
             check_reads(sae, site, str(next(one for one in interventions if one.reads_own or one.when is not None)))
         self._device: torch.device | None = None
         self._reader: LatentReader | None = None
-        self._read: dict[SiteRef, Tensor] = {}
+        self._read: PerThread[dict[SiteRef, Tensor]] = PerThread({})
 
     def report(self) -> dict[str, Any]:
         """Return everything that was done, with the units, as JSON values.
@@ -113,7 +114,7 @@ class Steering:
         written = site_in(self._model, self.site.site)
         elsewhere = [ref for ref in self._sae.widths.read if ref != self.site] if self._plan.features else []
         with ExitStack() as stack:
-            stack.enter_context(self._passes.followed(model, self._read.clear))
+            stack.enter_context(self._passes.followed(model, lambda: self._read.set({})))
             for ref in elsewhere:
                 stack.enter_context(hooked(model, site_in(self._model, ref.site), partial(self._note, ref)))
             stack.enter_context(hooked(model, written, self._write))
@@ -121,7 +122,7 @@ class Steering:
 
     def _note(self, site: SiteRef, x: Tensor) -> None:
         # A copy: a later module could write in place.
-        self._read[site] = x.detach().clone()
+        self._read.get()[site] = x.detach().clone()
 
     def _write(self, x: Tensor) -> Tensor | None:
         inside = self._passes.inside(x.shape[:2], x.device)
@@ -146,7 +147,7 @@ class Steering:
             return None
         parts = {}
         for ref in self._sae.widths.read:
-            part = x if ref == self.site else self._read.get(ref)
+            part = x if ref == self.site else self._read.get().get(ref)
             if part is None:
                 raise SiteError(
                     f"{self.site.site!r} is written before {ref.site!r} is read, which the latents need; of a "

@@ -1,6 +1,7 @@
 """How a run ends that cannot go on: nothing half-made is left behind, and the user learns what is kept."""
 
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightsae.callbacks import Interrupted
+from lightsae.callbacks import Interrupted, RunCheckpoint
+from lightsae.callbacks.base import run_folder
+from lightsae.cli.training.processes import LOST, is_lost, speaks
 from lightsae.errors import ConfigError, LightsaeError
 from lightsae.formats.files import explain_os_errors, shown
 
@@ -52,38 +55,58 @@ def explain_classes(sections: Mapping[str, type]) -> Iterator[None]:
 
 
 @contextmanager
-def tidy_end(trainer: Trainer) -> Iterator[None]:
+def tidy_end(trainer: Trainer, parent: int = 0) -> Iterator[None]:
     """Run a command; if a mistake of the user ends it, add what is kept, and remove a folder with nothing in it.
+
+    Args:
+        trainer: Of the run.
+        parent: The process that started this one.
 
     Raises:
         LightsaeError: What ended the run, with the step and the checkpoint that is kept.
         Interrupted: Ctrl-C or SIGTERM ended it.
     """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    folder = run_folder(trainer)
     is_new = not folder.exists()
     try:
         try:
             yield
+        except RuntimeError as error:
+            if not is_lost(trainer, error):
+                raise
+            if not speaks(trainer, parent):
+                raise SystemExit(2) from None
+            raise LightsaeError(LOST) from error
         except OSError:
             # A failure to write that nobody nearer has explained.
             with explain_os_errors(folder):
                 raise
-    except SystemExit as end:
-        # Lightning ends the process with 1 here, whatever the signal was.
-        if not isinstance(end.__context__, Interrupted):
+    except (SystemExit, KeyboardInterrupt) as end:
+        # Lightning ends the process with 1 after a signal, whatever it was.
+        interruption = end.__context__ if isinstance(end, SystemExit) else end
+        if not isinstance(interruption, KeyboardInterrupt):
             raise
-        stop = Interrupted(end.__context__.signal_number)
-        stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last")
+        if not trainer.is_global_zero:
+            raise SystemExit(0) from None
+        stop = Interrupted(getattr(interruption, "signal_number", signal.SIGINT))
+        if _last(trainer, folder).is_file():
+            stop.add_note(f"lightsae fit --config {shown(folder / 'config.yaml')} --ckpt_path last")
         raise stop from None
     except (LightsaeError, MisconfigurationException) as error:
         mistake = error if isinstance(error, LightsaeError) else ConfigError(_line(error))
         if trainer.global_step > 0:
-            last = folder / "checkpoints" / "last.ckpt"
-            what = f"; {shown(last)} is kept." if last.is_file() else ", before the first checkpoint."
+            last = _last(trainer, folder)
+            what = f"; {shown(last)} is kept." if last.is_file() else "; no checkpoint is kept."
             mistake.args = (f"{mistake.args[0]} Stopped after step {trainer.global_step}{what}",)
         elif is_new and trainer.is_global_zero:
             _remove_run(trainer, folder)
         raise mistake from error.__cause__
+
+
+def _last(trainer: Trainer, folder: Path) -> Path:
+    """Return where the run's checkpoint is, or would be. Only rank 0 knows its folder before the processes have met."""
+    of_run = (callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint))
+    return Path(next(of_run, None) or folder / "checkpoints") / "last.ckpt"
 
 
 def _remove_run(trainer: Trainer, folder: Path) -> None:
@@ -93,6 +116,8 @@ def _remove_run(trainer: Trainer, folder: Path) -> None:
             logger.experiment.close()
     shutil.rmtree(folder, ignore_errors=True)
     root = Path(trainer.default_root_dir).absolute()
+    if root == folder.absolute():
+        root = root.parent.parent
     for above in folder.absolute().parents:
         if above == root or not above.is_relative_to(root) or not above.is_dir() or any(above.iterdir()):
             break

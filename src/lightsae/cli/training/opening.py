@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
 
+from lightsae.callbacks.base import run_folder
 from lightsae.formats.files import shown
 from lightsae.lm.dtypes import dtype_name, speed_of_bfloat16
 from lightsae.sae import SparseAutoencoder
@@ -39,7 +40,7 @@ def announce(
         "site": _sites(saes),
         "text" if reads else "data": f"{_source(data)}: {_length(command, data, trainer)}",
         "device": f"{_device(trainer)}, {trainer.precision}",
-        "run": f"{shown(trainer.log_dir or trainer.default_root_dir)}/",
+        "run": f"{shown(run_folder(trainer))}/",
     }
     if reads:
         lines["device"] += f"; language model in {dtype_name(dtype)}"

@@ -19,11 +19,12 @@ from lightning.pytorch.accelerators import (
 )
 
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.activations.files import ActivationFiles
+from lightsae.callbacks.base import run_folder
 from lightsae.compat import is_dry_run
-from lightsae.errors import ConfigError, CorpusError, did_you_mean
+from lightsae.errors import ConfigError, did_you_mean
 from lightsae.sae import VARIANTS, SparseAutoencoder
-from lightsae.training.checkpoint_io import AtomicCheckpointIO, check_checkpoint
+from lightsae.training.checkpoint_check import check_checkpoint, check_resumable
+from lightsae.training.checkpoint_io import read_checkpoint
 from lightsae.training.module import SAEModule
 
 _ACCELERATORS = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}
@@ -87,38 +88,34 @@ def _check_accelerator(name: str) -> None:
 
 
 def preflight(
-    trainer: Trainer, module: SAEModule, data: ActivationDataModule, ckpt_path: str | None
+    command: str, trainer: Trainer, module: SAEModule, data: ActivationDataModule, ckpt_path: str | None
 ) -> tuple[dict[str, SparseAutoencoder], dict[str, Any]]:
     """Raise what the run would raise later, before it has made anything.
+
+    Args:
+        command: `fit` or `validate`.
+        trainer: Made from the settings, not started.
+        module: The same.
+        data: The same.
+        ckpt_path: The checkpoint to go on from, or to measure.
 
     Returns:
         Its SAEs, without storage; and what the checkpoint says of the data, which is nothing without a checkpoint.
     """
     data.preflight()
-    if data.activations is not None:
-        _check_numbers(data.activations)
     with torch.device("meta"):
         saes = module.build(data)
     checkpoint: dict[str, Any] = {}
     if ckpt_path is not None:
-        checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt_path, map_location="meta")
-        check_checkpoint(checkpoint, saes, ckpt_path)
+        checkpoint = read_checkpoint(ckpt_path, mmap=True)
+        if command == "fit":
+            check_resumable(checkpoint, saes, trainer, data, ckpt_path)
+        else:
+            check_checkpoint(checkpoint, saes, ckpt_path)
     if not is_dry_run(trainer):
         size = sum(p.numel() * p.element_size() for sae in saes.values() for p in sae.parameters())
-        _check_folder(Path(trainer.log_dir or trainer.default_root_dir), _COPIES_ON_DISK * size + _BESIDES)
+        _check_folder(run_folder(trainer), _COPIES_ON_DISK * size + _BESIDES)
     return saes, checkpoint.get(type(data).__qualname__, {})
-
-
-def _check_numbers(location: str) -> None:
-    """Raise where a file of activations holds something else than real numbers."""
-    files = ActivationFiles(location)
-    for start in files.starts[:-1]:
-        try:
-            is_real = not files.read(start, start + 1).is_complex()
-        except TypeError:
-            is_real = False
-        if not is_real:
-            raise CorpusError(f"data.activations is {location!r}, which does not hold real numbers; write floats.")
 
 
 def _check_folder(folder: Path, needed: int) -> None:

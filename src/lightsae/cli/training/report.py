@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
 from lightsae.activations.datamodule import ActivationDataModule
+from lightsae.callbacks.base import run_folder
 from lightsae.cli.tables import console, table
+from lightsae.compat import is_dry_run
 from lightsae.formats.files import shown, write_atomically
 from lightsae.formats.native import tensor_hash
 from lightsae.training.module import SAEModule
@@ -49,14 +52,12 @@ _COLUMNS = {
 
 def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
     """Print the validation figures; `validate` writes them to validation.json in its run folder, too."""
-    # Asked for on every rank: Lightning broadcasts the answer.
-    log_dir, module = trainer.log_dir, trainer.lightning_module
+    folder, module = run_folder(trainer), trainer.lightning_module
     assert isinstance(module, SAEModule)
-    folder = Path(log_dir) if log_dir else None
     figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/" in key}
     if not trainer.is_global_zero:
         return
-    if command == "validate" and folder is not None:
+    if command == "validate" and not is_dry_run(trainer):
         document = {
             "figures": figures,
             "checkpoint": shown(trainer.ckpt_path or ""),
@@ -74,8 +75,8 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str) -> None:
         out.print(f"[dim]on {by_name[names[0]].get('tokens', 0):,.0f} held-out tokens[/dim]")
     elif figures:
         out.print(_table_of_one(figures))
-    if folder is not None:
-        _where_next(out, folder, command, several=len(names) > 1)
+    logs = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+    _where_next(out, folder, several=len(names) > 1, tensorboard=logs)
 
 
 def _own(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
@@ -106,21 +107,26 @@ def _table_of_several(by_name: Mapping[str, Mapping[str, float]]) -> Table:
     return rows
 
 
-def _where_next(out: Console, folder: Path, command: str, several: bool) -> None:
-    run = shown(folder)
-    rows = [("run folder", f"{run}/")]
-    if several:
-        files = [name for name in ("sweep.json", "sweep.png", "layers.png") if (folder / name).is_file()]
-        rows.append(("sweep", f"{run}/{', '.join(files)}"))
-    sae = "sae/NAME" if several else "sae"
-    if command == "fit":
-        rows += [
-            ("SAEs" if several else "SAE", f'{run}/{sae}/   lightsae.load_sae("{run}/{sae}")'),
-            ("curves", f"{run}/training_curves.png   tensorboard --logdir {shown(folder.parent)}"),
-            ("go on", f"lightsae fit --config {run}/config.yaml --ckpt_path last"),
-            ("measure", f"lightsae validate --config {run}/config.yaml --ckpt_path last"),
-        ]
-    else:
+def _where_next(out: Console, folder: Path, several: bool, tensorboard: bool) -> None:
+    """Name what stands in the run's folder, and what can be done with it; nothing that is not there."""
+    run, sae = shown(folder), "sae/NAME" if several else "sae"
+    sweep = [name for name in ("sweep.json", "sweep.png", "layers.png") if (folder / name).is_file()]
+    curves = [f"{run}/{name}" for name in ("training_curves.png", "metrics.csv") if (folder / name).is_file()]
+    curves += [f"tensorboard --logdir {shown(folder.parent)}"] if tensorboard else []
+    rows = []
+    if folder.is_dir():
+        rows.append(("run folder", f"{run}/"))
+    if several and sweep:
+        rows.append(("sweep", f"{run}/{', '.join(sweep)}"))
+    if (folder / "sae").is_dir():
+        rows.append(("SAEs" if several else "SAE", f'{run}/{sae}/   lightsae.load_sae("{run}/{sae}")'))
+    if (folder / "validation.json").is_file():
         rows.append(("figures", f"{run}/validation.json"))
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        if curves:
+            rows.append(("curves", "   ".join(curves)))
+        if (folder / "config.yaml").is_file():
+            again = f"--config {run}/config.yaml --ckpt_path last"
+            rows += [("go on", f"lightsae fit {again}"), ("measure", f"lightsae validate {again}")]
     for name, text in rows:
         out.print(f"{name:<14}{text}", soft_wrap=True, highlight=False)

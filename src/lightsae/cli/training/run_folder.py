@@ -1,4 +1,4 @@
-"""Run folders: lightning_logs/version_N with config.yaml, events, checkpoints/ and sae/."""
+"""Run folders: version_N with config.yaml, what the loggers write, checkpoints/ and sae/."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from lightsae.callbacks.base import WITH_FOLDERS, run_folder
 from lightsae.errors import CheckpointError
 from lightsae.formats.files import write_atomically
 
@@ -46,23 +47,53 @@ def find_checkpoint(asked: str | None, run: Path | None) -> str | None:
     return asked
 
 
+def go_on_logging(settings: Any, folder: Path) -> Any:
+    """Return the settings of the loggers with which a resumed run logs where it did.
+
+    Args:
+        settings: Of one logger, or of several: a class path with settings each. Others are returned as they are.
+        folder: The run's folder, which is that of the first logger with a folder for each run.
+    """
+    several = isinstance(settings, list)
+    result = [
+        entry.clone() if isinstance(entry, Namespace) else entry for entry in (settings if several else [settings])
+    ]
+    place: dict[str, Any] = {"save_dir": str(folder.parent.parent), "name": folder.parent.name, "version": folder.name}
+    for entry in result:
+        kind = entry.class_path.rpartition(".")[2] if isinstance(entry, Namespace) else None
+        if kind not in [known.__name__ for known in WITH_FOLDERS]:
+            continue
+        for key, value in place.items():
+            entry.init_args[key] = value
+        if "sub_dir" in entry.init_args and "save_dir" in place:
+            entry.init_args.sub_dir = None
+        place = {"version": folder.name}  # of the other loggers, each in a place of its own
+    return result if several else result[0]
+
+
+def keep_metrics(trainer: Trainer, folder: Path) -> None:
+    """Rename the metrics.csv of a run that goes on: Lightning's logger would begin a new one in its place."""
+    if trainer.is_global_zero and (folder / "metrics.csv").is_file():
+        number = len(list(folder.glob("metrics.until-resume-*.csv"))) + 1
+        (folder / "metrics.csv").rename(folder / f"metrics.until-resume-{number}.csv")
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Saves the configuration in the run folder: config.yaml, or config.resume-N.yaml for the Nth resumption."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, resuming: bool = False) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self.resuming = resuming
-        self.folder: str | None = None
+        self.folder: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Asked for on every rank: Lightning broadcasts the answer, and `save_config` runs on rank 0 alone.
-        self.folder = trainer.log_dir
+        # `save_config` runs on rank 0 alone.
+        self.folder = run_folder(trainer)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.folder is None:
-            return
-        folder = Path(self.folder)
+        assert self.folder is not None
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         name = self.config_filename
         if self.resuming:
@@ -70,16 +101,19 @@ class SaveRunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_unset=False)
         with write_atomically(folder / name) as partial:
             partial.write_text(text)
-        if isinstance(trainer.logger, TensorBoardLogger) and not self.resuming:
-            _log_hparams(trainer.logger, self.config.as_dict())
+        if not self.resuming:
+            flat = _flatten(self.config.as_dict())
+            told = {key: value for key, value in flat if key.startswith(_TOLD) and value != "None"}
+            for logger in trainer.loggers:
+                logger.log_hyperparams(told)
+                if isinstance(logger, TensorBoardLogger):
+                    _show_hparams(logger, told)
 
 
-def _log_hparams(logger: TensorBoardLogger, config: Mapping[str, Any]) -> None:
+def _show_hparams(logger: TensorBoardLogger, told: Mapping[str, Any]) -> None:
     """Tell TensorBoard's HPARAMS page what was set and which curves to show beside it."""
-    flat = {key: value for key, value in _flatten(config) if key.startswith(_TOLD) and value != "None"}
-    logger.log_hyperparams(flat)  # hparams.yaml
     writer = logger.experiment._get_file_writer()
-    for summary in hparams(flat, dict.fromkeys(FINAL_FIGURES, 0.0)):
+    for summary in hparams(dict(told), dict.fromkeys(FINAL_FIGURES, 0.0)):
         writer.add_summary(summary)
 
 

@@ -25,6 +25,7 @@ from lightsae.callbacks import (
     TrainingCurves,
     TrainingProgressBar,
 )
+from lightsae.callbacks.base import WITH_FOLDERS
 from lightsae.cli.settings.classes import (
     ALLOW,
     ALLOW_HELP,
@@ -39,8 +40,16 @@ from lightsae.cli.settings.typed import check_typed_options, config_files, optio
 from lightsae.cli.training.failures import explain_classes, explain_trainer, tidy_end
 from lightsae.cli.training.opening import announce
 from lightsae.cli.training.preflight import check_settings, preflight
+from lightsae.cli.training.processes import ending_together
 from lightsae.cli.training.report import report
-from lightsae.cli.training.run_folder import SaveRunConfig, find_checkpoint, run_of_config
+from lightsae.cli.training.run_folder import (
+    SaveRunConfig,
+    find_checkpoint,
+    go_on_logging,
+    keep_metrics,
+    run_of_config,
+)
+from lightsae.cli.training.run_lock import RunLock
 from lightsae.errors import ConfigError
 from lightsae.sae import SparseAutoencoder
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
@@ -87,6 +96,7 @@ class TrainingCLI(LightningCLI):
         self.typed, self._options = list(args), dict(options_of(args))
         restrict_classes(self._options.get(ALLOW))
         self.run_folder: Path | None = None
+        self._lock, self._parent = RunLock(), os.getppid()
         super().__init__(
             SAEModule,
             ActivationDataModule,
@@ -146,19 +156,28 @@ class TrainingCLI(LightningCLI):
         self.save_config_kwargs = {"resuming": self.run_folder is not None}
 
     def instantiate_classes(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        given = trainer.logger
+        if self.run_folder is not None:
+            trainer.logger = go_on_logging(given, self.run_folder)
         with explain_classes(CALLBACKS):
             super().instantiate_classes()
+        trainer.logger = given  # what is saved is what was set
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]["trainer"]
+        own = self._logger(config.default_root_dir)
         if config.logger in (None, True):
-            config.logger = self._logger(config.default_root_dir)
+            config.logger = own
+        elif not any(isinstance(logger, WITH_FOLDERS) for logger in _listed(config.logger)):
+            # The run has its folder all the same; `run_folder` looks here.
+            config.default_root_dir = own.log_dir
         if config.plugins is None:
             config.plugins = [AtomicCheckpointIO()]
         bar = [TrainingProgressBar()] if config.enable_progress_bar is not False else []
         with explain_trainer():
             return super().instantiate_trainer(
-                callbacks=[*(config.callbacks or []), *(kind() for kind in _ALWAYS), *bar], **kwargs
+                callbacks=[self._lock, *_listed(config.callbacks), *(kind() for kind in _ALWAYS), *bar], **kwargs
             )
 
     def _logger(self, root: str | None) -> TensorBoardLogger:
@@ -170,7 +189,7 @@ class TrainingCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        saes, stored = preflight(self.trainer, self.model, self.datamodule, config.ckpt_path)
+        saes, stored = preflight(str(self.subcommand), self.trainer, self.model, self.datamodule, config.ckpt_path)
         # What is only measured is measured as is best here.
         state = stored if self.subcommand == "fit" else None
         dtype = self.datamodule.dtype_on(self.trainer.strategy.root_device, state)
@@ -182,7 +201,13 @@ class TrainingCLI(LightningCLI):
         return kwargs | {"verbose": False} if subcommand == "validate" else kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with tidy_end(self.trainer):
+        with (
+            ending_together(self.trainer, self._parent),
+            tidy_end(self.trainer, self._parent),
+            self._lock.held(self.trainer),
+        ):
+            if self.run_folder is not None:
+                keep_metrics(self.trainer, self.run_folder)
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
@@ -190,6 +215,11 @@ class TrainingCLI(LightningCLI):
 
     def after_validate(self) -> None:
         report(self.trainer, self.datamodule, "validate")
+
+
+def _listed(setting: Any) -> list[Any]:
+    """Return a setting of which there may be none, one or several as a list."""
+    return setting if isinstance(setting, list) else [setting] if setting else []
 
 
 def run_training(command: str, args: list[str]) -> int:
@@ -211,6 +241,9 @@ def _quiet_third_parties() -> None:
     warnings.filterwarnings("ignore", message=".*`train_dataloader` you passed.*")
     # What is parsed is what was typed; sys.argv stays as it is, for DDP starts its other processes with it.
     warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    # A run that goes on does so in its own folder, and keeps the log files of before under another name.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*Previous log files in this directory will be deleted.*")
     # `validate` has a run folder of its own.
     warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
     # The run's length is checked here; and short runs are fine.

@@ -13,8 +13,7 @@ rare for the window gives no alarm: its band begins at 0.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,22 +182,26 @@ class OpenTexts:
     Args:
         n: Features.
         longest: Tokens at which a text is cut, and its rest begins a new one; None: never.
+        number: Gives out so many running numbers of texts, and returns the first.
         finished: Called with the tokens of a text, and on how many of them each feature is active, (n,).
     """
 
-    def __init__(self, n: int, longest: int | None, finished: Callable[[int, Ints], None]) -> None:
-        self._longest, self._finished = longest, finished
+    def __init__(
+        self, n: int, longest: int | None, number: Callable[[int], int], finished: Callable[[int, Ints], None]
+    ) -> None:
+        self._longest, self._number, self._finished = longest, number, finished
         # (texts, 1 + n): tokens, and those with each feature active; of the rows, and of each open request.
         self._rows: Ints = np.zeros((0, 1 + n), np.int64)
         self._requests: list[Ints] = []
-        self._next = 0
+        self._first = 0
 
     def first_of(self, rows: int) -> int:
         """Return the running number of the text in row 0 of a pass with so many rows."""
         if rows != len(self._rows):
             self.end_rows()
             self._rows = np.zeros((rows, self._rows.shape[1]), np.int64)
-        return self._next
+            self._first = self._number(rows)
+        return self._first
 
     def add(self, sizes: Ints, active: Ints) -> None:
         """Take the counts of a pass, (B,) and (B, n); `first_of` was called before."""
@@ -211,17 +214,15 @@ class OpenTexts:
     def end_rows(self) -> None:
         """The texts in the rows are over."""
         self._finish(self._rows)
-        self._next += len(self._rows)
         self._rows = self._rows[:0]
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """While open, all counts as one text."""
+    def begin_request(self) -> None:
+        """From here to its end, all counts as one text."""
         self._requests.append(np.zeros((1, self._rows.shape[1]), np.int64))
-        try:
-            yield
-        finally:
-            self._finish(self._requests.pop())
+
+    def end_request(self) -> None:
+        """End the request that began last."""
+        self._finish(self._requests.pop())
 
     def _finish(self, texts: Ints, at_least: int = 1) -> None:
         over = texts[:, 0] >= at_least

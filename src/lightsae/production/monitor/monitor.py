@@ -4,6 +4,7 @@ Axes:  B rows, S columns of a pass, n features.
 """
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,8 +36,16 @@ _log = logging.getLogger(__name__)
 _ALARMS_KEPT = 1000
 
 
+class _Request(threading.local):
+    """The request that a thread answers."""
+
+    name: str | None = None
+
+
 class Monitor:
     """What a model is watched with; returned by `monitor`.
+
+    Several threads may run the model, each with texts of its own.
 
     Attributes:
         features: The features that are watched.
@@ -58,29 +67,40 @@ class Monitor:
         n = len(self.features)
         # Active, and firing: one comparison tells both.
         self._limits = torch.tensor([[0.0] * n, [threshold for threshold, _ in thresholds]])[:, None, None]
-        self._texts = OpenTexts(n, drift.expected.longest if drift is not None else None, self._finished)
-        self._watcher = Watcher(watched, tokenizer, self._texts.end_rows, self._take)
-        self._request: str | None = None
+        # Held while anything below is read or changed, and while sinks are told.
+        self._lock = threading.RLock()
+        self._texts: dict[threading.Thread, OpenTexts] = {}
+        self._next_text = 0
+        self._watcher = Watcher(watched, tokenizer, self._end_rows, self._take)
+        self._requests = _Request()
         self.tokens, self._tokens_counted = 0, 0
         self._active, self._fired = np.zeros((2, n), np.int64)
 
     @contextmanager
     def request(self, name: str) -> Iterator[None]:
-        """While open, events carry this id, and all that runs counts as one text of the drift window.
+        """While open, events carry this id, and all that this thread runs counts as one text of the drift window.
 
         Args:
             name: Id of the request: whatever was asked together, and is therefore alike.
         """
-        outer, self._request = self._request, name
-        self._texts.end_rows()
+        outer, self._requests.name = self._requests.name, name
+        with self._lock:
+            texts = self._texts_here()
+            texts.end_rows()
+            texts.begin_request()
         try:
-            with self._texts.request():
-                yield
+            yield
         finally:
-            self._request = outer
+            self._requests.name = outer
+            with self._lock:
+                texts.end_request()
 
     def summary(self) -> Summary:
         """Return what was seen so far, text that is under way with it."""
+        with self._lock:
+            return self._summary()
+
+    def _summary(self) -> Summary:
         rows = []
         for i, (feature, (threshold, kind)) in enumerate(zip(self._watched, self._thresholds, strict=True)):
             rows.append(
@@ -108,7 +128,28 @@ class Monitor:
             with self._watcher.open():
                 yield self
         finally:
-            self._texts.end_rows()
+            with self._lock:
+                for texts in self._texts.values():
+                    texts.end_rows()
+
+    def _texts_here(self) -> OpenTexts:
+        """Return the texts of the calling thread; those of threads that are gone are over."""
+        here = threading.current_thread()
+        if here not in self._texts:
+            for gone in [thread for thread in self._texts if not thread.is_alive()]:
+                self._texts.pop(gone).end_rows()
+            longest = None if self._drift is None else self._drift.expected.longest
+            self._texts[here] = OpenTexts(len(self.features), longest, self._number, self._finished)
+        return self._texts[here]
+
+    def _number(self, texts: int) -> int:
+        first = self._next_text
+        self._next_text += texts
+        return first
+
+    def _end_rows(self) -> None:
+        with self._lock:
+            self._texts_here().end_rows()
 
     def _take(self, one: Pass) -> None:
         self._limits = self._limits.to(one.latents.device)
@@ -117,13 +158,15 @@ class Monitor:
         counts = torch.cat([*above.sum(2), one.watched.sum(1, keepdim=True)], 1).cpu().numpy()
         n = len(self.features)
         active, fired, sizes = np.split(counts, [n, 2 * n], axis=1)
-        first = self._texts.first_of(len(counts))
-        if fired.any():
-            self._tell(self._firings(one, above[1], first))
-        self._fired += fired.sum(0)
-        self._active += active.sum(0)
-        self.tokens += int(sizes.sum())
-        self._texts.add(sizes[:, 0], active)
+        with self._lock:
+            texts = self._texts_here()
+            first = texts.first_of(len(counts))
+            if fired.any():
+                self._tell(self._firings(one, above[1], first))
+            self._fired += fired.sum(0)
+            self._active += active.sum(0)
+            self.tokens += int(sizes.sum())
+            texts.add(sizes[:, 0], active)
 
     def _firings(self, one: Pass, fired: Tensor, first: int) -> list[Firing]:
         row, column, feature = (places := fired.nonzero()).unbind(1)
@@ -146,7 +189,7 @@ class Monitor:
                 position=position,
                 phase="generated" if generated else "prompt",
                 text=first + r,
-                request=self._request,
+                request=self._requests.name,
             )
             for (r, _, i, token, position, generated), value in zip(columns, values, strict=True)
         ]
@@ -189,7 +232,7 @@ def monitor(
     Holds for forward and `generate` (KV cache, batches padded on the left, beams). No bit of the output changes.
     Watched are all tokens that run through the model but padding, special tokens and position 0, an attention sink. Of
     nested contexts, the inner one sees what the outer one left: a monitor inside `steer` sees the steered activations.
-    One thread at a time runs the model.
+    Several threads may run the model; sinks are called by one at a time.
 
     A sink that fails does not stop the model; its first error is raised when the monitor closes, with how many there
     were, or added as a note to the error that closes it.

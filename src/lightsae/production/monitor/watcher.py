@@ -9,6 +9,7 @@ an assistant proposes and the model rejects are.
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,8 +46,20 @@ class Pass:
     generated: Bool[Tensor, " S"]
 
 
+class _Seen(threading.local):
+    """What was seen so far of the pass that a thread is running."""
+
+    def __init__(self) -> None:
+        self.read: dict[SiteRef, Tensor] = {}
+        self.tokens: Tensor | None = None
+        self.ended: Pass | None = None
+        self.padding: set[int] = set()
+        self.depth = 0
+        self.done = 0  # columns of the `generate` under way that earlier passes saw
+
+
 class Watcher(Passes):
-    """Works out latents while the model runs.
+    """Works out latents while the model runs, in whatever thread; the functions are called in that thread.
 
     Args:
         features: Whose latents, in which model.
@@ -68,14 +81,9 @@ class Watcher(Passes):
         # A table: one look-up per pass, and nothing is sent to the device.
         self._special = torch.zeros(inner.get_input_embeddings().num_embeddings, dtype=torch.bool)
         self._special[[i for i in _special_ids(inner, tokenizer) if 0 <= i < len(self._special)]] = True
-        self._padding: set[int] = set()
         self._reader: LatentReader | None = None
         self._device: torch.device | None = None
-        self._read: dict[SiteRef, Tensor] = {}
-        self._tokens: Tensor | None = None
-        self._pass: Pass | None = None
-        self._depth = 0
-        self._done = 0  # columns of the `generate` under way that earlier passes saw
+        self._seen = _Seen()
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -98,21 +106,25 @@ class Watcher(Passes):
 
     # The pass of a model with a head runs its body's inside: the outer one counts.
     def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._tokens = None
-            if self._past == 0 and self._done == 0:
+        seen = self._seen
+        seen.depth += 1
+        if seen.depth == 1:
+            seen.tokens = seen.ended = None
+            if self._now.past == 0 and seen.done == 0:
                 self._at_text()
         ids = kwargs.get("input_ids", args[0] if args else None)
         if isinstance(ids, Tensor) and not ids.is_floating_point():
-            self._tokens = ids
+            seen.tokens = ids
 
     def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
+        seen = self._seen
+        if seen.depth == 0:  # another thread's pass, which began before the hooks were there
+            return
+        seen.depth -= 1
+        if seen.depth == 0:
             # There is none if the model failed before the site.
-            ended, self._pass = self._pass, None
-            self._read.clear()
+            ended, seen.ended = seen.ended, None
+            seen.read.clear()
             if ended is not None:
                 self._at_end(ended)
 
@@ -121,14 +133,15 @@ class Watcher(Passes):
 
         @functools.wraps(generate)
         def followed(*args: Any, **kwargs: Any) -> Any:
-            outer = self._done, self._padding
+            seen = self._seen
+            outer = seen.done, seen.padding
             pads = (kwargs.get("pad_token_id"), getattr(kwargs.get("generation_config"), "pad_token_id", None))
             # Rows that are done are filled with it, in plain sight.
-            self._done, self._padding = 0, {pad for pad in pads if isinstance(pad, int)}
+            seen.done, seen.padding = 0, {pad for pad in pads if isinstance(pad, int)}
             try:
                 return inner(*args, **kwargs)
             finally:
-                self._done, self._padding = outer
+                seen.done, seen.padding = outer
                 self._at_text()
 
         return followed
@@ -143,37 +156,38 @@ class Watcher(Passes):
             )
         flat = x.detach().reshape(-1, x.shape[2])
         # A copy if it has to wait: a later module could write in place.
-        self._read[ref] = flat if len(self._sites) == 1 else flat.clone()
-        if len(self._read) < len(self._sites):
+        read = self._seen.read
+        read[ref] = flat if len(self._sites) == 1 else flat.clone()
+        if len(read) < len(self._sites):
             return
         if self._reader is None or x.device != self._device:
             self._device, self._reader = x.device, LatentReader(sae, self._watched.numbers, x.device)
-        parts = [self._read[ref].to(x.device) for ref in self._sites]
+        parts = [read[ref].to(x.device) for ref in self._sites]
         latents = self._reader(parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts], 1))
-        self._read.clear()
-        self._pass = self._look(latents.reshape(*x.shape[:2], -1))
+        read.clear()
+        self._seen.ended = self._look(latents.reshape(*x.shape[:2], -1))
 
     def _look(self, latents: Float[Tensor, "B S n"]) -> Pass:
         """Return the pass under way."""
-        rows, device = latents.shape[:2], latents.device
-        length, past = rows[1], self._past
-        prompt = (past or length) if self._prompt is None else self._prompt
+        rows, device, seen = latents.shape[:2], latents.device, self._seen
+        length, past = rows[1], self._now.past
+        prompt = (past or length) if self._generate.prompt is None else self._generate.prompt
         columns = torch.arange(past, past + length, device=device)
         generated = columns >= prompt
         inside = self.inside(rows, device)
         watched = inside if isinstance(inside, Tensor) else torch.full(rows, inside, device=device)
-        if self._tokens is None or self._tokens.shape != rows:
+        if seen.tokens is None or seen.tokens.shape != rows:
             tokens = torch.full(rows, -1, device=device)
         else:
-            tokens = self._tokens.to(device)
+            tokens = seen.tokens.to(device)
             self._special = self._special.to(device)
             watched = watched & ~self._special[tokens]
-            for pad in self._padding:
+            for pad in seen.padding:
                 watched = watched & ~((tokens == pad) & generated)
-        if self._prompt is not None:
-            if past == 0 and self._done:
-                watched = watched & (columns >= self._done)
-            self._done = past + length
+        if self._generate.prompt is not None:
+            if past == 0 and seen.done:
+                watched = watched & (columns >= seen.done)
+            seen.done = past + length
         return Pass(latents, tokens, watched, generated)
 
 

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +19,8 @@ import pytest
 
 from helpers.errors import refused
 from lightsae.activations.corpus import csv_files, hub, text_files
+from lightsae.activations.corpus import open as open_module
+from lightsae.activations.corpus.builtin import LibraryText
 from lightsae.activations.corpus.documents import DocumentSource, Split
 from lightsae.activations.corpus.open import check_corpus, open_documents
 from lightsae.activations.settings import DataSettings
@@ -547,3 +552,70 @@ def test_the_kind_with_the_most_bytes_is_the_corpus_and_the_rest_is_said(case: s
         source = open_documents(DataSettings(dataset=str(tmp_path) + name, validation_split=str(tmp_path)), "train")
     found = dict.fromkeys(document.split()[0] for document in read_all(source))
     assert list(found) == read
+
+
+# -- files that change ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [jsonl, json_lines, csv_table, separated_text, many_files, parquet, saved])
+def test_the_digests_follow_what_the_files_hold(kind: Callable[[Path], str], tmp_path: Path) -> None:
+    config = DataSettings(dataset=kind(tmp_path))
+    before = whole(config).contents()
+    assert whole(config).contents() == before
+    assert str(tmp_path) not in str(before)
+    path = max((path for path in tmp_path.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"story")
+    data[place : place + 5] = b"STORY"
+    path.write_bytes(data)
+    assert whole(config).contents() != before
+
+
+def test_the_digest_of_builtin_is_of_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = open_documents(DataSettings(dataset="builtin"), "validation").contents()
+    assert before == open_documents(DataSettings(dataset="builtin"), "validation").contents()
+    monkeypatch.setattr(open_module, "standard_library_documents", lambda split: [LibraryText("a", "another")])
+    assert open_documents(DataSettings(dataset="builtin"), "validation").contents() != before
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_the_digest_of_a_hub_dataset(streaming: bool, fake_hub: list[dict[str, Any]], tmp_path: Path) -> None:
+    config = DataSettings(dataset="owner/stories", streaming=streaming, validation_split="train")
+    (before,) = open_documents(config, "train").contents().values()
+    assert before == next(iter(open_documents(config, "train").contents().values()))
+    datasets.Dataset.from_list([{"n": 0, "text": "new"}, *ROWS[1:]]).to_parquet(tmp_path / "a.parquet", batch_size=7)
+    (after,) = open_documents(config, "train").contents().values()
+    assert after != before
+
+
+@pytest.mark.parametrize("kind", [jsonl, ndjson, csv_table, separated_text, json_list, *COMPRESSED[:3]])
+def test_a_file_that_is_cut_short_while_it_is_read(kind: Callable[[Path], str], tmp_path: Path) -> None:
+    path = Path(kind(tmp_path))
+    source = open_documents(DataSettings(dataset=str(path), validation_split=str(path)), "train")
+    start, size = source.cursor(), path.stat().st_size
+    source.read()
+    os.truncate(path, size - 20)
+    source.seek(start)
+    with refused(CorpusError, rf"dataset: {path.name} has been cut short since it was opened, from {size} bytes to "):
+        list(read_all(source))
+
+
+def test_a_saved_dataset_that_is_cut_short_while_it_is_read(tmp_path: Path) -> None:
+    # In a process of its own: a page that is missing would end it.
+    rows = [{"text": "x" * 5000}] * 1000
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    script = f"""
+import os
+from lightsae.activations.corpus.open import open_documents
+from lightsae.activations.settings import DataSettings
+source = open_documents(DataSettings(dataset={str(tmp_path / "saved")!r}), "train")._source
+source.read()
+os.truncate({str(arrow)!r}, 10_000)
+while source.read() is not None:
+    pass
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 1, ended
+    assert "CorpusError" in ended.stderr
+    assert "data-00000-of-00001.arrow has been cut short since it was opened" in ended.stderr

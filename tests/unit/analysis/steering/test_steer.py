@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from helpers.fake_dictionary import fake_manifest, fake_tables
+from helpers.threads import together
 from lightsae.analysis.dictionary import FeatureDictionary, write_dictionary
 from lightsae.analysis.steering import Ablate, Add, Clamp, Fires, MinClamp, ProjectOut, steer
 from lightsae.errors import ConfigError, FormatError, ModelError, SiteError
@@ -38,6 +39,24 @@ def test_nothing_stays_behind(lm: LanguageModel, make_sae: Make, tokens: Tensor)
     assert hooks(lm) == 0
     assert "generate" not in vars(lm.model)
     assert torch.equal(lm.logits(tokens), before)
+
+
+@pytest.mark.parametrize("positions", ["all", "generated", [1, 2]])
+def test_every_thread_is_steered_as_if_it_were_alone(
+    lm: LanguageModel, make_sae: Make, tokens: Tensor, positions: str | list[int]
+) -> None:
+    def go(i: int) -> Tensor:
+        text = tokens[:, : 3 + i]
+        mask = torch.ones_like(text)
+        mask[0, : i // 2] = 0
+        options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+        made = lm.model.generate(text, attention_mask=mask, **options)
+        return torch.cat([lm.logits(made).flatten(), made.flatten(), lm.capture(text, [SITE])[SITE].flatten()])
+
+    with steer(lm, [Add(3, 3.0, unit="latent"), Clamp(4, 6.0)], sae=make_sae(lm), positions=positions):
+        alone = [go(i) for i in range(6)]
+        for _ in range(3):
+            assert all(torch.equal(one, other) for one, other in zip(together(go), alone, strict=True))
 
 
 def test_contexts_nest_and_open_again(lm: LanguageModel, make_sae: Make, tokens: Tensor) -> None:

@@ -7,6 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightsae.callbacks import ExportSAE
@@ -17,7 +18,9 @@ from lightsae.errors import ActivationError, ConfigError
 def trainer(root: Path, step: int = 0) -> Any:
     run = root / "lightning_logs" / "version_0"
     made = MagicMock(spec=Trainer)
-    made.configure_mock(log_dir=str(run), default_root_dir=str(root), global_step=step, is_global_zero=True, loggers=[])
+    made.configure_mock(log_dir=str(run), default_root_dir=str(root), global_step=step, is_global_zero=True)
+    made.configure_mock(loggers=[TensorBoardLogger(root, version=0)], checkpoint_callbacks=[], world_size=1)
+    made.configure_mock(**{"strategy.broadcast": lambda value: value})
     return made
 
 
@@ -59,7 +62,7 @@ def test_other_runs_stay(tmp_path: Path) -> None:
     assert list((tmp_path / "lightning_logs").iterdir()) == [other]
 
 
-@pytest.mark.parametrize(("checkpoint", "says"), [(True, "last.ckpt is kept"), (False, "before the first checkpoint")])
+@pytest.mark.parametrize(("checkpoint", "says"), [(True, "last.ckpt is kept"), (False, "; no checkpoint is kept")])
 def test_a_run_that_trained_says_what_is_kept(checkpoint: bool, says: str, tmp_path: Path) -> None:
     a = trainer(tmp_path, step=7)
     with pytest.raises(ActivationError, match=f"bad. Stopped after step 7.*{says}"):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,13 +25,16 @@ def topk(widths: Widths) -> TopK:
 class Ended(Trainer):
     """A trainer after a run of these figures by dictionary; of a single one, whose name is empty."""
 
-    log_dir = callback_metrics = lightning_module = is_global_zero = ckpt_path = None  # type: ignore[assignment]
+    callback_metrics = lightning_module = is_global_zero = ckpt_path = None  # type: ignore[assignment]
+    loggers = default_root_dir = strategy = fast_dev_run = None  # type: ignore[assignment]
 
     def __init__(self, folder: Path | None, figures: dict[str, dict[str, float]]) -> None:
         module = SAEModule(topk) if "" in figures else SAEModule(saes={name: Entry(topk) for name in figures})
         module.saes.update({name or "sae": topk(Widths.of(4)) for name in figures})
         self.lightning_module = module
-        self.log_dir = None if folder is None else str(folder)
+        self.loggers, self.fast_dev_run = [], False
+        self.strategy = SimpleNamespace(broadcast=lambda value: value)
+        self.default_root_dir = "nowhere" if folder is None else str(folder)
         self.is_global_zero = True
         self.callback_metrics = {
             module.tag(name or "sae", f"val/{key}"): value
@@ -97,12 +101,15 @@ def test_where_next_names_what_a_sweep_left(printed: Any, tmp_path: Path, monkey
     run.mkdir(parents=True)
     for name in ("sweep.json", "sweep.png"):
         (run / name).touch()
+    (run / "sae").mkdir()
     lines = printed({"a": FIGURES, "b": FIGURES}, run)
     assert "sweep         runs/version_0/sweep.json, sweep.png" in lines
     assert 'SAEs          runs/version_0/sae/NAME/   lightsae.load_sae("runs/version_0/sae/NAME")' in lines
     lines = printed({"": FIGURES}, run)
     assert 'SAE           runs/version_0/sae/   lightsae.load_sae("runs/version_0/sae")' in lines
     assert not any("sweep" in line for line in lines)
+    # What is not there is not named.
+    assert not any("config.yaml" in line or "training_curves" in line or "tensorboard" in line for line in lines)
 
 
 def test_validate_writes_its_figures(printed: Any, tmp_path: Path) -> None:

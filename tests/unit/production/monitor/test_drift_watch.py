@@ -118,7 +118,10 @@ def test_alarm_when_it_is_gone_and_when_a_silent_one_fires() -> None:
 
 def test_texts_are_rows_or_requests_and_long_ones_are_cut() -> None:
     done: list[tuple[int, int]] = []
-    open_ = OpenTexts(1, 10, lambda size, active: done.append((size, int(active[0]))))
+    numbers = iter(range(100))
+    open_ = OpenTexts(
+        1, 10, lambda n: min(next(numbers) for _ in range(n)), lambda size, active: done.append((size, int(active[0])))
+    )
 
     def add(sizes: list[int], active: list[int]) -> int:
         first = open_.first_of(len(sizes))
@@ -133,11 +136,12 @@ def test_texts_are_rows_or_requests_and_long_ones_are_cut() -> None:
     assert add([12, 1, 0], [5, 1, 0]) == 2
     assert done[2:] == [(12, 5)]
     open_.end_rows()
-    with open_.request():
-        add([2, 3], [1, 1])
-        open_.end_rows()
-        assert add([1], [1]) == 7
-        assert done[3:] == [(1, 1)]
+    open_.begin_request()
+    add([2, 3], [1, 1])
+    open_.end_rows()
+    assert add([1], [1]) == 7
+    assert done[3:] == [(1, 1)]
+    open_.end_request()
     assert done[4:] == [(6, 3)]
 
 

@@ -1,5 +1,7 @@
 """The context: what it sees of any forward pass, that it changes none, and what it refuses."""
 
+import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from helpers.threads import together
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.steering import Add, steer
 from lightsae.errors import ConfigError, FormatError, ModelError, SiteError
@@ -77,6 +80,76 @@ def test_every_token_of_a_padded_batch_once_and_no_bit_changes(
     assert {"prompt", "generated"} == {phase for _, phase, _ in expected.values()}
     assert {e.text for e in seen} == {0, 1, 2, 3}
     assert sum(one.firings for one in watch.summary().features) == len(seen)
+
+
+@pytest.mark.parametrize("run", ["generate", "forward", "chunks"])
+def test_every_thread_is_seen_as_if_it_were_alone(
+    lm: LanguageModel, sae: SparseAutoencoder, dictionary: FeatureDictionary, tokens: Tensor, run: str
+) -> None:
+    """Prompts of different lengths, several times over; the events are those of one after the other."""
+
+    def go(i: int, watch: Any) -> None:
+        text = tokens[:, : 3 + i]
+        for _ in range(3):
+            with watch.request(f"request {i}"), torch.no_grad():
+                if run == "generate":
+                    lm.model.generate(text, attention_mask=torch.ones_like(text), **SAMPLED)
+                elif run == "forward":
+                    lm.model(text)
+                else:
+                    cache = lm.model(text[:, :2]).past_key_values
+                    lm.model(text[:, 2:], past_key_values=cache)
+
+    def seen(all_of_them: Callable[[Callable[[int], None]], Any]) -> tuple[Any, int, int]:
+        events: list[Any] = []
+        with monitor(lm, dictionary, sae=sae, features=WATCHED, thresholds=ALL, sinks=events.append) as watch:
+            all_of_them(lambda i: go(i, watch))
+        told = Counter((e.request, e.row, e.position, e.phase, e.token, e.feature, round(e.value, 4)) for e in events)
+        assert sum(one.firings for one in watch.summary().features) == len(events)
+        return told, watch.tokens, len({e.text for e in events})
+
+    assert seen(together) == seen(lambda work: [work(i) for i in range(6)])
+
+
+def test_a_pass_that_began_before_is_left_alone(
+    lm: LanguageModel, sae: SparseAutoencoder, dictionary: FeatureDictionary, tokens: Tensor
+) -> None:
+    began, goes_on, opened = (threading.Event() for _ in range(3))
+    first = lm.model.get_input_embeddings()
+
+    def wait(*_: Any) -> None:
+        began.set()
+        assert goes_on.wait(60)
+
+    def two_passes() -> None:
+        lm.logits(tokens)
+        assert opened.wait(60)
+        lm.logits(tokens)
+
+    handle = first.register_forward_hook(wait)
+    thread = threading.Thread(target=two_passes)
+    thread.start()
+    assert began.wait(60)
+    with monitor(lm, dictionary, sae=sae, features=WATCHED, thresholds=ALL) as watch:
+        lm_tokens = int((tokens[:, 1:] > 2).sum())
+        handle.remove()
+        goes_on.set()
+        opened.set()
+        thread.join()
+        assert watch.tokens == lm_tokens
+
+
+def test_texts_of_threads_that_are_gone_are_over(
+    lm: LanguageModel, sae: SparseAutoencoder, dictionary: FeatureDictionary, tokens: Tensor
+) -> None:
+    seen: list[Any] = []
+    with monitor(lm, dictionary, sae=sae, features=WATCHED, thresholds=ALL, sinks=seen.append) as watch:
+        for _ in range(4):
+            thread = threading.Thread(target=lm.logits, args=(tokens,))
+            thread.start()
+            thread.join()
+        assert len(watch._texts) == 1
+    assert {e.text for e in seen} == set(range(4 * len(tokens)))
 
 
 def test_a_plain_model_chunks_on_a_cache_and_beams(
