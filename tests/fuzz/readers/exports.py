@@ -5,6 +5,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import lightning
 import torch
 
 from fuzz.readers.base import Reader
@@ -115,6 +116,7 @@ def _read_thresholds(folder: Path) -> None:
 def _make_checkpoint(folder: Path) -> None:
     weights = {"W": torch.arange(60.0).reshape(6, 10), "b": torch.zeros(10, dtype=torch.bfloat16)}
     checkpoint = {"state_dict": weights, "global_step": 7, "loops": {"a": [1, 2, {"b": None}]}}
+    checkpoint |= {"pytorch-lightning_version": lightning.__version__}
     torch.save(checkpoint, folder / "last.ckpt")
 
 

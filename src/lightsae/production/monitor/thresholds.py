@@ -182,6 +182,8 @@ class Thresholds:
                     raise ValueError(f"a threshold is {tested.threshold}")
                 if not 0 < rate < 1 or not 0 <= tested.exceeded <= tested.held_out or tested.tokens < 0:
                     raise ValueError(f"feature {feature} has no such test at the rate {rate:g}")
+                if tested.low > tested.high:
+                    raise ValueError(f"feature {feature} has an interval from {tested.low:g} to {tested.high:g}")
                 shares += [tested.low, tested.realised, tested.high]
             if not all(0 <= share <= 1 for share in shares):
                 raise ValueError(f"a share of feature {feature} is not between 0 and 1")

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from helpers.errors import refused
@@ -382,6 +383,34 @@ def test_a_damaged_saved_dataset(tmp_path: Path) -> None:
     next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"no table")
     with pytest.raises(CorpusError, match=r"dataset is '.*saved', a saved dataset that cannot be read"):
         check_corpus(config)
+
+
+def test_a_saved_dataset_whose_offsets_point_beyond_it(tmp_path: Path) -> None:
+    """What lies there in memory would be read as text, or the process would end."""
+    config = DataSettings(dataset=saved(tmp_path))
+    path = next((tmp_path / "saved").glob("*.arrow"))
+    ends = np.cumsum([len(row["text"].encode()) for row in ROWS], dtype="<i4")
+    whole, last = path.read_bytes(), ends[-3:].tobytes()
+    assert whole.count(last) == 1
+    path.write_bytes(whole.replace(last, (ends[-3:] + np.array([0, 40, 40], "<i4")).tobytes()))
+    source = open_documents(config, "train")
+    with pytest.raises(CorpusError, match=r"dataset: saved cannot be read \(") as caught:
+        list(iter(source.read, None))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_with_damage_within(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"text {i} " * 9 for i in range(2000)]}), path, row_group_size=500)
+    whole, said = path.read_bytes(), []
+    for place in range(4, len(whole) - 400, len(whole) // 40):
+        path.write_bytes(whole[:place] + b"\xff" * 40 + whole[place + 40 :])
+        try:
+            list(iter(open_documents(DataSettings(dataset=str(path)), "train").read, None))
+        except CorpusError as error:
+            said.append(str(error))
+    assert len(said) > 10
+    assert all("a.parquet is not a readable parquet file" in message and "\n" not in message for message in said)
 
 
 @pytest.mark.parametrize("kind", [jsonl, json_list, separated_text])
