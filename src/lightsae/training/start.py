@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightsae.errors import ConfigError, arg, under
+from lightsae.errors import ActivationError, ConfigError, arg, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
@@ -58,7 +58,13 @@ def start_weights(
         sample: Raw activations at the SAE's sites, of the same tokens, without attention sinks.
         normalisation: See `SparseAutoencoder.start_from`. A saved SAE keeps its scales.
         seed: Seed for random directions and data points.
+
+    Raises:
+        ActivationError: All rows at a site are the same: what is measured against their spread has no value.
     """
+    for site, rows in sample.items():
+        if len(rows) > 1 and bool((rows == rows[0]).all()):
+            raise ActivationError(f"{site} is the same on all of {len(rows):,} tokens: there is nothing to learn.")
     sae.reset_parameters(keyed_generator(seed, "weights"))
     if start in (TIED, DATA):
         points = keyed_generator(seed, "data points") if start == DATA else None

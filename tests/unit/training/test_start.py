@@ -12,11 +12,12 @@ from torch import Tensor
 
 from helpers.errors import refused
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.errors import ConfigError, FormatError
+from lightsae.errors import ActivationError, ConfigError, FormatError
 from lightsae.formats.native import load_sae, save_sae
 from lightsae.sae import (
     BatchTopK,
     Crosscoder,
+    JumpReLU,
     Matryoshka,
     Refinements,
     ReLU,
@@ -29,7 +30,7 @@ from lightsae.sae import (
 )
 from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
-from lightsae.training.start import check_start, start_weights
+from lightsae.training.start import DATA, TIED, check_start, start_weights
 
 A, B = SiteRef("m", "mlp_in.0"), SiteRef("m", "mlp_out.0")
 SELF, ACROSS, BOTH = Widths.autoencoder(A, 6), Widths({A: 6}, {B: 4}), Widths({A: 6, B: 4}, {A: 6, B: 4})
@@ -318,3 +319,17 @@ def test_a_start_that_cannot_work_is_found_before_anything_is_read(tmp_path: Pat
     module = SAEModule(lambda w: TopK(w, F, k=3), start=str(tmp_path / "nothing"))
     with pytest.raises(FormatError, match="does not exist"):
         module.build(data)
+
+
+@pytest.mark.parametrize("start", [TIED, DATA])
+@pytest.mark.parametrize("value", [0.0, 1.5, -1e6])
+def test_rows_that_are_all_the_same(start: str, value: float) -> None:
+    widths = Widths.of(8)
+    site = next(iter(widths.read))
+    for sae in (TopK(widths, 16, k=2), ReLU(widths, 16), JumpReLU(widths, 16)):
+        rows = torch.full((64, 8), value)
+        with pytest.raises(ActivationError, match="same on all of 64 tokens"):
+            start_weights(sae, start, {site: rows}, "sqrt_d", 0)
+        rows[3, 2] += 1
+        start_weights(sae, start, {site: rows}, "sqrt_d", 0)
+        assert all(parameter.isfinite().all() for parameter in sae.parameters())
