@@ -130,7 +130,7 @@ MISTAKES = {
         "--data.dataset {inputs}/empty.jsonl",
     ),
     "a column that is not there": Mistake(
-        "[data.]text_column is 'body', but the line at byte 0 of text.jsonl has 'text'.",
+        "[data.]text_column is 'body', but text.jsonl has 'text'.",
         data(text_column="body"),
         "--data.text_column body",
     ),

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightsae.errors import SiteError
-from lightsae.lm.per_thread import PerThread
+from lightsae.lm.per_thread import PerThread, attach_before
 from lightsae.lm.sites import Site
 
 Intervention = Callable[[Float[Tensor, "B S D"]], Float[Tensor, "B S D"]]
@@ -70,9 +70,9 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
 
     # A model with a head calls its base model, or (OPT) a part of that; a caller may start at either.
     entries = {model, model.base_model}
-    handles = [entry.register_forward_pre_hook(note_rows, with_kwargs=True) for entry in entries]
+    handles = [attach_before(entry, note_rows) for entry in entries]
     if site.side == "input":
-        handles.append(site.module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(attach_before(site.module, before))
     else:
         handles.append(site.module.register_forward_hook(after))
     try:

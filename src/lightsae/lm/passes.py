@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from lightsae.errors import ConfigError
-from lightsae.lm.per_thread import PerThread
+from lightsae.lm.per_thread import PerThread, attach_before
 
 Positions = str | Sequence[int]  # "all", "generated", or numbers
 
@@ -73,7 +73,7 @@ class Passes:
             self._passes.set(_Now(past, kwargs.get("attention_mask"), kwargs.get("position_ids")))
             at_start()
 
-        handles = [m.register_forward_pre_hook(begin, with_kwargs=True) for m in {model, model.base_model}]
+        handles = [attach_before(m, begin) for m in {model, model.base_model}]
         outer = vars(model).get("generate")
         if hasattr(model, "generate"):
             model.generate = self._following(model.generate)

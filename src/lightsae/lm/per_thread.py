@@ -1,7 +1,11 @@
 """What belongs to the forward pass under way, where several threads run one model."""
 
 import threading
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 T = TypeVar("T")
 
@@ -22,3 +26,18 @@ class PerThread(Generic[T]):
     def get(self) -> T:
         value: T = getattr(self._own, "value", self._latest)
         return value
+
+
+def attach_before(
+    module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+) -> RemovableHandle:
+    """Attach a hook that runs before a module, and takes its keyword arguments too.
+
+    Torch attaches it first, and notes then that it takes these: a pass of another thread that comes in between calls it
+    without them. That pass began before, and is left alone.
+    """
+
+    def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        return None if kwargs is None else hook(module, args, kwargs)
+
+    return module.register_forward_pre_hook(called, with_kwargs=True)

@@ -24,6 +24,7 @@ from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked
 from lightsae.lm.model import name_of, site_in
 from lightsae.lm.passes import Passes
+from lightsae.lm.per_thread import attach_before
 from lightsae.production.monitor.watched_features import WatchedFeatures
 from lightsae.sae import SiteRef
 from lightsae.sae.latent_reader import LatentReader
@@ -96,7 +97,7 @@ class Watcher(Passes):
             # What is followed first knows the cache.
             stack.enter_context(self.followed(inner, lambda: None))
             for entry in entries:
-                stack.callback(entry.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                stack.callback(attach_before(entry, self._enter).remove)
                 stack.callback(entry.register_forward_hook(self._leave, always_call=True).remove)
             yield
 
