@@ -178,8 +178,8 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line_and_puts_nothing_back(be
 
 
 def interrupt(self: Callback, trainer: Trainer, *args: Any) -> None:
-    """Ctrl-C, in a hook."""
-    os.kill(os.getpid(), signal.SIGINT)
+    """Ctrl-C, in a hook; in this thread, or the kernel may hand it to another one, and it comes too late."""
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("hook", ["on_validation_epoch_start", "on_train_end", "on_fit_end", "on_train_epoch_end"])
