@@ -3,6 +3,7 @@
 Held against Lightning 2.6 and PyTorch 2.13: when a version breaks something, it breaks here.
 """
 
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -21,6 +22,12 @@ def is_dry_run(trainer: Trainer) -> bool:
 def writes_files(trainer: Trainer) -> bool:
     """Return whether this process writes the run's files: rank 0 does, unless it is a dry run."""
     return trainer.is_global_zero and not is_dry_run(trainer)
+
+
+def unknown_monitor(error: RuntimeError) -> str | None:
+    """Return the metric that EarlyStopping waits for and nothing logs, if that is what it raised; else None."""
+    found = re.match("Early stopping conditioned on metric `(.+?)` which is not available", str(error))
+    return found[1] if found else None
 
 
 def logs_after(trainer: Trainer, step: int) -> bool:

@@ -550,6 +550,24 @@ def test_nan_in_the_course_of_a_run(fit: Run, tmp_path: Path) -> None:
     assert 0 < last_step(run) < 60
 
 
+def test_a_monitor_that_is_not_logged(fit: Run) -> None:
+    ended = fit(
+        "--data.activations {inputs}/rows.npy --trainer.max_steps 20 --trainer.callbacks+ EarlyStopping "
+        "--trainer.callbacks.monitor val/fv",
+        without=TEXT,
+    )
+    assert ended.code == 2
+    assert "EarlyStopping has the monitor 'val/fv', which this run does not log. Did you mean 'val/fve'?" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_dry_run_needs_no_length(fit: Run) -> None:
+    options = "--data.activations {inputs}/rows.npy --trainer.fast_dev_run true"
+    ended = fit(options, without=(*TEXT, "trainer.max_steps"))
+    assert ended.code == 0, ended.err
+    assert ended.new == []
+
+
 class FullDisk(AtomicCheckpointIO):
     """A disk that is full from the second checkpoint on."""
 

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightsae.callbacks import Interrupted, RunCheckpoint
 from lightsae.callbacks.base import run_folder
 from lightsae.cli.training.processes import LOST, is_lost, speaks
-from lightsae.errors import ConfigError, LightsaeError
+from lightsae.compat import unknown_monitor
+from lightsae.errors import ConfigError, LightsaeError, did_you_mean
 from lightsae.formats.files import explain_os_errors, shown
 
 
@@ -73,6 +74,11 @@ def tidy_end(trainer: Trainer, parent: int = 0, options: str = "") -> Iterator[N
         try:
             yield
         except RuntimeError as error:
+            if (metric := unknown_monitor(error)) is not None:
+                near = did_you_mean(metric, trainer.callback_metrics)
+                raise ConfigError(
+                    f"trainer.callbacks: EarlyStopping has the monitor {metric!r}, which this run does not log.{near}"
+                ) from error
             if not is_lost(trainer, error):
                 raise
             if not speaks(trainer, parent):
