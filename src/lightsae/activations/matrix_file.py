@@ -3,7 +3,6 @@
 It is read and not mapped into memory: where a file is cut short, a map ends the process without a word.
 """
 
-import json
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lightsae.errors import CorpusError, arg, reading
+from lightsae.parsing import parse_json
 
 SUFFIXES = (".npy", ".safetensors")
 # Numbers of safetensors files, as numpy reads them; and what they are where numpy has no such type.
@@ -119,7 +119,7 @@ def _safetensors(path: Path) -> _Layout:
             shape, kind = tuple(part.get_shape()), part.get_dtype()
         with path.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
-            begin, _ = json.loads(raw.read(length))[name]["data_offsets"]
+            begin, _ = parse_json(raw.read(length))[name]["data_offsets"]
     number = np.dtype(_SAFETENSORS[kind]) if kind in _SAFETENSORS else None
     return shape, 8 + length + begin, number, _NOT_IN_NUMPY.get(kind), False
 

@@ -63,18 +63,16 @@ def table_part(table: Any, text_column: str, where: str, sizes: Mapping[Path, in
         sizes: Of its files, which are mapped into memory: a page that is missing would end the process.
     """
     columns = Columns.choose(table.column_names, text_column, where)
-    table = table.select_columns(columns.names).with_format(None)
-    arrow = table.with_format("arrow")
+    table = table.select_columns(columns.names).with_format("arrow")
 
     def read(offset: int) -> Iterator[tuple[Document, int]]:
         with reading(CorpusError, f"{arg('dataset')}: {where} cannot be read"):
             for start in range(offset, len(table), _ROWS_AT_A_TIME):
                 refuse_cut(sizes or {})
                 # Nobody has looked where its offsets point to: beyond the file, that would end the process.
-                arrow[start : start + _ROWS_AT_A_TIME].validate(full=True)
-                values = table[start : start + _ROWS_AT_A_TIME].values()
-                records = (dict(zip(columns.names, row, strict=True)) for row in zip(*values, strict=True))
-                yield from documents_of(records, start, columns, where)
+                rows = table[start : start + _ROWS_AT_A_TIME]
+                rows.validate(full=True)
+                yield from documents_of(rows.to_pylist(), start, columns, where)
 
     return read
 

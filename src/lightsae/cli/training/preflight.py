@@ -64,8 +64,7 @@ def check_settings(command: str, config: Any) -> None:
             f"write 32-true or bf16-mixed."
         )
     endless = trainer.max_steps < 1 and data.training_tokens is None and trainer.max_epochs is None
-    endless &= not trainer.fast_dev_run
-    if command == "fit" and endless:
+    if command == "fit" and endless and not trainer.fast_dev_run:
         raise ConfigError("The length of the run is missing; give trainer.max_steps or data.training_tokens.")
     if isinstance(trainer.accelerator, str):
         _check_accelerator(trainer.accelerator)
