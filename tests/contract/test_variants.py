@@ -89,6 +89,8 @@ CASES: dict[str, Build] = {
     "ReLU, all refinements": lambda: ReLU(SELF, F, refinements=ALL),
     "TopK aligned": lambda: TopK(SELF, F, k=5, refinements=Refinements(aligned=True)),
     "TopK, all refinements": lambda: TopK(SELF, F, k=5, refinements=ALL),
+    "TopK not centred": lambda: TopK(SELF, F, k=5, refinements=Refinements(centre_input=False)),
+    "ReLU free, centred": lambda: ReLU(SELF, F, refinements=Refinements(centre_input=True)),
     "BatchTopK second step": lambda: BatchTopK(SELF, F, k=5, refinements=Refinements(second_step=0.3)),
     "BatchTopK pruned": lambda: BatchTopK(SELF, F, k=5, refinements=Refinements(prune=0.1)),
     "Matryoshka, all refinements": nested(batch_topk, order="frequency", detach_inner=True, refinements=ALL),

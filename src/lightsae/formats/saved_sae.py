@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from lightsae.errors import FormatError, under
-from lightsae.formats.native import build_sae, complete_settings, describe_sae, plain, tensor_hash, widths_entry
+from lightsae.formats.files import find_folder
+from lightsae.formats.layouts import PortableSAE, layout_of
+from lightsae.formats.native import (
+    DESCRIPTION,
+    build_sae,
+    complete_settings,
+    describe_sae,
+    plain,
+    tensor_hash,
+    widths_entry,
+)
 from lightsae.parsing import parse_yaml
 from lightsae.sae import SparseAutoencoder
 
@@ -87,6 +97,15 @@ class Provenance:
         return cls(data, values)
 
 
+def is_foreign(path: str | Path) -> bool:
+    """Return whether a path that exists is not one of our exports: a file, or a folder without sae.json."""
+    there = find_folder(path)
+    if there is None:
+        return Path(path).is_file()
+    # One that was meant to be ours gets the message for ours.
+    return not (there / DESCRIPTION).is_file() and not any(there.glob(f"*/{DESCRIPTION}"))
+
+
 class SavedSAE:
     """An SAE with what its export says of it.
 
@@ -114,16 +133,37 @@ class SavedSAE:
 
     @classmethod
     def open(cls, folder: str | Path, device: str | torch.device = "cpu") -> "SavedSAE":
-        """Read the description of an exported SAE.
+        """Read the description of an exported SAE, or an SAE of another library.
 
         Args:
-            folder: What `save_sae` or a run wrote.
-            device: Where the tensors go once they are asked for.
+            folder: What `save_sae` or a run wrote; or a file or folder of one of `lightsae.formats.layouts`.
+            device: Where the tensors go; of our own exports, once they are asked for.
 
         Raises:
-            FormatError: The folder or its sae.json is missing or damaged, or was written by a newer version.
+            FormatError: The folder or a file of it is missing or damaged, of no known layout, or was written by a newer
+                version.
         """
+        if is_foreign(folder):
+            return cls.of_portable(layout_of(Path(folder)).read(Path(folder)), folder, device)
         return cls(describe_sae(folder), folder, device)
+
+    @classmethod
+    def of_portable(
+        cls, portable: PortableSAE, folder: str | Path | None, device: str | torch.device = "cpu"
+    ) -> "SavedSAE":
+        """Take an SAE that was read from a layout of others."""
+        sae = portable.to_sae()
+        description = {
+            "variant": type(sae).__name__,
+            "settings": plain(sae.settings),
+            "widths": widths_entry(sae.widths),
+            "dtype": "float32",
+            "provenance": portable.source.provenance(portable.folded),
+            "sha256": tensor_hash(sae),
+        }
+        saved = cls(description, folder, device)
+        saved.sae = sae.to(device)
+        return saved
 
     @classmethod
     def of(cls, sae: "SavedSAE | SparseAutoencoder | str | Path", device: str | torch.device = "cpu") -> "SavedSAE":

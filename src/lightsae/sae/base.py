@@ -270,7 +270,8 @@ class SparseAutoencoder(nn.Module):
     @property
     def centre(self) -> Float[Tensor, " D"] | None:
         """What is subtracted from normalised inputs before encoding."""
-        return self.b_dec if self.mechanism.centres_input else None
+        chosen = self.refinements.centre_input
+        return self.b_dec if (self.mechanism.centres_input if chosen is None else chosen) else None
 
     def _encoding(self, x: Tensor) -> Encoding:
         first = self._first(x) if self.refinements.second_step else None

@@ -26,12 +26,15 @@ class Refinements:
         tilt: Weigh each token of the squared error by exp(tilt * error / mean error); 0: all alike.
         prune: At inference, drop a latent where what the others leave to it falls below this, in normalised units;
             null: none.
+        centre_input: Whether `b_dec` is subtracted from the input before encoding; null: as the mechanism's source has
+            it.
     """
 
     aligned: bool = False
     second_step: float = 0.0
     tilt: float = 0.0
     prune: float | None = None
+    centre_input: bool | None = None
 
     def check(self, widths: Widths) -> None:
         """Raise a ConfigError where an option does not fit."""

@@ -1,0 +1,41 @@
+"""The layouts of others: each opens as one of our variants, with what was folded said.
+
+A layout is one file here, one line in `LAYOUTS`, and one line in the table of tests/contract/test_layouts.py.
+"""
+
+from pathlib import Path
+
+from lightsae.errors import FormatError
+from lightsae.formats.files import shown
+from lightsae.formats.layouts.base import Layout, WritableLayout
+from lightsae.formats.layouts.gemma_scope import GemmaScope
+from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.source import Source
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (GemmaScope(),)}
+
+__all__ = ["LAYOUTS", "Layout", "PortableSAE", "Source", "WritableLayout", "layout_of", "verdicts"]
+
+
+def verdicts(path: Path) -> dict[str, str | None]:
+    """Return, by layout, why a path is not of it; None for the one that it is."""
+    return {name: layout.problem(path) for name, layout in LAYOUTS.items()}
+
+
+def layout_of(path: Path) -> Layout:
+    """Return the layout of an SAE's files.
+
+    Args:
+        path: A file or folder that exists.
+
+    Raises:
+        FormatError: No layout knows it.
+    """
+    fits = [name for name, problem in verdicts(path).items() if problem is None]
+    if not fits:
+        raise FormatError(
+            f"{shown(path)!r} holds no SAE of a known layout ({', '.join(one.label for one in LAYOUTS.values())}); why "
+            f"not: lightsae open {shown(path)}"
+        )
+    assert len(fits) == 1, f"{path} is taken by {fits}"
+    return LAYOUTS[fits[0]]

@@ -1,0 +1,46 @@
+"""What a layout is: a way in which somebody's library lays an SAE out in files."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from lightsae.formats.layouts.portable import PortableSAE
+
+
+class Layout(ABC):
+    """Recognises and reads the files of one library; one that has `write` makes them, too.
+
+    Attributes:
+        name: As users write it: `gemma_scope`.
+        label: As messages say it: "Gemma Scope".
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+
+    @abstractmethod
+    def problem(self, path: Path) -> str | None:
+        """Say in a clause why a path is not of this layout ("it has no params.npz"); None: it is.
+
+        Looks at names and at small files alone. Exactly one layout takes a path.
+        """
+
+    @abstractmethod
+    def read(self, path: Path) -> PortableSAE:
+        """Read the SAE.
+
+        Raises:
+            FormatError: A file is damaged, or says what no SAE of this layout can.
+        """
+
+
+class WritableLayout(Layout):
+    """A layout that `lightsae convert` writes."""
+
+    @abstractmethod
+    def write(self, sae: PortableSAE, folder: Path) -> None:
+        """Write the files into an empty folder.
+
+        Raises:
+            FormatError: The layout has no form for such an SAE; nothing is written.
+        """

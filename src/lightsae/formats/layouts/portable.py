@@ -1,0 +1,212 @@
+"""An SAE in the terms that every layout shares, between a file of somebody's and an SAE of ours.
+
+A reader of a layout makes a `PortableSAE` of its tensors; a writer is given one. It speaks of raw activations, in
+float32, so that nothing of a scale, a dtype or an orientation is left to be known:
+
+    u = x - b_dec if subtracts_b_dec else x          z = u W_enc + b_enc
+    f = activation(z)                                x_hat = f W_dec + b_dec (+ x W_skip)
+
+Axes:    T tokens, D width read, O width predicted, F latents.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightsae.errors import ConfigError, FormatError, under
+from lightsae.formats.layouts.source import Source
+from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SparseAutoencoder
+from lightsae.sae.refinements import NO_REFINEMENTS
+
+Activation = Literal["relu", "topk", "jumprelu", "gated"]
+# A threshold's logarithm has to be finite; what lies below fires wherever a pre-activation is positive.
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class PortableSAE:
+    """An SAE that takes and gives raw activations, whatever file it lay in.
+
+    Attributes:
+        activation: `relu`: max(z, 0). `topk`: of each token the k largest z, where they are positive. `jumprelu`: z
+            where z > threshold and z > 0. `gated`: max(exp(r_mag) (z - b_enc) + b_mag, 0) where z > 0.
+        W_enc: (D, F).
+        b_enc: (F,); of `gated` the gate's.
+        W_dec: (F, O).
+        b_dec: (O,).
+        subtracts_b_dec: Whether `b_dec` is subtracted from x before encoding; never with `predicts_another_site`.
+        k: Of `topk`; of others, where they were trained to a number of latents per token, that number.
+        threshold: Of `jumprelu`, (F,).
+        r_mag: Of `gated`, (F,).
+        b_mag: Of `gated`, (F,).
+        W_skip: (D, O), of a skip transcoder.
+        source: Where it comes from.
+        folded: What was worked into the tensors, one clause each: "input scale 0.0312 into W_enc".
+    """
+
+    activation: Activation
+    W_enc: Float[Tensor, "D F"]
+    b_enc: Float[Tensor, " F"]
+    W_dec: Float[Tensor, "F O"]
+    b_dec: Float[Tensor, " O"]
+    subtracts_b_dec: bool = False
+    k: int | None = None
+    threshold: Float[Tensor, " F"] | None = None
+    r_mag: Float[Tensor, " F"] | None = None
+    b_mag: Float[Tensor, " F"] | None = None
+    W_skip: Float[Tensor, "D O"] | None = None
+    source: Source = field(default_factory=Source)
+    folded: tuple[str, ...] = ()
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.W_dec)
+
+    def with_scales(self, read: float, predicted: float) -> "PortableSAE":
+        """Return the SAE for raw activations, where this one's tensors are for x * read and y * predicted.
+
+        Thresholds and `b_enc` stay, since z does: W_enc *= read, W_dec /= predicted, b_dec /= predicted, and W_skip
+        times read / predicted. With `subtracts_b_dec` the two scales are one.
+        """
+        if read == predicted == 1:
+            return self
+        assert not self.subtracts_b_dec or read == predicted
+        skip = None if self.W_skip is None else self.W_skip * (read / predicted)
+        note = f"scale {read:.6g} of what is read into W_enc, {predicted:.6g} of what is predicted into W_dec and b_dec"
+        return replace(
+            self,
+            W_enc=self.W_enc * read,
+            W_dec=self.W_dec / predicted,
+            b_dec=self.b_dec / predicted,
+            W_skip=skip,
+            folded=(*self.folded, note),
+        )
+
+    def with_latents_times(self, factor: Float[Tensor, " F"], why: str) -> "PortableSAE":
+        """Return the SAE whose latents are f * factor, with the same predictions; `factor` is above 0.
+
+        Of `topk` this is another SAE unless all factors are equal: it then chooses by z * factor.
+        """
+        times = {name: value * factor for name in ("threshold", "b_mag") if (value := getattr(self, name)) is not None}
+        return replace(
+            self,
+            W_enc=self.W_enc * factor,
+            b_enc=self.b_enc * factor,
+            W_dec=self.W_dec / factor[:, None],
+            folded=(*self.folded, why),
+            **times,
+        )
+
+    @classmethod
+    def of(cls, sae: SparseAutoencoder, source: Source) -> "PortableSAE":
+        """Return one of our SAEs in these terms.
+
+        Raises:
+            FormatError: It has no such form: several sites, a second step, pruning.
+        """
+        if len(sae.widths.read) > 1 or len(sae.widths.predicted) > 1:
+            raise FormatError(f"A {type(sae).__name__} reads several sites, and no other layout holds such an SAE.")
+        for name in ("second_step", "prune"):
+            if getattr(sae.refinements, name):
+                raise FormatError(
+                    f"The SAE has {name}, with which its latents are more than one encoder's; no other layout holds it."
+                )
+        mechanism, read, predicted = sae.mechanism, float(sae.input_scale), float(sae.output_scale)
+        tensors = {name: value.detach().float() for name, value in sae.state_dict().items()}
+        b_enc, b_dec, skip = tensors["b_enc"], tensors["b_dec"], tensors.get("W_skip")
+        subtracts, folded = sae.centre is not None, ()
+        if sae.predicts_another_site:
+            centre, subtracts = tensors["input_centre"], False
+            b_enc = b_enc - centre @ tensors["W_enc"]
+            b_dec = b_dec if skip is None else b_dec - centre @ skip
+            folded = ("the centre of what is read into b_enc",)
+        portable = cls(
+            **_in_portable_terms(mechanism, sae.d_sae),
+            W_enc=tensors["W_enc"],
+            b_enc=b_enc,
+            W_dec=tensors["W_dec"],
+            b_dec=b_dec,
+            subtracts_b_dec=subtracts,
+            W_skip=skip,
+            source=source,
+            folded=folded,
+        )
+        return portable.with_scales(read, predicted)
+
+    def to_sae(self) -> SparseAutoencoder:
+        """Make the SAE, in eval mode.
+
+        Raises:
+            FormatError: A tensor holds a NaN or an infinity, or the parts do not fit each other.
+        """
+        for name, value in self._tensors().items():
+            if not bool(value.isfinite().all()):
+                raise FormatError(f"{name} holds a NaN or an infinity.")
+        widths = self.source.widths(self.W_enc.shape[0], self.W_dec.shape[1])
+        another = widths.read != widths.predicted
+        try:
+            with torch.device("meta"), under("settings"):
+                mechanism = self._mechanism()
+                refinements = NO_REFINEMENTS
+                if not another and self.subtracts_b_dec != mechanism.centres_input:
+                    refinements = Refinements(centre_input=self.subtracts_b_dec)
+                if another:
+                    kind, skip = VARIANTS["Transcoder"], self.W_skip is not None
+                    sae = kind(widths, self.d_sae, mechanism, skip=skip, refinements=refinements)  # type: ignore[call-arg]
+                else:
+                    kind = VARIANTS[type(mechanism).__name__]
+                    sae = kind(widths, self.d_sae, **mechanism.settings, refinements=refinements)
+        except ConfigError as error:
+            raise FormatError(f"The file makes no SAE: {error}") from error
+        own = {f"mechanism.{name}": value for name, value in self._own_tensors().items()}
+        scales = {"input_scale": torch.ones(1), "output_scale": torch.ones(1)}
+        centre = {"input_centre": torch.zeros(self.W_enc.shape[0])} if another else {}
+        named = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        skip_part = {} if self.W_skip is None else {"W_skip": self.W_skip}
+        tensors = named | skip_part | own | scales | centre
+        sae.load_state_dict({name: value.float().contiguous() for name, value in tensors.items()}, assign=True)
+        return sae.eval()
+
+    def _mechanism(self) -> Mechanism:
+        if self.activation == "topk":
+            assert self.k is not None
+            return MECHANISMS["TopK"](k=self.k)
+        return MECHANISMS[{"relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}[self.activation]]()
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """Return what the mechanism has of its own."""
+        if self.activation == "jumprelu":
+            assert self.threshold is not None
+            return {"log_threshold": self.threshold.double().clamp_min(_SMALLEST).log()}
+        if self.activation == "gated":
+            assert self.r_mag is not None
+            assert self.b_mag is not None
+            return {"r_mag": self.r_mag, "b_mag": self.b_mag}
+        return {}
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _in_portable_terms(mechanism: Mechanism, d_sae: int) -> dict[str, Any]:
+    """Return the activation of a mechanism of ours, with what goes with it."""
+    name = type(mechanism).__name__
+    state = {key: value.detach().float() for key, value in mechanism.state_dict().items()}
+    if name == "ReLU":
+        return {"activation": "relu"}
+    if name == "JumpReLU":
+        return {"activation": "jumprelu", "threshold": state["log_threshold"].exp()}
+    if name == "Gated":
+        return {"activation": "gated", "r_mag": state["r_mag"], "b_mag": state["b_mag"]}
+    if name == "TopK":
+        return {"activation": "topk", "k": mechanism.settings["k"]}
+    if name == "BatchTopK":
+        # Ours fires at the threshold as well.
+        below = torch.nextafter(state["threshold"], torch.tensor(-torch.inf)).clamp_min(0)
+        return {"activation": "jumprelu", "threshold": below.expand(d_sae).clone(), "k": mechanism.settings["k"]}
+    raise FormatError(f"The mechanism {name} has no form in other layouts.")
