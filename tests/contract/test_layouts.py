@@ -7,15 +7,17 @@ libraries' own code wrote lie in tests/fixtures/layouts, with what that code gav
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from helpers.sae_lens_files import ARCHITECTURES, TRANSCODERS, in_old_terms, write_sae_lens
 from lightsae.errors import FormatError
 from lightsae.formats.layouts import LAYOUTS, PortableSAE, WritableLayout, layout_of, verdicts
-from lightsae.formats.layouts.source import Source
+from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
 from lightsae.formats.saved_sae import SavedSAE
 
 D, F = 6, 16
@@ -61,6 +63,19 @@ def gemma_scope(folder: Path, *, upper: bool = True) -> tuple[Path, Function]:
     return path, function
 
 
+def sae_lens(architecture: str, **options: Any) -> Callable[[Path], tuple[Path, Function]]:
+    return lambda folder: (folder / "sae", write_sae_lens(folder / "sae", architecture, **options))
+
+
+def old_sae_lens(folder: Path) -> tuple[Path, Function]:
+    function = write_sae_lens(folder / "sae", "standard")
+    in_old_terms(folder / "sae", architecture=None, normalize_activations=False)
+    return folder / "sae", function
+
+
+SAE_LENS_SAYS = {"model": "openai-community/gpt2", "site": "resid_pre.7", "sees_bos": True, "context_size": 128}
+ACROSS = {"hook_name": "blocks.7.mlp.hook_in", "hook_name_out": "blocks.7.hook_mlp_out"}
+
 CASES: dict[str, Case] = {
     "gemma_scope": Case(
         "gemma_scope",
@@ -68,6 +83,24 @@ CASES: dict[str, Case] = {
         {"model": "google/gemma-2-2b", "site": "resid_post.20", "sees_bos": False, "published": (("l0", 71.0),)},
     ),
     "gemma_scope, lower case": Case("gemma_scope", lambda folder: gemma_scope(folder, upper=False)),
+    **{
+        f"sae_lens, {name}": Case("sae_lens", sae_lens(name), SAE_LENS_SAYS)
+        for name in ARCHITECTURES
+        if name not in TRANSCODERS
+    },
+    **{
+        f"sae_lens, {name}": Case(
+            "sae_lens", sae_lens(name, metadata=ACROSS), {"site": "mlp_in.7", "target_site": "mlp_out.7"}
+        )
+        for name in TRANSCODERS
+    },
+    "sae_lens, a transcoder of one width": Case(
+        "sae_lens", sae_lens("transcoder", d_out=6), {"site": "resid_pre.7", "target_site": UNKNOWN_TARGET}
+    ),
+    "sae_lens, topk rescaled": Case("sae_lens", sae_lens("topk", rescales=True)),
+    "sae_lens, abstopk rescaled": Case("sae_lens", sae_lens("abstopk", rescales=True)),
+    "sae_lens, not centred": Case("sae_lens", sae_lens("gated", subtracts=False)),
+    "sae_lens, before version 6": Case("sae_lens", old_sae_lens, SAE_LENS_SAYS),
 }
 
 
