@@ -57,6 +57,7 @@ def test_one_version() -> None:
 
 def test_versions_of_the_changelog_fall() -> None:
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    headings = headings[1:] if headings[0] == "Unreleased" else headings
     dated = [re.fullmatch(r"(\d+)\.(\d+)\.(\d+) \((\d{4}-\d\d-\d\d)\)", heading) for heading in headings]
     assert all(dated), headings
     versions = [(tuple(map(int, match.groups()[:3])), match[4]) for match in dated if match]
