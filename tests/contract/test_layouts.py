@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.layout_files import D, F, Function, dictionary_learning, drawn, gemma_scope
+from helpers.layout_files import (
+    D,
+    F,
+    Function,
+    dictionary_learning,
+    drawn,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
+    llamascopium,
+    pickled,
+)
 from lightsae.errors import FormatError
 from lightsae.formats.layouts import LAYOUTS, PortableSAE, WritableLayout, layout_of, verdicts
 from lightsae.formats.layouts.source import Source
@@ -35,9 +47,11 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
-for layout in (dictionary_learning, gemma_scope):
+for layout in (dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, llama_scope_r1, llamascopium):
     name = layout.__name__.rpartition(".")[2]
     CASES |= {f"{name}, {case}": Case(name, make, says) for case, (make, says) in layout.CASES.items()}
+for name, cases in pickled.BY_LAYOUT.items():
+    CASES |= {f"{name}, {case}": Case(name, make, says) for case, (make, says) in cases.items()}
 
 
 @pytest.fixture(params=CASES)
