@@ -5,7 +5,7 @@ What a person names for an SAE may be an export, a run's folder, a checkpoint, o
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from lightsae.errors import FormatError, under
 from lightsae.formats.checkpoint import checkpoint_and_name, read_sae_of_checkpoint
 from lightsae.formats.files import find_folder
+from lightsae.formats.hub import Fetched, fetch
 from lightsae.formats.layouts import PortableSAE, Source, layout_of
 from lightsae.formats.named_sites import NamedSites
 from lightsae.formats.native import (
@@ -149,7 +150,8 @@ class SavedSAE:
         Args:
             folder: What `save_sae` or a run wrote; a run's folder; a checkpoint, RUN/checkpoints/last.ckpt, of a run
                 with several SAEs with the name behind it: last.ckpt/NAME; or a file or folder of one of
-                `lightsae.formats.layouts`.
+                `lightsae.formats.layouts`; or, where nothing of that name is there, an address of the Hub,
+                hf://OWNER/NAME@REVISION/PATH, or RELEASE/ID of `lightsae.formats.releases`.
             device: Where the tensors go; of our own exports, once they are asked for.
 
         Raises:
@@ -157,12 +159,25 @@ class SavedSAE:
                 version; or there are several SAEs.
             ConfigError: The device is not there.
         """
+        if (fetched := fetch(folder)) is not None:
+            return cls._of_hub(fetched, device)
         folder = sae_in_run(folder) or folder
         if (checkpoint := checkpoint_and_name(folder)) is not None:
             return cls._read(*read_sae_of_checkpoint(*checkpoint), folder, device)
         if is_foreign(folder):
             return cls.of_portable(layout_of(Path(folder)).read(Path(folder)), folder, device)
         return cls(describe_sae(folder), folder, device)
+
+    @classmethod
+    def _of_hub(cls, fetched: Fetched, device: str | torch.device) -> "SavedSAE":
+        """Open what was fetched; its provenance says from where, with the commit."""
+        if is_foreign(fetched.path):
+            portable = layout_of(fetched.path).read(fetched.path)
+            portable = replace(portable, source=fetched.complete(portable.source))
+            return cls.of_portable(portable, fetched.path, device)
+        description = describe_sae(fetched.path)
+        told = {**description["provenance"], "address": fetched.address}
+        return cls({**description, "provenance": told}, fetched.path, device)
 
     @classmethod
     def of_portable(

@@ -24,6 +24,7 @@ class DeepSeekR1(Layout):
 
     name: ClassVar[str] = "deepseek_r1"
     label: ClassVar[str] = "qresearch's DeepSeek-R1"
+    weights: ClassVar[tuple[str, ...]] = ("*-SAE-l*.pt",)
 
     def problem(self, path: Path) -> str | None:
         return None if _file_of(path) else "it is or has no ...-SAE-lL.pt of qresearch's"

@@ -35,6 +35,7 @@ class GemmaScope(Layout):
 
     name: ClassVar[str] = "gemma_scope"
     label: ClassVar[str] = "Gemma Scope"
+    weights: ClassVar[tuple[str, ...]] = (_FILE,)
 
     def problem(self, path: Path) -> str | None:
         return None if _file_of(path).is_file() else f"it has no {_FILE}"

@@ -50,6 +50,7 @@ class GemmaScope2(Layout):
 
     name: ClassVar[str] = "gemma_scope_2"
     label: ClassVar[str] = "Gemma Scope 2"
+    weights: ClassVar[tuple[str, ...]] = (_FILE,)
 
     def problem(self, path: Path) -> str | None:
         if _file_of(path).is_file() or _several_layers(path):

@@ -24,6 +24,7 @@ class Goodfire(Layout):
 
     name: ClassVar[str] = "goodfire"
     label: ClassVar[str] = "Goodfire"
+    weights: ClassVar[tuple[str, ...]] = ("*-SAE-l*.pt*",)
 
     def problem(self, path: Path) -> str | None:
         return None if _file_of(path) else "it is or has no Llama-3...-Instruct-SAE-lL.pt or .pth of Goodfire's"

@@ -35,6 +35,7 @@ class LlamaScope(Layout):
 
     name: ClassVar[str] = "llama_scope"
     label: ClassVar[str] = "Llama Scope"
+    weights: ClassVar[tuple[str, ...]] = (_WEIGHTS.as_posix(),)
 
     def problem(self, path: Path) -> str | None:
         missing = next((str(name) for name in (_SETTINGS, _WEIGHTS) if not (path / name).is_file()), None)
@@ -60,6 +61,7 @@ class LlamaScopeR1(Layout):
 
     name: ClassVar[str] = "llama_scope_r1"
     label: ClassVar[str] = "Llama Scope R1-Distill"
+    weights: ClassVar[tuple[str, ...]] = (_R1_WEIGHTS,)
 
     def problem(self, path: Path) -> str | None:
         missing = next((name for name in (_R1_SETTINGS, _R1_WEIGHTS) if not (path / name).is_file()), None)

@@ -43,6 +43,7 @@ class Llamascopium(Layout):
 
     name: ClassVar[str] = "llamascopium"
     label: ClassVar[str] = "Llamascopium"
+    weights: ClassVar[tuple[str, ...]] = (_WEIGHTS,)
 
     def problem(self, path: Path) -> str | None:
         if not (path / _SETTINGS).is_file():

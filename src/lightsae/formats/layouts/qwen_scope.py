@@ -26,6 +26,7 @@ class QwenScope(Layout):
 
     name: ClassVar[str] = "qwen_scope"
     label: ClassVar[str] = "Qwen-Scope"
+    weights: ClassVar[tuple[str, ...]] = ("layer*.sae.pt",)
 
     def problem(self, path: Path) -> str | None:
         if path.is_file():
