@@ -7,21 +7,28 @@ libraries' own code wrote lie in tests/fixtures/layouts, with what that code gav
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from helpers.sae_lens_files import ARCHITECTURES, TRANSCODERS, in_old_terms, write_sae_lens
+from helpers.layout_files import (
+    D,
+    F,
+    Function,
+    dictionary_learning,
+    drawn,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
+    llamascopium,
+    pickled,
+    sae_lens,
+)
 from lightsae.errors import FormatError
 from lightsae.formats.layouts import LAYOUTS, PortableSAE, WritableLayout, layout_of, verdicts
-from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
+from lightsae.formats.layouts.source import Source
 from lightsae.formats.saved_sae import SavedSAE
-
-D, F = 6, 16
-Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,68 +47,12 @@ class Case:
     says: dict[str, object] = field(default_factory=dict)
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
-
-
-def jump(z: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where((z > threshold) & (z > 0), z, 0)
-
-
-def gemma_scope(folder: Path, *, upper: bool = True) -> tuple[Path, Function]:
-    path = folder / "gemma-scope-2b-pt-res" / "layer_20" / "width_16k" / "average_l0_71"
-    path.mkdir(parents=True)
-    W_enc, b_enc, W_dec, b_dec, threshold = drawn(D, F), drawn(F), drawn(F, D), drawn(D), drawn(F).abs()
-    names = ["W_enc", "b_enc", "W_dec", "b_dec", "threshold"]
-    arrays = dict(zip(names, (W_enc, b_enc, W_dec, b_dec, threshold), strict=True))
-    np.savez(path / "params.npz", **{n if upper else n.lower(): value.numpy() for n, value in arrays.items()})
-
-    def function(x: Tensor) -> tuple[Tensor, Tensor]:
-        latents = jump(x @ W_enc + b_enc, threshold)
-        return latents, latents @ W_dec + b_dec
-
-    return path, function
-
-
-def sae_lens(architecture: str, **options: Any) -> Callable[[Path], tuple[Path, Function]]:
-    return lambda folder: (folder / "sae", write_sae_lens(folder / "sae", architecture, **options))
-
-
-def old_sae_lens(folder: Path) -> tuple[Path, Function]:
-    function = write_sae_lens(folder / "sae", "standard")
-    in_old_terms(folder / "sae", architecture=None, normalize_activations=False)
-    return folder / "sae", function
-
-
-SAE_LENS_SAYS = {"model": "openai-community/gpt2", "site": "resid_pre.7", "sees_bos": True, "context_size": 128}
-ACROSS = {"hook_name": "blocks.7.mlp.hook_in", "hook_name_out": "blocks.7.hook_mlp_out"}
-
-CASES: dict[str, Case] = {
-    "gemma_scope": Case(
-        "gemma_scope",
-        gemma_scope,
-        {"model": "google/gemma-2-2b", "site": "resid_post.20", "sees_bos": False, "published": (("l0", 71.0),)},
-    ),
-    "gemma_scope, lower case": Case("gemma_scope", lambda folder: gemma_scope(folder, upper=False)),
-    **{
-        f"sae_lens, {name}": Case("sae_lens", sae_lens(name), SAE_LENS_SAYS)
-        for name in ARCHITECTURES
-        if name not in TRANSCODERS
-    },
-    **{
-        f"sae_lens, {name}": Case(
-            "sae_lens", sae_lens(name, metadata=ACROSS), {"site": "mlp_in.7", "target_site": "mlp_out.7"}
-        )
-        for name in TRANSCODERS
-    },
-    "sae_lens, a transcoder of one width": Case(
-        "sae_lens", sae_lens("transcoder", d_out=6), {"site": "resid_pre.7", "target_site": UNKNOWN_TARGET}
-    ),
-    "sae_lens, topk rescaled": Case("sae_lens", sae_lens("topk", rescales=True)),
-    "sae_lens, abstopk rescaled": Case("sae_lens", sae_lens("abstopk", rescales=True)),
-    "sae_lens, not centred": Case("sae_lens", sae_lens("gated", subtracts=False)),
-    "sae_lens, before version 6": Case("sae_lens", old_sae_lens, SAE_LENS_SAYS),
-}
+CASES: dict[str, Case] = {}
+for layout in (dictionary_learning, gemma_scope, gemma_scope_2, llama_scope, llama_scope_r1, llamascopium, sae_lens):
+    name = layout.__name__.rpartition(".")[2]
+    CASES |= {f"{name}, {case}": Case(name, make, says) for case, (make, says) in layout.CASES.items()}
+for name, cases in pickled.BY_LAYOUT.items():
+    CASES |= {f"{name}, {case}": Case(name, make, says) for case, (make, says) in cases.items()}
 
 
 @pytest.fixture(params=CASES)
@@ -151,6 +102,7 @@ def test_the_portable_terms_of_what_was_read_are_those_of_the_file(case: Case, t
     again = PortableSAE.of(read.to_sae(), read.source)
     assert again.activation == read.activation
     assert again.subtracts_b_dec == read.subtracts_b_dec
+    assert again.groups == read.groups
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "W_skip"):
         before, after = getattr(read, name), getattr(again, name)
         assert (before is None) == (after is None)

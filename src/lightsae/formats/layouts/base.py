@@ -13,10 +13,12 @@ class Layout(ABC):
     Attributes:
         name: As users write it: `gemma_scope`.
         label: As messages say it: "Gemma Scope".
+        weights: Patterns of the file of weights, from the SAE's folder, for what is fetched; none: any such file.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
+    weights: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def problem(self, path: Path) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from helpers.sae_lens_files import ARCHITECTURES, TRANSCODERS, in_old_terms, write_sae_lens
+from helpers.layout_files.sae_lens import ARCHITECTURES, TRANSCODERS, in_old_terms, write_sae_lens
 from lightsae.errors import FormatError
 from lightsae.formats.layouts import PortableSAE, Source
 from lightsae.formats.layouts.sae_lens import SAELens

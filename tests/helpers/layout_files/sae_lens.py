@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-Function = Callable[[Tensor], tuple[Tensor, Tensor]]
+from helpers.layout_files import Cases, Function, Make, largest
+from lightsae.formats.layouts.source import UNKNOWN_TARGET
 
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated", *TRANSCODERS)
@@ -22,12 +23,6 @@ METADATA = {
     "prepend_bos": True,
     "dataset_path": "Skylion007/openwebtext",
 }
-
-
-def largest(z: Tensor, k: int) -> Tensor:
-    """Each row's k largest, where they are positive; 0 elsewhere."""
-    values, indices = z.topk(k, dim=-1)
-    return torch.zeros_like(z).scatter(-1, indices, values.relu())
 
 
 def write_sae_lens(
@@ -137,3 +132,32 @@ def in_old_terms(folder: Path, **changed: Any) -> None:
     old = {names.get(name, name): value for name, value in (flat | changed).items() if value is not None}
     old.pop("sae_lens_version")
     (folder / "cfg.json").write_text(json.dumps(old))
+
+
+def _sae(architecture: str, **options: Any) -> Make:
+    return lambda folder: (folder / "sae", write_sae_lens(folder / "sae", architecture, **options))
+
+
+def _before_version_6(folder: Path) -> tuple[Path, Function]:
+    function = write_sae_lens(folder / "sae", "standard")
+    in_old_terms(folder / "sae", architecture=None, normalize_activations=False)
+    return folder / "sae", function
+
+
+_SAYS = {"model": "openai-community/gpt2", "site": "resid_pre.7", "sees_bos": True, "context_size": 128}
+_ACROSS = {"hook_name": "blocks.7.mlp.hook_in", "hook_name_out": "blocks.7.hook_mlp_out"}
+CASES: Cases = {
+    **{name: (_sae(name), _SAYS) for name in ARCHITECTURES if name not in TRANSCODERS},
+    **{
+        name: (_sae(name, metadata=_ACROSS), {"site": "mlp_in.7", "target_site": "mlp_out.7"})
+        for name in TRANSCODERS
+    },
+    "a transcoder of one width": (
+        _sae("transcoder", d_out=6),
+        {"site": "resid_pre.7", "target_site": UNKNOWN_TARGET},
+    ),
+    "topk rescaled": (_sae("topk", rescales=True), {}),
+    "abstopk rescaled": (_sae("abstopk", rescales=True), {}),
+    "not centred": (_sae("gated", subtracts=False), {}),
+    "before version 6": (_before_version_6, _SAYS),
+}
