@@ -18,6 +18,7 @@ from lightsae.errors import FormatError, reading
 from lightsae.formats.files import shown
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Tensors:
@@ -69,12 +70,28 @@ class Tensors:
 
     def number(self, name: str) -> float:
         """Return a tensor of one entry, of any dtype, as a number; see `take`."""
+        number = self.peek(name)
+        del self._values[name]
+        return number
+
+    def peek(self, name: str) -> float:
+        """Return what `number` does, and leave the tensor where it is."""
         if name not in self._values:
             raise FormatError(f"{self.where!r} lacks {name!r}; it has {', '.join(self.names) or 'none'}.")
-        value = self._values.pop(name)
+        value = self._values[name]
         if value.numel() != 1 or value.dtype.is_complex or not math.isfinite(number := float(value)):
             raise FormatError(f"{self.where!r}: {name} has shape {tuple(value.shape)}, where one number should be.")
         return number
+
+    def whole_numbers(self, name: str) -> tuple[int, ...]:
+        """Return a count, or a list of them, of any dtype of whole numbers; see `take`."""
+        if name not in self._values:
+            raise FormatError(f"{self.where!r} lacks {name!r}; it has {', '.join(self.names) or 'none'}.")
+        value = self._values.pop(name)
+        if value.dtype not in _WHOLE or value.ndim > 1 or not value.numel():
+            found = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+            raise FormatError(f"{self.where!r}: {name} is {found}, where whole numbers should be.")
+        return tuple(value.reshape(-1).tolist())
 
     def pop(self, name: str) -> Tensor:
         """Return a tensor as it stands in the file, unchecked, and leave it out of what is left."""
@@ -113,10 +130,7 @@ def read_npz(path: Path) -> Tensors:
     """
     where = shown(path)
     with reading(FormatError, f"{where} is not a readable npz file"), zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            # Weights hardly shrink: what is a hundred times as large unpacked is made to fill the memory.
-            if member.file_size > 2 * member.compress_size + (1 << 16):
-                raise FormatError(f"{where!r}: {member.filename} unpacks to {member.file_size:,} bytes; refused.")
+        _check_members(archive, where)
         with np.load(path, allow_pickle=False) as arrays:
             return Tensors({name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}, where)
 
@@ -132,8 +146,30 @@ def read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """
     where = shown(path)
     with reading(FormatError, f"{where} is not a readable file of weights"):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_members(archive, where)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(loaded, Mapping) or not all(isinstance(name, str) for name in loaded):
         raise FormatError(f"{where!r} holds a {type(loaded).__name__}, where named tensors should be.")
     tensors = {name: value.detach() for name, value in loaded.items() if isinstance(value, Tensor)}
+    for name, value in tensors.items():
+        if not _lies_in_file(value):
+            raise FormatError(
+                f"{where!r}: {name} is no plain tensor, or larger than what the file holds of it; refused."
+            )
     return Tensors(tensors, where), {name: value for name, value in loaded.items() if name not in tensors}
+
+
+def _check_members(archive: zipfile.ZipFile, where: str) -> None:
+    for member in archive.infolist():
+        # Weights hardly shrink: what is a hundred times as large unpacked is made to fill the memory.
+        if member.file_size > 2 * member.compress_size + (1 << 16):
+            raise FormatError(f"{where!r}: {member.filename} unpacks to {member.file_size:,} bytes; refused.")
+
+
+def _lies_in_file(value: Tensor) -> bool:
+    """Return whether each number has a place of its own: a view can stand for a thousand times its storage."""
+    if not value.is_cpu or value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
