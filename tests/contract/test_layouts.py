@@ -13,13 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.layout_files import D, F, Function, dictionary_learning, drawn, jump
 from lightsae.errors import FormatError
 from lightsae.formats.layouts import LAYOUTS, PortableSAE, WritableLayout, layout_of, verdicts
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.saved_sae import SavedSAE
-
-D, F = 6, 16
-Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,6 @@ class Case:
     layout: str
     make: Callable[[Path], tuple[Path, Function]]
     says: dict[str, object] = field(default_factory=dict)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
-
-
-def jump(z: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where((z > threshold) & (z > 0), z, 0)
 
 
 def gemma_scope(folder: Path, *, upper: bool = True) -> tuple[Path, Function]:
@@ -69,6 +59,9 @@ CASES: dict[str, Case] = {
     ),
     "gemma_scope, lower case": Case("gemma_scope", lambda folder: gemma_scope(folder, upper=False)),
 }
+for layout in (dictionary_learning,):
+    name = layout.__name__.rpartition(".")[2]
+    CASES |= {f"{name}, {case}": Case(name, make, says) for case, (make, says) in layout.CASES.items()}
 
 
 @pytest.fixture(params=CASES)
@@ -118,6 +111,7 @@ def test_the_portable_terms_of_what_was_read_are_those_of_the_file(case: Case, t
     again = PortableSAE.of(read.to_sae(), read.source)
     assert again.activation == read.activation
     assert again.subtracts_b_dec == read.subtracts_b_dec
+    assert again.groups == read.groups
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "W_skip"):
         before, after = getattr(read, name), getattr(again, name)
         assert (before is None) == (after is None)

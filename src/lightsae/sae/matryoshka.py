@@ -99,6 +99,11 @@ class Matryoshka(SparseAutoencoder):
         assert output.prefixes is not None
         return self.refinements.mean((target[:, None] - output.prefixes).square().sum(2).mean(1))
 
+    @property
+    def group_sizes(self) -> list[int]:
+        """The latents that each prefix adds."""
+        return _group_sizes(self.groups, self.d_sae)
+
     def prefix(self, latents: Float[Tensor, "*batch F"], number: int) -> Float[Tensor, "*batch F"]:
         """Return dense latents with all but those of prefix `number` (from 0) set to 0."""
         return latents * (self._group_of_latents() <= number)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightsae.errors import ConfigError, FormatError, under
 from lightsae.formats.layouts.source import Source
-from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SparseAutoencoder
+from lightsae.sae import MECHANISMS, VARIANTS, Matryoshka, Mechanism, Refinements, SparseAutoencoder
 from lightsae.sae.refinements import NO_REFINEMENTS
 
 Activation = Literal["relu", "topk", "jumprelu", "gated"]
@@ -44,6 +44,7 @@ class PortableSAE:
         r_mag: Of `gated`, (F,).
         b_mag: Of `gated`, (F,).
         W_skip: (D, O), of a skip transcoder.
+        groups: Of a Matryoshka SAE, the latents that each prefix adds; what is given does not depend on them.
         source: Where it comes from.
         folded: What was worked into the tensors, one clause each: "input scale 0.0312 into W_enc".
     """
@@ -59,12 +60,20 @@ class PortableSAE:
     r_mag: Float[Tensor, " F"] | None = None
     b_mag: Float[Tensor, " F"] | None = None
     W_skip: Float[Tensor, "D O"] | None = None
+    groups: tuple[int, ...] | None = None
     source: Source = field(default_factory=Source)
     folded: tuple[str, ...] = ()
 
     @property
     def d_sae(self) -> int:
         return len(self.W_dec)
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether it is a Matryoshka of ours: with groups, and over TopK or one threshold for all latents."""
+        if self.groups is None or self.activation == "topk":
+            return self.groups is not None
+        return self.k is not None and self.threshold is not None and bool((self.threshold == self.threshold[0]).all())
 
     def with_scales(self, read: float, predicted: float) -> "PortableSAE":
         """Return the SAE for raw activations, where this one's tensors are for x * read and y * predicted.
@@ -132,6 +141,7 @@ class PortableSAE:
             b_dec=b_dec,
             subtracts_b_dec=subtracts,
             W_skip=skip,
+            groups=_groups(sae),
             source=source,
             folded=folded,
         )
@@ -157,6 +167,9 @@ class PortableSAE:
                 if another:
                     kind, skip = VARIANTS["Transcoder"], self.W_skip is not None
                     sae = kind(widths, self.d_sae, mechanism, skip=skip, refinements=refinements)  # type: ignore[call-arg]
+                elif self.is_nested:
+                    kind, groups = VARIANTS["Matryoshka"], list(self.groups or ())
+                    sae = kind(widths, self.d_sae, mechanism, groups=groups, refinements=refinements)  # type: ignore[call-arg]
                 else:
                     kind = VARIANTS[type(mechanism).__name__]
                     sae = kind(widths, self.d_sae, **mechanism.settings, refinements=refinements)
@@ -175,12 +188,17 @@ class PortableSAE:
         if self.activation == "topk":
             assert self.k is not None
             return MECHANISMS["TopK"](k=self.k)
+        if self.is_nested:
+            return MECHANISMS["BatchTopK"](k=self.k)
         return MECHANISMS[{"relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}[self.activation]]()
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """Return what the mechanism has of its own."""
         if self.activation == "jumprelu":
             assert self.threshold is not None
+            if self.is_nested:
+                # Ours fires at the threshold as well.
+                return {"threshold": torch.nextafter(self.threshold[0].float(), torch.tensor(torch.inf))}
             return {"log_threshold": self.threshold.double().clamp_min(_SMALLEST).log()}
         if self.activation == "gated":
             assert self.r_mag is not None
@@ -191,6 +209,11 @@ class PortableSAE:
     def _tensors(self) -> Mapping[str, Tensor]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _groups(sae: SparseAutoencoder) -> tuple[int, ...] | None:
+    # Prefixes by frequency are no groups of neighbours.
+    return tuple(sae.group_sizes) if isinstance(sae, Matryoshka) and sae.order == "index" else None
 
 
 def _in_portable_terms(mechanism: Mechanism, d_sae: int) -> dict[str, Any]:
