@@ -12,8 +12,9 @@ from lightsae.formats.layouts.dictionary_learning import DictionaryLearning
 from lightsae.formats.layouts.gemma_scope import GemmaScope
 from lightsae.formats.layouts.portable import PortableSAE
 from lightsae.formats.layouts.source import Source
+from lightsae.formats.layouts.sparsify import Sparsify
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (GemmaScope(), DictionaryLearning())}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (GemmaScope(), DictionaryLearning(), Sparsify())}
 
 __all__ = ["LAYOUTS", "Layout", "PortableSAE", "Source", "WritableLayout", "layout_of", "verdicts"]
 
