@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.layout_files import D, F, Function, dictionary_learning, drawn, jump, sparsify
+from helpers.layout_files import D, F, Function, dictionary_learning, drawn, jump, openai, sparsify
 from lightsae.errors import FormatError
 from lightsae.formats.layouts import LAYOUTS, PortableSAE, WritableLayout, layout_of, verdicts
 from lightsae.formats.layouts.source import Source
@@ -59,7 +59,7 @@ CASES: dict[str, Case] = {
     ),
     "gemma_scope, lower case": Case("gemma_scope", lambda folder: gemma_scope(folder, upper=False)),
 }
-for layout in (dictionary_learning, sparsify):
+for layout in (dictionary_learning, sparsify, openai):
     name = layout.__name__.rpartition(".")[2]
     CASES |= {f"{name}, {case}": Case(name, make, says) for case, (make, says) in layout.CASES.items()}
 

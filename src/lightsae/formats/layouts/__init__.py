@@ -10,11 +10,20 @@ from lightsae.formats.files import shown
 from lightsae.formats.layouts.base import Layout, WritableLayout
 from lightsae.formats.layouts.dictionary_learning import DictionaryLearning
 from lightsae.formats.layouts.gemma_scope import GemmaScope
+from lightsae.formats.layouts.openai import OpenAI
 from lightsae.formats.layouts.portable import PortableSAE
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.sparsify import Sparsify
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (GemmaScope(), DictionaryLearning(), Sparsify())}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        GemmaScope(),
+        DictionaryLearning(),
+        Sparsify(),
+        OpenAI(),
+    )
+}
 
 __all__ = ["LAYOUTS", "Layout", "PortableSAE", "Source", "WritableLayout", "layout_of", "verdicts"]
 
