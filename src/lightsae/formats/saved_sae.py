@@ -10,7 +10,7 @@ import torch
 
 from lightsae.errors import FormatError, under
 from lightsae.formats.files import find_folder
-from lightsae.formats.layouts import PortableSAE, layout_of
+from lightsae.formats.layouts import Opened, layout_of
 from lightsae.formats.native import (
     DESCRIPTION,
     build_sae,
@@ -148,9 +148,7 @@ class SavedSAE:
         return cls(describe_sae(folder), folder, device)
 
     @classmethod
-    def of_portable(
-        cls, portable: PortableSAE, folder: str | Path | None, device: str | torch.device = "cpu"
-    ) -> "SavedSAE":
+    def of_portable(cls, portable: Opened, folder: str | Path | None, device: str | torch.device = "cpu") -> "SavedSAE":
         """Take an SAE that was read from a layout of others."""
         sae = portable.to_sae()
         description = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import shown
-from lightsae.formats.layouts.base import Layout, WritableLayout
+from lightsae.formats.layouts.base import Layout, Opened, WritableLayout
+from lightsae.formats.layouts.crosscoders import FinetuningCrosscoder, ModelDiffCrosscoder
 from lightsae.formats.layouts.dictionary_learning import DictionaryLearning
 from lightsae.formats.layouts.gemma_scope import GemmaScope
 from lightsae.formats.layouts.openai import OpenAI
@@ -22,10 +23,12 @@ LAYOUTS: dict[str, Layout] = {
         DictionaryLearning(),
         Sparsify(),
         OpenAI(),
+        ModelDiffCrosscoder(),
+        FinetuningCrosscoder(),
     )
 }
 
-__all__ = ["LAYOUTS", "Layout", "PortableSAE", "Source", "WritableLayout", "layout_of", "verdicts"]
+__all__ = ["LAYOUTS", "Layout", "Opened", "PortableSAE", "Source", "WritableLayout", "layout_of", "verdicts"]
 
 
 def verdicts(path: Path) -> dict[str, str | None]:

@@ -123,9 +123,7 @@ def test_several_trainers_are_listed(tmp_path: Path) -> None:
     state, _ = topk()
     for number in range(11):
         write(tmp_path / str(number), "AutoEncoderTopK", state).rename(tmp_path / f"trainer_{number}")
-    with refused(
-        FormatError, r"holds 11 SAEs: trainer_0, trainer_1, .*trainer_7 and 3 more; name the folder"
-    ):
+    with refused(FormatError, r"holds 11 SAEs: trainer_0, trainer_1, .*trainer_7 and 3 more; name the folder"):
         SavedSAE.open(tmp_path)
 
 
