@@ -24,11 +24,13 @@ ROOMS = [
 WITHOUT_PAGE = {
     "lightsae.BatchTopK",  # the plain SAEs: see their mechanisms
     "lightsae.Gated",
+    "lightsae.GroupMax",
     "lightsae.JumpReLU",
     "lightsae.ReLU",
     "lightsae.TopK",
     "lightsae.sae.BatchTopK",
     "lightsae.sae.Gated",
+    "lightsae.sae.GroupMax",
     "lightsae.sae.JumpReLU",
     "lightsae.sae.Mechanism",
     "lightsae.sae.ReLU",

@@ -16,7 +16,7 @@ from lightsae.errors import FormatError, under
 from lightsae.formats.checkpoint import checkpoint_and_name, read_sae_of_checkpoint
 from lightsae.formats.files import find_folder
 from lightsae.formats.hub import Fetched, fetch
-from lightsae.formats.layouts import PortableSAE, Source, layout_of
+from lightsae.formats.layouts import Opened, Source, layout_of
 from lightsae.formats.named_sites import NamedSites
 from lightsae.formats.native import (
     DESCRIPTION,
@@ -180,9 +180,7 @@ class SavedSAE:
         return cls({**description, "provenance": told}, fetched.path, device)
 
     @classmethod
-    def of_portable(
-        cls, portable: PortableSAE, folder: str | Path | None, device: str | torch.device = "cpu"
-    ) -> "SavedSAE":
+    def of_portable(cls, portable: Opened, folder: str | Path | None, device: str | torch.device = "cpu") -> "SavedSAE":
         """Take an SAE that was read from a layout of others."""
         sae = portable.to_sae()
         description = {

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightsae.errors import ConfigError, arg
 from lightsae.sae.base import SparseAutoencoder
 from lightsae.sae.mechanisms.base import Mechanism
+from lightsae.sae.mechanisms.group_max import GroupMax
 from lightsae.sae.mechanisms.topk import TopK
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
@@ -63,7 +64,8 @@ class Matryoshka(SparseAutoencoder):
         detach_inner: bool = False,
         refinements: Refinements = NO_REFINEMENTS,
     ) -> None:
-        if not isinstance(mechanism, TopK):
+        # Of a prefix that ends within a group only one latent could fire.
+        if not isinstance(mechanism, TopK) or isinstance(mechanism, GroupMax):
             raise ConfigError(f"{arg('mechanism')} is {type(mechanism).__name__}; Matryoshka takes TopK or BatchTopK.")
         self.groups, self.order, self.detach_inner = groups, order, detach_inner
         self._bounds = list(accumulate(_group_sizes(groups, d_sae)))

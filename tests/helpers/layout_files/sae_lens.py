@@ -1,7 +1,6 @@
 """Files as SAELens writes them, with the function that they stand for in plain formulas."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +147,7 @@ _SAYS = {"model": "openai-community/gpt2", "site": "resid_pre.7", "sees_bos": Tr
 _ACROSS = {"hook_name": "blocks.7.mlp.hook_in", "hook_name_out": "blocks.7.hook_mlp_out"}
 CASES: Cases = {
     **{name: (_sae(name), _SAYS) for name in ARCHITECTURES if name not in TRANSCODERS},
-    **{
-        name: (_sae(name, metadata=_ACROSS), {"site": "mlp_in.7", "target_site": "mlp_out.7"})
-        for name in TRANSCODERS
-    },
+    **{name: (_sae(name, metadata=_ACROSS), {"site": "mlp_in.7", "target_site": "mlp_out.7"}) for name in TRANSCODERS},
     "a transcoder of one width": (
         _sae("transcoder", d_out=6),
         {"site": "resid_pre.7", "target_site": UNKNOWN_TARGET},

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.portable_crosscoder import PortableCrosscoder
+
+# What a reader gives; the second of several sites.
+Opened = PortableSAE | PortableCrosscoder
 
 
 class Layout(ABC):
@@ -28,7 +32,7 @@ class Layout(ABC):
         """
 
     @abstractmethod
-    def read(self, path: Path) -> PortableSAE:
+    def read(self, path: Path) -> Opened:
         """Read the SAE.
 
         Raises:

@@ -25,7 +25,7 @@ from lightsae.formats.layouts.tensors import Tensors
 # The trainer of each class, by which other tools know what an SAE is.
 TRAINERS = {
     "AutoEncoder": "StandardTrainer",
-    "AutoEncoderNew": "PAnnealTrainer",
+    "AutoEncoderNew": "StandardTrainerAprilUpdate",
     "GatedAutoEncoder": "GatedSAETrainer",
     "JumpReluAutoEncoder": "JumpReluTrainer",
     "AutoEncoderTopK": "TopKTrainer",
@@ -78,6 +78,9 @@ def read_class(kind: str, tensors: Tensors, trainer: Description) -> PortableSAE
     Raises:
         FormatError: A tensor is missing or damaged, or there is no such class.
     """
+    if kind == "AutoEncoder" and "bias" not in tensors and "decoder.bias" in tensors:
+        # Trainers that were given the other class write this name all the same.
+        kind = "AutoEncoderNew"
     if kind not in _READERS:
         raise FormatError(f"{trainer.where!r}: dict_class is {kind!r}; those that are read: {', '.join(_READERS)}.")
     return _READERS[kind](tensors, trainer)

@@ -22,7 +22,7 @@ from lightsae.formats.layouts.source import Source
 from lightsae.sae import MECHANISMS, VARIANTS, Matryoshka, Mechanism, Refinements, SparseAutoencoder
 from lightsae.sae.refinements import NO_REFINEMENTS
 
-Activation = Literal["relu", "topk", "jumprelu", "gated"]
+Activation = Literal["relu", "topk", "groupmax", "jumprelu", "gated"]
 # A threshold's logarithm has to be finite; what lies below fires wherever a pre-activation is positive.
 _SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -32,14 +32,15 @@ class PortableSAE:
     """An SAE that takes and gives raw activations, whatever file it lay in.
 
     Attributes:
-        activation: `relu`: max(z, 0). `topk`: of each token the k largest z, where they are positive. `jumprelu`: z
-            where z > threshold and z > 0. `gated`: max(exp(r_mag) (z - b_enc) + b_mag, 0) where z > 0.
+        activation: `relu`: max(z, 0). `topk`: of each token the k largest z, where they are positive. `groupmax`: of
+            each token the largest z of each of k groups of neighbours, where it is positive. `jumprelu`: z where z >
+            threshold and z > 0. `gated`: max(exp(r_mag) (z - b_enc) + b_mag, 0) where z > 0.
         W_enc: (D, F).
         b_enc: (F,); of `gated` the gate's.
         W_dec: (F, O).
         b_dec: (O,).
         subtracts_b_dec: Whether `b_dec` is subtracted from x before encoding; never with `predicts_another_site`.
-        k: Of `topk`; of others, where they were trained to a number of latents per token, that number.
+        k: Of `topk` and `groupmax`; of others, where they were trained to a number of latents per token, that number.
         threshold: Of `jumprelu`, (F,).
         r_mag: Of `gated`, (F,).
         b_mag: Of `gated`, (F,).
@@ -102,7 +103,7 @@ class PortableSAE:
     def with_latents_times(self, factor: Float[Tensor, " F"], why: str) -> "PortableSAE":
         """Return the SAE whose latents are f * factor, with the same predictions; `factor` is above 0.
 
-        Of `topk` this is another SAE unless all factors are equal: it then chooses by z * factor.
+        Of `topk` and `groupmax` this is another SAE unless all factors are equal: it then chooses by z * factor.
         """
         times = {name: value * factor for name in ("threshold", "b_mag") if (value := getattr(self, name)) is not None}
         return replace(
@@ -190,9 +191,9 @@ class PortableSAE:
         return sae.eval()
 
     def _mechanism(self) -> Mechanism:
-        if self.activation == "topk":
+        if self.activation in ("topk", "groupmax"):
             assert self.k is not None
-            return MECHANISMS["TopK"](k=self.k)
+            return MECHANISMS["TopK" if self.activation == "topk" else "GroupMax"](k=self.k)
         if self.is_nested:
             return MECHANISMS["BatchTopK"](k=self.k)
         return MECHANISMS[{"relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}[self.activation]]()
@@ -231,8 +232,8 @@ def _in_portable_terms(mechanism: Mechanism, d_sae: int) -> dict[str, Any]:
         return {"activation": "jumprelu", "threshold": state["log_threshold"].exp()}
     if name == "Gated":
         return {"activation": "gated", "r_mag": state["r_mag"], "b_mag": state["b_mag"]}
-    if name == "TopK":
-        return {"activation": "topk", "k": mechanism.settings["k"]}
+    if name in ("TopK", "GroupMax"):
+        return {"activation": name.lower(), "k": mechanism.settings["k"]}
     if name == "BatchTopK":
         # Ours fires at the threshold as well.
         below = torch.nextafter(state["threshold"], torch.tensor(-torch.inf)).clamp_min(0)

@@ -138,7 +138,7 @@ def test_our_variants_are_written_with_their_scales_folded(name: str, seed: int,
 
 
 def test_every_variant_of_ours_has_a_form_or_is_refused_by_name() -> None:
-    assert {name.partition(",")[0] for name in OURS} | {"Crosscoder"} == set(VARIANTS)
+    assert {name.partition(",")[0] for name in OURS} | {"Crosscoder", "GroupMax"} == set(VARIANTS)
     sites = {SiteRef("builtin", f"resid_post.{layer}"): 8 for layer in (1, 2)}
     with pytest.raises(FormatError, match="A Crosscoder reads several sites"):
         PortableSAE.of(VARIANTS["Crosscoder"](Widths(sites, sites), 24, MECHANISMS["BatchTopK"](k=4)), Source())
