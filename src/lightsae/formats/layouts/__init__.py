@@ -33,9 +33,10 @@ def layout_of(path: Path) -> Layout:
     """
     fits = [name for name, problem in verdicts(path).items() if problem is None]
     if not fits:
+        none = "has no 'sae.json' and holds" if path.is_dir() else "holds"
         raise FormatError(
-            f"{shown(path)!r} holds no SAE of a known layout ({', '.join(one.label for one in LAYOUTS.values())}); why "
-            f"not: lightsae open {shown(path)}"
+            f"{shown(path)!r} {none} no SAE of a known layout; which there are, and why it is none of them: lightsae "
+            f"open {shown(path)}"
         )
     assert len(fits) == 1, f"{path} is taken by {fits}"
     return LAYOUTS[fits[0]]
