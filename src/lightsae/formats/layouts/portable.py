@@ -118,7 +118,8 @@ class PortableSAE:
         mechanism, read, predicted = sae.mechanism, float(sae.input_scale), float(sae.output_scale)
         tensors = {name: value.detach().float() for name, value in sae.state_dict().items()}
         b_enc, b_dec, skip = tensors["b_enc"], tensors["b_dec"], tensors.get("W_skip")
-        subtracts, folded = sae.centre is not None, ()
+        subtracts = sae.centre is not None
+        folded: tuple[str, ...] = ()
         if sae.predicts_another_site:
             centre, subtracts = tensors["input_centre"], False
             b_enc = b_enc - centre @ tensors["W_enc"]
