@@ -8,11 +8,12 @@ from pathlib import Path
 from lightsae.errors import FormatError
 from lightsae.formats.files import shown
 from lightsae.formats.layouts.base import Layout, WritableLayout
+from lightsae.formats.layouts.circuit_tracer import CircuitTracer
 from lightsae.formats.layouts.gemma_scope import GemmaScope
 from lightsae.formats.layouts.portable import PortableSAE
 from lightsae.formats.layouts.source import Source
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (GemmaScope(),)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (GemmaScope(), CircuitTracer())}
 
 __all__ = ["LAYOUTS", "Layout", "PortableSAE", "Source", "WritableLayout", "layout_of", "verdicts"]
 
