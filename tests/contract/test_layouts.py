@@ -15,6 +15,7 @@ from helpers.layout_files import (
     D,
     F,
     Function,
+    circuit_tracer,
     crosscoders,
     dictionary_learning,
     drawn,
@@ -52,6 +53,7 @@ class Case:
 
 CASES: dict[str, Case] = {}
 for module in (
+    circuit_tracer,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,

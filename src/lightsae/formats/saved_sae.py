@@ -273,6 +273,11 @@ class SavedSAE:
             saved.sae.widths = widths_of(widths)
         return saved
 
+    def named_like(self, entry: Mapping[str, Any]) -> "SavedSAE":
+        """Return the SAE with the names that a manifest's `entry` of it has for what its file does not say."""
+        names = NamedSites(entry.get("read") or [], entry.get("predicted") or [], {}).names
+        return self.named(**{key: value for key, value in names.items() if key in self.unknown})
+
     @property
     def _sites(self) -> NamedSites:
         return NamedSites(self.widths["read"], self.widths["predicted"], self.provenance.values)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightsae.errors import FormatError
 from lightsae.formats.files import shown
 from lightsae.formats.layouts.base import Layout, Opened, WritableLayout
+from lightsae.formats.layouts.circuit_tracer import CircuitTracer
 from lightsae.formats.layouts.crosscoders import FinetuningCrosscoder, ModelDiffCrosscoder
 from lightsae.formats.layouts.deepseek_r1 import DeepSeekR1
 from lightsae.formats.layouts.dictionary_learning import DictionaryLearning
@@ -37,6 +38,7 @@ LAYOUTS: dict[str, Layout] = {
         SAELens(),
         DictionaryLearning(),
         Sparsify(),
+        CircuitTracer(),
         OpenAI(),
         ModelDiffCrosscoder(),
         FinetuningCrosscoder(),

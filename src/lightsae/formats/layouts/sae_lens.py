@@ -215,6 +215,8 @@ def config_of(sae: PortableSAE) -> dict[str, Any]:
 
 def _architecture_of(sae: PortableSAE, transcoder: bool) -> str:
     if not transcoder:
+        if sae.activation not in ("relu", "topk", "jumprelu", "gated"):
+            raise FormatError(f"SAELens has no SAE with {sae.activation}.")
         return "standard" if sae.activation == "relu" else sae.activation
     if sae.activation not in ("relu", "jumprelu"):
         raise FormatError(f"SAELens has no transcoder with {sae.activation}; its transcoders have relu or jumprelu.")

@@ -144,6 +144,12 @@ def test_every_variant_of_ours_has_a_form_or_is_refused_by_name() -> None:
         PortableSAE.of(VARIANTS["Crosscoder"](Widths(sites, sites), 24, MECHANISMS["BatchTopK"](k=4)), Source())
 
 
+def test_groups_have_no_form_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="SAELens has no SAE with groupmax"):
+        LAYOUT.write(PortableSAE.of(VARIANTS["GroupMax"](WIDTHS, 24, k=4), Source()), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("mechanism", ["TopK", "Gated"])
 def test_a_transcoder_that_sae_lens_lacks_is_refused_with_nothing_written(mechanism: str, tmp_path: Path) -> None:
     settings = {"k": 4} if mechanism == "TopK" else {}
