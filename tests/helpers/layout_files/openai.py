@@ -1,4 +1,4 @@
-"""OpenAI's SAEs with the activation ReLU, which normalise nothing; of those with TopK see the layout's own tests."""
+"""OpenAI's SAEs: with the activation ReLU, and with TopK, where each token is normalised by itself."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helpers.layout_files import Cases, D, F, Function, drawn
+from helpers.layout_files import Cases, D, F, Function, drawn, largest
 
 
 def state(*, tied: bool = False) -> dict[str, object]:
@@ -41,6 +41,20 @@ def make(
     return write(folder, {**values, **named}, location), function
 
 
+def topk(folder: Path) -> tuple[Path, Function]:
+    values = {**state(), "activation": "TopK", "activation_state_dict": {"k": 4, "postact_fn": "ReLU"}}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        normalised = (x - mean) / (std + 1e-5)
+        pre = (normalised - tensors["pre_bias"]) @ tensors["encoder.weight"].T + tensors["latent_bias"]
+        latents = largest(pre, 4)
+        return latents, (latents @ tensors["decoder.weight"].T + tensors["pre_bias"]) * std + mean
+
+    return write(folder, values, "resid_post_mlp_v5_32k"), function
+
+
 def at(location: str, site: str) -> tuple[Callable[[Path], tuple[Path, Function]], dict[str, object]]:
     return partial(make, location=location), {"model": "openai-community/gpt2", "site": site}
 
@@ -56,6 +70,7 @@ CASES: Cases = {
     "MLP": at("resid_delta_mlp_v5_128k", "mlp_out.8"),
     "within a block": at("resid_post_attn", "transformer.h.8.ln_2.input"),
     "after a block": at("resid_post_mlp_v5_32k", "resid_post.8"),
+    "TopK": (topk, {"model": "openai-community/gpt2", "site": "resid_post.8"}),
     "a place of nobody's": (partial(make, location="mine"), {"model": None, "site": None}),
     "tied": (partial(make, tied=True), {"site": "mlp_act.8"}),
     "no activation said": (partial(make, says=False), {"site": "mlp_act.8"}),

@@ -181,6 +181,10 @@ def in_their_terms(sae: PortableSAE) -> tuple[str, dict[str, Tensor]]:
         raise FormatError(
             "dictionary_learning has no class for a transcoder, which predicts another site than it reads."
         )
+    if sae.token_norm is not None:
+        raise FormatError(
+            f"dictionary_learning normalises no token by itself, as this SAE does (token_norm {sae.token_norm})."
+        )
     shift = (sae.b_dec.double() @ sae.W_enc.double()).float()
     # What the encoder's bias is where b_dec is subtracted from the input, and where it is not.
     inside, outside = (sae.b_enc, sae.b_enc - shift) if sae.subtracts_b_dec else (sae.b_enc + shift, sae.b_enc)

@@ -5,12 +5,13 @@ Layout:  `LOCATION_VERSION/autoencoders/LAYER.pt`: pre_bias (D), encoder.weight 
          a class, and `activation_state_dict` with its k; counters of the training.
          z = (x - pre_bias) encoder^T + latent_bias, x_hat = f decoder^T + pre_bias. With the activation TopK x is
          normalised first, token by token (less its mean, divided by its standard deviation + 1e-5), and x_hat is
-         brought back: such an SAE is no function of x in fixed units.
+         brought back: the `layer_norm` of `lightsae.sae.token_norm`.
 Axes:    D width, F latents.
 Source:  Gao et al. 2024, arXiv:2406.04093, and the repository openai/sparse_autoencoder.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,11 +59,6 @@ class OpenAI(Layout):
         k = _k(activation, settings, tensors.where)
         portable = _portable(tensors, k, _source(file))
         tensors.finish()
-        if k is not None:
-            raise FormatError(
-                f"{tensors.where!r}: with the activation TopK each token is normalised by itself (token_norm); there "
-                "is no such form yet. SAEs with the activation ReLU open."
-            )
         return portable
 
 
@@ -98,8 +94,8 @@ def _portable(tensors: Tensors, k: int | None, source: Source) -> PortableSAE:
     tied = "decoder.linear.weight" in tensors
     W_dec = tensors.take("decoder.linear.weight", "F", "D") if tied else tensors.take("decoder.weight", "D", "F").T
     b_dec = tensors.take("pre_bias", "D")
-    activation = "relu" if k is None else "topk"
-    return PortableSAE(activation, W_enc, b_enc, W_dec, b_dec, subtracts_b_dec=True, k=k, source=source)
+    portable = PortableSAE("relu", W_enc, b_enc, W_dec, b_dec, subtracts_b_dec=True, source=source)
+    return portable if k is None else replace(portable, activation="topk", k=k, token_norm="layer_norm")
 
 
 def _source(file: Path) -> Source:

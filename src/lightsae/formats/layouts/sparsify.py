@@ -151,6 +151,8 @@ def _in_their_terms(sae: PortableSAE) -> tuple[dict[str, Any], dict[str, Tensor]
     """
     if sae.activation not in _ACTIVATIONS:
         raise FormatError(f"sparsify holds TopK and GroupMax SAEs, and this one's activation is {sae.activation}.")
+    if sae.token_norm is not None:
+        raise FormatError(f"sparsify normalises no token by itself, as this SAE does (token_norm {sae.token_norm}).")
     transcode = sae.W_skip is not None or sae.source.target_site is not None
     d_in, d_out = sae.W_enc.shape[0], sae.W_dec.shape[1]
     if d_in != d_out:

@@ -8,14 +8,23 @@ import torch
 from helpers.errors import refused
 from helpers.layout_files.openai import state, write
 from lightsae.errors import FormatError
+from lightsae.formats.layouts import LAYOUTS, PortableSAE, WritableLayout
 from lightsae.formats.saved_sae import SavedSAE
 
 TOPK = {"activation": "TopK", "activation_state_dict": {"k": 4, "postact_fn": "ReLU"}}
 
 
-def test_a_norm_of_each_token_is_named(tmp_path: Path) -> None:
-    with refused(FormatError, r"activation TopK each token is normalised by itself \(token_norm\)"):
-        SavedSAE.open(write(tmp_path, {**state(), **TOPK}))
+@pytest.mark.parametrize("layout", ["dictionary_learning", "sparsify"])
+def test_no_other_form_for_a_norm_of_each_token(layout: str, tmp_path: Path) -> None:
+    read = LAYOUTS["openai"].read(write(tmp_path / "theirs", {**state(), **TOPK}))
+    assert isinstance(read, PortableSAE)
+    assert read.token_norm == "layer_norm"
+    writer = LAYOUTS[layout]
+    assert isinstance(writer, WritableLayout)
+    (tmp_path / "ours").mkdir()
+    with refused(FormatError, r"normalises no token by itself, as this SAE does \(token_norm layer_norm\)"):
+        writer.write(read, tmp_path / "ours")
+    assert not list((tmp_path / "ours").iterdir())
 
 
 @pytest.mark.parametrize(
