@@ -82,7 +82,7 @@ class Matryoshka(SparseAutoencoder):
     def forward(self, x: Float[Tensor, "T D"]) -> SAEOutput:
         if not self.training:
             return super().forward(x)
-        x = self._normalised(x)
+        x, frame = self._read(x)
         latents, pre, first = self._encoding(x)
         assert isinstance(latents, SparseLatents)
         parts = self._by_prefix(latents)
@@ -91,7 +91,7 @@ class Matryoshka(SparseAutoencoder):
         if self.detach_inner:
             # The bias belongs to every prefix.
             prefixes = (parts.cumsum(1) - parts).detach() + parts + self.b_dec
-        return NestedOutput(x, latents, x_hat, self._output_factor(), pre, first, prefixes)
+        return NestedOutput(x, latents, x_hat, self._output_factor(), pre, first, frame, prefixes)
 
     def squared_error(self, target: Float[Tensor, "T O"], output: SAEOutput) -> Float[Tensor, ""]:
         if not isinstance(output, NestedOutput):

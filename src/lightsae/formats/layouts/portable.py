@@ -6,6 +6,8 @@ float32, so that nothing of a scale, a dtype or an orientation is left to be kno
     u = x - b_dec if subtracts_b_dec else x          z = u W_enc + b_enc
     f = activation(z)                                x_hat = f W_dec + b_dec (+ x W_skip)
 
+With `token_norm`, x and x_hat in these are the token's normalised activations: see `lightsae.sae.token_norm`.
+
 Axes:    T tokens, D width read, O width predicted, F latents.
 """
 
@@ -20,7 +22,7 @@ from torch import Tensor
 from lightsae.errors import ConfigError, FormatError, under
 from lightsae.formats.layouts.source import Source
 from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SparseAutoencoder
-from lightsae.sae.refinements import NO_REFINEMENTS
+from lightsae.sae.token_norm import TokenNorm
 
 Activation = Literal["relu", "topk", "jumprelu", "gated"]
 # A threshold's logarithm has to be finite; what lies below fires wherever a pre-activation is positive.
@@ -44,6 +46,8 @@ class PortableSAE:
         r_mag: Of `gated`, (F,).
         b_mag: Of `gated`, (F,).
         W_skip: (D, O), of a skip transcoder.
+        token_norm: How each token is normalised before all else, and brought back; never with `W_skip` or where another
+            site is predicted.
         source: Where it comes from.
         folded: What was worked into the tensors, one clause each: "input scale 0.0312 into W_enc".
     """
@@ -59,6 +63,7 @@ class PortableSAE:
     r_mag: Float[Tensor, " F"] | None = None
     b_mag: Float[Tensor, " F"] | None = None
     W_skip: Float[Tensor, "D O"] | None = None
+    token_norm: TokenNorm | None = None
     source: Source = field(default_factory=Source)
     folded: tuple[str, ...] = ()
 
@@ -133,6 +138,7 @@ class PortableSAE:
             b_dec=b_dec,
             subtracts_b_dec=subtracts,
             W_skip=skip,
+            token_norm=sae.refinements.token_norm,
             source=source,
             folded=folded,
         )
@@ -152,9 +158,9 @@ class PortableSAE:
         try:
             with torch.device("meta"), under("settings"):
                 mechanism = self._mechanism()
-                refinements = NO_REFINEMENTS
+                refinements = Refinements(token_norm=self.token_norm)
                 if not another and self.subtracts_b_dec != mechanism.centres_input:
-                    refinements = Refinements(centre_input=self.subtracts_b_dec)
+                    refinements = replace(refinements, centre_input=self.subtracts_b_dec)
                 if another:
                     kind, skip = VARIANTS["Transcoder"], self.W_skip is not None
                     sae = kind(widths, self.d_sae, mechanism, skip=skip, refinements=refinements)  # type: ignore[call-arg]
