@@ -19,7 +19,7 @@ from lightsae.errors import FormatError
 from lightsae.formats.layouts.base import Layout
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.hook_names import site_of_hook
-from lightsae.formats.layouts.openmoss import refuse_other_norms, scale_of, with_choice_by_decoder_norm
+from lightsae.formats.layouts.openmoss import hooks_of, refuse_other_norms, scale_of, with_choice_by_decoder_norm
 from lightsae.formats.layouts.portable import PortableSAE
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import Tensors, read_safetensors, shapes_in
@@ -113,12 +113,11 @@ def _r1_scales(path: Path, said: Description, tensors: Tensors, d: int) -> tuple
         tensors.drop(*(name for name in tensors.names if name.startswith(f"{_NORM}.")))
         return 1.0, 1.0
     in_file = {name: tensors.number(name) for name in tensors.names if name.startswith(f"{_NORM}.")}
-    hooks = [said.need("hook_point_in", str)]
-    hooks.append(said.get("hook_point_out", str, hooks[0]))
     if in_file:
+        hooks = hooks_of(said)
         lacking = next((hook for hook in hooks if f"{_NORM}.{hook}" not in in_file), None)
         if lacking is not None:
-            raise FormatError(f"{tensors.where!r} lacks {_NORM}.{lacking}; it has {', '.join(in_file)}.")
+            raise FormatError(f"{tensors.where!r} lacks {_NORM}.{lacking}; copy it again.")
         read, predicted = (scale_of(in_file[f"{_NORM}.{hook}"], d, f"{_NORM}.{hook}", tensors.where) for hook in hooks)
         return read, predicted
     known = _known_scale(path)
@@ -142,16 +141,15 @@ def _known_scale(path: Path) -> float | None:
 
 
 def _target(said: Description) -> str | None:
-    read, predicted = said.get("hook_point_in", str), said.get("hook_point_out", str)
-    return None if predicted in (None, read) else site_of_hook(predicted)
+    read, predicted = hooks_of(said)
+    return None if predicted == read else site_of_hook(predicted)
 
 
 def _source(layout: str, said: Description, model: str) -> Source:
-    read = said.get("hook_point_in", str)
     return Source(
         layout,
         model=model,
-        site=read and site_of_hook(read),
+        site=site_of_hook(hooks_of(said)[0]),
         target_site=_target(said),
         context_size=1024,
         dataset="cerebras/SlimPajama-627B" if layout == "llama_scope" else None,

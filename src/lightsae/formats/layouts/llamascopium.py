@@ -22,7 +22,7 @@ from lightsae.formats.files import shown
 from lightsae.formats.layouts.base import Layout
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.hook_names import hub_name, site_of_hook
-from lightsae.formats.layouts.openmoss import refuse_other_norms, scale_of, with_choice_by_decoder_norm
+from lightsae.formats.layouts.openmoss import hooks_of, refuse_other_norms, scale_of, with_choice_by_decoder_norm
 from lightsae.formats.layouts.portable import Activation, PortableSAE
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import Tensors, read_safetensors, shapes_in
@@ -109,9 +109,7 @@ def _decoder_bias(tensors: Tensors, said: Description, W_dec: Tensor, predicted:
 
 def _scales(tensors: Tensors, said: Description, d: int) -> tuple[float, float]:
     """Return what activations are multiplied by, those read and those predicted; take the norms."""
-    hooks = [said.need("hook_point_in", str)]
-    hooks.append(said.get("hook_point_out", str, hooks[0]))
-    scales = [1.0, 1.0]
+    hooks, scales = hooks_of(said), [1.0, 1.0]
     if said.get("norm_activation", str, "dataset-wise") == "dataset-wise":
         norms = {hook: tensors.number(f"{_NORM}.{hook}") for hook in dict.fromkeys(hooks)}
         scales = [scale_of(norms[hook], d, f"{_NORM}.{hook}", tensors.where) for hook in hooks]
@@ -120,11 +118,11 @@ def _scales(tensors: Tensors, said: Description, d: int) -> tuple[float, float]:
 
 
 def _source(path: Path, said: Description) -> Source:
-    read, predicted = said.need("hook_point_in", str), said.get("hook_point_out", str)
+    read, predicted = hooks_of(said)
     model = Description.read_if_there(path / "lm_config.json").get("model_name", str)
     return Source(
         "llamascopium",
         model=model and hub_name(model),
         site=site_of_hook(read),
-        target_site=None if predicted in (None, read) else site_of_hook(predicted),
+        target_site=None if predicted == read else site_of_hook(predicted),
     )

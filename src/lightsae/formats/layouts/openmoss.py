@@ -20,6 +20,20 @@ from lightsae.formats.layouts.portable import PortableSAE
 _WITHOUT_A_SCALE = ("token-wise", "batch-wise")
 
 
+def hooks_of(said: Description) -> tuple[str, str]:
+    """Return the names of the hooks that are read and predicted.
+
+    Raises:
+        FormatError: The first is missing, or one is no name.
+    """
+    read = said.need("hook_point_in", str)
+    hooks = read, said.get("hook_point_out", str, read)
+    for hook in hooks:
+        if not hook.isprintable():
+            raise FormatError(f"{said.where!r}: {hook!r:.60} is no hook's name; copy it again.")
+    return hooks
+
+
 def scale_of(norm: float, d: int, what: str, where: str) -> float:
     """Return sqrt(D) / norm.
 

@@ -5,7 +5,7 @@ A pickle is read by PyTorch's unpickler for weights alone, which makes tensors a
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from lightsae.errors import FormatError, reading
 from lightsae.formats.files import shown
 
+# Tensors that a message names.
+_NAMED = 12
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -50,7 +52,7 @@ class Tensors:
             FormatError: It is missing, of another shape, no float, or holds a NaN or an infinity.
         """
         if name not in self._values:
-            raise FormatError(f"{self.where!r} lacks the tensor {name!r}; it has {', '.join(self.names) or 'none'}.")
+            raise FormatError(f"{self.where!r} lacks the tensor {name!r}; it has {_listed(self.names)}.")
         value = self._values.pop(name)
         if value.dtype not in _FLOATS:
             raise FormatError(f"{self.where!r}: {name} is {str(value.dtype).removeprefix('torch.')}, not a float.")
@@ -77,7 +79,7 @@ class Tensors:
     def peek(self, name: str) -> float:
         """Return what `number` does, and leave the tensor where it is."""
         if name not in self._values:
-            raise FormatError(f"{self.where!r} lacks {name!r}; it has {', '.join(self.names) or 'none'}.")
+            raise FormatError(f"{self.where!r} lacks {name!r}; it has {_listed(self.names)}.")
         value = self._values[name]
         if value.numel() != 1 or value.dtype.is_complex or not math.isfinite(number := float(value)):
             raise FormatError(f"{self.where!r}: {name} has shape {tuple(value.shape)}, where one number should be.")
@@ -86,7 +88,7 @@ class Tensors:
     def whole_numbers(self, name: str) -> tuple[int, ...]:
         """Return a count, or a list of them, of any dtype of whole numbers; see `take`."""
         if name not in self._values:
-            raise FormatError(f"{self.where!r} lacks {name!r}; it has {', '.join(self.names) or 'none'}.")
+            raise FormatError(f"{self.where!r} lacks {name!r}; it has {_listed(self.names)}.")
         value = self._values.pop(name)
         if value.dtype not in _WHOLE or value.ndim > 1 or not value.numel():
             found = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
@@ -113,7 +115,13 @@ class Tensors:
     def finish(self) -> None:
         """Refuse what nobody took: an unknown tensor may be a part of the function."""
         if self._values:
-            raise FormatError(f"{self.where!r} holds {self.names[0]!r}, which an SAE of this layout does not have.")
+            raise FormatError(f"{self.where!r} holds {self.names[0]!r:.60}, which an SAE of this layout does not have.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names out of a file as one line, however many and however long they are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(f"{name!r:.60}" for name in names[:_NAMED]) + more or "none"
 
 
 def read_safetensors(path: Path) -> Tensors:
@@ -173,7 +181,7 @@ def read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
     for name, value in tensors.items():
         if not _lies_in_file(value):
             raise FormatError(
-                f"{where!r}: {name} is no plain tensor, or larger than what the file holds of it; refused."
+                f"{where!r}: {name!r:.60} is no plain tensor, or larger than what the file holds of it; refused."
             )
     return Tensors(tensors, where), {name: value for name, value in loaded.items() if name not in tensors}
 
@@ -182,7 +190,7 @@ def _check_members(archive: zipfile.ZipFile, where: str) -> None:
     for member in archive.infolist():
         # Weights hardly shrink: what is a hundred times as large unpacked is made to fill the memory.
         if member.file_size > 2 * member.compress_size + (1 << 16):
-            raise FormatError(f"{where!r}: {member.filename} unpacks to {member.file_size:,} bytes; refused.")
+            raise FormatError(f"{where!r}: {member.filename!r:.60} unpacks to {member.file_size:,} bytes; refused.")
 
 
 def _lies_in_file(value: Tensor) -> bool:
@@ -205,7 +213,7 @@ def read_linear_layers(path: Path, encoder: str, decoder: str) -> dict[str, Tens
     """
     tensors, others = read_pickle(path)
     if others:
-        raise FormatError(f"{tensors.where!r} holds {min(others)!r}, which an SAE of this layout does not have.")
+        raise FormatError(f"{tensors.where!r} holds {min(others)!r:.60}, which an SAE of this layout does not have.")
     parts = {
         "W_enc": tensors.take(f"{encoder}.weight", "F", "D").T,
         "b_enc": tensors.take(f"{encoder}.bias", "F"),
