@@ -113,7 +113,7 @@ class _Text:
     def evaluation(self, name: str) -> Evaluation:
         sae = self.loaded.sae
         figures, measured = self._figures(sae, "the SAE")
-        controls = {}
+        controls: dict[str, Mapping[str, Figure]] = {}
         for control in self.settings.controls:
             learned_nothing = self.sample.random_sae(sae, figures["l0"].value, self.settings.seed)
             controls[control] = self._figures(learned_nothing, control.replace("_", " "))[0]
