@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
     from lightsae.analysis.dictionary import FeatureDictionary
     from lightsae.analysis.steering import steer
-    from lightsae.formats.native import load_sae, save_sae
+    from lightsae.formats.native import save_sae
+    from lightsae.formats.saved_sae import load_sae
     from lightsae.lm import LanguageModel
     from lightsae.production.monitor import monitor
     from lightsae.production.registry import load_channel
@@ -74,7 +75,7 @@ _HOMES = {
     "TopK": "lightsae.sae",
     "Transcoder": "lightsae.sae",
     "load_channel": "lightsae.production.registry",
-    "load_sae": "lightsae.formats.native",
+    "load_sae": "lightsae.formats.saved_sae",
     "monitor": "lightsae.production.monitor",
     "save_sae": "lightsae.formats.native",
     "steer": "lightsae.analysis.steering",

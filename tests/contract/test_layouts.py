@@ -8,12 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from helpers.layout_files import D, F, Function, crosscoders, dictionary_learning, drawn, jump, openai, sparsify
+from helpers.layout_files import (
+    D,
+    F,
+    Function,
+    circuit_tracer,
+    crosscoders,
+    dictionary_learning,
+    drawn,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
+    llamascopium,
+    openai,
+    pickled,
+    sae_lens,
+    sparsify,
+)
 from lightsae.errors import FormatError
 from lightsae.formats.layouts import LAYOUTS, PortableSAE, WritableLayout, layout_of, verdicts
 from lightsae.formats.layouts.source import Source
@@ -36,37 +51,23 @@ class Case:
     says: dict[str, object] = field(default_factory=dict)
 
 
-def gemma_scope(folder: Path, *, upper: bool = True) -> tuple[Path, Function]:
-    path = folder / "gemma-scope-2b-pt-res" / "layer_20" / "width_16k" / "average_l0_71"
-    path.mkdir(parents=True)
-    W_enc, b_enc, W_dec, b_dec, threshold = drawn(D, F), drawn(F), drawn(F, D), drawn(D), drawn(F).abs()
-    names = ["W_enc", "b_enc", "W_dec", "b_dec", "threshold"]
-    arrays = dict(zip(names, (W_enc, b_enc, W_dec, b_dec, threshold), strict=True))
-    np.savez(path / "params.npz", **{n if upper else n.lower(): value.numpy() for n, value in arrays.items()})
-
-    def function(x: Tensor) -> tuple[Tensor, Tensor]:
-        latents = jump(x @ W_enc + b_enc, threshold)
-        return latents, latents @ W_dec + b_dec
-
-    return path, function
-
-
-CASES: dict[str, Case] = {
-    "gemma_scope": Case(
-        "gemma_scope",
-        gemma_scope,
-        {"model": "google/gemma-2-2b", "site": "resid_post.20", "sees_bos": False, "published": (("l0", 71.0),)},
-    ),
-    "gemma_scope, lower case": Case("gemma_scope", lambda folder: gemma_scope(folder, upper=False)),
-}
-OF_OTHERS = {
-    "dictionary_learning": dictionary_learning.CASES,
-    "sparsify": sparsify.CASES,
-    "openai": openai.CASES,
-    "ckkissane": crosscoders.MODEL_DIFF,
-    "science_of_finetuning": crosscoders.FINETUNING,
-}
-for name, cases in OF_OTHERS.items():
+CASES: dict[str, Case] = {}
+for module in (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    llama_scope_r1,
+    llamascopium,
+    openai,
+    sae_lens,
+    sparsify,
+):
+    layout = module.__name__.rpartition(".")[2]
+    CASES |= {f"{layout}, {case}": Case(layout, make, says) for case, (make, says) in module.CASES.items()}
+OF_SEVERAL = {"ckkissane": crosscoders.MODEL_DIFF, "science_of_finetuning": crosscoders.FINETUNING, **pickled.BY_LAYOUT}
+for name, cases in OF_SEVERAL.items():
     CASES |= {f"{name}, {case}": Case(name, make, says) for case, (make, says) in cases.items()}
 
 

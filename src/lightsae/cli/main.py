@@ -23,8 +23,12 @@ COMMANDS = {
     "registry": "Publish, promote and roll back versions of feature dictionaries, behind a policy, with a log.",
     "pipeline": "Run fit, validate, interpret and panel in one go; what is done is skipped.",
     "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
+    "open": "Say what a file or folder is, of lightsae or another library, and what the SAE in it is.",
+    "convert": "Write an SAE as files of another library, or as lightsae's own.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }
+# They have no settings that a YAML file could hold.
+_WITHOUT_FILES = ("open", "convert", "sites")
 _EXAMPLES = """\
 Begin with:
   lightsae fit --config configs/quickstart.yaml
@@ -67,16 +71,14 @@ def _run(args: list[str]) -> int:
 
 def _runner(command: str, args: list[str]) -> Callable[[list[str]], int]:
     """Import what the command needs, and no more: `--help` and `--version` answer at once."""
-    if command == "sites":
-        from lightsae.cli.commands.sites import run_sites
-
-        return run_sites
-    check_config_files(args)
+    run: Callable[[list[str]], int]
+    if command not in _WITHOUT_FILES:
+        check_config_files(args)
     if command in ("fit", "validate"):
         from lightsae.cli.training.training_cli import run_training
 
         return lambda rest: run_training(command, rest)
-    run: Callable[[list[str]], int] = getattr(import_module(f"lightsae.cli.commands.{command}"), f"run_{command}")
+    run = getattr(import_module(f"lightsae.cli.commands.{command}"), f"run_{command}")
     return run
 
 

@@ -78,7 +78,7 @@ def write_sae(sae: SparseAutoencoder, folder: Path, provenance: dict[str, Any] |
 
 
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
-    """Read an SAE that `save_sae` wrote. It takes raw activations and gives raw activations back.
+    """Read an SAE that `save_sae` wrote, and nothing else; `lightsae.load_sae` opens other files, too.
 
     Args:
         folder: As in `save_sae`.
@@ -96,10 +96,8 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SparseAu
 
 def build_sae(description: Mapping[str, Any], folder: str | Path, device: str | torch.device) -> SparseAutoencoder:
     """Make the SAE that `describe_sae` described, with its tensors; see `load_sae`."""
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", str(device), "no CUDA device is available, so write 'cpu'")
-    sae = _empty_sae(description, folder)
+    device = check_device(device)
+    sae = empty_sae(description, str(Path(folder, DESCRIPTION)))
     path = locate(folder, DESCRIPTION) / TENSORS
     if not path.is_file():
         raise FormatError(f"{str(folder)!r} has no {TENSORS!r}; copy the whole exported folder again.")
@@ -113,13 +111,36 @@ def build_sae(description: Mapping[str, Any], folder: str | Path, device: str | 
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:
         raise FormatError(f"{written!r} is not a safetensors file ({error}); export it again.") from error
+    put_tensors(sae, tensors, description.get("dtype"), written)
+    return sae
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return a device; raise a ConfigError where there is no CUDA device for it."""
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", str(device), "no CUDA device is available, so write 'cpu'")
+    return device
+
+
+def put_tensors(sae: SparseAutoencoder, tensors: dict[str, torch.Tensor], dtype: str | None, written: str) -> None:
+    """Give tensors of a file to an SAE on the meta device.
+
+    Args:
+        sae: As `empty_sae` made it.
+        tensors: By name.
+        dtype: Of the trained ones, as the export says; None: it does not.
+        written: The file as the user would write it.
+
+    Raises:
+        FormatError: One is missing, of another shape or dtype, or holds a NaN or an infinity.
+    """
     sae.mechanism.upgrade(tensors, "mechanism.")
     _check_shapes(tensors, sae, written)
-    check_tensors(tensors, dict(sae.named_parameters()), description.get("dtype"), written)
+    check_tensors(tensors, dict(sae.named_parameters()), dtype, written)
     sae.load_state_dict(tensors, assign=True)
     left = [name for name, buffer in sae.named_buffers() if buffer.is_meta]
     assert not left, f"buffers {left} are neither saved nor rebuilt"
-    return sae
 
 
 def describe_sae(folder: str | Path) -> dict[str, Any]:
@@ -159,12 +180,20 @@ def complete_settings(description: Mapping[str, Any], where: str) -> dict[str, A
     Raises:
         FormatError: They do not make an SAE.
     """
-    return plain(_empty_sae(description, where).settings)
+    return plain(empty_sae(description, str(Path(where, DESCRIPTION))).settings)
 
 
-def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAutoencoder:
-    """Build an SAE of the described shape on the meta device: no memory, and no random draw."""
-    written, variant = str(Path(folder, DESCRIPTION)), description["variant"]
+def empty_sae(description: Mapping[str, Any], written: str) -> SparseAutoencoder:
+    """Build an SAE of the described shape, in eval mode, on the meta device: no memory, and no random draw.
+
+    Args:
+        description: `variant`, `settings` and `widths`, as in sae.json.
+        written: The file that says it, as the user would write it.
+
+    Raises:
+        FormatError: There is no such SAE.
+    """
+    variant = description["variant"]
     if variant not in VARIANTS:
         hint = did_you_mean(variant, VARIANTS) or " A newer lightsae may know it."
         raise FormatError(f"{written!r}: variant is {variant!r}; known are {', '.join(VARIANTS)}.{hint}")
@@ -173,7 +202,7 @@ def _empty_sae(description: Mapping[str, Any], folder: str | Path) -> SparseAuto
         with torch.device("meta"):
             settings = _settings(description["settings"])
             check_types(settings, VARIANTS[variant])
-            return VARIANTS[variant](_widths(description["widths"]), **settings).eval()
+            return VARIANTS[variant](widths_of(description["widths"]), **settings).eval()
     except (ConfigError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise FormatError(
@@ -232,7 +261,7 @@ def widths_entry(widths: Widths) -> dict[str, Any]:
     }
 
 
-def _widths(entry: Mapping[str, Any]) -> Widths:
+def widths_of(entry: Mapping[str, Any]) -> Widths:
     """Undo `widths_entry`."""
     kinds = {"model": str, "site": str, "width": int}
     for one in (*entry["read"], *entry["predicted"]):

@@ -1,7 +1,11 @@
-"""An SAE that knows where it was saved: sae.json is read once, the tensors when they are first asked for."""
+"""An SAE that knows where it was saved: sae.json is read once, the tensors when they are first asked for.
 
+What a person names for an SAE may be an export, a run's folder, a checkpoint, or files of another library.
+"""
+
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,17 +13,23 @@ from typing import Any
 import torch
 
 from lightsae.errors import FormatError, under
+from lightsae.formats.checkpoint import checkpoint_and_name, read_sae_of_checkpoint
 from lightsae.formats.files import find_folder
-from lightsae.formats.layouts import Opened, layout_of
+from lightsae.formats.hub import Fetched, fetch
+from lightsae.formats.layouts import Opened, Source, layout_of
+from lightsae.formats.named_sites import NamedSites
 from lightsae.formats.native import (
     DESCRIPTION,
     build_sae,
+    check_device,
     complete_settings,
     describe_sae,
     plain,
     tensor_hash,
     widths_entry,
+    widths_of,
 )
+from lightsae.formats.runs import sae_in_run
 from lightsae.parsing import parse_yaml
 from lightsae.sae import SparseAutoencoder
 
@@ -116,6 +126,7 @@ class SavedSAE:
         settings: The variant's settings, JSON values.
         widths: `read` and `predicted`, each a list of {model, site, width}.
         provenance: How it was trained.
+        is_export: Whether `folder` holds just this as sae.json and sae.safetensors.
 
     Example:
         saved = SavedSAE.open("lightning_logs/version_0/sae")
@@ -130,22 +141,43 @@ class SavedSAE:
         self.settings: dict[str, Any] = description["settings"]
         self.widths: dict[str, list[dict[str, Any]]] = description["widths"]
         self.provenance = Provenance.of(description["provenance"], str(folder))
+        self.is_export = folder is not None
 
     @classmethod
     def open(cls, folder: str | Path, device: str | torch.device = "cpu") -> "SavedSAE":
-        """Read the description of an exported SAE, or an SAE of another library.
+        """Read the description of an exported SAE; or an SAE of a checkpoint or of another library.
 
         Args:
-            folder: What `save_sae` or a run wrote; or a file or folder of one of `lightsae.formats.layouts`.
+            folder: What `save_sae` or a run wrote; a run's folder; a checkpoint, RUN/checkpoints/last.ckpt, of a run
+                with several SAEs with the name behind it: last.ckpt/NAME; or a file or folder of one of
+                `lightsae.formats.layouts`; or, where nothing of that name is there, an address of the Hub,
+                hf://OWNER/NAME@REVISION/PATH, or RELEASE/ID of `lightsae.formats.releases`.
             device: Where the tensors go; of our own exports, once they are asked for.
 
         Raises:
             FormatError: The folder or a file of it is missing or damaged, of no known layout, or was written by a newer
-                version.
+                version; or there are several SAEs.
+            ConfigError: The device is not there.
         """
+        if (fetched := fetch(folder)) is not None:
+            return cls._of_hub(fetched, device)
+        folder = sae_in_run(folder) or folder
+        if (checkpoint := checkpoint_and_name(folder)) is not None:
+            return cls._read(*read_sae_of_checkpoint(*checkpoint), folder, device)
         if is_foreign(folder):
             return cls.of_portable(layout_of(Path(folder)).read(Path(folder)), folder, device)
         return cls(describe_sae(folder), folder, device)
+
+    @classmethod
+    def _of_hub(cls, fetched: Fetched, device: str | torch.device) -> "SavedSAE":
+        """Open what was fetched; its provenance says from where, with the commit."""
+        if is_foreign(fetched.path):
+            portable = layout_of(fetched.path).read(fetched.path)
+            portable = replace(portable, source=fetched.complete(portable.source))
+            return cls.of_portable(portable, fetched.path, device)
+        description = describe_sae(fetched.path)
+        told = {**description["provenance"], "address": fetched.address}
+        return cls({**description, "provenance": told}, fetched.path, device)
 
     @classmethod
     def of_portable(cls, portable: Opened, folder: str | Path | None, device: str | torch.device = "cpu") -> "SavedSAE":
@@ -157,10 +189,21 @@ class SavedSAE:
             "widths": widths_entry(sae.widths),
             "dtype": "float32",
             "provenance": portable.source.provenance(portable.folded),
-            "sha256": tensor_hash(sae),
         }
-        saved = cls(description, folder, device)
-        saved.sae = sae.to(device)
+        return cls._read(description, sae, folder, device)
+
+    @classmethod
+    def _read(
+        cls,
+        description: Mapping[str, Any],
+        sae: SparseAutoencoder,
+        folder: str | Path | None,
+        device: str | torch.device,
+    ) -> "SavedSAE":
+        """Take an SAE that was read whole."""
+        saved = cls({**description, "sha256": tensor_hash(sae)}, folder, device)
+        saved.is_export = False
+        saved.sae = sae.to(check_device(device))
         return saved
 
     @classmethod
@@ -192,6 +235,54 @@ class SavedSAE:
         return self._description.get("sha256") or tensor_hash(self.sae)
 
     @property
+    def unknown(self) -> list[str]:
+        """What its file does not say of where it reads and predicts: `model`, `site`, `target_site`."""
+        return self._sites.unknown
+
+    @property
+    def source(self) -> Source:
+        """Where it comes from, in the terms of the layouts."""
+        return self._sites.source(self.provenance.data)
+
+    def named(self, model: str | None = None, site: str | None = None, target_site: str | None = None) -> "SavedSAE":
+        """Return the SAE with the model and the sites that its file does not say.
+
+        Args:
+            model: Hub name, folder or `builtin`; an SAE that knows its model keeps that name.
+            site: What it reads; see `lightsae.lm.sites`.
+            target_site: What it predicts, of a transcoder.
+
+        Raises:
+            SiteError: It knows another site, or is of several.
+
+        Example:
+            saved = SavedSAE.open("sae.npz").named("builtin", "resid_post.2")
+        """
+        for key, asked in (("site", site), ("target_site", target_site)):
+            self._sites.check(key, asked, str(self))
+        names = {"model": model, "site": site, "target_site": target_site}
+        chosen = {key: value for key, value in names.items() if value is not None and key in self.unknown}
+        if not chosen:
+            return self
+        widths, told = self._sites.named(chosen), {**self.provenance.values, **chosen}
+        description = {**self._description, "widths": widths, "provenance": told}
+        saved = SavedSAE(description, self.folder, self._device)
+        saved.is_export = False
+        if "sae" in self.__dict__:
+            saved.sae = copy.copy(self.sae)
+            saved.sae.widths = widths_of(widths)
+        return saved
+
+    def named_like(self, entry: Mapping[str, Any]) -> "SavedSAE":
+        """Return the SAE with the names that a manifest's `entry` of it has for what its file does not say."""
+        names = NamedSites(entry.get("read") or [], entry.get("predicted") or [], {}).names
+        return self.named(**{key: value for key, value in names.items() if key in self.unknown})
+
+    @property
+    def _sites(self) -> NamedSites:
+        return NamedSites(self.widths["read"], self.widths["predicted"], self.provenance.values)
+
+    @property
     def entry(self) -> dict[str, Any]:
         """What a manifest says of it; nothing of it depends on where the folder lies."""
         told = {"variant": self.variant, "sha256": self.sha256, "d_sae": self.settings.get("d_sae")}
@@ -217,3 +308,21 @@ class SavedSAE:
 
     def __str__(self) -> str:
         return str(self.folder) if self.folder is not None else self.variant
+
+
+def load_sae(path: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
+    """Read an SAE. It takes raw activations and gives raw activations back.
+
+    Args:
+        path: What `save_sae` or a run wrote, a run's folder, a checkpoint, or files of another library; see
+            `SavedSAE.open`.
+        device: Where the tensors go.
+
+    Returns:
+        The SAE in eval mode; from an export, every bit as it was saved.
+
+    Raises:
+        FormatError: It is missing or damaged, or of a format or variant that this version does not know.
+        ConfigError: `device` is not there.
+    """
+    return SavedSAE.open(path, device).sae

@@ -17,12 +17,11 @@ from torch.optim import Adam
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.compat import batches_trained, fit_progress, forget_loaders, steps_trained
 from lightsae.errors import CheckpointError
+from lightsae.formats.checkpoint import present_names
 from lightsae.formats.native import plain
 from lightsae.sae import LatentUsage, SparseAutoencoder
 from lightsae.stored import misfit
 
-# Before version 0.2 the container of the SAEs was called otherwise.
-_CALLED_BEFORE, _CALLED = "dictionaries.", "saes."
 # Of Adam's settings these are the run's own, and go on as they were stored; all others are Adam's defaults.
 _OWN_SETTINGS = {"lr": 0.0, "initial_lr": 0.0, "betas": (0.0, 0.0), "eps": 0.0}
 _SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr", "lr_lambdas")
@@ -164,14 +163,6 @@ def _check_callbacks(checkpoint: Mapping[str, Any], trainer: Trainer, name: str)
         if isinstance(known.get(key), ModelCheckpoint):
             fresh = {field: value for field, value in known[key].state_dict().items() if not isinstance(value, Tensor)}
             _refuse(name, misfit(state, fresh, f"callbacks.{key}"))
-
-
-def present_names(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the weights of a checkpoint under the names that they have today."""
-    return {
-        _CALLED + key.removeprefix(_CALLED_BEFORE) if key.startswith(_CALLED_BEFORE) else key: value
-        for key, value in weights.items()
-    }
 
 
 def leave_out(checkpoint: dict[str, Any], data: Any) -> None:

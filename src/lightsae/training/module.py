@@ -4,6 +4,7 @@ What a checkpoint of step n has to hold (constrained weights, usage counts, toke
 returns: callbacks, the one that saves checkpoints among them, run right after it.
 """
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,12 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.stream import Timings
 from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import ConfigError, arg, section, under
+from lightsae.formats.checkpoint import present_names
+from lightsae.formats.native import widths_entry
 from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.usage import is_distributed
-from lightsae.training.checkpoint_check import (
-    check_checkpoint,
-    check_resumable,
-    describe,
-    leave_out,
-    present_names,
-)
+from lightsae.training.checkpoint_check import check_checkpoint, check_resumable, describe, leave_out
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.optimiser import normalise_gradients
 from lightsae.training.resumed import ResumedFrom
@@ -325,10 +322,14 @@ class SAEModule(LightningModule):
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saes, data = self.each_sae(), getattr(self.trainer, "datamodule", None)
         checkpoint["lightsae"] = {
             "tokens_seen": self.tokens_seen,
             "total_steps": self.total_steps,
-            "dictionaries": {name: describe(sae) for name, sae in self.each_sae().items()},
+            "dictionaries": {name: describe(sae) for name, sae in saes.items()},
+            # For who opens the checkpoint as an SAE: what an export says.
+            "widths": {name: widths_entry(sae.widths) for name, sae in saes.items()},
+            "data": json.loads(json.dumps(data.describe(), default=str)) if data is not None else {},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

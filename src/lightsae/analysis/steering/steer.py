@@ -224,9 +224,10 @@ def steer(
         dictionary, saved = sae.dictionary, SavedSAE.of(sae.sae)
     else:
         saved = SavedSAE.of(sae)
-    sae = saved.sae
     if dictionary is not None:
         dictionary = FeatureDictionary.of(dictionary)
+        saved = dictionary.named(saved)
+    sae = saved.sae
     if dictionary is not None and dictionary.id not in (compared := _belonging.setdefault(sae, set())):
         dictionary.check_belongs_to(sae)
         compared.add(dictionary.id)

@@ -22,9 +22,9 @@ from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.callbacks.base import run_folder
 from lightsae.compat import is_dry_run
 from lightsae.errors import ConfigError, did_you_mean
+from lightsae.formats.checkpoint import read_checkpoint
 from lightsae.sae import VARIANTS, SparseAutoencoder
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable
-from lightsae.training.checkpoint_io import read_checkpoint
 from lightsae.training.module import SAEModule
 
 _ACCELERATORS = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}

@@ -8,11 +8,19 @@ from pathlib import Path
 from lightsae.errors import FormatError
 from lightsae.formats.files import shown
 from lightsae.formats.layouts.base import Layout, Opened, WritableLayout
+from lightsae.formats.layouts.circuit_tracer import CircuitTracer
 from lightsae.formats.layouts.crosscoders import FinetuningCrosscoder, ModelDiffCrosscoder
+from lightsae.formats.layouts.deepseek_r1 import DeepSeekR1
 from lightsae.formats.layouts.dictionary_learning import DictionaryLearning
 from lightsae.formats.layouts.gemma_scope import GemmaScope
+from lightsae.formats.layouts.gemma_scope_2 import GemmaScope2
+from lightsae.formats.layouts.goodfire import Goodfire
+from lightsae.formats.layouts.llama_scope import LlamaScope, LlamaScopeR1
+from lightsae.formats.layouts.llamascopium import Llamascopium
 from lightsae.formats.layouts.openai import OpenAI
 from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.qwen_scope import QwenScope
+from lightsae.formats.layouts.sae_lens import SAELens
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.sparsify import Sparsify
 
@@ -20,8 +28,17 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         GemmaScope(),
+        GemmaScope2(),
+        LlamaScope(),
+        LlamaScopeR1(),
+        Llamascopium(),
+        QwenScope(),
+        Goodfire(),
+        DeepSeekR1(),
+        SAELens(),
         DictionaryLearning(),
         Sparsify(),
+        CircuitTracer(),
         OpenAI(),
         ModelDiffCrosscoder(),
         FinetuningCrosscoder(),
@@ -47,9 +64,10 @@ def layout_of(path: Path) -> Layout:
     """
     fits = [name for name, problem in verdicts(path).items() if problem is None]
     if not fits:
+        none = "has no 'sae.json' and holds" if path.is_dir() else "holds"
         raise FormatError(
-            f"{shown(path)!r} holds no SAE of a known layout ({', '.join(one.label for one in LAYOUTS.values())}); why "
-            f"not: lightsae open {shown(path)}"
+            f"{shown(path)!r} {none} no SAE of a known layout; which there are, and why it is none of them: lightsae "
+            f"open {shown(path)}"
         )
     assert len(fits) == 1, f"{path} is taken by {fits}"
     return LAYOUTS[fits[0]]

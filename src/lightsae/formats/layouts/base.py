@@ -17,10 +17,12 @@ class Layout(ABC):
     Attributes:
         name: As users write it: `gemma_scope`.
         label: As messages say it: "Gemma Scope".
+        weights: Patterns of the file of weights, from the SAE's folder, for what is fetched; none: any such file.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
+    weights: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def problem(self, path: Path) -> str | None:
@@ -39,11 +41,21 @@ class Layout(ABC):
 
 
 class WritableLayout(Layout):
-    """A layout that `lightsae convert` writes."""
+    """A layout that `lightsae convert` writes.
+
+    Attributes:
+        shares_folder: Whether SAEs of several layers lie in one folder, to which `write` adds another.
+    """
+
+    shares_folder: ClassVar[bool] = False
+
+    def written(self, sae: PortableSAE, folder: Path) -> Path:
+        """Return the path in the folder under which an SAE that was written is read."""
+        return folder
 
     @abstractmethod
     def write(self, sae: PortableSAE, folder: Path) -> None:
-        """Write the files into an empty folder.
+        """Write the files into an empty folder, or beside those of other layers.
 
         Raises:
             FormatError: The layout has no form for such an SAE; nothing is written.

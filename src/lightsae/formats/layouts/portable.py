@@ -81,6 +81,10 @@ class PortableSAE:
             return self.groups is not None
         return self.k is not None and self.threshold is not None and bool((self.threshold == self.threshold[0]).all())
 
+    def with_note(self, note: str) -> "PortableSAE":
+        """Return the SAE with one more clause in `folded`."""
+        return replace(self, folded=(*self.folded, note))
+
     def with_scales(self, read: float, predicted: float) -> "PortableSAE":
         """Return the SAE for raw activations, where this one's tensors are for x * read and y * predicted.
 

@@ -130,6 +130,15 @@ def read_safetensors(path: Path) -> Tensors:
         raise FormatError(f"{where!r} is not a safetensors file ({error}).") from error
 
 
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a safetensors file, of its header alone; none, where it is no such file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (OSError, SafetensorError):
+        return {}
+
+
 def read_npz(path: Path) -> Tensors:
     """Read the arrays of a .npz file; arrays of objects, which are pickles, are refused.
 
@@ -181,3 +190,27 @@ def _lies_in_file(value: Tensor) -> bool:
     if not value.is_cpu or value.layout != torch.strided or value.is_quantized:
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def read_linear_layers(path: Path, encoder: str, decoder: str) -> dict[str, Tensor]:
+    """Read a pickled state dict of two linear layers with biases, as `PortableSAE` names their tensors.
+
+    Args:
+        path: The file.
+        encoder: Name of the first layer, whose weight is (F, D).
+        decoder: Of the second, (D, F).
+
+    Raises:
+        FormatError: It is not one.
+    """
+    tensors, others = read_pickle(path)
+    if others:
+        raise FormatError(f"{tensors.where!r} holds {min(others)!r}, which an SAE of this layout does not have.")
+    parts = {
+        "W_enc": tensors.take(f"{encoder}.weight", "F", "D").T,
+        "b_enc": tensors.take(f"{encoder}.bias", "F"),
+        "W_dec": tensors.take(f"{decoder}.weight", "D", "F").T,
+        "b_dec": tensors.take(f"{decoder}.bias", "D"),
+    }
+    tensors.finish()
+    return parts

@@ -1,15 +1,18 @@
 """What changes a registry: publish, promote, roll back. Each is one entry of the log, and happens as a whole or not."""
 
 import getpass
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.files import explain_os_errors, replace_folder_atomically
+from lightsae.formats.native import write_sae
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.production.registry.evidence import check_evidence, figures_of
 from lightsae.production.registry.log import LOG, commit
@@ -62,7 +65,7 @@ def publish(
     Args:
         registry: Folder of the registry, or `hub:org/name`; it is made if there is none.
         dictionary: Folder of the feature dictionary.
-        sae: Folder of the SAE that it was made for.
+        sae: The SAE that it was made for; see `SavedSAE.open`.
         evidence: Files of reports, by `validation`, `panel` and `drift`.
         why: Reason, for the log.
         who: Author, for the log; None: the user of the system.
@@ -72,15 +75,34 @@ def publish(
         SiteError: The SAE, or its figures, are of another site.
         ConfigError: The registry cannot be written to.
     """
-    opened, saved = FeatureDictionary.of(dictionary), SavedSAE.of(sae)
-    opened.check_belongs_to(sae)
+    opened = FeatureDictionary.of(dictionary)
+    saved = opened.named(sae)
+    opened.check_belongs_to(saved)
     # sae.json was compared; this reads the tensors.
     _ = saved.sae
     files = {kind: Path(path) for kind, path in (evidence or {}).items()}
     assert files.keys() <= set(EVIDENCE), f"evidence is {list(files)}"
     check_evidence(files, saved, opened.id)
-    sources = sources_of(opened, sae, files)
-    manifest = describe(opened, sources)
+    with _as_export(saved) as folder:
+        sources = sources_of(opened, folder, files)
+        return _publish(registry, sources, describe(opened, sources), why, who)
+
+
+@contextmanager
+def _as_export(saved: SavedSAE) -> Iterator[str | Path]:
+    """Give the folder of an SAE's export; of one that has none, such as a file of another library, a temporary one."""
+    if saved.is_export:
+        assert saved.folder is not None
+        yield saved.folder
+        return
+    with TemporaryDirectory() as folder:
+        write_sae(saved.sae, Path(folder), dict(saved.provenance.values))
+        yield folder
+
+
+def _publish(
+    registry: str | Path, sources: Mapping[str, Path], manifest: Mapping[str, Any], why: str, who: str | None
+) -> Outcome:
     version = version_id(manifest)
     with writing(registry, f"publish {version[:SHORT]}", begin=True) as (where, state):
         known, intact = version in state.published, not problems_of(where, version)
