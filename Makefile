@@ -34,7 +34,7 @@ docs: .venv/.ready
 
 bench-formats: .venv-peers/.ready
 	@for script in scripts/layout_fixtures/[a-z]*.py; do \
-		echo "$$script"; PYTHONPATH=src $(PEERS)/python -P $$script --check || exit 1; \
+		echo "$$script"; PYTHONPATH=src:scripts $(PEERS)/python -P $$script --check || exit 1; \
 	done
 
 # -P, since a script has the name of the library that it is about.

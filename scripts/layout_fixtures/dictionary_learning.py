@@ -22,7 +22,7 @@ from dictionary_learning.trainers import (  # type: ignore[import-not-found]
     top_k,
 )
 
-from layout_fixtures.comparing import MODEL, Comparison, D, F, Fixtures, Function, K, fixtures_of, randomise
+from layout_fixtures._comparing import MODEL, Comparison, D, F, Fixtures, Function, K, fixtures_of, randomise
 
 LAYOUT = "dictionary_learning"
 # As an ActivationBuffer describes itself.

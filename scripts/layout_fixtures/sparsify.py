@@ -14,7 +14,7 @@ from typing import Any
 import sparsify  # type: ignore[import-not-found]
 import torch
 
-from layout_fixtures.comparing import MODEL, Comparison, D, F, Fixtures, Function, K, fixtures_of, randomise
+from layout_fixtures._comparing import MODEL, Comparison, D, F, Fixtures, Function, K, fixtures_of, randomise
 
 LAYOUT = "sparsify"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {

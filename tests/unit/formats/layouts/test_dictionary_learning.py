@@ -157,7 +157,7 @@ def test_a_config_of_something_else(change: dict[str, object], told: str, tmp_pa
         ({"group_sizes": torch.tensor([1, 2])}, "adds up to 3"),
         ({"group_sizes": torch.tensor(1 + 2j)}, "complex64"),
         ({"more": torch.zeros(1)}, "'more'"),
-        ({"W_dec": torch.zeros(1).expand(F, D)}, "W_dec is no plain tensor, or larger than what the file holds"),
+        ({"W_dec": torch.zeros(1).expand(F, D)}, "'W_dec' is no plain tensor, or larger than what the file holds"),
         ({"note": "hello"}, "'note'"),
     ],
 )
