@@ -5,7 +5,8 @@ from fuzz.readers.base import Reader as Reader
 from fuzz.readers.corpora import CORPORA
 from fuzz.readers.exports import EXPORTS
 from fuzz.readers.layouts import LAYOUT_READERS
+from fuzz.readers.libraries import LIBRARIES
 from fuzz.readers.published import PUBLISHED
 from fuzz.readers.texts import TEXTS
 
-READERS: dict[str, Reader] = {**TEXTS, **EXPORTS, **PUBLISHED, **CORPORA, **LAYOUT_READERS}
+READERS: dict[str, Reader] = {**TEXTS, **EXPORTS, **PUBLISHED, **CORPORA, **LAYOUT_READERS, **LIBRARIES}
