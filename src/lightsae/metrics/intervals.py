@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 _Z = 1.959963984540054  # two-sided 95% of the normal distribution
 Counts = int | float | Sequence[int | float] | NDArray[Any]  # ints spelled out for checks at run time
@@ -76,7 +77,7 @@ class Share:
 
     def trusted_at(self, quantile: float) -> Any:
         """Return the same for an interval that ends at another quantile."""
-        return self.effective * (stats.t.ppf(quantile, np.inf) / stats.t.ppf(quantile, self.freedom)) ** 2
+        return self.effective * (ndtri(quantile) / _student_quantile(quantile, self.freedom)) ** 2
 
     def interval(self) -> tuple[Any, Any]:
         """Return the 95% interval of the rate: Wilson's with the effective number and Student's t.
@@ -222,3 +223,15 @@ class Interval:
 
 def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))
+
+
+def _student_quantile(quantile: float, freedom: Any) -> Any:
+    """Return Student's quantile; infinite degrees of freedom give the normal one.
+
+    `stats.t.ppf` is the same function behind checks of half a millisecond, and rules ask a hundred thousand times.
+
+    >>> [round(float(_student_quantile(0.975, freedom)), 3) for freedom in (3.0, np.inf)]
+    [3.182, 1.96]
+    """
+    known = np.isfinite(freedom)
+    return np.where(known, stdtrit(np.where(known, freedom, 1.0), quantile), ndtri(quantile))

@@ -81,7 +81,10 @@ def reconstruction(tables: Mapping[str, Table], times: NDArray[np.float64]) -> d
         tokens, error, square, predicted, product, cosine, ratio = (times @ tables[name + suffix] for name in names)
         offset = times @ tables["offset" + suffix]
         with np.errstate(divide="ignore", invalid="ignore"):
-            spread = square - (offset**2).sum(1) / tokens
+            # Around the text's own mean in every draw: around a draw's, which is nearer to what was drawn, the spread
+            # would be too small in all of them, and the interval beside the figure.
+            mean = offset[0] / tokens[0]
+            spread = square - 2 * offset @ mean + tokens * (mean @ mean)
             figures |= {
                 f"fve{suffix}": 1 - error / spread,
                 f"mse{suffix}": error / (tokens * offset.shape[1]),

@@ -77,7 +77,7 @@ def test_a_draw_gives_what_its_documents_would(tokens):
             ]
         )
         x, x_hat = tokens["x"][drawn].double(), tokens["x_hat"][drawn].double()
-        fve = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+        fve = 1 - (x - x_hat).square().sum() / (x - tokens["x"].double().mean(0)).square().sum()
         assert figures["fve"][row] == pytest.approx(float(fve), rel=1e-9)
         assert figures["l0"][row] == pytest.approx(float(tokens["fired"][drawn].double().mean()))
 
@@ -138,6 +138,17 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         naive += abs(everything.mean() - 0.5) <= 1.96 * everything.std() / np.sqrt(len(everything))
     assert 0.9 <= held / worlds <= 0.985
     assert naive / worlds < 0.7
+
+
+def test_the_figure_lies_amid_its_draws_where_documents_are_far_apart():
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(N), 20)
+    x = rng.normal(size=(N, D))[documents] * 3 + rng.normal(size=(T, D))
+    given = {"x": x, "x_hat": x + rng.normal(size=(T, D)), "fired": np.ones(T), "sinks": np.zeros(T, bool)}
+    fve = reconstruction(
+        tables_of({k: torch.from_numpy(v) for k, v in (given | {"documents": documents}).items()}), draws(N)
+    )["fve"]
+    assert 0.3 < (fve[1:] < fve[0]).mean() < 0.7
 
 
 def test_few_documents_have_no_interval():
