@@ -17,6 +17,8 @@ import torch
 
 from helpers.pages import PAGES, ROOT, Block, blocks_of, commands_of
 from lightsae.cli import main
+from lightsae.formats.convert import writable
+from lightsae.formats.layouts import LAYOUTS
 from lightsae.production.registry.log import read_state
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -34,12 +36,15 @@ STAND_INS = {
     # Four steps give few features with a good label, which are what is watched if none are named.
     "sae=promoted, sinks": "sae=promoted, features=[6], sinks",
     "sites openai-community/gpt2": "sites builtin",
+    "gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71": "RUN/sae",
     '"openai-community/gpt2"': '"builtin"',
     '"resid_post.6"': '"resid_post.2"',
 }
 # Commands that are cheap enough to be run, with options that make them so.
 RUN = {
     ("sites",): "",
+    ("open",): "",
+    ("convert",): "",
     ("fit", "--data.activations"): "--trainer.max_steps 3 --trainer.accelerator cpu --data.buffer_tokens 4096"
     " --trainer.enable_progress_bar false",
     ("label", "dictionary", "--export_csv"): "",
@@ -95,6 +100,12 @@ def test_readme_is_one_page_with_one_picture() -> None:
     text = PAGES[0].read_text()
     assert len(text.splitlines()) <= 90
     assert text.count("![") == 1
+
+
+def test_the_table_of_layouts_is_whole() -> None:
+    rows = re.findall(r"^\| `(\w+)` .*\| (\S.*?) \|$", (ROOT / "docs" / "guide" / "open.md").read_text(), re.M)
+    assert {name for name, _ in rows} == {"native", *LAYOUTS}
+    assert {name for name, written in rows if written != "no"} == set(writable())
 
 
 def test_stand_ins_stand_in_for_something() -> None:

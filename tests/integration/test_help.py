@@ -28,7 +28,7 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return int(request.param)
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "sites"])
+@pytest.mark.parametrize("command", ["fit", "validate", "open", "convert", "sites"])
 def test_fits_into_the_terminal(command: str, width: int, lightsae: Run) -> None:
     shown = lightsae(command, "--help")
     assert shown.code == 0
@@ -141,7 +141,9 @@ def test_help_comes_soon() -> None:
     assert min(shown) < 1.3 * min(imports)
 
 
-@pytest.mark.parametrize("args", [("--help",), ("--version",), ("sites", "--help")], ids=str)
+@pytest.mark.parametrize(
+    "args", [("--help",), ("--version",), *((name, "--help") for name in ("open", "convert", "sites"))], ids=str
+)
 def test_light_commands_import_no_torch(args: tuple[str, ...]) -> None:
     program = (
         "import sys; from lightsae.cli import main\n"

@@ -13,6 +13,7 @@ from lightsae.version import version
 COMMANDS = {
     "fit": "Train a sparse autoencoder on a language model's activations; go on with a run that was stopped.",
     "validate": "Measure a trained one on held-out text: a table, TensorBoard, validation.json.",
+    "evaluate": "Judge SAEs on held-out text: figures with their noise, beside an SAE that learned nothing.",
     "interpret": "Find out what every latent stands for: a feature dictionary with tested labels and a dashboard.",
     "serve": "Serve a feature dictionary's dashboard, with a page that encodes what is typed.",
     "label": "Label features by a language model or by hand; only what passes its test is shown.",
@@ -23,8 +24,12 @@ COMMANDS = {
     "registry": "Publish, promote and roll back versions of feature dictionaries, behind a policy, with a log.",
     "pipeline": "Run fit, validate, interpret and panel in one go; what is done is skipped.",
     "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
+    "open": "Say what a file or folder is, of lightsae or another library, and what the SAE in it is.",
+    "convert": "Write an SAE as files of another library, or as lightsae's own.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }
+# They have no settings that a YAML file could hold.
+_WITHOUT_FILES = ("open", "convert", "sites")
 _EXAMPLES = """\
 Begin with:
   lightsae fit --config configs/quickstart.yaml
@@ -67,16 +72,14 @@ def _run(args: list[str]) -> int:
 
 def _runner(command: str, args: list[str]) -> Callable[[list[str]], int]:
     """Import what the command needs, and no more: `--help` and `--version` answer at once."""
-    if command == "sites":
-        from lightsae.cli.commands.sites import run_sites
-
-        return run_sites
-    check_config_files(args)
+    run: Callable[[list[str]], int]
+    if command not in _WITHOUT_FILES:
+        check_config_files(args)
     if command in ("fit", "validate"):
         from lightsae.cli.training.training_cli import run_training
 
         return lambda rest: run_training(command, rest)
-    run: Callable[[list[str]], int] = getattr(import_module(f"lightsae.cli.commands.{command}"), f"run_{command}")
+    run = getattr(import_module(f"lightsae.cli.commands.{command}"), f"run_{command}")
     return run
 
 

@@ -3,6 +3,7 @@
 Activation files have no model, and many published files say neither model nor site.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from lightsae.errors import SiteError, arg
 from lightsae.formats.layouts.source import UNKNOWN_SITE, UNKNOWN_TARGET, Source
 
 Entry = Mapping[str, Any]
+_HOOK = re.compile(r"(^|\.)hook_\w+$")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class NamedSites:
         sides = {"site": self.read, "target_site": self.targets}
         missing = [name for name, sites in sides.items() if not all(self._is_known(name, one) for one in sites)]
         return [*([] if all(one["model"] for one in self.read) else ["model"]), *missing]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What is known of an SAE of one site, or of one that is read and one that is predicted."""
+        sides = {"site": self.read, "target_site": self.targets}
+        known = {
+            name: sites[0]["site"]
+            for name, sites in sides.items()
+            if len(sites) == 1 and self._is_named(name, sites[0])
+        }
+        return known | ({"model": self.read[0]["model"]} if self.read and self.read[0]["model"] else {})
 
     def check(self, name: str, asked: str | None, where: str) -> None:
         """Refuse a name for what has one, or has several.
@@ -74,24 +87,25 @@ class NamedSites:
         Args:
             data: The settings of the training's data, with what the export says.
         """
-        known = {"site": self.read[:1], "target_site": self.targets[:1]}
-        sites = {name: one[0]["site"] for name, one in known.items() if one and self._is_known(name, one[0])}
         told = {name: data.get(name) for name in ("layout", "model_revision", "dataset", "address")}
         told = {name: value for name, value in told.items() if isinstance(value, str)}
         context, published = data.get("context_size"), self.told.get("published")
         return Source(
-            model=self.read[0]["model"] or None,
             context_size=context if isinstance(context, int) else None,
             sees_bos=_sees_bos(data),
             published=tuple(published.items()) if isinstance(published, dict) else (),
-            **sites,
+            **({"target_site": UNKNOWN_TARGET} if self.targets else {}) | self.names,
             **told,
         )
 
-    def _is_known(self, name: str, entry: Entry) -> bool:
+    def _is_named(self, name: str, entry: Entry) -> bool:
         # The site of an activation file is called after the file.
-        named = bool(entry["model"]) or self.told.get(name) == entry["site"]
-        return named and entry["site"] not in (UNKNOWN_SITE, UNKNOWN_TARGET)
+        told = bool(entry["model"]) or self.told.get(name) == entry["site"]
+        return told and entry["site"] not in (UNKNOWN_SITE, UNKNOWN_TARGET)
+
+    def _is_known(self, name: str, entry: Entry) -> bool:
+        # A hook of TransformerLens' that has no site here leaves it to a person to find one.
+        return self._is_named(name, entry) and _HOOK.search(entry["site"]) is None
 
     def _renamed(self, entry: Entry, name: str, names: Mapping[str, str]) -> dict[str, Any]:
         site = entry["site"] if self._is_known(name, entry) else names.get(name, entry["site"])

@@ -16,7 +16,7 @@ from lightsae.errors import FormatError, under
 from lightsae.formats.checkpoint import checkpoint_and_name, read_sae_of_checkpoint
 from lightsae.formats.files import find_folder
 from lightsae.formats.hub import Fetched, fetch
-from lightsae.formats.layouts import PortableSAE, Source, layout_of
+from lightsae.formats.layouts import Opened, Source, layout_of
 from lightsae.formats.named_sites import NamedSites
 from lightsae.formats.native import (
     DESCRIPTION,
@@ -180,9 +180,7 @@ class SavedSAE:
         return cls({**description, "provenance": told}, fetched.path, device)
 
     @classmethod
-    def of_portable(
-        cls, portable: PortableSAE, folder: str | Path | None, device: str | torch.device = "cpu"
-    ) -> "SavedSAE":
+    def of_portable(cls, portable: Opened, folder: str | Path | None, device: str | torch.device = "cpu") -> "SavedSAE":
         """Take an SAE that was read from a layout of others."""
         sae = portable.to_sae()
         description = {
@@ -274,6 +272,11 @@ class SavedSAE:
             saved.sae = copy.copy(self.sae)
             saved.sae.widths = widths_of(widths)
         return saved
+
+    def named_like(self, entry: Mapping[str, Any]) -> "SavedSAE":
+        """Return the SAE with the names that a manifest's `entry` of it has for what its file does not say."""
+        names = NamedSites(entry.get("read") or [], entry.get("predicted") or [], {}).names
+        return self.named(**{key: value for key, value in names.items() if key in self.unknown})
 
     @property
     def _sites(self) -> NamedSites:

@@ -164,6 +164,7 @@ NO_SOURCE: dict[str, object] = {"model": None, "site": None, "context_size": Non
 CASES: Cases = {
     "AutoEncoder": (case(auto_encoder, "AutoEncoder"), SAYS),
     "AutoEncoderNew": (case(auto_encoder_new, "AutoEncoderNew"), SAYS),
+    "AutoEncoderNew that its trainer calls AutoEncoder": (case(auto_encoder_new, "AutoEncoder"), SAYS),
     "GatedAutoEncoder": (case(gated, "GatedAutoEncoder"), SAYS),
     "JumpReluAutoEncoder": (case(jump_relu, "JumpReluAutoEncoder"), SAYS),
     "JumpReluAutoEncoder, b_dec in": (

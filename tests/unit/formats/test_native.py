@@ -27,6 +27,7 @@ SETTINGS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     ],
     "TopK": [lambda: {"k": 3}, lambda: {"k": 3, "k_aux": 4}, lambda: {"k": 3, "k_start": 9, "multi_k": 6}],
     "BatchTopK": [lambda: {"k": 3}],
+    "GroupMax": [lambda: {"k": 3, "k_aux": 4}],
     "JumpReLU": [dict, lambda: {"penalty": "tanh", "start_l0": 6.0, "bandwidth": 0.5}, lambda: {"target_l0": 3.0}],
     "Gated": [dict],
     "Matryoshka": [

@@ -274,6 +274,10 @@ class FeatureDictionary:
     def _reading(self) -> AbstractContextManager[None]:
         return reading(FormatError, f"a table of {str(self.folder)!r} cannot be read", AGAIN)
 
+    def named(self, sae: SavedSAE | SparseAutoencoder | str | Path) -> SavedSAE:
+        """Return an SAE with the names that it has here for the model and the sites that its file does not say."""
+        return SavedSAE.of(sae).named_like(self.manifest["sae"])
+
     def check_belongs_to(self, sae: SavedSAE | SparseAutoencoder | str | Path) -> None:
         """Refuse any SAE but the one that this dictionary was made for.
 
@@ -284,7 +288,7 @@ class FeatureDictionary:
             SiteError: It reads or predicts another site, or that of another model.
             FormatError: It is another SAE of the same site, or its export is damaged.
         """
-        saved, made_for = SavedSAE.of(sae), self.manifest["sae"]
+        saved, made_for = self.named(sae), self.manifest["sae"]
         name = f"The {saved}" if saved.folder is None else repr(str(saved))
         build = f"build a dictionary for this one: lightsae interpret --sae {saved}"
         for part, verb in (("read", "reads"), ("predicted", "predicts")):

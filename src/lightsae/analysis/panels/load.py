@@ -5,10 +5,11 @@ from pathlib import Path
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.panels.arms import Steered
 from lightsae.analysis.reading.compatibility import choose_site
-from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings, open_sae
 from lightsae.analysis.steering.steer import mean_norm_of
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.files import find_folder, shown
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm.passes import Positions
 
 
@@ -24,7 +25,7 @@ def load_steered(
     """Load a model to be steered.
 
     Args:
-        sae: Folder of the SAE's export.
+        sae: The SAE; see `SavedSAE.open`.
         dictionary: Folder of its feature dictionary; None: `dictionary` beside the SAE's folder, if there is one.
         text: What differs from the training.
         positions: Which tokens are steered.
@@ -35,7 +36,8 @@ def load_steered(
         ConfigError: A feature dictionary is needed, and there is none.
         FormatError: A folder is damaged, or the feature dictionary belongs to another SAE.
     """
-    folder = dictionary or _beside(sae)
+    saved = open_sae(sae, text)
+    folder = dictionary or _beside(saved)
     if folder is None and required:
         raise ConfigError(
             f"{arg('dictionary')} is missing, and there is none beside {sae!r}; make one: lightsae interpret --sae "
@@ -43,8 +45,9 @@ def load_steered(
         )
     opened = None if folder is None else FeatureDictionary.of(folder)
     if opened is not None:
-        opened.check_belongs_to(sae)
-    loaded = LoadedSAE.load(sae, text)
+        saved = opened.named(saved)
+        opened.check_belongs_to(saved)
+    loaded = LoadedSAE.load(saved, text)
     norm = None
     if len(loaded.sae.widths.predicted) == 1:
         # If no feature dictionary says it, what the SAE was trained with does.
@@ -54,6 +57,6 @@ def load_steered(
     return steered, loaded
 
 
-def _beside(sae: str) -> str | None:
-    beside = Path(sae).parent / "dictionary"
+def _beside(sae: SavedSAE) -> str | None:
+    beside = Path(str(sae.folder)).parent / "dictionary"
     return str(beside) if find_folder(beside) and (beside / "dictionary.json").is_file() else None

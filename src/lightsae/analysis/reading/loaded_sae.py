@@ -41,6 +41,8 @@ class TextSettings:
 
     Attributes:
         model: Language model, if the one of the training has another name here: Hub name, folder, or `builtin`.
+        site: Where an SAE reads whose file does not say it: `resid_post.6`, ...; `lightsae sites MODEL` lists them.
+        target_site: What such a transcoder predicts.
         dataset: Another corpus; as in `lightsae fit`.
         device: Where the models run: `cpu`, `cuda`, `cuda:1`, ...
 
@@ -49,6 +51,8 @@ class TextSettings:
     """
 
     model: str | None = None
+    site: str | None = None
+    target_site: str | None = None
     model_revision: str | None = None
     dataset: str | None = None
     dataset_config: str | None = None
@@ -68,8 +72,9 @@ class TextSettings:
             raise ConfigError("model_batch_tokens", self.model_batch_tokens, "it must be at least 1")
 
 
+_SAID = ("model", "site", "target_site", "dataset", "device")
 # What the other settings mean is said where they are declared.
-_SHARED = described(*(field.name for field in fields(TextSettings) if field.name not in ("model", "dataset", "device")))
+_SHARED = described(*(field.name for field in fields(TextSettings) if field.name not in _SAID))
 TextSettings.__doc__ = inspect.cleandoc(TextSettings.__doc__ or "").replace("\n\nRaises:", f"\n{_SHARED}\n\nRaises:")
 
 
@@ -90,29 +95,31 @@ class LoadedSAE:
     reading: ReadSettings
 
     @classmethod
-    def load(cls, sae: str | Path, settings: TextSettings, *, whole_model: bool = True) -> "LoadedSAE":
-        """Load an SAE from its folder, and the language models that it reads.
+    def load(cls, sae: SavedSAE | str | Path, settings: TextSettings, *, whole_model: bool = True) -> "LoadedSAE":
+        """Load an SAE, and the language models that it reads.
 
         Args:
-            sae: Its folder: what `save_sae` or a run wrote.
+            sae: It, or its folder or file; see `SavedSAE.open`.
             settings: What differs from the training.
             whole_model: Load all layers and the head, not only what lies before the sites.
 
         Raises:
             FormatError: The folder holds no SAE.
-            ConfigError: The SAE was trained on files or synthetic data, and nothing says what text to read; or rows are
-                longer than a language model reads.
+            ConfigError: Neither the SAE's file nor the settings say what model and site it is of, or what text to read;
+                or rows are longer than a language model reads.
             ModelError: A language model cannot be had, or is not the one that the SAE reads.
             SiteError: It has no such site.
         """
-        saved = SavedSAE.of(sae, settings.device)
+        saved = open_sae(sae, settings)
+        if missing := saved.unknown:
+            words = {"model": "the model", "site": "the site", "target_site": "the site that it predicts"}
+            raise ConfigError(
+                f"{arg('sae')} is {str(sae)!r}, which was trained on activations without a language model, or does not "
+                f"say of which; name {', '.join(words[one] for one in missing)}: "
+                f"{' '.join(f'--data.{one} {one.upper()}' for one in missing)} (lightsae sites MODEL lists sites)."
+            )
         trained, widths = saved.provenance, saved.sae.widths.read | saved.sae.widths.predicted
         names = list(dict.fromkeys(site.model for site in widths))
-        if not all(names):
-            raise ConfigError(
-                f"{arg('sae')} is {str(sae)!r}, which was trained on activations without a language model: there is no "
-                "text to show its features in."
-            )
         corpus = _corpus(trained.data, settings, sae)
         models = {}
         for name in names:
@@ -173,6 +180,16 @@ class LoadedSAE:
         return {name: getattr(self.corpus, name) for name in _CORPUS if name != "streaming"}
 
 
+def open_sae(sae: SavedSAE | str | Path, settings: TextSettings) -> SavedSAE:
+    """Open an SAE; what its file does not say of model and sites is named by the settings.
+
+    Raises:
+        FormatError: There is none.
+        SiteError: Its file says another site.
+    """
+    return SavedSAE.of(sae, settings.device).named(settings.model, settings.site, settings.target_site)
+
+
 def _check_fits(model: LanguageModel, widths: Mapping[SiteRef, int], name: str, context_size: int) -> None:
     """Refuse another model than the SAE's, as far as widths tell, and rows that it cannot read."""
     if model.max_context is not None and context_size > model.max_context:
@@ -196,7 +213,7 @@ def _check_weights(model: LanguageModel, name: str) -> None:
         raise ModelError(f"{arg('model')} is {model.name!r}, but the SAE was trained on {name!r}; {advice}.")
 
 
-def _corpus(trained: Mapping[str, Any], settings: TextSettings, sae: str | Path) -> DataSettings:
+def _corpus(trained: Mapping[str, Any], settings: TextSettings, sae: SavedSAE | str | Path) -> DataSettings:
     # Of another corpus what was said of the old one does not hold.
     kept = _CORPUS if settings.dataset is None else ("context_size", "prepend_bos")
     chosen = {name: trained[name] for name in kept if trained.get(name) is not None}

@@ -6,7 +6,7 @@ from pathlib import Path
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.drift.compare import DriftThresholds, compare
 from lightsae.analysis.drift.read import SAEOnText, read_on_text
-from lightsae.analysis.reading.loaded_sae import TextSettings
+from lightsae.analysis.reading.loaded_sae import TextSettings, open_sae
 from lightsae.cli.settings.command import Bars, command
 from lightsae.errors import ConfigError, under
 from lightsae.formats.files import shown
@@ -54,8 +54,8 @@ def run_drift(
         raise ConfigError("tokens", tokens, "write 1 or more")
     if reseeds is not None and len(reseeds) != 2:
         raise ConfigError(f"reseeds names {len(reseeds)} SAEs; name two.")
-    _check_sites({"a": [a], "b": [b], "reseeds": reseeds or []})
-    labels = _labels(dictionary, a) if dictionary is not None else None
+    _check_sites({"a": [a], "b": [b], "reseeds": reseeds or []}, text)
+    labels = _labels(dictionary, open_sae(a, text)) if dictionary is not None else None
     bars = Bars()
     first, held_out = read_on_text(a, text, tokens, bars)
 
@@ -74,13 +74,14 @@ def run_drift(
         print(f"report  {shown(Path(out))}")
 
 
-def _check_sites(saes: Mapping[str, Sequence[str]]) -> None:
+def _check_sites(saes: Mapping[str, Sequence[str]], text: TextSettings) -> None:
     """Refuse SAEs, by argument, of different sites, whose directions and activations have nothing in common."""
     first: tuple[str, list[str]] | None = None
     for argument, folders in saes.items():
         for folder in folders:
             with under(folder=argument):
-                sites = [entry["site"] for entry in SavedSAE.open(folder).widths["predicted"]]
+                saved = SavedSAE.open(folder).named(text.model, text.site, text.target_site)
+                sites = [entry["site"] for entry in saved.widths["predicted"]]
             first = first or (folder, sites)
             if sites != first[1]:
                 raise ConfigError(
@@ -89,7 +90,7 @@ def _check_sites(saes: Mapping[str, Sequence[str]]) -> None:
                 )
 
 
-def _labels(folder: str, sae: str) -> dict[int, str]:
+def _labels(folder: str, sae: SavedSAE) -> dict[int, str]:
     dictionary = FeatureDictionary.of(folder)
     dictionary.check_belongs_to(sae)
     rows = dictionary.features().select(["feature", "label"]).to_pylist()

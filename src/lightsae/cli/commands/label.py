@@ -15,11 +15,12 @@ from lightsae.analysis.labels.llm.endpoint import open_judge
 from lightsae.analysis.labels.llm.label_features import LabelPass, label_features
 from lightsae.analysis.labels.llm.material import PassSettings
 from lightsae.analysis.labels.llm.prompts import PROMPTS
-from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings, open_sae
 from lightsae.cli.settings.command import Bars, command
 from lightsae.cli.tables import print_tally
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.metrics.intervals import Interval
 
 _EXAMPLES = (
@@ -94,8 +95,9 @@ def run_label(
     else:
         if sae is None:
             raise ConfigError("--sae is missing: the labels are tested on text that the SAE reads. Name its folder.")
-        dictionary.check_belongs_to(sae)
-        _judge(dictionary, asked, _chosen(dictionary, features), (sae, text), concurrency)
+        saved = dictionary.named(open_sae(sae, text))
+        dictionary.check_belongs_to(saved)
+        _judge(dictionary, asked, _chosen(dictionary, features), (saved, text), concurrency)
 
 
 def _import(dictionary: FeatureDictionary, path: str, when: str | None) -> None:
@@ -112,7 +114,7 @@ def _judge(
     dictionary: FeatureDictionary,
     asked: JudgeSettings,
     features: Sequence[int],
-    read: tuple[str, TextSettings],
+    read: tuple[SavedSAE, TextSettings],
     concurrency: int,
 ) -> None:
     judge = open_judge(asked.judge, base_url=asked.base_url, concurrency=concurrency)

@@ -67,7 +67,7 @@ def run_serve(
 
 
 def _encoder(dictionary: FeatureDictionary, sae: str, live: LiveSettings) -> LiveEncoder:
-    saved = SavedSAE.of(sae, live.device)
+    saved = dictionary.named(SavedSAE.of(sae, live.device))
     dictionary.check_belongs_to(saved)
     return LiveEncoder.load(
         saved.sae,

@@ -1,26 +1,19 @@
 """`lightsae sites MODEL`: where activations can be read."""
 
-import argparse
 from collections.abc import Sequence
-from typing import NoReturn
 
-from lightsae.errors import ConfigError, under
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}. Write: lightsae sites MODEL")
+from lightsae.cli.settings.plain_parser import PlainParser
+from lightsae.errors import under
 
 
 def run_sites(args: Sequence[str]) -> int:
     """Print every portable site of a model with its width and the module behind it."""
-    parser = _Parser(
-        prog="lightsae sites",
-        usage="lightsae sites MODEL [OPTIONS]",
-        description="List the sites of a language model: the name that --data.site takes, the width, and the module "
+    parser = PlainParser(
+        "sites",
+        "MODEL [OPTIONS]",
+        "List the sites of a language model: the name that --data.site takes, the width, and the module "
         "behind it. Any other module works too: its path with .input or .output appended.",
-        epilog="Example: lightsae sites openai-community/gpt2",
-        allow_abbrev=False,
+        "lightsae sites openai-community/gpt2",
     )
     parser.add_argument("model", metavar="MODEL", help="a Hub name, a local folder, or `builtin`")
     parser.add_argument("--revision", metavar="TEXT", help="revision of a Hub model: a branch, tag or commit")

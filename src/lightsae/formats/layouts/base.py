@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.portable_crosscoder import PortableCrosscoder
+
+# What a reader gives; the second of several sites.
+Opened = PortableSAE | PortableCrosscoder
 
 
 class Layout(ABC):
@@ -28,7 +32,7 @@ class Layout(ABC):
         """
 
     @abstractmethod
-    def read(self, path: Path) -> PortableSAE:
+    def read(self, path: Path) -> Opened:
         """Read the SAE.
 
         Raises:
@@ -37,11 +41,21 @@ class Layout(ABC):
 
 
 class WritableLayout(Layout):
-    """A layout that `lightsae convert` writes."""
+    """A layout that `lightsae convert` writes.
+
+    Attributes:
+        shares_folder: Whether SAEs of several layers lie in one folder, to which `write` adds another.
+    """
+
+    shares_folder: ClassVar[bool] = False
+
+    def written(self, sae: PortableSAE, folder: Path) -> Path:
+        """Return the path in the folder under which an SAE that was written is read."""
+        return folder
 
     @abstractmethod
     def write(self, sae: PortableSAE, folder: Path) -> None:
-        """Write the files into an empty folder.
+        """Write the files into an empty folder, or beside those of other layers.
 
         Raises:
             FormatError: The layout has no form for such an SAE; nothing is written.

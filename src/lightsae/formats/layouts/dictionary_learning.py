@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 
 from lightsae.errors import FormatError
-from lightsae.formats.files import shown
 from lightsae.formats.layouts.base import WritableLayout
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.dictionary_learning_classes import TRAINERS, class_of, in_their_terms, read_class
 from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.several import by_number, the_only_one
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import read_pickle
 
@@ -32,7 +32,6 @@ _NAMED = re.compile(
 )
 _PORTABLE = re.compile(r"(\w+)\.(\d+)", re.ASCII)
 _SIDES = {"in": "input", "out": "output"}
-_NAMED_AT_MOST = 8
 
 
 class DictionaryLearning(WritableLayout):
@@ -74,10 +73,8 @@ class DictionaryLearning(WritableLayout):
 
 def _trainers(folder: Path) -> list[Path]:
     """Return the folders of a run's trainers, or of those of several runs, in the order of their numbers."""
-    found = [file.parent for pattern in ("trainer_*", "*/trainer_*") for file in folder.glob(f"{pattern}/{_FILE}")]
-    return sorted(
-        found,
-        key=lambda one: [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", str(one)))],
+    return by_number(
+        file.parent for pattern in ("trainer_*", "*/trainer_*") for file in folder.glob(f"{pattern}/{_FILE}")
     )
 
 
@@ -85,12 +82,7 @@ def _one_of(path: Path) -> Path:
     """Return the file, or the folder with ae.pt, that a path stands for."""
     if not path.is_dir() or (path / _FILE).is_file():
         return path
-    found = _trainers(path)
-    if len(found) > 1:
-        named = ", ".join(str(one.relative_to(path)) for one in found[:_NAMED_AT_MOST])
-        rest = f" and {len(found) - _NAMED_AT_MOST} more" if len(found) > _NAMED_AT_MOST else ""
-        raise FormatError(f"{shown(path)!r} holds {len(found)} SAEs: {named}{rest}; name the folder of one.")
-    return found[0]
+    return the_only_one(_trainers(path), path, "the folder of one")
 
 
 def _config_of(path: Path) -> Description:

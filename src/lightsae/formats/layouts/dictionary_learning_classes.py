@@ -25,7 +25,7 @@ from lightsae.formats.layouts.tensors import Tensors
 # The trainer of each class, by which other tools know what an SAE is.
 TRAINERS = {
     "AutoEncoder": "StandardTrainer",
-    "AutoEncoderNew": "PAnnealTrainer",
+    "AutoEncoderNew": "StandardTrainerAprilUpdate",
     "GatedAutoEncoder": "GatedSAETrainer",
     "JumpReluAutoEncoder": "JumpReluTrainer",
     "AutoEncoderTopK": "TopKTrainer",
@@ -78,6 +78,9 @@ def read_class(kind: str, tensors: Tensors, trainer: Description) -> PortableSAE
     Raises:
         FormatError: A tensor is missing or damaged, or there is no such class.
     """
+    if kind == "AutoEncoder" and "bias" not in tensors and "decoder.bias" in tensors:
+        # Trainers that were given the other class write this name all the same.
+        kind = "AutoEncoderNew"
     if kind not in _READERS:
         raise FormatError(f"{trainer.where!r}: dict_class is {kind!r}; those that are read: {', '.join(_READERS)}.")
     return _READERS[kind](tensors, trainer)
@@ -177,6 +180,10 @@ def in_their_terms(sae: PortableSAE) -> tuple[str, dict[str, Tensor]]:
     if sae.W_skip is not None or sae.source.target_site is not None or sae.W_enc.shape[0] != sae.W_dec.shape[1]:
         raise FormatError(
             "dictionary_learning has no class for a transcoder, which predicts another site than it reads."
+        )
+    if sae.token_norm is not None:
+        raise FormatError(
+            f"dictionary_learning normalises no token by itself, as this SAE does (token_norm {sae.token_norm})."
         )
     shift = (sae.b_dec.double() @ sae.W_enc.double()).float()
     # What the encoder's bias is where b_dec is subtracted from the input, and where it is not.

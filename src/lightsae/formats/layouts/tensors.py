@@ -95,6 +95,14 @@ class Tensors:
             raise FormatError(f"{self.where!r}: {name} is {found}, where whole numbers should be.")
         return tuple(value.reshape(-1).tolist())
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor that is there."""
+        return tuple(self._values[name].shape)
+
+    def has_nan(self, name: str) -> bool:
+        """Return whether a tensor that is there holds a NaN, which to some libraries is none at all."""
+        return bool(self._values[name].isnan().any())
+
     def pop(self, name: str) -> Tensor:
         """Return a tensor as it stands in the file, unchecked, and leave it out of what is left."""
         return self._values.pop(name)

@@ -74,8 +74,8 @@ class WatchedFeatures:
             FormatError: The feature dictionary belongs to another SAE.
             ConfigError: A feature does not exist; or none is labelled.
         """
-        sae = SavedSAE.of(sae).sae
         dictionary = FeatureDictionary.of(dictionary)
+        sae = dictionary.named(sae).sae
         dictionary.check_belongs_to(sae)
         models = {ref.model for ref in sae.widths.read}
         if len(models) > 1:

@@ -75,7 +75,8 @@ def publish(
         SiteError: The SAE, or its figures, are of another site.
         ConfigError: The registry cannot be written to.
     """
-    opened, saved = FeatureDictionary.of(dictionary), SavedSAE.of(sae)
+    opened = FeatureDictionary.of(dictionary)
+    saved = opened.named(sae)
     opened.check_belongs_to(saved)
     # sae.json was compared; this reads the tensors.
     _ = saved.sae

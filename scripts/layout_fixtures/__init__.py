@@ -1,0 +1,1 @@
+"""Files of other libraries, made and checked by their own code."""
