@@ -41,7 +41,7 @@ class FakeHub:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def repo_info(self, repository: str, *, revision: str | None = None) -> Any:
+    def model_info(self, repository: str, *, revision: str | None = None) -> Any:
         if self.offline:
             raise OfflineModeIsEnabled("Cannot reach the Hub: offline mode is enabled.\nTo disable it, unset it.")
         self.asked.append(revision)
@@ -64,7 +64,7 @@ class FakeHub:
             if not snapshot.is_dir():
                 raise FileNotFoundError("no snapshot")
             return str(snapshot)
-        for one in self.repo_info(repository, revision=revision).siblings:
+        for one in self.model_info(repository, revision=revision).siblings:
             if any(fnmatch.fnmatch(one.rfilename, pattern) for pattern in allow_patterns):
                 target = snapshot / one.rfilename
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -93,8 +93,8 @@ def choose(names: Sequence[str], path: str, written: str) -> tuple[str, list[str
         return path, [path, *_beside(names, path)]
     inside = {name.removeprefix(f"{path}/") if path else name: name for name in names if _is_in(name, path)}
     if not inside:
-        folders = {str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."}
-        raise FormatError(f"{written!r}: the repository has no {path!r}.{did_you_mean(path, folders)}")
+        known = {str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."}
+        raise FormatError(f"{written!r}: the repository has no {path!r}.{did_you_mean(path, known)}")
     weights = _weights(list(inside))
     if len(weights) == 1:
         file = inside[weights[0]]
@@ -150,7 +150,7 @@ def _fetched(written: str, repository: str, revision: str | None, path: str, rel
     import huggingface_hub
 
     try:
-        info = huggingface_hub.HfApi().repo_info(repository, revision=revision)
+        info = huggingface_hub.HfApi().model_info(repository, revision=revision)
     except Exception as error:
         snapshot = _cached(repository, revision)
         if snapshot is None:

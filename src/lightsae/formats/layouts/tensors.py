@@ -200,7 +200,7 @@ def _lies_in_file(value: Tensor) -> bool:
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
-def read_linear_layers(path: Path, encoder: str, decoder: str) -> dict[str, Tensor]:
+def read_linear_layers(path: Path, encoder: str, decoder: str) -> dict[str, Any]:
     """Read a pickled state dict of two linear layers with biases, as `PortableSAE` names their tensors.
 
     Args:
