@@ -26,17 +26,17 @@ from lightsae.lm import LanguageModel
 from lightsae.production.registry import load_channel
 from lightsae.sae import SiteRef, SparseAutoencoder
 
-SITE, WIDTH, LATENTS = "resid_post.2", 192, 48
+SITE, WIDTH, LATENTS = "resid_post.2", 192, 16
 FIT = f"""
 fit --data.model builtin --data.site {SITE} --data.dataset builtin --data.batch_tokens 512 --data.buffer_tokens 4096
     --data.shuffle_tokens 8192 --data.val_tokens 1024 --data.num_workers 0 --model.sae BatchTopK
-    --model.sae.d_sae {LATENTS} --model.sae.k 8 --trainer.max_steps 4 --trainer.accelerator cpu
+    --model.sae.d_sae {LATENTS} --model.sae.k 4 --trainer.max_steps 3 --trainer.accelerator cpu
     --trainer.enable_progress_bar false --language_model_metrics.max_rows 2
 """
-TEXT = ("--dataset", "builtin", "--num_workers", "0", "--context_size", "128")
+TEXT = ("--dataset", "builtin", "--num_workers", "0", "--context_size", "64")
 NAMED = ("--data.model", "builtin", "--data.site", SITE)
 SIZES = (
-    *("--tokens", "6000", "--score_tokens", "4000", "--mining_tokens", "6000", "--dashboard", "false"),
+    *("--tokens", "1000", "--score_tokens", "800", "--mining_tokens", "1000", "--dashboard", "false"),
     *("--ablation_windows", "0", "--neurons", "false"),
 )
 PANEL: dict[str, Any] = {
@@ -69,14 +69,21 @@ def written_as_gemma_scope(sae: SparseAutoencoder, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """run/: of the training; foreign/: its SAE in another library's file; dictionary/: made of that."""
+    """run/: of the training; foreign/: its SAE in another library's file."""
     folder = tmp_path_factory.mktemp("open")
     with lightsae_at(folder) as good:
         good(*FIT.split())
         (folder / "lightning_logs" / "version_0").rename(folder / "run")
         written_as_gemma_scope(lightsae.load_sae(folder / "run"), folder / "foreign")
-        good("interpret", "--sae", "foreign", "--out", "dictionary", *SIZES, *TEXT, *NAMED)
     return folder
+
+
+@pytest.fixture(scope="module")
+def dictionary(folder: Path) -> Path:
+    """A feature dictionary of the foreign SAE, beside it."""
+    with lightsae_at(folder) as good:
+        good("interpret", "--sae", "foreign", "--out", "dictionary", *SIZES, *TEXT, *NAMED)
+    return folder / "dictionary"
 
 
 @pytest.fixture
@@ -87,9 +94,9 @@ def good(folder: Path) -> Any:
 
 
 @pytest.fixture
-def feature(folder: Path) -> int:
+def feature(dictionary: Path) -> int:
     """One that fires."""
-    features = FeatureDictionary.open(folder / "dictionary").features().to_pylist()
+    features = FeatureDictionary.open(dictionary).features().to_pylist()
     return int(max(features, key=lambda row: row["frequency"])["feature"])
 
 
@@ -101,17 +108,17 @@ def test_the_files_are_the_sae_that_was_trained(folder: Path) -> None:
     torch.testing.assert_close(theirs(x).x_hat, ours(x).x_hat, rtol=1e-4, atol=1e-4)
 
 
-def test_the_dictionary_is_of_the_named_sites(folder: Path) -> None:
-    manifest = json.loads((folder / "dictionary" / "dictionary.json").read_text())
+def test_the_dictionary_is_of_the_named_sites(folder: Path, dictionary: Path) -> None:
+    manifest = json.loads((dictionary / "dictionary.json").read_text())
     assert manifest["sae"]["read"] == [{"model": "builtin", "site": SITE, "width": WIDTH}]
     assert manifest["sae"]["sha256"] == SavedSAE.open(folder / "foreign").sha256
     assert manifest["model"]["name"] == "builtin"
 
 
 def test_predict(folder: Path, good: Callable[..., str]) -> None:
-    good("predict", "--sae", "foreign", "--out", "firings.parquet", "--tokens", "2000", *TEXT, *NAMED)
-    ours = ("predict", "--sae", "run", "--out", "ours.parquet", "--tokens", "2000", "--num_workers", "0")
-    good(*ours, "--context_size", "128")
+    good("predict", "--sae", "foreign", "--out", "firings.parquet", "--tokens", "1000", *TEXT, *NAMED)
+    ours = ("predict", "--sae", "run", "--out", "ours.parquet", "--tokens", "1000", "--num_workers", "0")
+    good(*ours, "--context_size", "64")
     firings, ours_of = (pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("firings", "ours"))
     # First positions are left out, as this library's training left them out.
     assert min(firings["position"]) > 0
@@ -150,7 +157,7 @@ def test_monitor(folder: Path, feature: int) -> None:
     assert len(events) == int(fires.sum()) > 0
 
 
-def test_publish_writes_an_export_of_ours(folder: Path, good: Callable[..., str]) -> None:
+def test_publish_writes_an_export_of_ours(folder: Path, dictionary: Path, good: Callable[..., str]) -> None:
     (folder / "easy.yaml").write_text("labels: {min_lower: 0.0}\n")
     assert "(published)" in good("registry", "publish", "dictionary", "--sae", "foreign", "--why", "good")
     assert "already published" in good("registry", "publish", "dictionary", "--sae", "foreign", "--why", "again")
@@ -184,7 +191,7 @@ def test_open_says_what_it_is(folder: Path, good: Callable[..., str]) -> None:
     assert "Not known" not in named
     for path in ("run", "run/sae", "run/checkpoints/last.ckpt"):
         told = good("open", path)
-        assert f"BatchTopK, k 8, {LATENTS} latents" in told
+        assert f"BatchTopK, k 4, {LATENTS} latents" in told
         assert "context    128 tokens" in told
         assert "text       builtin" in told
 
@@ -222,4 +229,4 @@ def test_convert_names_what_the_file_does_not_know(folder: Path, good: Callable[
     assert "latents differ by at most 0.0e+00 of the largest, 0 fire elsewhere" in said
     # From here on nothing has to be named.
     good("predict", "--sae", "ours", "--out", "named.parquet", "--tokens", "500", *TEXT)
-    FeatureDictionary.open(folder / "dictionary").check_belongs_to(folder / "ours")
+    assert SavedSAE.open(folder / "ours").sha256 == SavedSAE.open(folder / "foreign").sha256

@@ -45,6 +45,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", *, mmap: bool =
     try:
         with zipfile.ZipFile(path) as archive:
             # torch.load does not look at the check sums: a flipped bit would pass.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("packed members, which torch.save does not write, may unpack to any size")
             broken = archive.testzip()
         checkpoint = None
         if broken is None:
@@ -120,13 +122,16 @@ def read_sae_of_checkpoint(path: Path, name: str | None) -> tuple[dict[str, Any]
     weights = checkpoint["state_dict"]
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise FormatError(f"{where!r}: state_dict does not hold named tensors; use an earlier checkpoint.")
-    # Copies, for the tensors still lie in the file.
     tensors = {
-        key.removeprefix(prefix): value.clone()
+        key.removeprefix(prefix): value
         for key, value in present_names(weights).items()
         if key.startswith(prefix) and isinstance(value, torch.Tensor)
     }
-    put_tensors(sae, tensors, None, where)
+    if sum(value.numel() * value.element_size() for value in tensors.values()) > path.stat().st_size:
+        # A view can repeat a few numbers as often as it says.
+        raise FormatError(f"{where!r}: the tensors are larger than the file; use an earlier checkpoint.")
+    # Copies, for they still lie in the file.
+    put_tensors(sae, {key: value.clone() for key, value in tensors.items()}, None, where)
     return {**description, "dtype": str(sae.W_dec.dtype).removeprefix("torch.")}, sae
 
 

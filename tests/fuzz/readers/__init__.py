@@ -6,7 +6,16 @@ from fuzz.readers.corpora import CORPORA
 from fuzz.readers.exports import EXPORTS
 from fuzz.readers.layouts import LAYOUT_READERS
 from fuzz.readers.libraries import LIBRARIES
+from fuzz.readers.opened import OPENED
 from fuzz.readers.published import PUBLISHED
 from fuzz.readers.texts import TEXTS
 
-READERS: dict[str, Reader] = {**TEXTS, **EXPORTS, **PUBLISHED, **CORPORA, **LAYOUT_READERS, **LIBRARIES}
+READERS: dict[str, Reader] = {
+    **TEXTS,
+    **EXPORTS,
+    **OPENED,
+    **PUBLISHED,
+    **CORPORA,
+    **LAYOUT_READERS,
+    **LIBRARIES,
+}

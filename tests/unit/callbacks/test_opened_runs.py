@@ -1,5 +1,6 @@
 """A run's folder and a checkpoint stand for the SAE that they hold: as the export of that moment."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,24 @@ def test_a_checkpoint_that_was_written_like_this(damage: Callable[[Any], Any], m
     with pytest.raises(FormatError, match=message) as caught:
         lightsae.load_sae(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_view_that_is_larger_than_the_file(tmp_path: Path) -> None:
+    def widen(held: Any) -> None:
+        held["lightsae"]["dictionaries"]["sae"]["d_sae"] = 10**9
+        held["state_dict"]["saes.sae.W_enc"] = torch.zeros(1).expand(6, 10**9)
+
+    with pytest.raises(FormatError, match="the tensors are larger than the file"):
+        lightsae.load_sae(checkpoint(tmp_path, {"sae": JumpReLU(Widths.of(6), 16)}, damage=widen))
+
+
+def test_packed_members_are_not_unpacked(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, {"sae": JumpReLU(Widths.of(6), 16)})
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "packed.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    with pytest.raises(FormatError, match="is damaged"):
+        lightsae.load_sae(tmp_path / "packed.ckpt")
 
 
 def test_a_damaged_checkpoint(tmp_path: Path) -> None:

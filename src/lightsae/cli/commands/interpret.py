@@ -31,7 +31,7 @@ def run_interpret(sae: str, out: str, settings: InterpretSettings, text: TextSet
     again.
 
     Args:
-        sae: The SAE: a run's sae/ folder, or an exported one.
+        sae: The SAE: a run's folder, an export, a checkpoint, or files of another library.
         out: Folder to write; an earlier one is replaced.
         settings: What to find out.
         text: What differs from the training.

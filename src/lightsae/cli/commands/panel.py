@@ -46,7 +46,7 @@ def run_panel(sae: str, out: str, settings: PanelSettings, text: TextSettings, d
     panel.png and TensorBoard events.
 
     Args:
-        sae: The SAE: a run's sae/ folder, or an exported one.
+        sae: The SAE: a run's folder, an export, a checkpoint, or files of another library.
         out: Folder of the report; an earlier one is replaced.
         settings: The panel.
         text: What differs from the training.

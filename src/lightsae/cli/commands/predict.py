@@ -29,7 +29,7 @@ def run_predict(
     Model and corpus are those of the training, unless you say otherwise.
 
     Args:
-        sae: The SAE: a run's sae/ folder, or an exported one.
+        sae: The SAE: a run's folder, an export, a checkpoint, or files of another library.
         out: File to write, ending in .parquet.
         text: What differs from the training.
         split: Part of the corpus to read.

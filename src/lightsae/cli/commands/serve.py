@@ -54,7 +54,7 @@ def run_serve(
     Args:
         folder: A feature dictionary, as `lightsae interpret` writes it.
         live: Of the live page.
-        sae: The SAE's export, for the live page; no live page without it.
+        sae: The SAE, for the live page; no live page without it.
         port: Port to listen on; 0 takes a free one.
         host: Address to listen on; by default for this machine alone.
     """

@@ -54,7 +54,7 @@ class SteerSettings:
     r"""What to change, and on what.
 
     Attributes:
-        sae: The SAE: a run's sae/ folder, or an exported one.
+        sae: The SAE: a run's folder, an export, a checkpoint, or files of another library.
         feature: Which feature; or several, [12, 40].
         dictionary: Its feature dictionary; null: the one beside the SAE.
         prompt: What the texts begin with; or several, [a, b].
