@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -66,7 +67,8 @@ def ours() -> dict[str, SparseAutoencoder]:
     here, there = SiteRef(MODEL, "mlp_in.1"), SiteRef(MODEL, "mlp_out.1")
     stream = SiteRef(MODEL, "resid_post.1")
     own, across, off = Widths.autoencoder(stream, D), Widths({here: D}, {there: D}), Refinements(centre_input=False)
-    plain = variants.VARIANTS
+    # Their classes are made by name, with the settings of their mechanisms.
+    plain: Any = variants.VARIANTS
     made: dict[str, SparseAutoencoder] = {
         "ReLU": plain["ReLU"](own, F),
         "ReLU, unit norms": plain["ReLU"](own, F, "unit"),

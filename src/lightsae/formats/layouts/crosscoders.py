@@ -178,7 +178,8 @@ def _threshold(tensors: Tensors, W_dec: Tensor, config: Description) -> Tensor |
         norms = {_SUM: total, _TOGETHER: together, _NONE: torch.ones_like(total)}[chosen]
     else:
         raise FormatError(f"{tensors.where!r}: code_normalization_id is {chosen}, for which there is no form.")
-    return threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    thresholds: Tensor = threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    return thresholds
 
 
 def _normaliser(tensors: Tensors, sites: int) -> tuple[Tensor | None, Tensor]:

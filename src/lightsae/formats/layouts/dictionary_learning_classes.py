@@ -88,11 +88,9 @@ def read_class(kind: str, tensors: Tensors, trainer: Description) -> PortableSAE
 
 def _auto_encoder(tensors: Tensors, trainer: Description) -> PortableSAE:
     W_enc, b_enc, W_dec = _linear(tensors)
-    bias, folded = tensors.take("bias", "D"), ()
-    norms = W_dec.norm(dim=1)
-    if not torch.allclose(norms, torch.ones_like(norms), atol=1e-4):
-        why = "nothing of the decoder's norms, by which AutoEncoder.from_pretrained (normalize_decoder) scales latents"
-        folded = (why,)
+    bias, norms = tensors.take("bias", "D"), W_dec.norm(dim=1)
+    why = "nothing of the decoder's norms, by which AutoEncoder.from_pretrained (normalize_decoder) scales latents"
+    folded = () if torch.allclose(norms, torch.ones_like(norms), atol=1e-4) else (why,)
     return PortableSAE("relu", W_enc, b_enc, W_dec, bias, subtracts_b_dec=True, folded=folded)
 
 
@@ -102,9 +100,9 @@ def _auto_encoder_new(tensors: Tensors, trainer: Description) -> PortableSAE:
 
 def _gated(tensors: Tensors, trainer: Description) -> PortableSAE:
     W_enc, W_dec = tensors.take("encoder.weight", "F", "D").T, tensors.take("decoder.weight", "D", "F").T
-    own = {name: tensors.take(theirs, "F") for name, theirs in (("r_mag", "r_mag"), ("b_mag", "mag_bias"))}
+    r_mag, b_mag = tensors.take("r_mag", "F"), tensors.take("mag_bias", "F")
     b_enc, b_dec = tensors.take("gate_bias", "F"), tensors.take("decoder_bias", "D")
-    return PortableSAE("gated", W_enc, b_enc, W_dec, b_dec, subtracts_b_dec=True, **own)
+    return PortableSAE("gated", W_enc, b_enc, W_dec, b_dec, subtracts_b_dec=True, r_mag=r_mag, b_mag=b_mag)
 
 
 def _jump_relu(tensors: Tensors, trainer: Description) -> PortableSAE:

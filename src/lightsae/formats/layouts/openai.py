@@ -82,7 +82,7 @@ def _k(activation: Any, settings: Any, where: str) -> int | None:
     if activation != "TopK":
         raise FormatError(f"{where!r}: its activation is {activation!r:.60}; those that are read are ReLU and TopK.")
     k, after = (settings.get("k"), settings.get("postact_fn", "ReLU")) if isinstance(settings, dict) else (None, None)
-    if not fits(k, int):
+    if k is None or not fits(k, int):
         raise FormatError(f"{where!r}: activation_state_dict says no k, which the activation TopK has.")
     if after != "ReLU":
         raise FormatError(f"{where!r}: postact_fn is {after!r:.60}: latents may be negative; there is no such form.")
