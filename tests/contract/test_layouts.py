@@ -4,6 +4,7 @@ Each case writes small files as the library does, and says in plain formulas wha
 libraries' own code wrote lie in tests/fixtures/layouts, with what that code gave for them.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from helpers.layout_files import (
     sparsify,
 )
 from lightsae.errors import FormatError
+from lightsae.formats.hub import choose
 from lightsae.formats.layouts import LAYOUTS, PortableSAE, WritableLayout, layout_of, verdicts
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.saved_sae import SavedSAE
@@ -142,6 +144,17 @@ def test_what_a_layout_writes_it_reads_again(case: Case, tmp_path: Path) -> None
     x = 3 * drawn(64, sae.d_in, seed=9)
     torch.testing.assert_close(sae.encode(x), function(x)[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sae(x).x_hat, function(x)[1], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_fetched_of_a_repository_is_enough(case: Case, tmp_path: Path) -> None:
+    path, _ = case.make(tmp_path / "all")
+    names = [file.relative_to(tmp_path / "all").as_posix() for file in (tmp_path / "all").rglob("*") if file.is_file()]
+    asked = path.relative_to(tmp_path / "all").as_posix()
+    chosen, needed = choose(names, "" if asked == "." else asked, "hf://somebody/saes")
+    for name in needed:
+        (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tmp_path / "all" / name, tmp_path / "fetched" / name)
+    assert SavedSAE.open(tmp_path / "fetched" / chosen).sha256 == SavedSAE.open(path).sha256
 
 
 def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:

@@ -115,6 +115,10 @@ def choose(names: Sequence[str], path: str, written: str) -> tuple[str, list[str
                 _USUAL_L0,
             )
         return choose(names, f"{path}/{nearest}" if path else nearest, written)
+    with_weights = {name.partition("/")[0] for name in inside if "/" in name and name.endswith(_SUFFIXES)}
+    if len(with_weights) == 1:
+        (only,) = with_weights
+        return choose(names, f"{path}/{only}" if path else only, written)
     raise FormatError(f"{written!r} holds no file of an SAE; it has {_listed(folders or sorted(inside))}.")
 
 

@@ -11,7 +11,7 @@ from helpers.layout_files import Cases, D, F, Function, drawn, largest
 
 def qwen(folder: Path, repository: str, k: int, *, name_file: bool = True) -> tuple[Path, Function]:
     here = folder / repository
-    here.mkdir()
+    here.mkdir(parents=True)
     tensors = {"W_enc": drawn(F, D), "W_dec": drawn(D, F, seed=1), "b_enc": drawn(F), "b_dec": drawn(D)}
     torch.save(tensors, here / "layer18.sae.pt")
 
@@ -23,6 +23,7 @@ def qwen(folder: Path, repository: str, k: int, *, name_file: bool = True) -> tu
 
 
 def linear(folder: Path, file: str, suffix: str, *, name_file: bool = True) -> tuple[Path, Function]:
+    folder.mkdir(parents=True, exist_ok=True)
     encoder, decoder = torch.nn.Linear(D, F), torch.nn.Linear(F, D)
     state = {f"encoder{suffix}.{name}": value for name, value in encoder.state_dict().items()}
     state |= {f"decoder{suffix}.{name}": value for name, value in decoder.state_dict().items()}

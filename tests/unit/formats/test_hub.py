@@ -153,13 +153,14 @@ def test_the_real_library_says_the_same(tmp_path: Path) -> None:
 def test_mistakes_are_named(hub: FakeHub) -> None:
     with_l0s(hub, 71)
     (hub.repository(SCOPE) / "README.md").write_text("a card")
+    gemma_scope.make(hub.repository(SCOPE), "layer_3/width_16k/average_l0_5")
     assert "no repository 'google/nothing' that you may read" in refused("hf://google/nothing/a")
     assert "is no address of the Hub; write hf://OWNER/NAME@REVISION/PATH" in refused("hf://google")
     assert "is no address of the Hub" in refused(f"hf://{SCOPE}/../other")
     assert "has no 'layer_2/width_16k'. Did you mean 'layer_20/width_16k'?" in refused(
         f"hf://{SCOPE}/layer_2/width_16k"
     )
-    assert "holds no file of an SAE; it has layer_20." in refused(f"hf://{SCOPE}")
+    assert "holds no file of an SAE; it has layer_20, layer_3." in refused(f"hf://{SCOPE}")
     assert "its layers are 0 to 31" in refused("llama_scope_lxr_8x/l32r_8x")
 
 
@@ -187,7 +188,6 @@ def test_the_list_is_of_known_layouts_and_complete() -> None:
     for one in listed.values():
         assert one.repository.count("/") == 1
         assert one.widths
-        assert one.site
         for scales in one.scales.values():
             assert len(scales) == len(one.layers)
             assert min(scales) > 0
