@@ -161,4 +161,4 @@ def names_of(bounds: Sequence[int | float], last: str, unit: str = "") -> list[s
 
 
 def _numbers(values: Tensor) -> NDArray[np.float64]:
-    return values.double().cpu().numpy()  # type: ignore[no-any-return]
+    return values.double().cpu().numpy()

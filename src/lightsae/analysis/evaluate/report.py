@@ -115,15 +115,7 @@ def _evaluation(entry: Any, where: str) -> Evaluation:
         raise FormatError(f"{where!r}: an SAE is a {type(entry).__name__}, where an object should be; {_AGAIN}.")
     check_fields(entry, where, kinds, _AGAIN)
     figures = {name: _figure(value, where) for name, value in entry["figures"].items()}
-    bands = {
-        side: [
-            Band(str(one["name"]), _figure(one.get("fve"), where), _figure(one.get("l0"), where)) for one in entry[side]
-        ]
-        for side in ("positions", "frequencies")
-        if all(isinstance(one, dict) and "name" in one for one in entry[side])
-    }
-    if len(bands) < 2:
-        raise FormatError(f"{where!r}: a band has no name; {_AGAIN}.")
+    positions, frequencies = (_bands(entry[side], where) for side in ("positions", "frequencies"))
     if not fits(entry["firing_histogram"], dict[str, int]) or not fits(entry["published"], dict[str, float]):
         raise FormatError(f"{where!r}: a count or a published figure is no number; {_AGAIN}.")
     if not all(isinstance(control, dict) for control in entry["controls"].values()):
@@ -133,7 +125,13 @@ def _evaluation(entry: Any, where: str) -> Evaluation:
         for name, control in entry["controls"].items()
     }
     told = {key: entry[key] for key in ("name", "sae", "text", "firing_histogram", "published")}
-    return Evaluation(**told, figures=figures, controls=controls, **bands)
+    return Evaluation(**told, figures=figures, controls=controls, positions=positions, frequencies=frequencies)
+
+
+def _bands(entries: Sequence[Any], where: str) -> list[Band]:
+    if not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in entries):
+        raise FormatError(f"{where!r}: a band has no name; {_AGAIN}.")
+    return [Band(one["name"], _figure(one.get("fve"), where), _figure(one.get("l0"), where)) for one in entries]
 
 
 def _figure(entry: Any, where: str) -> Figure:
