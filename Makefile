@@ -1,15 +1,17 @@
 # make demo   trains a sparse autoencoder on the language model that ships with the package, interprets it, steers with it
 # make test   all checks: ruff, mypy, import-linter, the guide's links and references, pytest
 # make docs   the guide and the reference as a site, in site/
+# make bench-formats   our files read by other libraries and theirs by ours, in an environment of their own (CPU)
 
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := .venv-peers/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 # An advertisement of mkdocs-material.
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test docs clean
+.PHONY: demo test docs bench-formats clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.ready
@@ -30,6 +32,17 @@ docs: .venv/.ready
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
+bench-formats: .venv-peers/.ready
+	@for script in scripts/layout_fixtures/[a-z]*.py; do \
+		echo "$$script"; PYTHONPATH=src:scripts $(PEERS)/python -P $$script --check || exit 1; \
+	done
+
+# -P, since a script has the name of the library that it is about.
+.venv-peers/.ready: scripts/layout_fixtures/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install --quiet --disable-pip-version-check -r scripts/layout_fixtures/requirements.txt
+	touch $@
+
 # The versions that were tested; a plain `pip install .` takes the newest that the bounds in pyproject.toml admit.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lightsae needs Python 3.11 or newer: make PYTHON=python3.11 demo")'
@@ -38,4 +51,4 @@ docs: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv build dist site lightning_logs .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-peers build dist site lightning_logs .mypy_cache .ruff_cache .import_linter_cache

@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--factors", nargs="*", type=float, default=[1.0, 0.5, 2.0], help="Of our default rates.")
     parser.add_argument("--rates", nargs="*", type=float, default=[1e-3, 4e-3], help="Of all libraries.")
+    parser.add_argument("--peers_alone", action="store_true", help="Leave ours out at these rates.")
     args = parser.parse_args()
     raw = np.load(args.activations, mmap_mode="r")
     scale = measure_scale(torch.from_numpy(np.array(raw[:SAMPLE], dtype=np.float32)), "sqrt_d")
@@ -189,7 +190,8 @@ def main() -> None:
             f"default x {factor:g}": partial(train, variant, x, None, args, factor=factor) for factor in args.factors
         }
         for lr in args.rates:
-            runs[f"{lr:g}"] = partial(train, variant, x, lr, args)
+            if not args.peers_alone:
+                runs[f"{lr:g}"] = partial(train, variant, x, lr, args)
             for package, fit, has in (
                 ("dictionary_learning", train_dictionary_learning, TRAINERS),
                 ("sae_lens", train_sae_lens, LENS),

@@ -32,6 +32,18 @@ def style_pane(axes: Axes, title: str, x_label: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def add_legend(axes: Axes, **options: Any) -> None:
+    """Give a pane a legend of what it shows; none where that is nothing, of which matplotlib would warn.
+
+    Args:
+        axes: The pane.
+        options: Of `Axes.legend`.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, labels, **options)
+
+
 def write_picture(trainer: Trainer, path: Path, tag: str, figure: Figure) -> None:
     """Write a picture to a .png file and to every TensorBoard logger of the run. Call it on rank 0."""
     with write_atomically(path) as partial:

@@ -38,4 +38,5 @@ def test_a_file_gives_what_the_code_that_wrote_it_gives(case: str) -> None:
 
 
 def test_there_are_files_of_every_library_that_can_be_installed() -> None:
-    assert {case.split("/")[0] for case in CASES} >= {"circuit_tracer"}
+    libraries = {"circuit_tracer", "dictionary_learning", "sae_lens", "sparsify"}
+    assert {case.split("/")[0] for case in CASES} >= libraries

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightsae.errors import ConfigError
 from lightsae.formats.native import load_sae, plain, save_sae
 from lightsae.sae import (
     MECHANISMS,
@@ -16,6 +18,7 @@ from lightsae.sae import (
     BatchTopK,
     Crosscoder,
     Gated,
+    GroupMax,
     JumpReLU,
     LatentUsage,
     Matryoshka,
@@ -69,6 +72,9 @@ CASES: dict[str, Build] = {
     "TopK multi": lambda: TopK(SELF, F, k=3, multi_k=12),
     "BatchTopK": lambda: BatchTopK(SELF, F, k=5),
     "BatchTopK falling, multi": lambda: BatchTopK(SELF, F, k=3, k_start=11, k_fall=0.8, multi_k=12),
+    "GroupMax": lambda: GroupMax(SELF, F, k=5),
+    "GroupMax of one": lambda: GroupMax(SELF, F, k=1, k_aux=3),
+    "GroupMax all": lambda: GroupMax(SELF, F, k=F),
     "Matryoshka TopK": nested(topk),
     "Matryoshka TopK groups, multi": nested(lambda: mechanisms.TopK(5, multi_k=9), groups=[3, 17, 20]),
     "Matryoshka TopK frequency": nested(topk, order="frequency"),
@@ -84,13 +90,16 @@ CASES: dict[str, Build] = {
     "Transcoder BatchTopK skip, tilt": across(batch_topk, skip=True, refinements=Refinements(tilt=0.002)),
     "Crosscoder ReLU": both(mechanisms.ReLU),
     "Crosscoder ReLU annealed": both(lambda: mechanisms.ReLU(p_end=0.2)),
+    "Transcoder GroupMax skip": across(lambda: mechanisms.GroupMax(8), skip=True),
     "Crosscoder TopK": both(topk),
     "Crosscoder BatchTopK": both(batch_topk),
+    "Crosscoder GroupMax": both(lambda: mechanisms.GroupMax(4)),
     "ReLU, all refinements": lambda: ReLU(SELF, F, refinements=ALL),
     "TopK aligned": lambda: TopK(SELF, F, k=5, refinements=Refinements(aligned=True)),
     "TopK, all refinements": lambda: TopK(SELF, F, k=5, refinements=ALL),
     "TopK not centred": lambda: TopK(SELF, F, k=5, refinements=Refinements(centre_input=False)),
     "ReLU free, centred": lambda: ReLU(SELF, F, refinements=Refinements(centre_input=True)),
+    "GroupMax, all refinements": lambda: GroupMax(SELF, F, k=5, refinements=ALL),
     "BatchTopK second step": lambda: BatchTopK(SELF, F, k=5, refinements=Refinements(second_step=0.3)),
     "BatchTopK pruned": lambda: BatchTopK(SELF, F, k=5, refinements=Refinements(prune=0.1)),
     "Matryoshka, all refinements": nested(batch_topk, order="frequency", detach_inner=True, refinements=ALL),
@@ -107,6 +116,20 @@ CASES: dict[str, Build] = {
     "Transcoder Gated": across(mechanisms.Gated),
     "Transcoder Gated skip": across(mechanisms.Gated, skip=True),
     "Crosscoder Gated": both(mechanisms.Gated),
+}
+# Every token in units of its own, in every mechanism and with every refinement.
+LAYER_NORM, RESCALE = Refinements(token_norm="layer_norm"), Refinements(token_norm="rescale")
+CASES |= {
+    "ReLU layer norm": lambda: ReLU(SELF, F, refinements=LAYER_NORM),
+    "ReLU unit rescaled": lambda: ReLU(SELF, F, "unit", refinements=RESCALE),
+    "TopK layer norm": lambda: TopK(SELF, F, k=5, refinements=LAYER_NORM),
+    "TopK layer norm, all refinements": lambda: TopK(SELF, F, k=5, refinements=replace(ALL, token_norm="layer_norm")),
+    "BatchTopK rescaled": lambda: BatchTopK(SELF, F, k=5, refinements=RESCALE),
+    "Matryoshka TopK rescaled": nested(topk, refinements=RESCALE),
+    "Matryoshka BatchTopK layer norm, detached": nested(batch_topk, detach_inner=True, refinements=LAYER_NORM),
+    "JumpReLU rescaled": lambda: JumpReLU(SELF, F, refinements=RESCALE),
+    "JumpReLU rescaled, all refinements": lambda: JumpReLU(SELF, F, refinements=replace(ALL, token_norm="rescale")),
+    "Gated layer norm": lambda: Gated(SELF, F, refinements=LAYER_NORM),
 }
 # In these, latents or outputs are made otherwise in training than at inference.
 TWO_MODES = [n for n in CASES if any(s in n for s in ("BatchTopK", "Matryoshka", "falling", "all refinements"))]
@@ -139,7 +162,8 @@ def _started(name: str) -> SparseAutoencoder:
     sae, sample = CASES[name](), make_sample()
     generator = torch.Generator().manual_seed(1)
     sae.reset_parameters(generator)
-    sae.start_from(sample, "sqrt_d")
+    # Tokens of norm sqrt(D) have no scale left to measure in units of it.
+    sae.start_from(sample, "sqrt_d" if sae.refinements.token_norm is None else "unit")
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
@@ -167,6 +191,16 @@ def factors(sae: SparseAutoencoder) -> tuple[Tensor, Tensor]:
     read = [scale.expand(width) for scale, width in zip(sae.input_scale, sae.widths.read.values(), strict=True)]
     predicted = [scale.expand(w) for scale, w in zip(sae.output_scale, sae.widths.predicted.values(), strict=True)]
     return torch.cat(read), torch.cat(predicted)
+
+
+def frame_of(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
+    """Of each token, what is subtracted, what is then multiplied, and how long a unit is in the way back."""
+    if sae.refinements.token_norm == "layer_norm":
+        return x.mean(-1, keepdim=True), 1 / (x.std(-1, keepdim=True) + 1e-5), x.std(-1, keepdim=True)
+    if sae.refinements.token_norm == "rescale":
+        root = x.shape[-1] ** 0.5
+        return 0.0, root / x.norm(dim=-1, keepdim=True), x.norm(dim=-1, keepdim=True) / root
+    return 0.0, 1.0, 1.0
 
 
 @pytest.fixture
@@ -231,7 +265,7 @@ def test_sparse_latents_are_the_dense_ones(sae: SparseAutoencoder, x: Tensor) ->
 
 
 def test_decoded_latents_are_the_output(sae: SparseAutoencoder, x: Tensor) -> None:
-    decoded = sae.decode(sae.encode(x))
+    decoded = sae.decode(sae.encode(x), x)
     if isinstance(sae, Transcoder) and sae.W_skip is not None:
         decoded = decoded + (x * factors(sae)[0] - sae.input_centre) @ sae.W_skip / factors(sae)[1]
     torch.testing.assert_close(decoded, sae(x).x_hat, rtol=1e-5, atol=1e-3)
@@ -244,7 +278,7 @@ def test_any_leading_axes(sae: SparseAutoencoder, x: Tensor, shape: tuple[int, .
     latents = sae.encode(some)
     assert latents.shape == (*shape, F)
     torch.testing.assert_close(latents.reshape(-1, F), sae.encode(x[:count]), rtol=1e-5, atol=1e-5)
-    assert sae.decode(latents).shape == (*shape, sae.d_out)
+    assert sae.decode(latents, some).shape == (*shape, sae.d_out)
 
 
 def test_a_tokens_latents_depend_on_no_other_token(at_inference: SparseAutoencoder, x: Tensor) -> None:
@@ -256,6 +290,12 @@ def test_a_tokens_latents_depend_on_no_other_token(at_inference: SparseAutoencod
 
 
 def test_in_training_they_do_where_there_are_two_modes(in_training: SparseAutoencoder, x: Tensor) -> None:
+    if in_training.refinements.token_norm is not None:
+        # None can be louder than the others: as many fire on each as there are, but together.
+        together = in_training.encode(x)
+        alone = torch.cat([in_training.encode(token[None]) for token in x])
+        assert torch.equal(alone > 0, together > 0) != in_training.mechanism.two_modes
+        return
     crowd = torch.cat([x[7:8], 50 * x[8:]])
     alone, crowded = in_training.encode(x[7:8])[0], in_training.encode(crowd)[0]
     if in_training.mechanism.two_modes:
@@ -266,10 +306,10 @@ def test_in_training_they_do_where_there_are_two_modes(in_training: SparseAutoen
 
 
 def test_raw_and_normalised_units(sae: SparseAutoencoder, x: Tensor) -> None:
-    output, (read, predicted) = sae(x), factors(sae)
+    output, (read, predicted), (shift, factor, unit) = sae(x), factors(sae), frame_of(sae, x)
     assert (predicted != 1).all()
-    torch.testing.assert_close(output.x_normalised, x * read)
-    torch.testing.assert_close(output.x_hat * predicted, output.x_hat_normalised)
+    torch.testing.assert_close(output.x_normalised, (x - shift) * factor * read, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.x_hat, output.x_hat_normalised / predicted * unit + shift, rtol=1e-5, atol=1e-4)
     expected = output.dense_latents() @ sae.W_dec + sae.b_dec
     if isinstance(sae, Transcoder) and sae.W_skip is not None:
         expected = expected + (x * read - sae.input_centre) @ sae.W_skip
@@ -280,8 +320,21 @@ def test_a_direction_is_what_one_unit_of_a_latent_adds(sae: SparseAutoencoder, x
     latents = sae.encode(x)
     more = latents.clone()
     more[:, 9] += 1
-    added = sae.decode(more) - sae.decode(latents)
-    torch.testing.assert_close(added, sae.direction(9).expand(T, sae.d_out), atol=1e-3, rtol=0)
+    added = sae.decode(more, x) - sae.decode(latents, x)
+    torch.testing.assert_close(added, sae.direction(9, x).expand(T, sae.d_out), atol=1e-3, rtol=0)
+
+
+def test_what_a_latent_adds_is_told_of_tokens_where_each_has_a_unit(sae: SparseAutoencoder, x: Tensor) -> None:
+    latents = sae.encode(x)
+    if sae.refinements.token_norm is None:
+        assert sae.token_units(x) is None
+        assert torch.equal(sae.decode(latents), sae.decode(latents, x))
+        assert torch.equal(sae.direction(9), sae.direction(9, x))
+        return
+    torch.testing.assert_close(sae.token_units(x), frame_of(sae, x)[2])
+    for alone in (lambda: sae.decode(latents), lambda: sae.direction(9)):
+        with pytest.raises(ConfigError, match=r"x is missing: with token_norm .* give the raw activations"):
+            alone()
 
 
 def test_a_detached_output_has_no_graph(sae: SparseAutoencoder, x: Tensor) -> None:
@@ -348,10 +401,17 @@ def test_losses_do_not_depend_on_the_unit_of_the_data(
     in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage
 ) -> None:
     sae, other = in_training, copy.deepcopy(in_training)
+    kind = sae.refinements.token_norm
     with torch.no_grad():
-        other.input_scale.div_(64)
-        other.output_scale.div_(64)
+        other.input_scale.div_(1 if kind else 64)
+        other.output_scale.div_(1 if kind else 64)
     terms, rescaled = sae.loss_terms(y, sae(x), usage), other.loss_terms(y * 64, other(x * 64), usage)
+    if kind == "layer_norm":
+        # But for the epsilon.
+        assert {name: value.item() for name, value in terms.items()} == pytest.approx(
+            {name: value.item() for name, value in rescaled.items()}, rel=1e-3
+        )
+        return
     assert {name: value.item() for name, value in terms.items()} == {
         name: value.item() for name, value in rescaled.items()
     }

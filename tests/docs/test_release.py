@@ -24,11 +24,13 @@ ROOMS = [
 WITHOUT_PAGE = {
     "lightsae.BatchTopK",  # the plain SAEs: see their mechanisms
     "lightsae.Gated",
+    "lightsae.GroupMax",
     "lightsae.JumpReLU",
     "lightsae.ReLU",
     "lightsae.TopK",
     "lightsae.sae.BatchTopK",
     "lightsae.sae.Gated",
+    "lightsae.sae.GroupMax",
     "lightsae.sae.JumpReLU",
     "lightsae.sae.Mechanism",
     "lightsae.sae.ReLU",
@@ -57,6 +59,7 @@ def test_one_version() -> None:
 
 def test_versions_of_the_changelog_fall() -> None:
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    headings = headings[1:] if headings[0] == "Unreleased" else headings
     dated = [re.fullmatch(r"(\d+)\.(\d+)\.(\d+) \((\d{4}-\d\d-\d\d)\)", heading) for heading in headings]
     assert all(dated), headings
     versions = [(tuple(map(int, match.groups()[:3])), match[4]) for match in dated if match]

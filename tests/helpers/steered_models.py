@@ -12,6 +12,7 @@ from lightsae.sae import (
     Gated,
     JumpReLU,
     Matryoshka,
+    Refinements,
     ReLU,
     SiteRef,
     SparseAutoencoder,
@@ -29,6 +30,8 @@ KINDS: dict[str, Callable[[Widths], SparseAutoencoder]] = {
     "TopK": lambda widths: TopK(widths, F, k=16),
     "BatchTopK": lambda widths: BatchTopK(widths, F, k=16),
     "Matryoshka": lambda widths: Matryoshka(widths, F, mechanisms.TopK(16)),
+    "ReLU-layer_norm": lambda widths: ReLU(widths, F, refinements=Refinements(token_norm="layer_norm")),
+    "TopK-rescale": lambda widths: TopK(widths, F, k=16, refinements=Refinements(token_norm="rescale")),
 }
 
 

@@ -93,6 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     maps = [Map(HOSTILE, HOSTILE, points, [colour], texts=[HOSTILE] * 64, links=np.arange(64))]
     made = tmp_path_factory.mktemp("hostile")
     manifest = fake_manifest(64) | {"corpus": {"name": HOSTILE}}
+    manifest["summary"]["neurons"] = {"sites": [HOSTILE, "mlp_act.0"]}
     write_dashboard(made, tables, manifest, neurons=tables, maps=maps)
     return made
 
@@ -105,7 +106,7 @@ ROUTES = {
     "/neurons": "Fires on",
     "/map": "colour by",
     "/compare": "Side by side",
-    "/about": "histogram_edges",
+    "/about": "mlp_act.0",
     "/feature/999": "There is no feature 999",
     "/feature/x": "There is no feature",
 }

@@ -61,6 +61,10 @@ model:
     crosscoder:
       sae: {class_path: Crosscoder, init_args: {d_sae: 96, mechanism: {class_path: BatchTopK, init_args: {k: 4}}}}
       site: [resid_post.0, resid_post.1]
+    layer_norm:
+      sae: {class_path: TopK, init_args: {d_sae: 96, k: 4, refinements: {token_norm: layer_norm}}}
+      start: data
+    rescaled: {sae: {class_path: JumpReLU, init_args: {d_sae: 96, refinements: {token_norm: rescale}}}}
 trainer:
   gradient_clip_val: 1.0
   callbacks:

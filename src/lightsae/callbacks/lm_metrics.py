@@ -4,7 +4,6 @@ Axes: B rows, S positions, D width of a site, V vocabulary.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.base import SAECallback
 from lightsae.lm import LanguageModel
-from lightsae.lm.hooks import Intervention
+from lightsae.lm.splice import spliced_logits
 from lightsae.metrics import (
     TokenMean,
     counted_targets,
@@ -231,12 +230,6 @@ def replaced_logits(
     model: LanguageModel, rows: Rows, replacements: Mapping[SiteRef, Float[Tensor, "*_ D"]], *, keep_sinks: bool
 ) -> Float[Tensor, "B S V"]:
     """Return the logits with other activations at some sites: (B, S, D), or one (D,) for all positions."""
-
-    def putting(site: SiteRef, new: Tensor) -> Intervention:
-        sinks = rows.sinks[site][..., None]
-        return lambda x: torch.where(sinks & keep_sinks, x, new.to(x.dtype))
-
-    with ExitStack() as stack:
-        for site, new in replacements.items():
-            stack.enter_context(model.intervene(site.site, putting(site, new)))
-        return model.logits(rows.tokens)
+    new = {site.site: values for site, values in replacements.items()}
+    kept = {site.site: rows.sinks[site] for site in replacements} if keep_sinks else None
+    return spliced_logits(model, rows.tokens, new, kept)

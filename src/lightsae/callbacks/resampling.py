@@ -104,13 +104,13 @@ def draw_by_loss(
     count = min(count, int(weights.count_nonzero()))
     chosen = torch.multinomial(weights, count, generator=generator) if count else torch.arange(0)
     output = sae(inputs[chosen.to(inputs.device)])
-    read, predicted = output.x_normalised, targets[chosen.to(targets.device)].float() * output.output_scale
+    read, predicted = output.x_normalised, output.normalised(targets[chosen.to(targets.device)].float())
     return read if sae.centre is None else read - sae.centre, predicted - sae.b_dec
 
 
 def _losses(sae: SparseAutoencoder, inputs: Tensor, targets: Tensor) -> Tensor:
     output: SAEOutput = sae(inputs)
-    error = targets.float() * output.output_scale - output.x_hat_normalised
+    error = output.normalised(targets.float()) - output.x_hat_normalised
     return error.square().sum(1)
 
 

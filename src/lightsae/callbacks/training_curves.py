@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightsae.callbacks.base import SAECallback
 from lightsae.formats.files import write_atomically
-from lightsae.plotting import style_pane
+from lightsae.plotting import add_legend, style_pane
 
 PANELS = {
     "loss": "Loss",
@@ -104,9 +104,7 @@ def draw(saes: Mapping[str, Mapping[str, Curve]]) -> Figure:
             axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     for axes in panels[1]:
         axes.set_xlabel("Training tokens")
-    handles, labels = panels[0, 1].get_legend_handles_labels()
-    if handles:
-        panels[0, 1].legend(handles, labels, frameon=False, fontsize=9, loc="lower right")
+    add_legend(panels[0, 1], frameon=False, fontsize=9, loc="lower right")
     return figure
 
 

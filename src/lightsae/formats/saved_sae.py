@@ -5,7 +5,7 @@ What a person names for an SAE may be an export, a run's folder, a checkpoint, o
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from lightsae.errors import FormatError, under
 from lightsae.formats.checkpoint import checkpoint_and_name, read_sae_of_checkpoint
 from lightsae.formats.files import find_folder
-from lightsae.formats.layouts import PortableSAE, Source, layout_of
+from lightsae.formats.hub import Fetched, fetch
+from lightsae.formats.layouts import Opened, Source, layout_of
 from lightsae.formats.named_sites import NamedSites
 from lightsae.formats.native import (
     DESCRIPTION,
@@ -149,7 +150,8 @@ class SavedSAE:
         Args:
             folder: What `save_sae` or a run wrote; a run's folder; a checkpoint, RUN/checkpoints/last.ckpt, of a run
                 with several SAEs with the name behind it: last.ckpt/NAME; or a file or folder of one of
-                `lightsae.formats.layouts`.
+                `lightsae.formats.layouts`; or, where nothing of that name is there, an address of the Hub,
+                hf://OWNER/NAME@REVISION/PATH, or RELEASE/ID of `lightsae.formats.releases`.
             device: Where the tensors go; of our own exports, once they are asked for.
 
         Raises:
@@ -157,6 +159,8 @@ class SavedSAE:
                 version; or there are several SAEs.
             ConfigError: The device is not there.
         """
+        if (fetched := fetch(folder)) is not None:
+            return cls._of_hub(fetched, device)
         folder = sae_in_run(folder) or folder
         if (checkpoint := checkpoint_and_name(folder)) is not None:
             return cls._read(*read_sae_of_checkpoint(*checkpoint), folder, device)
@@ -165,9 +169,18 @@ class SavedSAE:
         return cls(describe_sae(folder), folder, device)
 
     @classmethod
-    def of_portable(
-        cls, portable: PortableSAE, folder: str | Path | None, device: str | torch.device = "cpu"
-    ) -> "SavedSAE":
+    def _of_hub(cls, fetched: Fetched, device: str | torch.device) -> "SavedSAE":
+        """Open what was fetched; its provenance says from where, with the commit."""
+        if is_foreign(fetched.path):
+            portable = layout_of(fetched.path).read(fetched.path)
+            portable = replace(portable, source=fetched.complete(portable.source))
+            return cls.of_portable(portable, fetched.path, device)
+        description = describe_sae(fetched.path)
+        told = {**description["provenance"], "address": fetched.address}
+        return cls({**description, "provenance": told}, fetched.path, device)
+
+    @classmethod
+    def of_portable(cls, portable: Opened, folder: str | Path | None, device: str | torch.device = "cpu") -> "SavedSAE":
         """Take an SAE that was read from a layout of others."""
         sae = portable.to_sae()
         description = {

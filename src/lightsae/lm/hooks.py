@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightsae.errors import SiteError
+from lightsae.lm.norms import gain_and_bias, without_gain
 from lightsae.lm.per_thread import PerThread, attach_before
 from lightsae.lm.sites import Site
 
@@ -68,13 +69,20 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         return replaced(output)
 
+    def after_norm(norm: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Any:
+        gain, bias = gain_and_bias(norm, output)
+        seen = without_gain(output, gain, bias)
+        new = replaced(seen)
+        # The change alone, so that what stays as it was changes no bit.
+        return None if new is None else output + ((new.float() - seen.float()) * gain).to(output.dtype)
+
     # A model with a head calls its base model, or (OPT) a part of that; a caller may start at either.
     entries = {model, model.base_model}
     handles = [attach_before(entry, note_rows) for entry in entries]
     if site.side == "input":
         handles.append(attach_before(site.module, before))
     else:
-        handles.append(site.module.register_forward_hook(after))
+        handles.append(site.module.register_forward_hook(after_norm if site.side == "normalised" else after))
     try:
         yield
     finally:

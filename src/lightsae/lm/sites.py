@@ -16,7 +16,8 @@ Pre-norm models satisfy resid_pre + attn_out + mlp_out == resid_post, also where
 and resid_post is norm(mlp_in + mlp_out).
 
 Anything else is a module path of the Hugging Face model followed by `.input` or `.output`, such as
-`transformer.h.6.mlp.act.output`. Of a module that takes or returns several values the first is meant.
+`transformer.h.6.mlp.act.output`. Of a module that takes or returns several values the first is meant. A norm has
+`.normalised`, too: its output before gain and bias (`lightsae.lm.norms`).
 
 Source: the modelling files of transformers, read one by one.
 """
@@ -29,7 +30,9 @@ from typing import Any
 from torch import nn
 
 from lightsae.errors import SiteError, arg, did_you_mean
+from lightsae.lm.norms import is_norm
 
+SIDES = ("input", "output", "normalised")
 PORTABLE = ("resid_pre", "attn_z", "attn_out", "mlp_in", "mlp_act", "mlp_out", "resid_post")
 
 
@@ -98,7 +101,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """A site as it is listed for a user: `path` is the module's path in the model, `side` is input or output."""
+    """A site as it is listed for a user: `path` is the module's path in the model, `side` is one of `SIDES`."""
 
     name: str
     width: int
@@ -129,7 +132,7 @@ def find_site(model: Any, name: str, *, model_name: str, n_layers: int) -> Site:
 
     Args:
         model: A transformers model.
-        name: Portable name or module path with `.input` / `.output`.
+        name: Portable name or module path with `.input` / `.output` / `.normalised`.
         model_name: The model as the user wrote it, for messages.
         n_layers: Layers of the whole model; `model` may hold fewer.
 
@@ -157,7 +160,7 @@ def find_site(model: Any, name: str, *, model_name: str, n_layers: int) -> Site:
     else:
         path, _, side = name.rpartition(".")
 
-    module = _find_module(model, path) if path and side in ("input", "output") else None
+    module = _find_module(model, path) if path and side in SIDES else None
     if module is None and portable:
         raise SiteError(f"{named}, above the part of {model_name!r} that was loaded. Load it with this site.")
     if module is None:
@@ -166,6 +169,9 @@ def find_site(model: Any, name: str, *, model_name: str, n_layers: int) -> Site:
         has_no_side = name and _find_module(model, name) is not None
         hint = f" Did you mean '{name}.output'?" if has_no_side else did_you_mean(name, known)
         raise SiteError(f"{named}, which {model_name!r} does not have.{hint} {listing}")
+    if side == "normalised" and not is_norm(module):
+        kind = type(module).__name__
+        raise SiteError(f"{named}, and only a norm has that side; {path!r} is a {kind}. Write '{path}.output'.")
     path = next(p for p, m in model.named_modules() if m is module)
     return Site(name, module, path, side, _layer_of(model, family, path))
 

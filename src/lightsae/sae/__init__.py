@@ -11,7 +11,7 @@ from lightsae.sae.sites import SiteRef, Widths
 from lightsae.sae.sparse_ops import SparseLatents
 from lightsae.sae.transcoder import Transcoder
 from lightsae.sae.usage import LatentUsage
-from lightsae.sae.variants import VARIANTS, BatchTopK, Gated, JumpReLU, ReLU, TopK
+from lightsae.sae.variants import VARIANTS, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK
 
 __all__ = [
     "MECHANISMS",
@@ -20,6 +20,7 @@ __all__ = [
     "BatchTopK",
     "Crosscoder",
     "Gated",
+    "GroupMax",
     "JumpReLU",
     "LatentUsage",
     "Matryoshka",

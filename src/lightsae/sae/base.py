@@ -2,7 +2,8 @@
 
 Axes:    T tokens, D width read (d_in), O width predicted (d_out), F latents (d_sae).
 Units:   inputs and outputs of the public methods are raw activations. Inside, and in the losses, activations are
-         normalised: multiplied by `input_scale` (what is read) or `output_scale` (what is predicted).
+         normalised: multiplied by `input_scale` (what is read) or `output_scale` (what is predicted); with
+         `token_norm`, after each token was normalised by itself.
 """
 
 import copy
@@ -21,6 +22,7 @@ from lightsae.sae.output import SAEOutput
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements, align
 from lightsae.sae.sites import SiteRef, Widths
 from lightsae.sae.sparse_ops import Latents, Selection, SparseLatents, as_sparse, decode, encode_selected
+from lightsae.sae.token_norm import TokenFrame
 from lightsae.sae.usage import LatentUsage
 
 MEDIAN_TOKENS = 16384
@@ -155,6 +157,8 @@ class SparseAutoencoder(nn.Module):
         Raises:
             ActivationError: A site is zero on all tokens.
         """
+        if kind := self.refinements.token_norm:
+            sample = {site: TokenFrame.of(values, kind).into(values) for site, values in sample.items()}
         for site, values in sample.items():
             if not bool(values.any()):
                 raise ActivationError(
@@ -165,7 +169,7 @@ class SparseAutoencoder(nn.Module):
         # A median of some thousands of tokens is as good a start as one of all, and each iteration reads them all.
         every = max(1, len(next(iter(sample.values()))) // MEDIAN_TOKENS)
         sample = {site: values[::every].float() for site, values in sample.items()}
-        read = self._normalised(Widths.join(sample, self.widths.read))
+        read = self._scaled(Widths.join(sample, self.widths.read))
         predicted = Widths.join(sample, self.widths.predicted) * self._output_factor()
         self._start_centres(read, predicted)
         if points is not None:
@@ -202,19 +206,31 @@ class SparseAutoencoder(nn.Module):
         """Return the latents of normalised activations, dense or sparse as the mechanism makes them."""
         return self._encoding(x).latents
 
-    def decode(self, latents: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch O"]:
-        """Return the raw activations that dense latents stand for."""
-        return (latents @ self.W_dec + self.b_dec) / self._output_factor()
+    def decode(
+        self, latents: Float[Tensor, "*batch F"], x: Float[Tensor, "*batch D"] | None = None
+    ) -> Float[Tensor, "*batch O"]:
+        """Return the raw activations that dense latents stand for.
+
+        Args:
+            latents: In normalised units.
+            x: The raw activations of the same tokens; needed with `token_norm` alone, where each has its own unit.
+
+        Raises:
+            ConfigError: `x` is needed and not given.
+        """
+        decoded = (latents @ self.W_dec + self.b_dec) / self._output_factor()
+        frame = self._frame_for(x)
+        return decoded if frame is None else frame.out_of(decoded)
 
     def forward(self, x: Float[Tensor, "T D"]) -> SAEOutput:
         """Encode raw activations and decode them again."""
-        x = self._normalised(x)
+        x, frame = self._read(x)
         latents, pre, first = self._encoding(x)
-        return SAEOutput(x, latents, self._decoded(latents, x), self._output_factor(), pre, first)
+        return SAEOutput(x, latents, self._decoded(latents, x), self._output_factor(), pre, first, frame)
 
     def loss_terms(self, x: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage) -> dict[str, Tensor]:
         """Return the named, unweighted terms of the loss for the raw target `x`; each is a scalar."""
-        return self.mechanism.loss_terms(self, x * self._output_factor(), output, usage)
+        return self.mechanism.loss_terms(self, output.normalised(x), output, usage)
 
     def squared_error(self, target: Float[Tensor, "T O"], output: SAEOutput) -> Float[Tensor, ""]:
         """Return the mean over tokens of sum_O e^2, in normalised units: what mechanisms build their `mse` on."""
@@ -263,9 +279,30 @@ class SparseAutoencoder(nn.Module):
         sizes = f"d_in={self.d_in}, d_sae={self.d_sae}"
         return sizes if self.d_out == self.d_in else f"{sizes}, d_out={self.d_out}"
 
-    def direction(self, latent: int) -> Float[Tensor, " O"]:
-        """Return what one unit of a latent adds to the raw activations: d_i / output_scale."""
-        return self.W_dec[latent] / self._output_factor()
+    def direction(self, latent: int, x: Float[Tensor, "*batch D"] | None = None) -> Float[Tensor, "*tokens O"]:
+        """Return what one unit of a latent adds to the raw activations: d_i / output_scale.
+
+        Args:
+            latent: Its number.
+            x: The raw activations of the tokens; needed with `token_norm` alone.
+
+        Returns:
+            (O,); with `token_norm` (*batch, O), for each token that times its own unit.
+
+        Raises:
+            ConfigError: `x` is needed and not given.
+        """
+        direction = self.W_dec[latent] / self._output_factor()
+        frame = self._frame_for(x)
+        return direction if frame is None else direction * frame.unit
+
+    def token_units(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch 1"] | None:
+        """Return how long a token's own unit is, by which what a latent adds to it is multiplied.
+
+        None without `token_norm`, where all tokens have the same.
+        """
+        kind = self.refinements.token_norm
+        return None if kind is None else TokenFrame.of(x, kind).unit
 
     @property
     def centre(self) -> Float[Tensor, " D"] | None:
@@ -300,8 +337,30 @@ class SparseAutoencoder(nn.Module):
         centred = x if self.centre is None else x - self.centre
         return torch.addmm(self.b_enc, centred, self.W_enc)
 
+    def _read(self, x: Tensor) -> tuple[Tensor, TokenFrame | None]:
+        """Return raw activations normalised, and what each token was normalised by."""
+        kind = self.refinements.token_norm
+        if kind is None:
+            return self._scaled(x), None
+        frame = TokenFrame.of(x, kind)
+        return self._scaled(frame.into(x)), frame
+
     def _normalised(self, x: Tensor) -> Tensor:
+        return self._read(x)[0]
+
+    def _scaled(self, x: Tensor) -> Tensor:
         return x.to(self.W_enc.dtype) * _per_column(self.input_scale, self.widths.read)
+
+    def _frame_for(self, x: Tensor | None) -> TokenFrame | None:
+        kind = self.refinements.token_norm
+        if kind is None:
+            return None
+        if x is None:
+            raise ConfigError(
+                f"{arg('x')} is missing: with token_norm {kind!r} each token has a unit of its own; give the raw "
+                "activations that were encoded."
+            )
+        return TokenFrame.of(x, kind)
 
     def _output_factor(self) -> Tensor:
         return _per_column(self.output_scale, self.widths.predicted)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightsae.sae import SparseAutoencoder
+from lightsae.sae.token_norm import TokenFrame
 
 # Pre-activations of all latents are in memory for this many tokens at a time.
 _TOKENS_AT_ONCE = 4096
@@ -51,6 +52,7 @@ class LatentReader:
             self._sae = sae if ready else copy.deepcopy(sae).eval().to(device)
             self._features = torch.tensor(features, device=device)
             return
+        self._token_norm = sae.refinements.token_norm
         sites = zip(sae.input_scale, sae.widths.read.values(), strict=True)
         self._scale = torch.cat([scale.expand(width) for scale, width in sites]).to(device)
         centre = sae.centre
@@ -66,6 +68,8 @@ class LatentReader:
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T n"]:
         if self.alone:
+            if self._token_norm is not None:
+                x = TokenFrame.of(x, self._token_norm).into(x)
             x = x.to(self._columns.dtype) * self._scale
             if self._centre is not None:
                 x = x - self._centre

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightsae.errors import ConfigError, arg
 from lightsae.sae.base import SparseAutoencoder
 from lightsae.sae.mechanisms.base import Mechanism
+from lightsae.sae.mechanisms.group_max import GroupMax
 from lightsae.sae.mechanisms.topk import TopK
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
@@ -63,7 +64,8 @@ class Matryoshka(SparseAutoencoder):
         detach_inner: bool = False,
         refinements: Refinements = NO_REFINEMENTS,
     ) -> None:
-        if not isinstance(mechanism, TopK):
+        # Of a prefix that ends within a group only one latent could fire.
+        if not isinstance(mechanism, TopK) or isinstance(mechanism, GroupMax):
             raise ConfigError(f"{arg('mechanism')} is {type(mechanism).__name__}; Matryoshka takes TopK or BatchTopK.")
         self.groups, self.order, self.detach_inner = groups, order, detach_inner
         self._bounds = list(accumulate(_group_sizes(groups, d_sae)))
@@ -82,7 +84,7 @@ class Matryoshka(SparseAutoencoder):
     def forward(self, x: Float[Tensor, "T D"]) -> SAEOutput:
         if not self.training:
             return super().forward(x)
-        x = self._normalised(x)
+        x, frame = self._read(x)
         latents, pre, first = self._encoding(x)
         assert isinstance(latents, SparseLatents)
         parts = self._by_prefix(latents)
@@ -91,13 +93,18 @@ class Matryoshka(SparseAutoencoder):
         if self.detach_inner:
             # The bias belongs to every prefix.
             prefixes = (parts.cumsum(1) - parts).detach() + parts + self.b_dec
-        return NestedOutput(x, latents, x_hat, self._output_factor(), pre, first, prefixes)
+        return NestedOutput(x, latents, x_hat, self._output_factor(), pre, first, frame, prefixes)
 
     def squared_error(self, target: Float[Tensor, "T O"], output: SAEOutput) -> Float[Tensor, ""]:
         if not isinstance(output, NestedOutput):
             return super().squared_error(target, output)
         assert output.prefixes is not None
         return self.refinements.mean((target[:, None] - output.prefixes).square().sum(2).mean(1))
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """The latents that each prefix adds."""
+        return _group_sizes(self.groups, self.d_sae)
 
     def prefix(self, latents: Float[Tensor, "*batch F"], number: int) -> Float[Tensor, "*batch F"]:
         """Return dense latents with all but those of prefix `number` (from 0) set to 0."""

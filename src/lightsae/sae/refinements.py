@@ -2,10 +2,11 @@
 
 Axes:    T tokens, D width, F latents, N non-zero latents.
 Sources: aligned training: arXiv:2605.18629. Second step: Gregor & LeCun 2010, "Learning Fast Approximations of Sparse
-         Coding". Tilted mean: tilted risk, arXiv:2411.00743.
+         Coding". Tilted mean: tilted risk, arXiv:2411.00743. Normalised tokens: see `token_norm`.
 """
 
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor
 from lightsae.errors import ConfigError, arg
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import Latents, SparseLatents, as_sparse, row_products
+from lightsae.sae.token_norm import TokenNorm
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Refinements:
             null: none.
         centre_input: Whether `b_dec` is subtracted from the input before encoding; null: as the mechanism's source has
             it.
+        token_norm: Normalise each token by itself before all else, and undo it in the prediction: `layer_norm` (mean 0,
+            standard deviation 1) or `rescale` (norm sqrt(D)); null: not. One site only.
     """
 
     aligned: bool = False
@@ -35,11 +39,18 @@ class Refinements:
     tilt: float = 0.0
     prune: float | None = None
     centre_input: bool | None = None
+    token_norm: TokenNorm | None = None
 
     def check(self, widths: Widths) -> None:
         """Raise a ConfigError where an option does not fit."""
         if self.second_step < 0:
             raise ConfigError("second_step", self.second_step, "write 0 or more")
+        if self.token_norm not in (None, *get_args(TokenNorm)):
+            raise ConfigError("token_norm", self.token_norm, f"write one of {', '.join(get_args(TokenNorm))}, or null")
+        if self.token_norm is not None and len(widths.read) > 1:
+            raise ConfigError("token_norm", self.token_norm, "it takes an SAE of one site; leave it out")
+        if self.token_norm == "layer_norm" and widths.d_in < 2:
+            raise ConfigError("token_norm", self.token_norm, "one number has no standard deviation; leave it out")
         if widths.read == widths.predicted:
             return
         for field in fields(self):

@@ -25,7 +25,7 @@ class Transcoder(SparseAutoencoder):
     Args:
         widths: Given by the data.
         d_sae: Number of latents.
-        mechanism: `ReLU`, `TopK`, `BatchTopK`, `JumpReLU` or `Gated`, with its settings.
+        mechanism: `ReLU`, `TopK`, `BatchTopK`, `GroupMax`, `JumpReLU` or `Gated`, with its settings.
         skip: Add a linear map of the input to the prediction (skip transcoder).
         refinements: Options beside the mechanism.
     """

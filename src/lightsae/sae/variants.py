@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     BatchTopK = _Plain
     Gated = _Plain
+    GroupMax = _Plain
     JumpReLU = _Plain
     ReLU = _Plain
     TopK = _Plain

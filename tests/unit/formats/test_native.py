@@ -27,6 +27,7 @@ SETTINGS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     ],
     "TopK": [lambda: {"k": 3}, lambda: {"k": 3, "k_aux": 4}, lambda: {"k": 3, "k_start": 9, "multi_k": 6}],
     "BatchTopK": [lambda: {"k": 3}],
+    "GroupMax": [lambda: {"k": 3, "k_aux": 4}],
     "JumpReLU": [dict, lambda: {"penalty": "tanh", "start_l0": 6.0, "bandwidth": 0.5}, lambda: {"target_l0": 3.0}],
     "Gated": [dict],
     "Matryoshka": [
@@ -133,7 +134,8 @@ def test_the_description_tells_shape_and_origin(tmp_path):
     told = describe_sae(tmp_path)
     assert told["format_version"] == 1
     assert told["variant"] == "TopK"
-    refinements = {"aligned": False, "second_step": 0.0, "tilt": 0.0, "prune": None, "centre_input": None}
+    refinements = {"aligned": False, "second_step": 0.0, "tilt": 0.0, "prune": None}
+    refinements |= {"centre_input": None, "token_norm": None}
     topk = {"k": 3, "k_aux": None, "k_start": None, "k_fall": 0.5, "multi_k": None}
     assert told["settings"] == {"d_sae": 12, **topk, "refinements": refinements}
     sites = [{"model": "gpt2", "site": "mlp_in.0", "width": 4}, {"model": "gpt2", "site": "mlp_in.1", "width": 3}]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lightsae.analysis.dashboard.maps import Map
 from lightsae.analysis.dictionary.figures import labelled, median_of, tested_scores
-from lightsae.plotting import STYLE
+from lightsae.plotting import STYLE, add_legend
 
 Tables = Mapping[str, pa.Table]
 # Name, table of features and colour of each population.
@@ -80,7 +80,7 @@ def _density(populations: Populations) -> Figure:
         silent = len(table) - len(fired)
         _histogram(axes, fired, f"{name}, {silent:,} silent", colour)
     axes.set(xlabel="density: share of tokens on which it fires (log10)", ylabel="share")
-    axes.legend()
+    add_legend(axes)
     return figure
 
 
@@ -97,8 +97,7 @@ def _labels(sides: Sequence[tuple[str, Tables, str]]) -> Figure:
         shown = labelled(tables["features"]["tier"].to_pylist())
         share = "" if shown["labelled_share"] is None else f" ({shown['labelled_share']:.0%})"
         axes.set_title(f"{name}: {shown['labelled']:,} of {len(columns):,} tested labelled{share}")
-        if axes.collections:
-            axes.legend(loc="lower left")
+        add_legend(axes, loc="lower left")
     return figure
 
 
@@ -112,7 +111,7 @@ def _coherence(populations: Populations, columns: list[str]) -> Figure:
                 middle = f", median {median:.2f} (n = {n:,})" if median is not None else ""
                 _histogram(axes, values, f"{name}{middle}", colour)
         axes.set(xlabel=column.replace("_", " "), ylabel="share")
-        axes.legend()
+        add_legend(axes)
     return figure
 
 
@@ -157,4 +156,4 @@ def _scatter(
         colour = TIERS.get(name, colours[place])
         # matplotlib takes a name that begins with _ for one to be left out of the legend.
         axes.scatter(x[members], y[members], s=size, color=colour, lw=0, label=f" {name}")
-    axes.legend(markerscale=3, fontsize=7, loc="upper left")
+    add_legend(axes, markerscale=3, fontsize=7, loc="upper left")

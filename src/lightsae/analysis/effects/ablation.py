@@ -5,7 +5,8 @@ Units:   nats per token.
 
 A row is a window taken out of its text, after BOS if the model has one. Out of its row a window has less context, so
 that a feature may fire otherwise than it did there: f_i is worked out anew, on the row that is ablated. Where it fires,
-x becomes x - f_i(x) d_i / output_scale. Position 0 is an attention sink: it is neither touched nor counted.
+x becomes x - f_i(x) d_i / output_scale (with `token_norm`, times the token's own unit). Position 0 is an attention
+sink: it is neither touched nor counted.
 """
 
 from collections.abc import Callable
@@ -86,8 +87,8 @@ def ablation_effects(
         # Rows are padded on the right: in a causal model no earlier token sees it.
         ends = torch.from_numpy(lengths[part, None]).to(model.device)
         inside = torch.arange(1, ids.shape[1], device=model.device) < ends
-        clean, activations, counted = _clean_pass(model, sae, ids, features, inside)
-        removed = activations[..., None] * rows[features][:, None]
+        clean, shares, counted = _clean_pass(model, sae, ids, features, inside)
+        removed = shares[..., None] * rows[features][:, None]
         with model.intervene(site.site, partial(torch.sub, other=removed)):
             ablated = _log_probabilities(model, ids, counted.clone)
         targets = ids[:, 1:][counted][:, None]
@@ -124,20 +125,25 @@ def _clean_pass(
     """Run the model as it is, and encode what the SAE reads on the way.
 
     Returns:
-        Log-probabilities at the counted positions; each row's own feature's activation; which positions count: at or
-        after its first firing, with a next token.
+        Log-probabilities at the counted positions; how much of its direction each row's own feature adds, which is its
+        activation, times the token's own unit where it has one; which positions count: at or after the feature's first
+        firing, with a next token.
     """
     captured: dict[SiteRef, Tensor] = {}
-    activations = torch.zeros(tokens.shape, device=tokens.device)
+    added = torch.zeros(tokens.shape, device=tokens.device)
 
     def counted() -> Tensor:
         """All latents are encoded, since in most mechanisms they compete; what they read does not change later."""
-        latents = sae.encode_sparse(read_sites(captured, sae.widths.read))
+        read = read_sites(captured, sae.widths.read)
+        latents = sae.encode_sparse(read)
         of_token = latents.pattern.token_of
         own = latents.indices == features[of_token // tokens.shape[1]]
-        activations.view(-1)[of_token[own]] = latents.values[own].float()
-        activations[:, 0] = 0
-        return (((activations[:, :-1] > 0) & inside).cumsum(1) > 0) & inside
+        added.view(-1)[of_token[own]] = latents.values[own].float()
+        added[:, 0] = 0
+        fires = added[:, :-1] > 0
+        if (units := sae.token_units(read)) is not None:
+            added.mul_(units.view_as(added))
+        return ((fires & inside).cumsum(1) > 0) & inside
 
     def note(ref: SiteRef, x: Tensor) -> None:
         # A copy: a later module could write in place.
@@ -148,7 +154,7 @@ def _clean_pass(
         for ref in sae.widths.read:
             stack.enter_context(hooked(model.model, model.site(ref.site), partial(note, ref)))
         log_probabilities = _log_probabilities(model, tokens, lambda: mask.copy_(counted()))
-    return log_probabilities, activations, mask
+    return log_probabilities, added, mask
 
 
 def _log_probabilities(

@@ -29,7 +29,8 @@ def directions(sae: SparseAutoencoder, site: SiteRef) -> Float[Tensor, "F D"]:
         site: One that the SAE predicts.
 
     Returns:
-        Float32, detached. A latent's unit is that of the SAE: normalised activations.
+        Float32, detached. A latent's unit is that of the SAE: normalised activations. With `token_norm`, what is added
+        to a token is this times the token's own unit; see `SparseAutoencoder.token_units`.
 
     Raises:
         SiteError: The SAE does not predict the site.

@@ -3,7 +3,7 @@
 Axes: F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -41,7 +41,8 @@ class OfflineLabels:
         detector_scores: (F,) their verdicts.
         detected: (F,) whether these cleared the gate.
         shuffled: Of the features with a label, whether another one's label would have passed for it; none below two.
-        curve: Share of the tested features with a rule that passed, by the most patterns that a rule may have.
+        curve: Share of the tested features with a rule that passed, by the most patterns that a rule may have; empty
+            where no feature was tested.
         scored: Firings on the scoring documents.
     """
 
@@ -147,12 +148,13 @@ def label_offline(
                 detector_scores=scores[DETECTOR_PATTERNS],
                 detected=[tier in SHOWN_TIERS for tier in tiers[DETECTOR_PATTERNS]],
                 shuffled=[gate.passed(score) for score in shuffled],
-                curve={limit: _share(*tested_and_shown(some)) for limit, some in tiers.items()},
+                curve=_curve(tiers),
                 scored=test,
             )
         )
     return labels
 
 
-def _share(tested: int, shown: int) -> float:
-    return shown / max(1, tested)
+def _curve(tiers: Mapping[int, Collection[str]]) -> dict[int, float]:
+    counts = {limit: tested_and_shown(some) for limit, some in tiers.items()}
+    return {limit: shown / tested for limit, (tested, shown) in counts.items() if tested}

@@ -24,6 +24,7 @@ from lightsae.progress import Progress
 from lightsae.sae import SiteRef, SparseAutoencoder
 from lightsae.sae.mechanisms import TopK
 from lightsae.sae.sparse_ops import SparseLatents
+from lightsae.sae.token_norm import TokenFrame
 
 
 class CalibratedFeatures(ABC):
@@ -107,7 +108,7 @@ class ShuffledEncoder(CalibratedFeatures):
     wins by its mean: `balance` sets them.
 
     Args:
-        sae: Whose encoder is copied; its refinements, which need a decoder, are left out.
+        sae: Whose encoder is copied; its refinements that need a decoder are left out.
         n_features: Latents that are kept; more than the SAE has are shuffled several times.
         generator: Shuffles.
     """
@@ -122,6 +123,7 @@ class ShuffledEncoder(CalibratedFeatures):
         self.scale = torch.cat(
             [scale.expand(width) for scale, width in zip(sae.input_scale.cpu(), self.widths.values(), strict=True)]
         )
+        self.token_norm = sae.refinements.token_norm
         self.biases = torch.zeros(self.n_features)
         mechanism = sae.mechanism
         self.k: int | None = None
@@ -130,6 +132,8 @@ class ShuffledEncoder(CalibratedFeatures):
 
     def scores(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
         read = read_sites(activations, self.widths).float()
+        if self.token_norm is not None:
+            read = TokenFrame.of(read, self.token_norm).into(read)
         scale, columns, biases = (t.to(read.device) for t in (self.scale, self.columns, self.biases))
         pre = torch.addmm(biases, read * scale, columns)
         if self.k is None:

@@ -1,7 +1,8 @@
 """What steering does to a feature: add it, clamp it, keep it up, ablate it, project it out; always or on a condition.
 
 Axes:    T tokens, D width of the site.
-Formulas, with f_i(x) the latent, d_i what one unit of it adds to the raw activations (decoder row / output_scale):
+Formulas, with f_i(x) the latent, d_i what one unit of it adds to the raw activations (decoder row / output_scale, with
+`token_norm` times the token's own unit):
 
     Add         x + alpha d_i
     Clamp       x + (c - f_i(x)) d_i           keeps the SAE's error x - x_hat as it is
@@ -17,7 +18,7 @@ A latent that did not fire has a pre-activation below 0: clamped to c and measur
 
 Units of an amount, written into every report:
 
-    norm    the length of what is written is that many mean activation norms of the site
+    norm    the length of what is written is that many mean activation norms of the site, at every token
     max     that many times the feature's largest activation in the feature dictionary's text
     latent  latents as the SAE gives them: normalised units
 """

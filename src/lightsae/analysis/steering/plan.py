@@ -1,7 +1,8 @@
 """Interventions as tensors: what they make of the activations at a site, in one go.
 
 Axes:    T tokens, D width of the site, n interventions that write, m latents that are needed, p projected directions.
-Units:   latents and amounts in the SAE's normalised units, directions and activations raw.
+Units:   latents and amounts in the SAE's normalised units, directions and activations raw. If every token has a unit of
+         its own, an amount in the unit `norm` is a length all the same: it alone is not multiplied by that.
 
 Arithmetic is in float32 (or wider, if the activations are). A token for which nothing is to be written keeps every bit,
 in half precision too.
@@ -34,6 +35,7 @@ class Plan:
         directions: What one unit of each feature adds, by feature, (D,) in float32.
         to_latent: From an amount, its unit, the feature and its direction's norm to latent units.
         rounding: How far a latent may be off, by feature: see `latent_reader.rounding`.
+        per_token: Whether each token has a unit of its own.
 
     Attributes:
         features: The features whose latents are needed, ascending; maybe none.
@@ -46,6 +48,7 @@ class Plan:
         directions: dict[int, Tensor],
         to_latent: ToLatent,
         rounding: dict[int, float],
+        per_token: bool = False,
     ) -> None:
         ordered = sorted(interventions, key=lambda one: (one.feature, one.kind, str(one)))
         writing = [one for one in ordered if not isinstance(one, ProjectOut) and not _adds_nothing(one)]
@@ -61,10 +64,13 @@ class Plan:
 
         rows = {id(one): _direction(one, directions[one.feature]) for one in (*writing, *projected)}
         constant = [one for one in writing if not one.reads_own and one.when is None]
-        self._constant = reduce(torch.add, (amount(one) * rows[id(one)] for one in constant)) if constant else None
+        in_units = [one for one in constant if per_token and not _is_length(one)]
+        self._constant = _sum([amount(one) * rows[id(one)] for one in constant if one not in in_units])
+        self._constant_units = _sum([amount(one) * rows[id(one)] for one in in_units])
         varying = [one for one in writing if one.reads_own or one.when is not None]
         self._rows = torch.stack([rows[id(one)] for one in varying]) if varying else None
         self._target = torch.tensor([amount(one) for one in varying])
+        self._is_length = torch.tensor([_is_length(one) for one in varying])
         self._own = torch.tensor([self.features.index(one.feature) if one.reads_own else 0 for one in varying])
         self._reads_own = torch.tensor([float(one.reads_own) for one in varying])
         self._slack = torch.tensor([rounding[one.feature] if one.reads_own else 0.0 for one in varying])
@@ -87,11 +93,15 @@ class Plan:
     @property
     def width(self) -> int:
         """Width of the site, as the SAE has it."""
-        rows = next(t for t in (self._constant, self._rows, self._out) if t is not None)
+        rows = next(t for t in (self._constant, self._constant_units, self._rows, self._out) if t is not None)
         return int(rows.shape[-1])
 
     def change(
-        self, x: Float[Tensor, "T D"], latents: Float[Tensor, "T m"] | None, inside: Bool[Tensor, " T"] | None
+        self,
+        x: Float[Tensor, "T D"],
+        latents: Float[Tensor, "T m"] | None,
+        inside: Bool[Tensor, " T"] | None,
+        units: Float[Tensor, "T 1"] | None = None,
     ) -> Float[Tensor, "T D"]:
         """Return the activations after all interventions, in their dtype.
 
@@ -99,36 +109,44 @@ class Plan:
             x: As they came.
             latents: Those of `features`, in that order; None if there are none.
             inside: Which tokens are in scope; None: all.
+            units: Each token's own unit; needed with `per_token` alone.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
         new = x
         touched = []  # by what is not done to every token: the tokens that it is done to
         if self._rows is not None:
             assert latents is not None
-            coefficients = self._coefficients(latents).to(wide)
+            coefficients = self._coefficients(latents, units).to(wide)
             new = torch.addmm(x.to(wide), coefficients, self._rows.to(wide))
             touched.append((coefficients != 0).any(1))
         if self._constant is not None:
             new = new + self._constant.to(wide)
+        if self._constant_units is not None:
+            assert units is not None
+            new = new + (units * self._constant_units).to(wide)
         if self._out is not None:
             new = self._project(new.to(wide), latents)
             if not self._out_conditions.always:
                 assert latents is not None
                 touched.append(self._out_conditions.hold(latents).any(1))
         scope = [] if inside is None else [inside]
-        if self._constant is None and (self._out is None or not self._out_conditions.always):
+        unconditional = self._constant is not None or self._constant_units is not None
+        if not unconditional and (self._out is None or not self._out_conditions.always):
             scope.append(reduce(torch.logical_or, touched))
         new = new.to(x.dtype)
         return torch.where(reduce(torch.logical_and, scope)[:, None], new, x) if scope else new
 
-    def _coefficients(self, latents: Float[Tensor, "T m"]) -> Float[Tensor, "T n"]:
+    def _coefficients(self, latents: Float[Tensor, "T m"], units: Float[Tensor, "T 1"] | None) -> Float[Tensor, "T n"]:
         """Return how much of each direction is written."""
         if self._all_clamp:
             own = latents[:, self._own] if len(self.features) > 1 or len(self._own) > 1 else latents
         else:
             own = latents[:, self._own] * self._reads_own
-        gap = self._target - own
-        gap = torch.where(gap.abs() > _EQUAL * own.abs() + self._slack, gap, 0)
+        target, slack = self._target, self._slack
+        if units is not None:
+            own, slack, target = own * units, slack * units, torch.where(self._is_length, target, target * units)
+        gap = target - own
+        gap = torch.where(gap.abs() > _EQUAL * own.abs() + slack, gap, 0)
         if self._has_least:
             gap = torch.maximum(gap, self._least)
         coefficients: Tensor = gap if self._conditions.always else gap * self._conditions.hold(latents)
@@ -165,6 +183,15 @@ class _Conditions:
 
     def hold(self, latents: Float[Tensor, "T m"]) -> Bool[Tensor, "T n"]:
         return latents[:, self._places] > self._above
+
+
+def _is_length(one: Intervention) -> bool:
+    amount = one.amount()
+    return amount is not None and amount[1] == "norm"
+
+
+def _sum(rows: list[Tensor]) -> Tensor | None:
+    return reduce(torch.add, rows) if rows else None
 
 
 def _adds_nothing(one: Intervention) -> bool:

@@ -71,7 +71,9 @@ class Steering:
         features = sorted({one.feature for one in interventions})
         rows = {feature: direction_at(sae, site, feature) for feature in features}
         self._norms = {feature: float(row.norm()) for feature, row in rows.items()}
-        self._plan = Plan(interventions, rows, self._to_latent, {feature: rounding(sae, feature) for feature in rows})
+        self._per_token = sae.refinements.token_norm is not None
+        slack = {feature: rounding(sae, feature) for feature in rows}
+        self._plan = Plan(interventions, rows, self._to_latent, slack, self._per_token)
         if self._plan.features:
             check_reads(sae, site, str(next(one for one in interventions if one.reads_own or one.when is not None)))
         self._device: torch.device | None = None
@@ -82,13 +84,15 @@ class Steering:
         """Return everything that was done, with the units, as JSON values.
 
         `raw_norm` is the length of what an addition writes, in the site's own units; `latent` is the amount in the
-        SAE's normalised units.
+        SAE's normalised units. With `token_norm` only that is known which is the same at every token.
         """
         entries = []
         for one in self.interventions:
             amount, norm = one.amount(), self._norms[one.feature]
             latent = None if amount is None else self._to_latent(*amount, one.feature, norm)
             raw_norm = None if latent is None or one.reads_own else abs(latent) * norm
+            if self._per_token and amount is not None and amount[0] != 0:
+                latent, raw_norm = (None, raw_norm) if amount[1] == "norm" else (latent, None)
             entries.append(one.report() | {"latent": latent, "raw_norm": raw_norm})
         return {
             "model": name_of(self._model),
@@ -139,7 +143,7 @@ class Steering:
             self._reader = LatentReader(self._sae, self._plan.features, x.device) if self._plan.features else None
         flat = x.reshape(-1, x.shape[2])
         scope = inside.reshape(-1) if isinstance(inside, Tensor) else None
-        new = self._plan.change(flat, self._latents(flat), scope)
+        new = self._plan.change(flat, self._latents(flat), scope, self._sae.token_units(flat.detach()))
         return new.view_as(x)
 
     def _latents(self, x: Tensor) -> Tensor | None:
@@ -256,8 +260,12 @@ def check_feature(sae: SparseAutoencoder, feature: int) -> None:
 
 
 def direction_at(sae: SparseAutoencoder, site: SiteRef, feature: int) -> Float[Tensor, " D"]:
-    """Return what one unit of a feature adds at one of the sites that an SAE predicts, in raw units."""
-    return Widths.split(sae.direction(feature).detach().float(), sae.widths.predicted)[site].clone()
+    """Return what one unit of a feature adds at one of the sites that an SAE predicts, in raw units.
+
+    With `token_norm`, what is added to a token is this times the token's own unit.
+    """
+    place = list(sae.widths.predicted).index(site)
+    return Widths.split(sae.W_dec[feature].detach(), sae.widths.predicted)[site].float() / sae.output_scale[place]
 
 
 def _needed(one: Intervention, unit: str) -> list[int]:
@@ -298,7 +306,7 @@ def mean_norm_of(
     effects = dictionary.manifest.get("effects") if dictionary is not None else None
     if effects and effects.get("mean_site_norm") and site == predicted[-1]:
         return float(effects["mean_site_norm"])
-    if provenance.normalisation == "sqrt_d":
+    if provenance.normalisation == "sqrt_d" and sae.refinements.token_norm is None:
         # What the scale was measured from: it makes the mean norm the root of the width.
         return math.sqrt(sae.widths.predicted[site]) / float(sae.output_scale[predicted.index(site)])
     return None

@@ -7,15 +7,45 @@ from pathlib import Path
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import shown
-from lightsae.formats.layouts.base import Layout, WritableLayout
+from lightsae.formats.layouts.base import Layout, Opened, WritableLayout
 from lightsae.formats.layouts.circuit_tracer import CircuitTracer
+from lightsae.formats.layouts.crosscoders import FinetuningCrosscoder, ModelDiffCrosscoder
+from lightsae.formats.layouts.deepseek_r1 import DeepSeekR1
+from lightsae.formats.layouts.dictionary_learning import DictionaryLearning
 from lightsae.formats.layouts.gemma_scope import GemmaScope
+from lightsae.formats.layouts.gemma_scope_2 import GemmaScope2
+from lightsae.formats.layouts.goodfire import Goodfire
+from lightsae.formats.layouts.llama_scope import LlamaScope, LlamaScopeR1
+from lightsae.formats.layouts.llamascopium import Llamascopium
+from lightsae.formats.layouts.openai import OpenAI
 from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.qwen_scope import QwenScope
+from lightsae.formats.layouts.sae_lens import SAELens
 from lightsae.formats.layouts.source import Source
+from lightsae.formats.layouts.sparsify import Sparsify
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (GemmaScope(), CircuitTracer())}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        GemmaScope(),
+        GemmaScope2(),
+        LlamaScope(),
+        LlamaScopeR1(),
+        Llamascopium(),
+        QwenScope(),
+        Goodfire(),
+        DeepSeekR1(),
+        SAELens(),
+        DictionaryLearning(),
+        Sparsify(),
+        CircuitTracer(),
+        OpenAI(),
+        ModelDiffCrosscoder(),
+        FinetuningCrosscoder(),
+    )
+}
 
-__all__ = ["LAYOUTS", "Layout", "PortableSAE", "Source", "WritableLayout", "layout_of", "verdicts"]
+__all__ = ["LAYOUTS", "Layout", "Opened", "PortableSAE", "Source", "WritableLayout", "layout_of", "verdicts"]
 
 
 def verdicts(path: Path) -> dict[str, str | None]:

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.portable_crosscoder import PortableCrosscoder
+
+# What a reader gives; the second of several sites.
+Opened = PortableSAE | PortableCrosscoder
 
 
 class Layout(ABC):
@@ -13,10 +17,12 @@ class Layout(ABC):
     Attributes:
         name: As users write it: `gemma_scope`.
         label: As messages say it: "Gemma Scope".
+        weights: Patterns of the file of weights, from the SAE's folder, for what is fetched; none: any such file.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
+    weights: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def problem(self, path: Path) -> str | None:
@@ -26,7 +32,7 @@ class Layout(ABC):
         """
 
     @abstractmethod
-    def read(self, path: Path) -> PortableSAE:
+    def read(self, path: Path) -> Opened:
         """Read the SAE.
 
         Raises:

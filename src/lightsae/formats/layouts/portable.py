@@ -6,6 +6,8 @@ float32, so that nothing of a scale, a dtype or an orientation is left to be kno
     u = x - b_dec if subtracts_b_dec else x          z = u W_enc + b_enc
     f = activation(z)                                x_hat = f W_dec + b_dec (+ x W_skip)
 
+With `token_norm`, x and x_hat in these are the token's normalised activations: see `lightsae.sae.token_norm`.
+
 Axes:    T tokens, D width read, O width predicted, F latents.
 """
 
@@ -19,10 +21,10 @@ from torch import Tensor
 
 from lightsae.errors import ConfigError, FormatError, under
 from lightsae.formats.layouts.source import Source
-from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SparseAutoencoder
-from lightsae.sae.refinements import NO_REFINEMENTS
+from lightsae.sae import MECHANISMS, VARIANTS, Matryoshka, Mechanism, Refinements, SparseAutoencoder
+from lightsae.sae.token_norm import TokenNorm
 
-Activation = Literal["relu", "topk", "jumprelu", "gated"]
+Activation = Literal["relu", "topk", "groupmax", "jumprelu", "gated"]
 # A threshold's logarithm has to be finite; what lies below fires wherever a pre-activation is positive.
 _SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -32,18 +34,22 @@ class PortableSAE:
     """An SAE that takes and gives raw activations, whatever file it lay in.
 
     Attributes:
-        activation: `relu`: max(z, 0). `topk`: of each token the k largest z, where they are positive. `jumprelu`: z
-            where z > threshold and z > 0. `gated`: max(exp(r_mag) (z - b_enc) + b_mag, 0) where z > 0.
+        activation: `relu`: max(z, 0). `topk`: of each token the k largest z, where they are positive. `groupmax`: of
+            each token the largest z of each of k groups of neighbours, where it is positive. `jumprelu`: z where z >
+            threshold and z > 0. `gated`: max(exp(r_mag) (z - b_enc) + b_mag, 0) where z > 0.
         W_enc: (D, F).
         b_enc: (F,); of `gated` the gate's.
         W_dec: (F, O).
         b_dec: (O,).
         subtracts_b_dec: Whether `b_dec` is subtracted from x before encoding; never with `predicts_another_site`.
-        k: Of `topk`; of others, where they were trained to a number of latents per token, that number.
+        k: Of `topk` and `groupmax`; of others, where they were trained to a number of latents per token, that number.
         threshold: Of `jumprelu`, (F,).
         r_mag: Of `gated`, (F,).
         b_mag: Of `gated`, (F,).
         W_skip: (D, O), of a skip transcoder.
+        groups: Of a Matryoshka SAE, the latents that each prefix adds; what is given does not depend on them.
+        token_norm: How each token is normalised before all else, and brought back; never with `W_skip` or where another
+            site is predicted.
         source: Where it comes from.
         folded: What was worked into the tensors, one clause each: "input scale 0.0312 into W_enc".
     """
@@ -59,12 +65,25 @@ class PortableSAE:
     r_mag: Float[Tensor, " F"] | None = None
     b_mag: Float[Tensor, " F"] | None = None
     W_skip: Float[Tensor, "D O"] | None = None
+    groups: tuple[int, ...] | None = None
+    token_norm: TokenNorm | None = None
     source: Source = field(default_factory=Source)
     folded: tuple[str, ...] = ()
 
     @property
     def d_sae(self) -> int:
         return len(self.W_dec)
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether it is a Matryoshka of ours: with groups, and over TopK or one threshold for all latents."""
+        if self.groups is None or self.activation == "topk":
+            return self.groups is not None
+        return self.k is not None and self.threshold is not None and bool((self.threshold == self.threshold[0]).all())
+
+    def with_note(self, note: str) -> "PortableSAE":
+        """Return the SAE with one more clause in `folded`."""
+        return replace(self, folded=(*self.folded, note))
 
     def with_scales(self, read: float, predicted: float) -> "PortableSAE":
         """Return the SAE for raw activations, where this one's tensors are for x * read and y * predicted.
@@ -89,7 +108,7 @@ class PortableSAE:
     def with_latents_times(self, factor: Float[Tensor, " F"], why: str) -> "PortableSAE":
         """Return the SAE whose latents are f * factor, with the same predictions; `factor` is above 0.
 
-        Of `topk` this is another SAE unless all factors are equal: it then chooses by z * factor.
+        Of `topk` and `groupmax` this is another SAE unless all factors are equal: it then chooses by z * factor.
         """
         times = {name: value * factor for name in ("threshold", "b_mag") if (value := getattr(self, name)) is not None}
         return replace(
@@ -133,6 +152,8 @@ class PortableSAE:
             b_dec=b_dec,
             subtracts_b_dec=subtracts,
             W_skip=skip,
+            groups=_groups(sae),
+            token_norm=sae.refinements.token_norm,
             source=source,
             folded=folded,
         )
@@ -152,12 +173,15 @@ class PortableSAE:
         try:
             with torch.device("meta"), under("settings"):
                 mechanism = self._mechanism()
-                refinements = NO_REFINEMENTS
+                refinements = Refinements(token_norm=self.token_norm)
                 if not another and self.subtracts_b_dec != mechanism.centres_input:
-                    refinements = Refinements(centre_input=self.subtracts_b_dec)
+                    refinements = replace(refinements, centre_input=self.subtracts_b_dec)
                 if another:
                     kind, skip = VARIANTS["Transcoder"], self.W_skip is not None
                     sae = kind(widths, self.d_sae, mechanism, skip=skip, refinements=refinements)  # type: ignore[call-arg]
+                elif self.is_nested:
+                    kind, groups = VARIANTS["Matryoshka"], list(self.groups or ())
+                    sae = kind(widths, self.d_sae, mechanism, groups=groups, refinements=refinements)  # type: ignore[call-arg]
                 else:
                     kind = VARIANTS[type(mechanism).__name__]
                     sae = kind(widths, self.d_sae, **mechanism.settings, refinements=refinements)
@@ -173,15 +197,20 @@ class PortableSAE:
         return sae.eval()
 
     def _mechanism(self) -> Mechanism:
-        if self.activation == "topk":
+        if self.activation in ("topk", "groupmax"):
             assert self.k is not None
-            return MECHANISMS["TopK"](k=self.k)
+            return MECHANISMS["TopK" if self.activation == "topk" else "GroupMax"](k=self.k)
+        if self.is_nested:
+            return MECHANISMS["BatchTopK"](k=self.k)
         return MECHANISMS[{"relu": "ReLU", "jumprelu": "JumpReLU", "gated": "Gated"}[self.activation]]()
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """Return what the mechanism has of its own."""
         if self.activation == "jumprelu":
             assert self.threshold is not None
+            if self.is_nested:
+                # Ours fires at the threshold as well.
+                return {"threshold": torch.nextafter(self.threshold[0].float(), torch.tensor(torch.inf))}
             return {"log_threshold": self.threshold.double().clamp_min(_SMALLEST).log()}
         if self.activation == "gated":
             assert self.r_mag is not None
@@ -194,6 +223,11 @@ class PortableSAE:
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
+def _groups(sae: SparseAutoencoder) -> tuple[int, ...] | None:
+    # Prefixes by frequency are no groups of neighbours.
+    return tuple(sae.group_sizes) if isinstance(sae, Matryoshka) and sae.order == "index" else None
+
+
 def _in_portable_terms(mechanism: Mechanism, d_sae: int) -> dict[str, Any]:
     """Return the activation of a mechanism of ours, with what goes with it."""
     name = type(mechanism).__name__
@@ -204,8 +238,8 @@ def _in_portable_terms(mechanism: Mechanism, d_sae: int) -> dict[str, Any]:
         return {"activation": "jumprelu", "threshold": state["log_threshold"].exp()}
     if name == "Gated":
         return {"activation": "gated", "r_mag": state["r_mag"], "b_mag": state["b_mag"]}
-    if name == "TopK":
-        return {"activation": "topk", "k": mechanism.settings["k"]}
+    if name in ("TopK", "GroupMax"):
+        return {"activation": name.lower(), "k": mechanism.settings["k"]}
     if name == "BatchTopK":
         # Ours fires at the threshold as well.
         below = torch.nextafter(state["threshold"], torch.tensor(-torch.inf)).clamp_min(0)

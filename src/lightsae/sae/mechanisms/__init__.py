@@ -7,6 +7,7 @@ from lightsae.sae.mechanisms.base import Encoding as Encoding, Mechanism as Mech
 from lightsae.sae.mechanisms.relu import ReLU as ReLU
 from lightsae.sae.mechanisms.topk import TopK as TopK
 from lightsae.sae.mechanisms.batch_topk import BatchTopK as BatchTopK
+from lightsae.sae.mechanisms.group_max import GroupMax as GroupMax
 from lightsae.sae.mechanisms.jumprelu import JumpReLU as JumpReLU
 from lightsae.sae.mechanisms.gated import Gated as Gated
 # isort: on

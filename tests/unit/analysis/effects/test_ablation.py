@@ -8,7 +8,7 @@ from lightsae.analysis.effects.ablation import ablation_effects
 from lightsae.analysis.reading.firings import BEFORE, NO_TOKEN, WIDTH, Windows
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
-from lightsae.sae import JumpReLU, SiteRef, SparseAutoencoder, TopK, Transcoder, Widths
+from lightsae.sae import JumpReLU, Refinements, ReLU, SiteRef, SparseAutoencoder, TopK, Transcoder, Widths
 from lightsae.sae.mechanisms import MECHANISMS
 
 BOS, F = 1, 12
@@ -50,7 +50,7 @@ def reference(lm: LanguageModel, sae: SparseAutoencoder, windows: Windows, read:
             fires = f.nonzero()[:, 0]
             if not len(fires):
                 continue
-            direction = sae.direction(i).detach()
+            direction = sae.direction(i, lm.capture(row, [read])[read][0]).detach()
             clean = lm.logits(row)[0].log_softmax(-1)
             with lm.intervene(written, lambda x, f=f, d=direction: x - (f[:, None] * d)[None]):
                 ablated = lm.logits(row)[0].log_softmax(-1)
@@ -69,7 +69,10 @@ def dictionaries() -> list[tuple[SparseAutoencoder, str, str]]:
         topk = TopK(Widths.autoencoder(SiteRef("m", "resid_post.0"), 24), d_sae=F, k=2)
         dense = JumpReLU(Widths.autoencoder(SiteRef("m", "attn_out.1"), 24), d_sae=F)
         transcoder = Transcoder(Widths({read: 24}, {written: 24}), d_sae=F, mechanism=MECHANISMS["TopK"](k=3))
-    for sae in (topk, dense, transcoder):
+        tokens = Refinements(token_norm="layer_norm")
+        by_token = ReLU(Widths.autoencoder(SiteRef("m", "resid_post.0"), 24), d_sae=F, refinements=tokens)
+        by_token.W_dec.mul_(30)  # a token's unit is small here
+    for sae in (topk, dense, transcoder, by_token):
         sae.input_scale.fill_(1.7)
         sae.output_scale.fill_(0.6)
         sae.b_enc.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
@@ -78,10 +81,11 @@ def dictionaries() -> list[tuple[SparseAutoencoder, str, str]]:
         (topk, "resid_post.0", "resid_post.0"),
         (dense, "attn_out.1", "attn_out.1"),
         (transcoder, "mlp_in.1", "mlp_out.1"),
+        (by_token, "resid_post.0", "resid_post.0"),
     ]
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_one_pass_a_window(lm: LanguageModel, which: int) -> None:
     sae, read, written = dictionaries()[which]
     windows = some_windows()

@@ -25,7 +25,8 @@ from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
 from lightsae.lm import LanguageModel
 from lightsae.progress import NullProgress
-from lightsae.sae import SiteRef, SparseAutoencoder, TopK, Widths
+from lightsae.sae import Refinements, SiteRef, SparseAutoencoder, TopK, Widths
+from lightsae.sae.token_norm import TokenNorm
 from lightsae.sae.variants import VARIANTS
 
 SITE, BESIDE = SiteRef("model", "resid_post.0"), SiteRef("model", "mlp_act.0")
@@ -76,9 +77,10 @@ def fires_of(population: Any, rows: TextRows) -> np.ndarray:
     return fires
 
 
-def trained(variant: str) -> SparseAutoencoder:
+def trained(variant: str, token_norm: TokenNorm | None = None) -> SparseAutoencoder:
     torch.manual_seed(0)
     settings: dict[str, Any] = {"TopK": {"k": 3}, "BatchTopK": {"k": 3}}.get(variant, {})
+    settings |= {"refinements": Refinements(token_norm=token_norm)}
     sae = VARIANTS[variant](Widths.autoencoder(SITE, D), d_sae=48, **settings)
     sample = torch.cat([GaussianReader.row(number)[SITE] for number in range(1000, 1020)])
     sae.start_from({SITE: sample}, "sqrt_d")
@@ -148,6 +150,18 @@ def test_shuffled_weights_keep_each_coordinates_own_and_no_direction() -> None:
     assert shuffled.k == 3
     assert ShuffledEncoder(sae, 16, torch.Generator()).k == 1
     assert ShuffledEncoder(trained("ReLU"), 16, torch.Generator()).k is None
+
+
+@pytest.mark.parametrize("token_norm", ["layer_norm", "rescale"])
+def test_shuffled_weights_see_tokens_normalised_as_the_sae_does(token_norm: TokenNorm) -> None:
+    """A token's scores, one that is far from the others included, are those of the same token in other units."""
+    shuffled = ShuffledEncoder(trained("ReLU", token_norm), 48, torch.Generator().manual_seed(0))
+    x = GaussianReader.row(3)[SITE]
+    torch.testing.assert_close(shuffled.scores({SITE: 50 * x}), shuffled.scores({SITE: x}), rtol=1e-4, atol=1e-4)
+    read = x - x.mean(1, keepdim=True) if token_norm == "layer_norm" else x
+    read = read / (read.square().sum(1, keepdim=True) / (D - (token_norm == "layer_norm"))).sqrt()
+    expected = (read * shuffled.scale) @ shuffled.columns
+    torch.testing.assert_close(shuffled.scores({SITE: x}), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_floors_are_the_same_for_a_seed() -> None:

@@ -10,7 +10,7 @@ from lightsae.analysis.steering import Ablate, Add, Clamp, Fires, MinClamp, Proj
 from lightsae.lm import PORTABLE, LanguageModel
 from lightsae.sae import SparseAutoencoder
 
-KINDS = ["ReLU", "ReLU-unit", "JumpReLU", "Gated", "TopK", "BatchTopK", "Matryoshka"]
+KINDS = ["ReLU", "ReLU-unit", "JumpReLU", "Gated", "TopK", "BatchTopK", "Matryoshka", "ReLU-layer_norm", "TopK-rescale"]
 NORM = 5.0
 Make = Callable[..., SparseAutoencoder]
 
@@ -28,20 +28,27 @@ ALL = {
 }
 
 
+def own_unit(x: Tensor, sae: SparseAutoencoder) -> Tensor | float:
+    """How long a unit of the SAE is at each token, where that differs."""
+    if sae.refinements.token_norm == "layer_norm":
+        return x.std(-1, keepdim=True)
+    return 1.0 if sae.refinements.token_norm is None else x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+
+
 @torch.no_grad()
 def by_hand(name: str, x: Tensor, sae: SparseAutoencoder) -> Tensor:
     """What the formulas say of raw activations, token by token, from the dense encode and the decoder's rows."""
-    f, d = sae.encode(x), sae.W_dec / sae.output_scale
+    f, d, w = sae.encode(x), sae.W_dec / sae.output_scale, own_unit(x, sae)
     one = {
         "add": lambda t: t + 0.7 * NORM * d[3] / d[3].norm(),
-        "add in latent units": lambda t: t - 2 * d[3],
-        "clamp": lambda t: t + (3 - f[..., 4, None]) * d[4],
-        "clamp in norms": lambda t: t + (0.5 * NORM / d[4].norm() - f[..., 4, None]) * d[4],
-        "min-clamp": lambda t: t + (0.8 - f[..., 5, None]).clamp_min(0) * d[5],
-        "ablate": lambda t: t - f[..., 6, None] * d[6],
+        "add in latent units": lambda t: t - 2 * w * d[3],
+        "clamp": lambda t: t + (3 - f[..., 4, None]) * w * d[4],
+        "clamp in norms": lambda t: t + (0.5 * NORM / d[4].norm() - f[..., 4, None] * w) * d[4],
+        "min-clamp": lambda t: t + (0.8 - f[..., 5, None]).clamp_min(0) * w * d[5],
+        "ablate": lambda t: t - f[..., 6, None] * w * d[6],
         "project out": lambda t: t - (t @ d[7])[..., None] * d[7] / d[7].square().sum(),
         "add where another fires": lambda t: t + 0.7 * NORM * (f[..., 8, None] > 0.1) * d[3] / d[3].norm(),
-        "clamp where it fires": lambda t: t + (f[..., 4, None] > 0) * (3 - f[..., 4, None]) * d[4],
+        "clamp where it fires": lambda t: t + (f[..., 4, None] > 0) * (3 - f[..., 4, None]) * w * d[4],
         "project out where it fires": lambda t: (
             t - (f[..., 7, None] > 0) * (t @ d[7])[..., None] * d[7] / d[7].square().sum()
         ),
@@ -115,7 +122,7 @@ def test_every_variant(lm: LanguageModel, tokens: Tensor, make_sae: Make, kind: 
             found = lm.capture(tokens, ["resid_post.1"])["resid_post.1"]
         torch.testing.assert_close(found, by_hand(name, clean, sae), rtol=1e-4, atol=1e-5)
         needs = intervention.reads_own or intervention.when is not None
-        alone = kind in ("ReLU", "ReLU-unit", "JumpReLU", "Gated")
+        alone = kind in ("ReLU", "ReLU-unit", "ReLU-layer_norm", "JumpReLU", "Gated")
         assert steering.encodes == (tokens.numel() if needs and not alone else 0), name
 
 

@@ -59,9 +59,10 @@
   // What the dictionary says of itself.
   function about(room, manifest) {
     const rows = [];
+    const said = (value) => (typeof value === "number" ? ls.number(value) : String(value ?? "–"));
     const walk = (value, path) => {
       if (value !== null && typeof value === "object" && !(Array.isArray(value) && value.every((one) => typeof one !== "object"))) for (const [name, inner] of Object.entries(value)) walk(inner, [...path, name]);
-      else rows.push(h("tr", {}, h("th", { scope: "row" }, path.join(" · ")), h("td", {}, Array.isArray(value) ? value.map((one) => ls.number(one)).join(", ") : String(value ?? "–"))));
+      else rows.push(h("tr", {}, h("th", { scope: "row" }, path.join(" · ")), h("td", {}, Array.isArray(value) ? value.map(said).join(", ") : String(value ?? "–"))));
     };
     walk(manifest, []);
     ls.fill(room, h("section.page.about", {}, h("h1", {}, "About this dictionary"), h("p.lead", {}, "Where it comes from. A label that did not pass its test on held-out documents is not shown: the feature is then “unlabelled”."), h("table", {}, h("tbody", {}, rows))));

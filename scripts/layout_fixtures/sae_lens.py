@@ -1,0 +1,270 @@
+"""SAELens' own code beside ours: small files that it wrote, with what it gives for them, and a check both ways.
+
+    python -P scripts/layout_fixtures/sae_lens.py          # writes tests/fixtures/layouts/sae_lens
+    python -P scripts/layout_fixtures/sae_lens.py --check  # ours -> theirs, theirs -> ours; exit code 1 if they differ
+
+Needs `sae-lens` beside lightsae, with src/ on PYTHONPATH; `make bench-formats` has an environment for it. With -P the
+package is found, and not this file, which has its name. A fixture's expected.safetensors holds activations (T, D), and
+the latents (T, F) and predictions (T, O) of SAELens' class for them; the latents of AbsTopK with their signs as two
+sides, (T, 2F), since ours are never negative.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE  # type: ignore[import-not-found]
+from sae_lens.registry import get_sae_class, get_sae_training_class  # type: ignore[import-not-found]
+from sae_lens.saes.sae import SAEMetadata  # type: ignore[import-not-found]
+from sae_lens.training.activation_scaler import ActivationScaler  # type: ignore[import-not-found]
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightsae.formats.layouts import PortableSAE, Source
+from lightsae.formats.layouts.sae_lens import SAELens
+from lightsae.formats.saved_sae import SavedSAE
+from lightsae.sae import MECHANISMS, VARIANTS, Refinements, SiteRef, SparseAutoencoder, Widths
+
+FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures" / "layouts" / "sae_lens"
+D_IN, D_SAE, D_OUT, K, TOKENS, HEADS = 6, 16, 8, 4, 24, 2
+# Of the largest value; where latents differ in support, both have to be below it.
+TOLERANCE = 1e-5
+METADATA = {
+    "model_name": "gpt2-small",
+    "hook_name": "blocks.7.hook_resid_pre",
+    "context_size": 128,
+    "prepend_bos": True,
+}
+ACROSS = {"hook_name": "blocks.7.mlp.hook_in", "hook_name_out": "blocks.7.hook_mlp_out"}
+Make = Callable[[Path], None]
+
+
+def drawn(model: Any, seed: int) -> Any:
+    """Give every tensor random values, thresholds positive ones."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            noise = torch.randn(value.shape, generator=generator)
+            value.copy_(noise.abs() if "threshold" in name else noise)
+    return model
+
+
+def of_class(architecture: str, seed: int, metadata: Mapping[str, Any] | None = None, **settings: Any) -> Any:
+    """Make an SAE of SAELens' class for an architecture."""
+    kind, config = get_sae_class(architecture)
+    transcoder = "transcoder" in architecture
+    own = {"d_out": D_OUT, "apply_b_dec_to_input": False} if transcoder else {}
+    told = SAEMetadata(**(METADATA | (ACROSS if transcoder else {}) | dict(metadata or {})))
+    return drawn(kind(config(d_in=D_IN, d_sae=D_SAE, metadata=told, **own, **settings)), seed)
+
+
+def trained(architecture: str, seed: int, **settings: Any) -> Any:
+    """Make an SAE of SAELens' class for training."""
+    kind, config = get_sae_training_class(architecture)
+    return drawn(kind(config(d_in=D_IN, d_sae=D_SAE, k=K, metadata=SAEMetadata(**METADATA), **settings)), seed)
+
+
+def saved(architecture: str, seed: int, **settings: Any) -> Make:
+    return lambda folder: of_class(architecture, seed, **settings).save_model(folder) and None
+
+
+def exported(architecture: str, seed: int, **settings: Any) -> Make:
+    return lambda folder: trained(architecture, seed, **settings).save_inference_model(folder) and None
+
+
+def whitened(folder: Path) -> None:
+    """An SAE of whitened activations, with the whitening folded as SAELens folds it at the end of a run."""
+    sae = of_class("jumprelu", 11, apply_b_dec_to_input=False, normalize_activations="covariance_whitening")
+    generator = torch.Generator().manual_seed(11)
+    matrix = torch.eye(D_IN) + 0.3 * torch.randn(D_IN, D_IN, generator=generator)
+    sae.fold_activation_whitening(torch.randn(D_IN, generator=generator), matrix, matrix.inverse())
+    sae.save_model(folder)
+
+
+def scaled(folder: Path) -> None:
+    """An SAE of scaled activations, with the scale folded."""
+    sae = of_class("standard", 12, normalize_activations="expected_average_only_in")
+    sae.fold_activation_norm_scaling_factor(0.3)
+    sae.save_model(folder)
+
+
+def of_run(folder: Path, *, ended: bool) -> None:
+    """A checkpoint of a run on scaled activations, or its export at the end, which has the scale folded."""
+    sae = trained("batchtopk", 21, normalize_activations="expected_average_only_in")
+    if ended:
+        sae.fold_activation_norm_scaling_factor(0.3)
+        sae.save_inference_model(folder)
+    else:
+        sae.save_model(folder)
+        ActivationScaler(0.3).save(str(folder / "activation_scaler.json"))
+
+
+def before_version_6(changed: Mapping[str, Any]) -> Make:
+    """A file of SAELens 3 to 5, whose configuration is written by hand."""
+
+    def make(folder: Path) -> None:
+        of_class("standard", 13).save_model(folder)
+        told = {"model_name": "gpt2-small", "hook_point": "blocks.7.hook_resid_pre", "hook_point_layer": 7}
+        own = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "torch.float32", "activation_fn_str": "relu", "context_size": 128}
+        (folder / "cfg.json").write_text(json.dumps(told | own | dict(changed)))
+
+    return make
+
+
+CASES: dict[str, Make] = {
+    "standard": saved("standard", 1),
+    "standard_not_centred": saved("standard", 2, apply_b_dec_to_input=False),
+    "topk": saved("topk", 3, k=K),
+    "topk_rescaled": saved("topk", 4, k=K, rescale_acts_by_decoder_norm=True),
+    "abstopk": saved("abstopk", 5, k=K),
+    "abstopk_rescaled": saved("abstopk", 6, k=K, rescale_acts_by_decoder_norm=True),
+    "jumprelu": saved("jumprelu", 7),
+    "gated": saved("gated", 8),
+    "hook_z": saved("standard", 9, reshape_activations="hook_z", metadata={"hook_name": "blocks.7.attn.hook_z"}),
+    "transcoder": saved("transcoder", 14),
+    "skip_transcoder": saved("skip_transcoder", 15),
+    "jumprelu_transcoder": saved("jumprelu_transcoder", 16),
+    "jumprelu_skip_transcoder": saved("jumprelu_skip_transcoder", 17),
+    "topk_export": exported("topk", 18),
+    "batchtopk_export": exported("batchtopk", 19),
+    "matryoshka_batchtopk_export": exported("matryoshka_batchtopk", 20, matryoshka_widths=[4, 8, D_SAE]),
+    "whitened": whitened,
+    "scaled": scaled,
+    "scale_lost": saved("standard", 22, normalize_activations="expected_average_only_in"),
+    "batchtopk_checkpoint": lambda folder: of_run(folder, ended=False),
+    "before_version_6": before_version_6({"normalize_activations": False}),
+    "before_version_6_topk": before_version_6({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}),
+}
+# What SAELens' classes of inference do not read stands for what they read.
+READ_BY_THEM: dict[str, Make] = {"batchtopk_checkpoint": lambda folder: of_run(folder, ended=True)}
+
+
+def theirs(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the latents and the prediction that SAELens gives for raw activations."""
+    with warnings.catch_warnings():
+        # That the language model has to be loaded without processing.
+        warnings.simplefilter("ignore")
+        sae = SAE.load_from_disk(folder, device="cpu")
+    given = x.reshape(len(x), HEADS, -1) if sae.cfg.reshape_activations == "hook_z" else x
+    with torch.no_grad():
+        return sae.encode(given), sae(given).reshape(len(x), -1)
+
+
+def in_our_terms(folder: Path, latents: Tensor) -> Tensor:
+    """Return the two sides of latents with a sign."""
+    signed = json.loads((folder / "cfg.json").read_bytes()).get("architecture") == "abstopk"
+    return torch.cat([latents.relu(), (-latents).relu()], 1) if signed else latents
+
+
+def write_fixture(name: str, folder: Path) -> None:
+    """Write the files of a case and what SAELens gives for them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    CASES[name](folder)
+    x = 3 * torch.randn(TOKENS, D_IN, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as temporary:
+        READ_BY_THEM.get(name, CASES[name])(Path(temporary))
+        latents, x_hat = theirs(Path(temporary), x)
+    expected = {"x": x, "latents": in_our_terms(folder, latents), "x_hat": x_hat}
+    save_file({name: value.contiguous() for name, value in expected.items()}, folder / "expected.safetensors")
+
+
+WIDTHS = Widths.autoencoder(SiteRef("openai-community/gpt2", "resid_post.3"), 24)
+OTHER = Widths({SiteRef("openai-community/gpt2", "mlp_in.3"): 24}, {SiteRef("openai-community/gpt2", "mlp_out.3"): 20})
+HEADS_JOINED = Widths.autoencoder(SiteRef("openai-community/gpt2", "attn_z.3"), 24)
+OURS: dict[str, Callable[[], SparseAutoencoder]] = {
+    "ReLU": lambda: VARIANTS["ReLU"](WIDTHS, 96),
+    "ReLU, unit norms": lambda: VARIANTS["ReLU"](WIDTHS, 96, decoder_norm="unit"),
+    "TopK": lambda: VARIANTS["TopK"](WIDTHS, 96, k=8),
+    "TopK, not centred": lambda: VARIANTS["TopK"](WIDTHS, 96, k=8, refinements=Refinements(centre_input=False)),
+    "TopK at attn_z": lambda: VARIANTS["TopK"](HEADS_JOINED, 96, k=8),
+    "BatchTopK": lambda: VARIANTS["BatchTopK"](WIDTHS, 96, k=8),
+    "JumpReLU": lambda: VARIANTS["JumpReLU"](WIDTHS, 96),
+    "Gated": lambda: VARIANTS["Gated"](WIDTHS, 96),
+    "Matryoshka of TopK": lambda: VARIANTS["Matryoshka"](WIDTHS, 96, MECHANISMS["TopK"](k=8)),
+    "Matryoshka of BatchTopK": lambda: VARIANTS["Matryoshka"](WIDTHS, 96, MECHANISMS["BatchTopK"](k=8)),
+    **{
+        f"Transcoder of {name}{', skip' if skip else ''}": lambda name=name, skip=skip: VARIANTS["Transcoder"](
+            OTHER, 96, MECHANISMS[name](**({"k": 8} if name == "BatchTopK" else {})), skip=skip
+        )
+        for name in ("ReLU", "JumpReLU", "BatchTopK")
+        for skip in (False, True)
+    },
+}
+
+
+def shaken(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
+    """Give one of our SAEs random tensors, with scales other than 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in sae.state_dict().items():
+            noise = torch.randn(value.shape, generator=generator)
+            positive = "scale" in name or name.endswith(".threshold")
+            value.copy_(0.3 + noise.abs() if positive else 0.5 * noise)
+        if sae.widths.read == sae.widths.predicted:
+            sae.output_scale.copy_(sae.input_scale)
+    return sae.eval()
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, as a share of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def same_support(found: Tensor, expected: Tensor) -> bool:
+    """Return whether the same latents fire, but for those that hardly do in either."""
+    floor = TOLERANCE * expected.abs().max()
+    return not bool((((found > 0) != (expected > 0)) & (torch.maximum(found, expected) > floor)).any())
+
+
+def report(name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
+    """Print a line, and return whether both agree."""
+    shares = [difference(one, other) for one, other in zip(found, expected, strict=True)]
+    support, fires = same_support(found[0], expected[0]), float((expected[0] > 0).float().mean())
+    good = max(shares) <= TOLERANCE and support and 0 < fires < 1
+    print(
+        f"{'ok ' if good else 'BAD'} {name:50} latents {shares[0]:.1e}  prediction {shares[1]:.1e}  "
+        f"support {'the same' if support else 'DIFFERS'}  firing {fires:.0%}"
+    )
+    return good
+
+
+@torch.no_grad()
+def check() -> bool:
+    """Compare every variant of ours that SAELens has, and every case of SAELens', on random activations."""
+    good = True
+    for name, make in OURS.items():
+        for seed in range(3):
+            sae = shaken(make(), seed)
+            x = 3 * torch.randn(256, sae.d_in, generator=torch.Generator().manual_seed(100 + seed))
+            read, predicted = (next(iter(sites)) for sites in (sae.widths.read, sae.widths.predicted))
+            source = Source(model=read.model, site=read.site, target_site=None if read == predicted else predicted.site)
+            with tempfile.TemporaryDirectory() as folder:
+                SAELens().write(PortableSAE.of(sae, source), Path(folder))
+                good &= report(f"ours -> SAELens: {name}", theirs(Path(folder), x), (sae.encode(x), sae(x).x_hat))
+    for name in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            write_fixture(name, Path(folder))
+            expected = load_file(Path(folder, "expected.safetensors"))
+            ours, x = SavedSAE.open(folder).sae, expected["x"]
+            found = (ours.encode(x), ours(x).x_hat)
+            good &= report(f"SAELens -> ours: {name}", found, (expected["latents"], expected["x_hat"]))
+    return good
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Files by SAELens' own code, and a check against it.")
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    if parser.parse_args().check:
+        sys.exit(0 if check() else 1)
+    for name in CASES:
+        write_fixture(name, FIXTURES / name)
+
+
+if __name__ == "__main__":
+    main()

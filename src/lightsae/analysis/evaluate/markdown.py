@@ -1,0 +1,82 @@
+"""An evaluation as a page of Markdown: tables of figures, bands and firing rates, with what each figure is."""
+
+from collections.abc import Sequence
+
+from lightsae.analysis.evaluate.figures import DEFINITIONS
+from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
+
+
+def to_markdown(evaluations: Sequence[Evaluation]) -> str:
+    """Return one page for all SAEs, and the definitions of the figures behind them."""
+    shown = {name for one in evaluations for name in one.figures}
+    lines = [line for one in evaluations for line in _of_one(one)]
+    lines += ["## What the figures are", "", "| figure | definition | better |", "|---|---|---|"]
+    lines += [
+        f"| `{name}` | {_cell(definition.text)} | {definition.better or ''} |"
+        for name, definition in DEFINITIONS.items()
+        if name in shown
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _of_one(one: Evaluation) -> list[str]:
+    text = one.text
+    lines = [
+        f"# {one.name}",
+        "",
+        f"{one.sae['variant']}, {one.sae['d_sae']:,} latents; {text['tokens']:,} held-out tokens of "
+        f"{text['documents']:,} documents of {text['dataset']}, read by {text['model']}. "
+        "In brackets: 95% interval over documents.",
+        "",
+    ]
+    controls = list(one.controls)
+    columns = [
+        "figure",
+        "SAE",
+        *(["published"] if one.published else []),
+        *(name.replace("_", " ") for name in controls),
+    ]
+    lines += [_row(columns), "|---" * len(columns) + "|"]
+    for name, figure in one.figures.items():
+        cells = [f"`{name}`", str(figure)]
+        if one.published:
+            cells.append(f"{one.published[name]:.4g}" if name in one.published else "")
+        cells += [_maybe(one.controls[control].get(name)) for control in controls]
+        lines.append(_row(cells))
+    for title, bands in (
+        ("Position in the row", one.positions),
+        ("Share of the text that the token is", one.frequencies),
+    ):
+        lines += ["", *_of_bands(title, bands)]
+    lines += ["", "| fires on so many of the tokens | latents |", "|---|---|"]
+    lines += [_row([_rate(name), f"{count:,}"]) for name, count in one.firing_histogram.items()]
+    return [*lines, ""]
+
+
+def _of_bands(title: str, bands: Sequence[Band]) -> list[str]:
+    lines = [_row([title, "`fve`", "`l0`", "tokens"]), "|---|---|---|---|"]
+    return lines + [_row([band.name, str(band.fve), str(band.l0), f"{band.fve.tokens:,}"]) for band in bands]
+
+
+def _rate(name: str) -> str:
+    """Say what a bin of the histogram holds.
+
+    >>> _rate("1e-3"), _rate("1e0"), _rate("never")
+    ('0.1% to 1%', 'all', 'never')
+    """
+    if name == "never":
+        return name
+    low = float(name)
+    return "all" if low >= 1 else f"{100 * low:g}% to {1000 * low:g}%"
+
+
+def _maybe(figure: Figure | None) -> str:
+    return "" if figure is None else str(figure)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,164 @@
+"""One pass over text for each SAE: sums over documents of what its reconstructions and firings are.
+
+Axes:    T tokens, D width read, O width predicted, F latents, N documents, S positions in a row.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from lightsae.activations.batch import ActivationBatch
+from lightsae.analysis.evaluate.document_sums import DocumentSums
+from lightsae.sae import SparseAutoencoder, Widths
+from lightsae.sae.sparse_ops import as_sparse
+
+# Bands of positions begin at these.
+POSITIONS = (0, 1, 4, 16, 64, 256, 1024)
+# Bands of tokens, by the share of the text that a token is, begin at these.
+FREQUENCIES = (0.0, 1e-4, 1e-3, 1e-2)
+
+
+@dataclass
+class Measured:
+    """Sums of one SAE over a text.
+
+    Attributes:
+        sums: What `figures.reconstruction` reads.
+        bands: (2, bands): by position and by frequency of the token, sums of tokens, error, square, fired; `offset` of
+            each band stands in `band_offsets`.
+        l0: How many latents fire on each token, and its document.
+        fires: On how many tokens of a document each latent fires.
+    """
+
+    sums: DocumentSums = field(default_factory=DocumentSums)
+    bands: dict[str, DocumentSums] = field(
+        default_factory=lambda: {"positions": DocumentSums(), "frequencies": DocumentSums()}
+    )
+    band_offsets: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    l0: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
+    fires: list[sparse.coo_array] = field(default_factory=list)
+
+    def l0_table(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return how many tokens of each document have each number of latents, and those numbers."""
+        documents = np.concatenate([documents for documents, _ in self.l0])
+        values, column = np.unique(np.concatenate([counts for _, counts in self.l0]), return_inverse=True)
+        present, row = np.unique(documents, return_inverse=True)
+        table = np.zeros((len(present), len(values)))
+        np.add.at(table, (row, column), 1)
+        return table, values
+
+    def fires_table(self) -> sparse.csr_array:
+        """Return (N, F): on how many tokens of each document each latent fires."""
+        numbers = self.sums.documents
+        stacked = sum(part.tocsr() for part in self.fires)
+        return sparse.csr_array(stacked)[numbers]
+
+
+def measure(
+    sae: SparseAutoencoder,
+    batches: Iterator[ActivationBatch],
+    centre: Float[Tensor, " O"],
+    share_of_token: NDArray[np.float64],
+    documents: int,
+) -> Measured:
+    """Run an SAE over a text.
+
+    Args:
+        sae: In eval mode.
+        batches: Whole rows, with what it reads and what it predicts.
+        centre: About the mean of what is predicted, so that sums of squares keep their digits.
+        share_of_token: By token id, its share of the text.
+        documents: One more than the largest number of a document.
+    """
+    measured = Measured()
+    for batch in batches:
+        _add(measured, sae, batch, centre, share_of_token, documents)
+    return measured
+
+
+@torch.no_grad()
+def _add(
+    measured: Measured,
+    sae: SparseAutoencoder,
+    batch: ActivationBatch,
+    centre: Tensor,
+    share_of_token: NDArray[np.float64],
+    documents: int,
+) -> None:
+    target = Widths.join(batch.activations, sae.widths.predicted).float()
+    output = sae(Widths.join(batch.activations, sae.widths.read))
+    x_hat, latents = output.x_hat.float(), as_sparse(output.latents)
+    error, offset = (target - x_hat).square().sum(1), target - centre
+    squares, predicted, product = target.square().sum(1), x_hat.square().sum(1), (target * x_hat).sum(1)
+    norm = squares.sqrt().clamp_min(torch.finfo(target.dtype).tiny)
+    fires = latents.values > 0
+    tokens, indices = latents.pattern.token_of[fires], latents.indices[fires]
+    fired = torch.bincount(tokens, minlength=len(target))
+    of_documents = batch.documents.cpu().numpy()
+    ordinary = (~batch.sinks_at(sae.widths.predicted)).cpu().numpy().astype(np.float64)
+    values = {
+        "tokens": np.ones(len(target)),
+        "error": _numbers(error),
+        "square": _numbers(offset.square().sum(1)),
+        "predicted": _numbers(predicted),
+        "product": _numbers(product),
+        "cosine": _numbers(product / (norm * predicted.sqrt()).clamp_min(torch.finfo(target.dtype).tiny)),
+        "ratio": _numbers(predicted.sqrt() / norm),
+        "offset": _numbers(offset),
+    }
+    without = {f"{name}_no_sinks": (ordinary * column.T).T for name, column in values.items()}
+    measured.sums.add(of_documents, values | without | {"fired": _numbers(fired)})
+    measured.l0.append((of_documents, fired.cpu().numpy().astype(np.int64)))
+    pair = (of_documents[tokens.cpu().numpy()], indices.cpu().numpy())
+    measured.fires.append(sparse.coo_array((np.ones(len(tokens)), pair), shape=(documents, sae.d_sae)))
+    _add_bands(measured, batch, values | {"fired": _numbers(fired)}, ordinary, share_of_token)
+
+
+def _add_bands(
+    measured: Measured,
+    batch: ActivationBatch,
+    values: Mapping[str, NDArray[np.float64]],
+    ordinary: NDArray[np.float64],
+    share_of_token: NDArray[np.float64],
+) -> None:
+    """Add the tokens to their bands; sinks count in that of position 0 alone, which they are."""
+    positions, ids = batch.positions.cpu().numpy(), batch.tokens.cpu().numpy()
+    places = {
+        "positions": np.searchsorted(POSITIONS, positions, side="right") - 1,
+        "frequencies": np.searchsorted(FREQUENCIES, share_of_token[ids], side="right") - 1,
+    }
+    counts = {"positions": (ordinary > 0) | (positions == 0), "frequencies": ordinary > 0}
+    for side, sums in measured.bands.items():
+        number = len(POSITIONS if side == "positions" else FREQUENCIES)
+        one_hot = np.eye(number)[places[side]] * counts[side][:, None]
+        columns = {name: one_hot * values[name][:, None] for name in ("tokens", "error", "square", "fired")}
+        sums.add(batch.documents.cpu().numpy(), columns)
+        total = measured.band_offsets.setdefault(side, np.zeros((number, values["offset"].shape[1])))
+        total += one_hot.T @ values["offset"]
+
+
+def names_of(bounds: Sequence[int | float], last: str, unit: str = "") -> list[str]:
+    """Return the names of bands that begin at some numbers.
+
+    >>> names_of((0, 1, 4), "on")
+    ['0', '1 to 3', '4 on']
+    >>> names_of((0.0, 0.001), "or more", "%")
+    ['below 0.1%', '0.1% or more']
+    """
+    if unit:
+        shown = [f"{100 * bound:g}{unit}" for bound in bounds]
+        inner = [f"{low} to {high}" for low, high in pairwise(shown[1:])]
+        return [f"below {shown[1]}", *inner, f"{shown[-1]} {last}"]
+    inner = [f"{low:g}" if high - low == 1 else f"{low:g} to {high - 1:g}" for low, high in pairwise(bounds)]
+    return [*inner, f"{bounds[-1]:g} {last}"]
+
+
+def _numbers(values: Tensor) -> NDArray[np.float64]:
+    return values.double().cpu().numpy()  # type: ignore[no-any-return]

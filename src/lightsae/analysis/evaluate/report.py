@@ -1,0 +1,154 @@
+"""The report of an evaluation: figures, each with its definition, tokens and interval; bands; controls."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightsae.errors import FormatError
+from lightsae.formats.checks import fits
+from lightsae.formats.files import check_fields, check_version, shown, write_atomically
+from lightsae.parsing import read_json
+
+FORMAT_VERSION = 1
+_AGAIN = "evaluate again"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    Attributes:
+        value: In the unit that the definition says.
+        low, high: 95% interval over documents; None where there is none (the definition, or too few documents).
+        tokens: How many tokens it comes from.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    tokens: int
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.4g}"
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+@dataclass(frozen=True)
+class Band:
+    """The reconstruction of some tokens: those of a range of positions, or of a range of frequencies."""
+
+    name: str
+    fve: Figure
+    l0: Figure
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of one SAE on one text.
+
+    Attributes:
+        name: As the user wrote it.
+        sae: What a manifest says of it: variant, hash, widths.
+        text: The corpus, tokens, documents, and the language model.
+        figures: By name; `lightsae.analysis.evaluate.figures.DEFINITIONS` says what each is.
+        positions: Bands of positions in the row.
+        frequencies: Bands of tokens by how often they stand in the text.
+        firing_histogram: Number of latents by floor(log10(share of tokens that they fire on)); "never" of silent ones.
+        published: What the publisher says, by the same names.
+        controls: The figures of SAEs that learned nothing, by name.
+    """
+
+    name: str
+    sae: Mapping[str, Any]
+    text: Mapping[str, Any]
+    figures: Mapping[str, Figure]
+    positions: Sequence[Band]
+    frequencies: Sequence[Band]
+    firing_histogram: Mapping[str, int]
+    published: Mapping[str, float] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
+
+
+def write_report(evaluations: Sequence[Evaluation], definitions: Mapping[str, str], path: Path) -> None:
+    """Write the evaluations as JSON, with the definitions of their figures.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    report = {
+        "format_version": FORMAT_VERSION,
+        "definitions": dict(definitions),
+        "saes": [_finite(asdict(one)) for one in evaluations],
+    }
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_report(path: Path) -> list[Evaluation]:
+    """Read what `write_report` wrote.
+
+    Raises:
+        FormatError: The file is missing, damaged, or of a newer version.
+    """
+    where = shown(path)
+    try:
+        report = read_json(path)
+    except OSError as error:
+        raise FormatError(f"{where!r} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise FormatError(f"{where!r} is not valid JSON ({error}); {_AGAIN}.") from error
+    if not isinstance(report, dict):
+        raise FormatError(f"{where!r} is no evaluation; {_AGAIN}.")
+    check_version(report, where, "format_version", FORMAT_VERSION, _AGAIN)
+    check_fields(report, where, {"saes": list}, _AGAIN)
+    return [_evaluation(one, where) for one in report["saes"]]
+
+
+def _evaluation(entry: Any, where: str) -> Evaluation:
+    kinds = {"name": str, "sae": dict, "text": dict, "figures": dict, "positions": list, "frequencies": list}
+    kinds |= {"firing_histogram": dict, "published": dict, "controls": dict}
+    if not isinstance(entry, dict):
+        raise FormatError(f"{where!r}: an SAE is a {type(entry).__name__}, where an object should be; {_AGAIN}.")
+    check_fields(entry, where, kinds, _AGAIN)
+    figures = {name: _figure(value, where) for name, value in entry["figures"].items()}
+    bands = {
+        side: [
+            Band(str(one["name"]), _figure(one.get("fve"), where), _figure(one.get("l0"), where)) for one in entry[side]
+        ]
+        for side in ("positions", "frequencies")
+        if all(isinstance(one, dict) and "name" in one for one in entry[side])
+    }
+    if len(bands) < 2:
+        raise FormatError(f"{where!r}: a band has no name; {_AGAIN}.")
+    if not fits(entry["firing_histogram"], dict[str, int]) or not fits(entry["published"], dict[str, float]):
+        raise FormatError(f"{where!r}: a count or a published figure is no number; {_AGAIN}.")
+    if not all(isinstance(control, dict) for control in entry["controls"].values()):
+        raise FormatError(f"{where!r}: a control is no object; {_AGAIN}.")
+    controls = {
+        name: {key: _figure(value, where) for key, value in control.items()}
+        for name, control in entry["controls"].items()
+    }
+    told = {key: entry[key] for key in ("name", "sae", "text", "firing_histogram", "published")}
+    return Evaluation(**told, figures=figures, controls=controls, **bands)
+
+
+def _figure(entry: Any, where: str) -> Figure:
+    number, maybe = float, float | None
+    kinds: dict[str, Any] = {"value": maybe, "low": maybe, "high": maybe, "tokens": int}
+    if not isinstance(entry, dict) or set(entry) != set(kinds) or not all(fits(entry[k], kinds[k]) for k in kinds):
+        raise FormatError(f"{where!r}: {entry!r:.80} is no figure; {_AGAIN}.")
+    value = math.nan if entry["value"] is None else number(entry["value"])
+    return Figure(value, entry["low"], entry["high"], entry["tokens"])
+
+
+def _finite(value: Any) -> Any:
+    """Return nested values with None for what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,89 @@
+"""`lightsae evaluate`: figures of SAEs with their noise, beside an SAE that learned nothing."""
+
+from pathlib import Path
+
+from lightsae.analysis.evaluate import EvaluateSettings, Evaluation, evaluate
+from lightsae.analysis.evaluate.figures import DEFINITIONS
+from lightsae.analysis.evaluate.markdown import to_markdown
+from lightsae.analysis.evaluate.report import write_report
+from lightsae.analysis.reading.loaded_sae import TextSettings
+from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.tables import console, print_paths, table
+from lightsae.errors import ConfigError
+from lightsae.formats.files import write_atomically
+
+_EXAMPLES = (
+    "lightsae evaluate --sae lightning_logs/version_0/sae --out evaluation.json",
+    "lightsae evaluate --sae '[run_1/sae, run_2/sae]' --tokens 500000 --out evaluation.json",
+)
+# Of the figures, those that are printed.
+_SHOWN = (
+    "fve",
+    "fve_no_sinks",
+    "cosine_no_sinks",
+    "relative_reconstruction_bias_no_sinks",
+    "l0",
+    "l0_p95",
+    "dead_fraction",
+    "dense_fraction",
+    "ce_recovered",
+    "ce_recovered_no_sinks",
+    "kl_no_sinks",
+    "top1_agreement",
+)
+
+
+@command("--sae SAE [OPTIONS]", _EXAMPLES)
+def run_evaluate(
+    sae: str | list[str],
+    settings: EvaluateSettings,
+    text: TextSettings,
+    out: str | None = None,
+) -> None:
+    """Judge SAEs on held-out text: reconstruction, sparsity, what splicing costs the language model.
+
+    Each figure has a 95% interval over documents, and stands beside that of an SAE which learned nothing.
+
+    Args:
+        sae: The SAE, of any layout that is known, or a list of them.
+        settings: What is measured.
+        text: What differs from the training.
+        out: File for the report, ending in .json; a page of Markdown goes beside it. Null: it is printed only.
+    """
+    if out is not None and (Path(out).suffix != ".json" or Path(out).is_dir()):
+        raise ConfigError("out", out, "name a file that ends in .json")
+    names = [sae] if isinstance(sae, str) else sae
+    if not names:
+        raise ConfigError("sae", sae, "name at least one")
+    bars = Bars()
+    evaluations = [evaluate(name, text, settings, bars) for name in names]
+    for one in evaluations:
+        _print(one)
+    if out is None:
+        return
+    path = Path(out)
+    write_report(evaluations, {name: one.text for name, one in DEFINITIONS.items()}, path)
+    page = path.with_suffix(".md")
+    with write_atomically(page) as temporary:
+        temporary.write_text(to_markdown(evaluations), encoding="utf-8")
+    print_paths(("report", path), ("page", page))
+
+
+def _print(one: Evaluation) -> None:
+    words, controls = one.text, list(one.controls)
+    print(
+        f"{one.name}: {words['tokens']:,} held-out tokens of {words['documents']:,} documents, 95% intervals over them"
+    )
+    published = ["published"] if one.published else []
+    rows = table(
+        "", "SAE", *published, *(name.replace("_", " ") for name in controls), "", words=(0, len(controls) + 2)
+    )
+    for name in _SHOWN:
+        if name not in one.figures:
+            continue
+        said = [f"{one.published[name]:.4g}" if name in one.published else "" for _ in published]
+        beside = [
+            f"{one.controls[control][name].value:.4g}" if name in one.controls[control] else "" for control in controls
+        ]
+        rows.add_row(name, str(one.figures[name]), *said, *beside, DEFINITIONS[name].text)
+    console(140).print(rows)

@@ -1,0 +1,159 @@
+"""Files as SAELens writes them, with the function that they stand for in plain formulas."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from helpers.layout_files import Cases, Function, Make, largest
+from lightsae.formats.layouts.source import UNKNOWN_TARGET
+
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated", *TRANSCODERS)
+METADATA = {
+    "sae_lens_version": "6.54.12",
+    "model_name": "gpt2-small",
+    "hook_name": "blocks.7.hook_resid_pre",
+    "hook_head_index": None,
+    "context_size": 128,
+    "prepend_bos": True,
+    "dataset_path": "Skylion007/openwebtext",
+}
+
+
+def write_sae_lens(
+    folder: Path,
+    architecture: str,
+    *,
+    d_in: int = 6,
+    d_sae: int = 16,
+    d_out: int = 9,
+    k: int = 4,
+    subtracts: bool = True,
+    rescales: bool = False,
+    seed: int = 0,
+    config: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+    tensors: dict[str, Tensor] | None = None,
+) -> Function:
+    """Write cfg.json and sae_weights.safetensors; return the function (latents, prediction) of raw activations.
+
+    The latents of `abstopk` are the function's as lightsae has them: both sides of each, twice as many.
+
+    Args:
+        folder: Made where it is missing.
+        architecture: One of `ARCHITECTURES`.
+        d_in: Width read.
+        d_sae: Latents.
+        d_out: Width predicted, of transcoders.
+        k: Of topk and abstopk.
+        subtracts: apply_b_dec_to_input, which transcoders do not have.
+        rescales: rescale_acts_by_decoder_norm, of topk and abstopk.
+        seed: Of the tensors.
+        config: More of cfg.json, in place of what would stand there; None leaves a key out.
+        metadata: The same for what stands below `metadata`.
+        tensors: The same for tensors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    transcoder = architecture in TRANSCODERS
+    subtracts, width = subtracts and not transcoder, d_out if transcoder else d_in
+    W_enc, b_enc, W_dec, b_dec = drawn(d_in, d_sae), drawn(d_sae), drawn(d_sae, width), drawn(width)
+    threshold, r_mag, b_mag, W_skip = drawn(d_sae).abs(), drawn(d_sae), drawn(d_sae), drawn(width, d_in)
+    written = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    if "jumprelu" in architecture:
+        written["threshold"] = threshold
+    if "skip" in architecture:
+        written["W_skip"] = W_skip
+    if architecture == "gated":
+        written = {name: value for name, value in written.items() if name != "b_enc"}
+        written |= {"b_gate": b_enc, "r_mag": r_mag, "b_mag": b_mag}
+    values: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": subtracts,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": METADATA | (metadata or {}),
+    }
+    if transcoder:
+        values["d_out"] = d_out
+    if "topk" in architecture:
+        values |= {"k": k, "rescale_acts_by_decoder_norm": rescales}
+    values = {name: value for name, value in (values | (config or {})).items() if value is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cfg.json").write_text(json.dumps(values))
+    save_file(written | (tensors or {}), folder / "sae_weights.safetensors")
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        u = x - b_dec if subtracts else x
+        z = u @ W_enc + b_enc
+        norms = W_dec.norm(dim=1) if rescales and "topk" in architecture else torch.ones(d_sae)
+        if architecture == "topk":
+            latents = largest(z * norms, k)
+        elif architecture == "abstopk":
+            chosen = (z * norms).abs().topk(k, dim=-1).indices
+            latents = torch.zeros_like(z).scatter(-1, chosen, (z * norms).gather(-1, chosen))
+        elif "jumprelu" in architecture:
+            latents = z.relu() * (z > threshold)
+        elif architecture == "gated":
+            latents = (z > 0) * (u @ (W_enc * r_mag.exp()) + b_mag).relu()
+        else:
+            latents = z.relu()
+        x_hat = (latents / norms) @ W_dec + b_dec
+        if "skip" in architecture:
+            x_hat = x_hat + x @ W_skip.T
+        if architecture == "abstopk":
+            latents = torch.cat([latents.relu(), (-latents).relu()], -1)
+        return latents, x_hat
+
+    return function
+
+
+def in_old_terms(folder: Path, **changed: Any) -> None:
+    """Rewrite cfg.json as before version 6: no version, metadata beside the rest, older names."""
+    values = json.loads((folder / "cfg.json").read_bytes())
+    flat = values | values.pop("metadata")
+    names = {
+        "hook_name": "hook_point",
+        "hook_head_index": "hook_point_head_index",
+        "activation_fn": "activation_fn_str",
+    }
+    old = {names.get(name, name): value for name, value in (flat | changed).items() if value is not None}
+    old.pop("sae_lens_version")
+    (folder / "cfg.json").write_text(json.dumps(old))
+
+
+def _sae(architecture: str, **options: Any) -> Make:
+    return lambda folder: (folder / "sae", write_sae_lens(folder / "sae", architecture, **options))
+
+
+def _before_version_6(folder: Path) -> tuple[Path, Function]:
+    function = write_sae_lens(folder / "sae", "standard")
+    in_old_terms(folder / "sae", architecture=None, normalize_activations=False)
+    return folder / "sae", function
+
+
+_SAYS = {"model": "openai-community/gpt2", "site": "resid_pre.7", "sees_bos": True, "context_size": 128}
+_ACROSS = {"hook_name": "blocks.7.mlp.hook_in", "hook_name_out": "blocks.7.hook_mlp_out"}
+CASES: Cases = {
+    **{name: (_sae(name), _SAYS) for name in ARCHITECTURES if name not in TRANSCODERS},
+    **{name: (_sae(name, metadata=_ACROSS), {"site": "mlp_in.7", "target_site": "mlp_out.7"}) for name in TRANSCODERS},
+    "a transcoder of one width": (
+        _sae("transcoder", d_out=6),
+        {"site": "resid_pre.7", "target_site": UNKNOWN_TARGET},
+    ),
+    "topk rescaled": (_sae("topk", rescales=True), {}),
+    "abstopk rescaled": (_sae("abstopk", rescales=True), {}),
+    "not centred": (_sae("gated", subtracts=False), {}),
+    "before version 6": (_before_version_6, _SAYS),
+}
