@@ -19,6 +19,7 @@ import yaml
 import lightsae
 from helpers.command_line import lightsae_at
 from lightsae.analysis.dictionary import FeatureDictionary
+from lightsae.analysis.steering import Ablate
 from lightsae.formats.layouts.portable import PortableSAE
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.saved_sae import SavedSAE
@@ -134,7 +135,8 @@ def test_steer_names_what_the_dictionary_does_not(good: Callable[..., str], feat
     steering = (*command, "--strength", "0.5", "--max_new_tokens", "3", "--min_new_tokens", "3")
     # The dictionary was found beside it, and knows the model and the site.
     said = good(*steering)
-    assert f"add feature {feature}: +0.5 x mean norm at {SITE}" in said.splitlines()[0]
+    assert f"builtin:{SITE} (mean norm " in said.splitlines()[0]
+    assert f"add feature {feature}: +0.5 x mean norm" in said.splitlines()[0]
     assert good(*steering, *NAMED) == said
 
 
@@ -150,8 +152,8 @@ def test_monitor(folder: Path, feature: int) -> None:
     watched = {"features": [feature], "thresholds": {feature: 1e-9}, "sinks": events.append}
     with lightsae.monitor(model, folder / "dictionary", sae=folder / "foreign", **watched):
         model.logits(tokens)
-    with lightsae.steer(model, [], folder / "foreign", dictionary=folder / "dictionary") as steering:
-        assert steering.site.site == SITE
+    with lightsae.steer(model, Ablate(feature), folder / "foreign", dictionary=folder / "dictionary") as steering:
+        assert f"builtin:{SITE}" in str(steering)
     x = model.capture(tokens, [SITE])[SITE][0].float()
     fires = lightsae.load_sae(folder / "foreign").encode(x)[1:, feature] > 1e-9
     assert len(events) == int(fires.sum()) > 0
@@ -201,7 +203,7 @@ def test_open_says_what_it_is(folder: Path, good: Callable[..., str]) -> None:
     [
         (("open", "nowhere"), "path is 'nowhere', which does not exist"),
         (("open", "empty"), "'empty' has no 'sae.json' and holds no SAE of a known layout"),
-        (("open",), "path. Write: lightsae open PATH"),
+        (("open",), "PATH. Write: lightsae open PATH"),
         (("open", "run", "--data.site", "mlp_out.1"), f"site is 'mlp_out.1', but 'run/sae' belongs to {SITE}"),
         (("convert", "run", "--out", "x"), "--to. Write: lightsae convert PATH --to LAYOUT --out DIR"),
         (("convert", "run", "--to", "gemma_scope", "--out", "x"), "is read, and not written"),
