@@ -100,6 +100,7 @@ CASES: dict[str, Case] = {
     "sae_lens, topk rescaled": Case("sae_lens", sae_lens("topk", rescales=True)),
     "sae_lens, abstopk rescaled": Case("sae_lens", sae_lens("abstopk", rescales=True)),
     "sae_lens, not centred": Case("sae_lens", sae_lens("gated", subtracts=False)),
+    "sae_lens, tokens normalised": Case("sae_lens", sae_lens("topk", normalises="layer_norm")),
     "sae_lens, before version 6": Case("sae_lens", old_sae_lens, SAE_LENS_SAYS),
 }
 
