@@ -1,12 +1,12 @@
 """SAELens' own code beside ours: small files that it wrote, with what it gives for them, and a check both ways.
 
-    python -P scripts/layout_fixtures/sae_lens.py          # writes tests/fixtures/layouts/sae_lens
-    python -P scripts/layout_fixtures/sae_lens.py --check  # ours -> theirs, theirs -> ours; exit code 1 if they differ
+    PYTHONHASHSEED=0 python -P scripts/layout_fixtures/sae_lens.py  # writes tests/fixtures/layouts/sae_lens
+    python -P scripts/layout_fixtures/sae_lens.py --check           # ours and theirs; exit code 1 if they differ
 
 Needs `sae-lens` beside lightsae, with src/ on PYTHONPATH; `make bench-formats` has an environment for it. With -P the
-package is found, and not this file, which has its name. A fixture's expected.safetensors holds activations (T, D), and
-the latents (T, F) and predictions (T, O) of SAELens' class for them; the latents of AbsTopK with their signs as two
-sides, (T, 2F), since ours are never negative.
+package is found, and not this file, which has its name; SAELens writes settings in the order of their hashes. A
+fixture's expected.safetensors holds activations (T, D), and the latents (T, F) and predictions (T, O) of SAELens' class
+for them; the latents of AbsTopK with their signs as two sides, (T, 2F), since ours are never negative.
 """
 
 import argparse
@@ -29,7 +29,21 @@ from torch import Tensor
 from lightsae.formats.layouts import PortableSAE, Source
 from lightsae.formats.layouts.sae_lens import SAELens
 from lightsae.formats.saved_sae import SavedSAE
-from lightsae.sae import MECHANISMS, VARIANTS, Refinements, SiteRef, SparseAutoencoder, Widths
+from lightsae.sae import (
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    Matryoshka,
+    Refinements,
+    ReLU,
+    SiteRef,
+    SparseAutoencoder,
+    TopK,
+    Transcoder,
+    Widths,
+    mechanisms,
+)
+from lightsae.sae.token_norm import TokenNorm
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures" / "layouts" / "sae_lens"
 D_IN, D_SAE, D_OUT, K, TOKENS, HEADS = 6, 16, 8, 4, 24, 2
@@ -127,6 +141,8 @@ CASES: dict[str, Make] = {
     "jumprelu": saved("jumprelu", 7),
     "gated": saved("gated", 8),
     "hook_z": saved("standard", 9, reshape_activations="hook_z", metadata={"hook_name": "blocks.7.attn.hook_z"}),
+    "layer_norm": saved("topk", 23, k=K, normalize_activations="layer_norm"),
+    "constant_norm_rescale": saved("jumprelu", 24, normalize_activations="constant_norm_rescale"),
     "transcoder": saved("transcoder", 14),
     "skip_transcoder": saved("skip_transcoder", 15),
     "jumprelu_transcoder": saved("jumprelu_transcoder", 16),
@@ -178,24 +194,29 @@ WIDTHS = Widths.autoencoder(SiteRef("openai-community/gpt2", "resid_post.3"), 24
 OTHER = Widths({SiteRef("openai-community/gpt2", "mlp_in.3"): 24}, {SiteRef("openai-community/gpt2", "mlp_out.3"): 20})
 HEADS_JOINED = Widths.autoencoder(SiteRef("openai-community/gpt2", "attn_z.3"), 24)
 OURS: dict[str, Callable[[], SparseAutoencoder]] = {
-    "ReLU": lambda: VARIANTS["ReLU"](WIDTHS, 96),
-    "ReLU, unit norms": lambda: VARIANTS["ReLU"](WIDTHS, 96, decoder_norm="unit"),
-    "TopK": lambda: VARIANTS["TopK"](WIDTHS, 96, k=8),
-    "TopK, not centred": lambda: VARIANTS["TopK"](WIDTHS, 96, k=8, refinements=Refinements(centre_input=False)),
-    "TopK at attn_z": lambda: VARIANTS["TopK"](HEADS_JOINED, 96, k=8),
-    "BatchTopK": lambda: VARIANTS["BatchTopK"](WIDTHS, 96, k=8),
-    "JumpReLU": lambda: VARIANTS["JumpReLU"](WIDTHS, 96),
-    "Gated": lambda: VARIANTS["Gated"](WIDTHS, 96),
-    "Matryoshka of TopK": lambda: VARIANTS["Matryoshka"](WIDTHS, 96, MECHANISMS["TopK"](k=8)),
-    "Matryoshka of BatchTopK": lambda: VARIANTS["Matryoshka"](WIDTHS, 96, MECHANISMS["BatchTopK"](k=8)),
-    **{
-        f"Transcoder of {name}{', skip' if skip else ''}": lambda name=name, skip=skip: VARIANTS["Transcoder"](
-            OTHER, 96, MECHANISMS[name](**({"k": 8} if name == "BatchTopK" else {})), skip=skip
-        )
-        for name in ("ReLU", "JumpReLU", "BatchTopK")
-        for skip in (False, True)
-    },
+    "ReLU": lambda: ReLU(WIDTHS, 96),
+    "ReLU, unit norms": lambda: ReLU(WIDTHS, 96, decoder_norm="unit"),
+    "TopK": lambda: TopK(WIDTHS, 96, k=8),
+    "TopK, not centred": lambda: TopK(WIDTHS, 96, k=8, refinements=Refinements(centre_input=False)),
+    "TopK, tokens of mean 0 and deviation 1": lambda: TopK(WIDTHS, 96, k=8, refinements=normalised("layer_norm")),
+    "TopK, tokens of one norm": lambda: TopK(WIDTHS, 96, k=8, refinements=normalised("rescale")),
+    "TopK at attn_z": lambda: TopK(HEADS_JOINED, 96, k=8),
+    "BatchTopK": lambda: BatchTopK(WIDTHS, 96, k=8),
+    "JumpReLU": lambda: JumpReLU(WIDTHS, 96),
+    "Gated": lambda: Gated(WIDTHS, 96),
+    "Matryoshka of TopK": lambda: Matryoshka(WIDTHS, 96, mechanisms.TopK(k=8)),
+    "Matryoshka of BatchTopK": lambda: Matryoshka(WIDTHS, 96, mechanisms.BatchTopK(k=8)),
+    "Transcoder of ReLU": lambda: Transcoder(OTHER, 96, mechanisms.ReLU()),
+    "Transcoder of ReLU, skip": lambda: Transcoder(OTHER, 96, mechanisms.ReLU(), skip=True),
+    "Transcoder of JumpReLU": lambda: Transcoder(OTHER, 96, mechanisms.JumpReLU()),
+    "Transcoder of JumpReLU, skip": lambda: Transcoder(OTHER, 96, mechanisms.JumpReLU(), skip=True),
+    "Transcoder of BatchTopK": lambda: Transcoder(OTHER, 96, mechanisms.BatchTopK(k=8)),
+    "Transcoder of BatchTopK, skip": lambda: Transcoder(OTHER, 96, mechanisms.BatchTopK(k=8), skip=True),
 }
+
+
+def normalised(kind: TokenNorm) -> Refinements:
+    return Refinements(token_norm=kind)
 
 
 def shaken(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:

@@ -34,6 +34,7 @@ def write_sae_lens(
     k: int = 4,
     subtracts: bool = True,
     rescales: bool = False,
+    normalises: str = "none",
     seed: int = 0,
     config: dict[str, Any] | None = None,
     metadata: dict[str, Any] | None = None,
@@ -52,6 +53,7 @@ def write_sae_lens(
         k: Of topk and abstopk.
         subtracts: apply_b_dec_to_input, which transcoders do not have.
         rescales: rescale_acts_by_decoder_norm, of topk and abstopk.
+        normalises: normalize_activations: none, layer_norm or constant_norm_rescale.
         seed: Of the tensors.
         config: More of cfg.json, in place of what would stand there; None leaves a key out.
         metadata: The same for what stands below `metadata`.
@@ -81,7 +83,7 @@ def write_sae_lens(
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": subtracts,
-        "normalize_activations": "none",
+        "normalize_activations": normalises,
         "reshape_activations": "none",
         "metadata": METADATA | (metadata or {}),
     }
@@ -95,7 +97,15 @@ def write_sae_lens(
     save_file(written | (tensors or {}), folder / "sae_weights.safetensors")
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
-        u = x - b_dec if subtracts else x
+        shift, unit = torch.zeros(len(x), 1), torch.ones(len(x), 1)
+        given = x
+        if normalises == "layer_norm":
+            shift, unit = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+            given = (x - shift) / (unit + 1e-5)
+        if normalises == "constant_norm_rescale":
+            unit = x.norm(dim=1, keepdim=True) / d_in**0.5
+            given = x / unit
+        u = given - b_dec if subtracts else given
         z = u @ W_enc + b_enc
         norms = W_dec.norm(dim=1) if rescales and "topk" in architecture else torch.ones(d_sae)
         if architecture == "topk":
@@ -109,7 +119,7 @@ def write_sae_lens(
             latents = (z > 0) * (u @ (W_enc * r_mag.exp()) + b_mag).relu()
         else:
             latents = z.relu()
-        x_hat = (latents / norms) @ W_dec + b_dec
+        x_hat = ((latents / norms) @ W_dec + b_dec) * unit + shift
         if "skip" in architecture:
             x_hat = x_hat + x @ W_skip.T
         if architecture == "abstopk":
@@ -155,5 +165,6 @@ CASES: Cases = {
     "topk rescaled": (_sae("topk", rescales=True), {}),
     "abstopk rescaled": (_sae("abstopk", rescales=True), {}),
     "not centred": (_sae("gated", subtracts=False), {}),
+    "tokens normalised": (_sae("topk", normalises="layer_norm"), {}),
     "before version 6": (_before_version_6, _SAYS),
 }

@@ -29,10 +29,12 @@ from lightsae.formats.layouts.sae_lens_config import (
 )
 from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
 from lightsae.formats.layouts.tensors import Tensors, read_safetensors
+from lightsae.sae.token_norm import TokenNorm
 from lightsae.version import version
 
 _WEIGHTS = "sae_weights.safetensors"
 _SCALER = "activation_scaler.json"
+_TOKEN_NORMS: dict[str, TokenNorm] = {"layer_norm": "layer_norm", "constant_norm_rescale": "rescale"}
 # Whose cfg.json is written; an older one would be read by the rules of before version 6.
 _FORMAT = "6.54.12"
 
@@ -50,10 +52,10 @@ class SAELens(WritableLayout):
     def read(self, path: Path) -> PortableSAE:
         folder = _folder_of(path)
         config = read_config(folder)
-        _refuse_transforms(config, shown(folder / CONFIG))
+        token_norm = _token_norm(config, shown(folder / CONFIG))
         tensors = read_safetensors(folder / _WEIGHTS)
         tensors.sizes.update(config.sizes)
-        sae = _taken(tensors, config)
+        sae = replace(_taken(tensors, config), token_norm=token_norm)
         if config.normalisation == "expected_average_only_in":
             sae = _scaled(sae, _scale_in(folder), config.rescales)
         sae = _rescaled(sae) if config.rescales else sae
@@ -71,12 +73,17 @@ def _folder_of(path: Path) -> Path:
     return path.parent if path.name in (CONFIG, _WEIGHTS) else path
 
 
-def _refuse_transforms(config: SAELensConfig, where: str) -> None:
+def _token_norm(config: SAELensConfig, where: str) -> TokenNorm | None:
+    """Return how each token is normalised by itself; refuse what is neither that nor in the weights."""
     what = f"{where!r}: normalize_activations is {config.normalisation}"
-    if config.normalisation in ("layer_norm", "constant_norm_rescale"):
-        raise FormatError(f"{what}, by which each token is scaled by itself; no SAE of lightsae does that.")
     if config.normalisation == "covariance_whitening":
         raise FormatError(f"{what}, which the weights do not hold; save the SAE by SAELens' save_inference_model.")
+    norm = _TOKEN_NORMS.get(config.normalisation)
+    if norm is not None and config.architecture in TRANSCODERS:
+        raise FormatError(
+            f"{what}, of a {config.architecture}; a Transcoder of lightsae normalises no token by itself."
+        )
+    return norm
 
 
 def _taken(tensors: Tensors, config: SAELensConfig) -> PortableSAE:
@@ -207,7 +214,7 @@ def config_of(sae: PortableSAE) -> dict[str, Any]:
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": sae.subtracts_b_dec,
-        "normalize_activations": "none",
+        "normalize_activations": next((name for name, kind in _TOKEN_NORMS.items() if kind == sae.token_norm), "none"),
         "reshape_activations": "hook_z" if hooks_z else "none",
         "metadata": _metadata_of(sae, transcoder),
     }

@@ -28,7 +28,7 @@ _UNREAD = {
     "matching_pursuit": "its latents are found one after another",
 }
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
-_NORMALISATIONS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale", "covariance_whitening")
+NORMALISATIONS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale", "covariance_whitening")
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "an object"}
 _HEAD = re.compile(r"(.+), head (\d{1,6})")
 _FIRST_NEW = Version("6.0.0rc0")
@@ -47,7 +47,7 @@ class SAELensConfig:
         subtracts_b_dec: Whether `b_dec` is subtracted from the input.
         rescales: Whether z is multiplied by the norm of its decoder row before the choice of TopK, and f divided by it
             in decoding.
-        normalisation: `normalize_activations`.
+        normalisation: `normalize_activations`, one of `NORMALISATIONS`.
         finetuned: Whether the tensor `scaling_factor` multiplies the latents in decoding.
         source: Where the SAE comes from.
     """
@@ -161,14 +161,14 @@ def _latents_per_token(values: _Values, metadata: _Values, architecture: str) ->
         raise FormatError(f"{values.where!r} is a {architecture} SAE without k, the number of latents per token.")
     details = _Values(metadata.get("training_architecture_details", dict) or {}, values.where)
     # A mean over the tokens of a batch, which need not be whole.
-    k = (values if architecture in BATCH_TOPK else details).get("k", float)
-    return int(k) if k is not None and k >= 1 and k == int(k) else None
+    mean = (values if architecture in BATCH_TOPK else details).get("k", float)
+    return int(mean) if mean is not None and mean >= 1 and mean.is_integer() else None
 
 
 def _normalisation(values: _Values) -> str:
     name = values.text("normalize_activations") or "none"
-    if name not in _NORMALISATIONS:
-        known = ", ".join(_NORMALISATIONS)
+    if name not in NORMALISATIONS:
+        known = ", ".join(NORMALISATIONS)
         raise FormatError(f"{values.where!r}: normalize_activations is {name!r:.60}; known: {known}.")
     return name
 

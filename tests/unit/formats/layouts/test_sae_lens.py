@@ -20,6 +20,7 @@ from lightsae.sae import MECHANISMS, VARIANTS, Refinements, SiteRef, SparseAutoe
 
 LAYOUT = SAELens()
 SEEDS = range(12)
+NORMALISED = ("layer_norm", "constant_norm_rescale")
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -37,10 +38,18 @@ def test_files_of_any_shape_are_read_as_the_function_that_they_are(
     architecture: str, seed: int, tmp_path: Path
 ) -> None:
     draw = random.Random(f"{architecture} {seed}")
-    d_in, d_sae, d_out = draw.randint(1, 9), draw.randint(1, 30), draw.randint(1, 9)
-    options = {"subtracts": draw.random() < 0.5, "rescales": draw.random() < 0.5, "k": draw.randint(1, d_sae)}
+    d_in, d_sae, d_out = draw.randint(2, 9), draw.randint(1, 30), draw.randint(1, 9)
     function = write_sae_lens(
-        tmp_path, architecture, d_in=d_in, d_sae=d_sae, d_out=d_out, seed=seed, **options, config={"dtype": "float64"}
+        tmp_path,
+        architecture,
+        d_in=d_in,
+        d_sae=d_sae,
+        d_out=d_out,
+        k=draw.randint(1, d_sae),
+        subtracts=draw.random() < 0.5,
+        rescales=draw.random() < 0.5,
+        normalises="none" if architecture in TRANSCODERS else draw.choice(["none", *NORMALISED]),
+        seed=seed,
     )
     sae, x = SavedSAE.open(tmp_path).sae, tokens(d_in, seed)
     latents, x_hat = function(x)
@@ -81,6 +90,7 @@ def portable(seed: int) -> PortableSAE:
         r_mag=drawn(d_sae) if gated else None,
         b_mag=drawn(d_sae) if gated else None,
         W_skip=drawn(d_in, d_out) if transcoder and draw.random() < 0.5 else None,
+        token_norm=None if transcoder else draw.choice([None, "layer_norm", "rescale"]),
         source=source,
     )
 
@@ -104,6 +114,9 @@ OURS: dict[str, Any] = {
     "ReLU": lambda: VARIANTS["ReLU"](WIDTHS, 24),
     "ReLU, unit norms": lambda: VARIANTS["ReLU"](WIDTHS, 24, decoder_norm="unit"),
     "TopK": lambda: VARIANTS["TopK"](WIDTHS, 24, k=4),
+    "TopK, tokens normalised": lambda: VARIANTS["TopK"](
+        WIDTHS, 24, k=4, refinements=Refinements(token_norm="layer_norm")
+    ),
     "TopK, no centre": lambda: VARIANTS["TopK"](WIDTHS, 24, k=4, refinements=Refinements(centre_input=False)),
     "BatchTopK": lambda: VARIANTS["BatchTopK"](WIDTHS, 24, k=4),
     "JumpReLU": lambda: VARIANTS["JumpReLU"](WIDTHS, 24),
@@ -314,8 +327,6 @@ def test_rows_of_zeros_take_no_place_where_latents_are_rescaled(tmp_path: Path) 
         ({"architecture": "jumprelu"}, "lacks the tensor 'threshold'"),
         ({"architecture": "gated"}, "lacks the tensor 'b_gate'"),
         ({"architecture": "transcoder"}, "apply_b_dec_to_input is true, and no transcoder subtracts b_dec"),
-        ({"normalize_activations": "layer_norm"}, "by which each token is scaled by itself"),
-        ({"normalize_activations": "constant_norm_rescale"}, "by which each token is scaled by itself"),
         ({"normalize_activations": "covariance_whitening"}, "which the weights do not hold"),
         ({"normalize_activations": "other"}, "normalize_activations is 'other'; known: none"),
         ({"apply_b_dec_to_input": "yes"}, "where true or false should be"),
@@ -332,6 +343,13 @@ def test_what_no_sae_of_ours_is_ends_in_one_line(config: dict[str, Any], message
         SavedSAE.open(tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("normalises", NORMALISED)
+def test_a_transcoder_that_normalises_tokens_is_refused(normalises: str, tmp_path: Path) -> None:
+    write_sae_lens(tmp_path, "transcoder", normalises=normalises)
+    with pytest.raises(FormatError, match=f"normalize_activations is {normalises}, of a transcoder"):
+        SavedSAE.open(tmp_path)
 
 
 def test_a_tensor_that_is_no_part_of_it_is_refused(tmp_path: Path) -> None:
