@@ -84,7 +84,8 @@ def generate_samples(
 
     Args:
         model: A LanguageModel with its head, or a transformers model that generates.
-        prompts: Texts, which get BOS in front if the tokenizer has one, or token ids, which are taken as they are.
+        prompts: Texts, which get BOS in front if the tokenizer has one and they do not begin with it, or token ids,
+            which are taken as they are.
         tokenizer: Needed for a transformers model; a LanguageModel brings its own.
         samples: Texts per prompt.
         seed: Seed for sampling.
@@ -156,8 +157,10 @@ def _encoded(prompt: str | Sequence[int], tokenizer: Any) -> list[int]:
     if not isinstance(prompt, str):
         ids = [int(token) for token in prompt]
     else:
+        ids = list(tokenizer.encode(prompt, add_special_tokens=False))
         bos = tokenizer.bos_token_id
-        ids = ([] if bos is None else [bos]) + list(tokenizer.encode(prompt, add_special_tokens=False))
+        # A prompt that was copied with its BOS has one: a second one would move every position.
+        ids = ids if bos is None or ids[:1] == [bos] else [bos, *ids]
     if not ids:
         raise ConfigError("a prompt is empty, and the model has no token that opens a text; write some words.")
     return ids

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from lightsae.analysis.steering import Add, Sampling, generate_samples, steer
 from lightsae.errors import ConfigError, ModelError
 from lightsae.lm import LanguageModel
+from lightsae.lm.generate import encode_prompts
 from lightsae.sae import ReLU, SiteRef, Widths
 
 PROMPTS = ["the cat sat on", "def f(x):", "a"]
@@ -49,6 +50,15 @@ def test_global_random_state_is_kept(speaker: LanguageModel) -> None:
     before = torch.random.get_rng_state()
     generate_samples(speaker, PROMPTS, sampling=SHORT)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_prompt_with_its_bos_gets_no_second_one(speaker: LanguageModel) -> None:
+    bos = speaker.tokenizer.bos_token
+    plain, copied = encode_prompts(speaker, ["def f(x):", f"{bos}def f(x):"])
+    assert copied == plain
+    assert copied.count(speaker.bos_token_id) == 1
+    # One that was written twice is meant.
+    assert encode_prompts(speaker, [f"{bos}{bos}a"])[0][:2] == [speaker.bos_token_id] * 2
 
 
 def test_padding_changes_no_greedy_text(speaker: LanguageModel, sae: ReLU) -> None:

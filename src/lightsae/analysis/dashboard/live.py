@@ -98,6 +98,8 @@ class LiveEncoder:
         tokenizer = lm.tokenizer
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
         first = [] if self.prepend_bos is False or lm.bos_token_id is None else [lm.bos_token_id]
+        # A text that was copied with its BOS has one.
+        first = [] if ids[:1] == first else first
         cut = len(first) + len(ids) > self.max_tokens
         ids = [*first, *ids][: self.max_tokens]
         if len(ids) == len(first):

@@ -223,6 +223,8 @@ def test_features_are_those_that_the_sae_gives(sae_folder: Path) -> None:
         values = [value for _, value in token["features"]]
         assert values == sorted(values, reverse=True)
     assert not told["cut"]
+    # A text that was copied with its BOS gets no second one.
+    assert live.encode(f"{lm.tokenizer.bos_token}héllo <b>") == told
 
 
 def test_long_texts_are_cut_and_empty_ones_are_empty(sae_folder: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,10 @@ def run_session(
     budget_tokens: int | None,
     work: Callable[[JudgeSession], Coroutine[Any, Any, Value]],
 ) -> Value:
-    """Open the cache, do the work in an event loop of its own, and close the judge and the cache."""
+    """Open the cache, do the work in an event loop of its own, and close the judge and the cache.
+
+    In a notebook too, whose own loop runs in the caller's thread.
+    """
     budget = Budget(budget_tokens)
 
     async def work_and_close(session: JudgeSession) -> Value:
@@ -154,4 +158,14 @@ def run_session(
             await judge.close()
 
     with nullcontext() if cache is None else AnswerCache(cache) as answers:
-        return asyncio.run(work_and_close(JudgeSession(judge, answers, budget)))
+        return _finished(work_and_close(JudgeSession(judge, answers, budget)))
+
+
+def _finished(work: Coroutine[Any, Any, Value]) -> Value:
+    """Run a coroutine to its end; in another thread, if this one has an event loop that runs."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1, thread_name_prefix="lightsae-judge") as thread:
+        return thread.submit(asyncio.run, work).result()
