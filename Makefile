@@ -38,9 +38,11 @@ bench-formats: .venv-peers/.ready
 	done
 
 # -P, since a script has the name of the library that it is about.
-.venv-peers/.ready: scripts/layout_fixtures/requirements.txt
+.venv-peers/.ready: scripts/layout_fixtures/requirements.txt scripts/layout_fixtures/without_dependencies.txt
 	$(PYTHON) -m venv .venv-peers
 	$(PEERS)/python -m pip install --quiet --disable-pip-version-check -r scripts/layout_fixtures/requirements.txt
+	$(PEERS)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r scripts/layout_fixtures/without_dependencies.txt
 	touch $@
 
 # The versions that were tested; a plain `pip install .` takes the newest that the bounds in pyproject.toml admit.
