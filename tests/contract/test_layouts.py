@@ -5,6 +5,7 @@ libraries' own code wrote lie in tests/fixtures/layouts, with what that code gav
 """
 
 import shutil
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +162,14 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(FormatError, match="holds no SAE of a known layout"):
         SavedSAE.open(tmp_path)
+
+
+def test_a_folder_with_files_of_two_layouts_is_named(tmp_path: Path) -> None:
+    folder, _ = sae_lens.CASES["topk"][0](tmp_path)
+    other, _ = gemma_scope.CASES["upper case"][0](tmp_path)
+    shutil.copy(other / "params.npz", folder)
+    with pytest.raises(FormatError, match="holds files of Gemma Scope and SAELens; name the file"):
+        layout_of(folder)
 
 
 def test_damage_is_one_line(case: Case, tmp_path: Path) -> None:

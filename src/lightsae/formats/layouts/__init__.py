@@ -60,7 +60,7 @@ def layout_of(path: Path) -> Layout:
         path: A file or folder that exists.
 
     Raises:
-        FormatError: No layout knows it.
+        FormatError: No layout knows it, or several do.
     """
     fits = [name for name, problem in verdicts(path).items() if problem is None]
     if not fits:
@@ -69,5 +69,7 @@ def layout_of(path: Path) -> Layout:
             f"{shown(path)!r} {none} no SAE of a known layout; which there are, and why it is none of them: lightsae "
             f"open {shown(path)}"
         )
-    assert len(fits) == 1, f"{path} is taken by {fits}"
+    if len(fits) > 1:
+        labels = " and ".join(LAYOUTS[name].label for name in fits)
+        raise FormatError(f"{shown(path)!r} holds files of {labels}; name the file, or keep them in folders of their own.")
     return LAYOUTS[fits[0]]
