@@ -5,7 +5,6 @@ libraries' own code wrote lie in tests/fixtures/layouts, with what that code gav
 """
 
 import shutil
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -71,5 +71,7 @@ def layout_of(path: Path) -> Layout:
         )
     if len(fits) > 1:
         labels = " and ".join(LAYOUTS[name].label for name in fits)
-        raise FormatError(f"{shown(path)!r} holds files of {labels}; name the file, or keep them in folders of their own.")
+        raise FormatError(
+            f"{shown(path)!r} holds files of {labels}; name the file, or keep them in folders of their own."
+        )
     return LAYOUTS[fits[0]]
