@@ -34,8 +34,9 @@ def test_the_same_text_gives_what_the_validation_gave(fit: Callable[..., Any], l
             compared += 1
     assert compared >= 15
     assert set(figures) == set(DEFINITIONS)
-    # What is in one document has no interval.
     assert all(figure.tokens > 0 for figure in figures.values())
+    assert "documents, no intervals below 10" in ended.out
+    assert all(figure.low is None for figure in figures.values())
 
 
 def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lightsae: Any, tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
     sizes = ("--tokens", "1600", "--ce_tokens", "400")
     ended = lightsae("evaluate", "--sae", f"[{SAE}, {SAE}]", *sizes, "--out", "deep/e.json", *TEXT)
     assert ended.code == 0, ended.err
-    assert ended.out.count("held-out tokens of") == 2
+    assert ended.out.count("documents, 95% intervals over them") == 2
     first, second = read_report(tmp_path / "deep" / "e.json")
     assert first == second
     assert first.sae["variant"] == "TopK"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lightsae.analysis.evaluate import EvaluateSettings, Evaluation, evaluate
+from lightsae.analysis.evaluate.document_sums import FEWEST
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.markdown import to_markdown
 from lightsae.analysis.evaluate.report import write_report
@@ -71,9 +72,8 @@ def run_evaluate(
 
 def _print(one: Evaluation) -> None:
     words, controls = one.text, list(one.controls)
-    print(
-        f"{one.name}: {words['tokens']:,} held-out tokens of {words['documents']:,} documents, 95% intervals over them"
-    )
+    noise = "95% intervals over them" if words["documents"] >= FEWEST else f"no intervals below {FEWEST}"
+    print(f"{one.name}: {words['tokens']:,} held-out tokens of {words['documents']:,} documents, {noise}")
     published = ["published"] if one.published else []
     rows = table(
         "", "SAE", *published, *(name.replace("_", " ") for name in controls), "", words=(0, len(controls) + 2)
