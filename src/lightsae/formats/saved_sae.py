@@ -310,11 +310,11 @@ class SavedSAE:
         return str(self.folder) if self.folder is not None else self.variant
 
 
-def load_sae(path: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
+def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SparseAutoencoder:
     """Read an SAE. It takes raw activations and gives raw activations back.
 
     Args:
-        path: What `save_sae` or a run wrote, a run's folder, a checkpoint, or files of another library; see
+        folder: What `save_sae` or a run wrote, a run's folder, a checkpoint, or files of another library; see
             `SavedSAE.open`.
         device: Where the tensors go.
 
@@ -325,4 +325,4 @@ def load_sae(path: str | Path, device: str | torch.device = "cpu") -> SparseAuto
         FormatError: It is missing or damaged, or of a format or variant that this version does not know.
         ConfigError: `device` is not there.
     """
-    return SavedSAE.open(path, device).sae
+    return SavedSAE.open(folder, device).sae

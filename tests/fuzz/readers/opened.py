@@ -42,7 +42,7 @@ def _check(saved: SavedSAE) -> None:
 
 
 OPENED = {
-    "checkpoint as an SAE": Reader(_make_checkpoint, lambda folder: _check(SavedSAE.open(folder / "last.ckpt"))),
-    "circuit-tracer set": Reader(_make_set, lambda folder: _check(SavedSAE.open(folder / "set"))),
-    "circuit-tracer layer": Reader(_make_set, lambda folder: _check(SavedSAE.open(folder / "set" / LAYER))),
+    "opened_checkpoint": Reader(_make_checkpoint, lambda folder: _check(SavedSAE.open(folder / "last.ckpt"))),
+    "circuit_tracer_set": Reader(_make_set, lambda folder: _check(SavedSAE.open(folder / "set"))),
+    "circuit_tracer_layer": Reader(_make_set, lambda folder: _check(SavedSAE.open(folder / "set" / LAYER))),
 }

@@ -23,6 +23,9 @@ from lightsae.training.module import SAEModule
 
 # What a fit does not read: Lightning's notes for other loops, for itself, and of the loaders.
 IGNORED = (
+    # What the SAE of a checkpoint is opened by; see tests/unit/callbacks/test_opened_runs.py.
+    ("lightsae", "widths"),
+    ("lightsae", "data"),
     ("epoch",),
     ("global_step",),
     ("pytorch-lightning_version",),
