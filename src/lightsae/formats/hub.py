@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from lightsae.errors import FormatError, did_you_mean
 from lightsae.formats.files import find_folder
 from lightsae.formats.layouts import LAYOUTS, Source
+from lightsae.formats.layouts.several import listed
 from lightsae.formats.releases import Release, find
 
 _ADDRESS = re.compile(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
@@ -23,7 +24,6 @@ _DESCRIPTIONS = (".json", ".yaml")
 _BY_L0 = re.compile(r"average_l0_(\d+)")
 # Gemma Scope's own canonical SAEs are those with an L0 nearest to it.
 _USUAL_L0 = 100
-_NAMED = 8
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def choose(names: Sequence[str], path: str, written: str) -> tuple[str, list[str
         settings = f"{path}/-" if path else "-"
         return path, [file, *_beside(names, settings)]
     if weights:
-        raise FormatError(f"{written!r} holds {len(weights)} SAEs: {_listed(weights)}; name one.")
+        raise FormatError(f"{written!r} holds {len(weights)} SAEs: {listed(weights)}; name one.")
     folders = sorted({name.partition("/")[0] for name in inside if "/" in name})
     by_l0 = {int(found[1]): name for name in folders if (found := _BY_L0.fullmatch(name))}
     if by_l0:
@@ -119,7 +119,7 @@ def choose(names: Sequence[str], path: str, written: str) -> tuple[str, list[str
     if len(with_weights) == 1:
         (only,) = with_weights
         return choose(names, f"{path}/{only}" if path else only, written)
-    raise FormatError(f"{written!r} holds no file of an SAE; it has {_listed(folders or sorted(inside))}.")
+    raise FormatError(f"{written!r} holds no file of an SAE; it has {listed(folders or sorted(inside))}.")
 
 
 def _is_in(name: str, folder: str) -> bool:
@@ -142,11 +142,6 @@ def _beside(names: Sequence[str], file: str) -> list[str]:
     parent = PurePosixPath(file).parent
     folders = {parent, parent.parent}
     return [name for name in names if PurePosixPath(name).parent in folders and name.endswith(_DESCRIPTIONS)]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _fetched(written: str, repository: str, revision: str | None, path: str, release: Release | None) -> Fetched:

@@ -7,43 +7,31 @@ Source:  the repositories' cards (data, L0), and their notebook, which reads the
 """
 
 import re
-from pathlib import Path
 from typing import ClassVar
 
-from lightsae.formats.layouts.base import Layout
-from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.linear_layers import LinearLayers
 from lightsae.formats.layouts.source import Source
-from lightsae.formats.layouts.tensors import read_linear_layers
 
-_FILE = re.compile(r"(DeepSeek-R1-Distill-Llama-\d+B|Llama-3\.2-1B-Instruct)-SAE-l(\d+)\.pt")
 _L0 = {"DeepSeek-R1-Distill-Llama-8B": 93.0, "Llama-3.2-1B-Instruct": 63.0}
 
 
-class DeepSeekR1(Layout):
+class DeepSeekR1(LinearLayers):
     """One file, whose name says the model and the layer."""
 
     name: ClassVar[str] = "deepseek_r1"
     label: ClassVar[str] = "qresearch's DeepSeek-R1"
     weights: ClassVar[tuple[str, ...]] = ("*-SAE-l*.pt",)
+    file: ClassVar[re.Pattern[str]] = re.compile(
+        r"(DeepSeek-R1-Distill-Llama-\d+B|Llama-3\.2-1B-Instruct)-SAE-l(\d+)\.pt"
+    )
+    missing: ClassVar[str] = "it is or has no ...-SAE-lL.pt of qresearch's"
+    layers: ClassVar[tuple[str, str]] = ("encoder", "decoder")
 
-    def problem(self, path: Path) -> str | None:
-        return None if _file_of(path) else "it is or has no ...-SAE-lL.pt of qresearch's"
-
-    def read(self, path: Path) -> PortableSAE:
-        file = _file_of(path)
-        assert file is not None
-        name = _FILE.fullmatch(file.name)
-        assert name is not None
-        source = Source(
+    def source(self, named: re.Match[str]) -> Source:
+        return Source(
             self.name,
-            model=f"{'deepseek-ai' if name[1].startswith('DeepSeek') else 'meta-llama'}/{name[1]}",
-            site=f"resid_pre.{name[2]}",
+            model=f"{'deepseek-ai' if named[1].startswith('DeepSeek') else 'meta-llama'}/{named[1]}",
+            site=f"resid_pre.{named[2]}",
             dataset="lmsys/lmsys-chat-1m",
-            published=(("l0", _L0[name[1]]),) if name[1] in _L0 else (),
+            published=(("l0", _L0[named[1]]),) if named[1] in _L0 else (),
         )
-        return PortableSAE("relu", **read_linear_layers(file, "encoder", "decoder"), source=source)
-
-
-def _file_of(path: Path) -> Path | None:
-    candidates = [path] if path.is_file() else sorted(path.glob("*-SAE-l*.pt"))
-    return next((one for one in candidates if _FILE.fullmatch(one.name)), None)

@@ -21,7 +21,7 @@ from lightsae.formats.layouts.dictionary_learning_classes import TRAINERS, class
 from lightsae.formats.layouts.portable import PortableSAE
 from lightsae.formats.layouts.several import by_number, the_only_one
 from lightsae.formats.layouts.source import Source
-from lightsae.formats.layouts.tensors import read_pickle
+from lightsae.formats.layouts.tensors import read_pickled_tensors
 
 _FILE, _CONFIG = "ae.pt", "config.json"
 _OF_A_STEP = re.compile(r"ae_\d+\.pt")
@@ -56,9 +56,7 @@ class DictionaryLearning(WritableLayout):
         path = _one_of(path)
         config = _config_of(path)
         trainer = config.part("trainer")
-        tensors, others = read_pickle(path / _FILE if path.is_dir() else path)
-        if others:
-            raise FormatError(f"{tensors.where!r} holds {min(others)!r}, which an SAE of this layout does not have.")
+        tensors = read_pickled_tensors(path / _FILE if path.is_dir() else path)
         kind = trainer.get("dict_class", str) or class_of(tensors, config.where)
         portable = read_class(kind, tensors, trainer)
         tensors.finish()

@@ -7,43 +7,29 @@ Source:  the repositories' cards (function, data, L0), and SAELens 6.
 """
 
 import re
-from pathlib import Path
 from typing import ClassVar
 
-from lightsae.formats.layouts.base import Layout
-from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.linear_layers import LinearLayers
 from lightsae.formats.layouts.source import Source
-from lightsae.formats.layouts.tensors import read_linear_layers
 
-_FILE = re.compile(r"(Llama-3\.1-8B|Llama-3\.3-70B)-Instruct-SAE-l(\d+)\.pth?")
 _L0 = {"Llama-3.1-8B": 91.0, "Llama-3.3-70B": 121.0}
 
 
-class Goodfire(Layout):
+class Goodfire(LinearLayers):
     """One file, whose name says the model and the layer."""
 
     name: ClassVar[str] = "goodfire"
     label: ClassVar[str] = "Goodfire"
     weights: ClassVar[tuple[str, ...]] = ("*-SAE-l*.pt*",)
+    file: ClassVar[re.Pattern[str]] = re.compile(r"(Llama-3\.1-8B|Llama-3\.3-70B)-Instruct-SAE-l(\d+)\.pth?")
+    missing: ClassVar[str] = "it is or has no Llama-3...-Instruct-SAE-lL.pt or .pth of Goodfire's"
+    layers: ClassVar[tuple[str, str]] = ("encoder_linear", "decoder_linear")
 
-    def problem(self, path: Path) -> str | None:
-        return None if _file_of(path) else "it is or has no Llama-3...-Instruct-SAE-lL.pt or .pth of Goodfire's"
-
-    def read(self, path: Path) -> PortableSAE:
-        file = _file_of(path)
-        assert file is not None
-        name = _FILE.fullmatch(file.name)
-        assert name is not None
-        source = Source(
+    def source(self, named: re.Match[str]) -> Source:
+        return Source(
             self.name,
-            model=f"meta-llama/{name[1]}-Instruct",
-            site=f"resid_post.{name[2]}",
+            model=f"meta-llama/{named[1]}-Instruct",
+            site=f"resid_post.{named[2]}",
             dataset="lmsys/lmsys-chat-1m",
-            published=(("l0", _L0[name[1]]),),
+            published=(("l0", _L0[named[1]]),),
         )
-        return PortableSAE("relu", **read_linear_layers(file, "encoder_linear", "decoder_linear"), source=source)
-
-
-def _file_of(path: Path) -> Path | None:
-    candidates = [path] if path.is_file() else sorted(path.glob("*-SAE-l*.pt*"))
-    return next((one for one in candidates if _FILE.fullmatch(one.name)), None)

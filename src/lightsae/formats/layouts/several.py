@@ -1,7 +1,7 @@
 """Folders in which a library lays several SAEs side by side: they are listed, and one alone is taken."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightsae.errors import FormatError
@@ -36,7 +36,16 @@ def the_only_one(found: list[Path], within: Path, what: str) -> Path:
         FormatError: There are several; the message lists them.
     """
     if len(found) > 1:
-        named = ", ".join(str(one.relative_to(within)) for one in found[:_NAMED_AT_MOST])
-        rest = f" and {len(found) - _NAMED_AT_MOST} more" if len(found) > _NAMED_AT_MOST else ""
-        raise FormatError(f"{shown(within)!r} holds {len(found)} SAEs: {named}{rest}; name {what}.")
+        named = listed([str(one.relative_to(within)) for one in found])
+        raise FormatError(f"{shown(within)!r} holds {len(found)} SAEs: {named}; name {what}.")
     return found[0]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a clause of a message; of many the first ones.
+
+    >>> listed([f"layers.{layer}" for layer in range(10)])[-29:]
+    'layers.6, layers.7 and 2 more'
+    """
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return ", ".join(names[:_NAMED_AT_MOST]) + more

@@ -131,11 +131,8 @@ def read_safetensors(path: Path) -> Tensors:
         FormatError: It is not one.
     """
     where = shown(path)
-    try:
-        with reading(FormatError, f"{where} is not a readable safetensors file"), safe_open(path, "pt") as file:
-            return Tensors({name: file.get_tensor(name) for name in file.keys()}, where)
-    except SafetensorError as error:
-        raise FormatError(f"{where!r} is not a safetensors file ({error}).") from error
+    with reading(FormatError, f"{where} is not a readable safetensors file"), safe_open(path, "pt") as file:
+        return Tensors({name: file.get_tensor(name) for name in file.keys()}, where)
 
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
@@ -186,6 +183,14 @@ def read_pickle(path: Path) -> tuple[Tensors, dict[str, Any]]:
     return Tensors(tensors, where), {name: value for name, value in loaded.items() if name not in tensors}
 
 
+def read_pickled_tensors(path: Path) -> Tensors:
+    """Read a state dict in which nothing but tensors stands; see `read_pickle`."""
+    tensors, others = read_pickle(path)
+    if others:
+        raise FormatError(f"{tensors.where!r} holds {min(others)!r:.60}, which an SAE of this layout does not have.")
+    return tensors
+
+
 def _check_members(archive: zipfile.ZipFile, where: str) -> None:
     for member in archive.infolist():
         # Weights hardly shrink: what is a hundred times as large unpacked is made to fill the memory.
@@ -198,27 +203,3 @@ def _lies_in_file(value: Tensor) -> bool:
     if not value.is_cpu or value.layout != torch.strided or value.is_quantized:
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
-def read_linear_layers(path: Path, encoder: str, decoder: str) -> dict[str, Any]:
-    """Read a pickled state dict of two linear layers with biases, as `PortableSAE` names their tensors.
-
-    Args:
-        path: The file.
-        encoder: Name of the first layer, whose weight is (F, D).
-        decoder: Of the second, (D, F).
-
-    Raises:
-        FormatError: It is not one.
-    """
-    tensors, others = read_pickle(path)
-    if others:
-        raise FormatError(f"{tensors.where!r} holds {min(others)!r:.60}, which an SAE of this layout does not have.")
-    parts = {
-        "W_enc": tensors.take(f"{encoder}.weight", "F", "D").T,
-        "b_enc": tensors.take(f"{encoder}.bias", "F"),
-        "W_dec": tensors.take(f"{decoder}.weight", "D", "F").T,
-        "b_dec": tensors.take(f"{decoder}.bias", "D"),
-    }
-    tensors.finish()
-    return parts
