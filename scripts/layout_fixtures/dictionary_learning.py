@@ -6,8 +6,6 @@ Needs dictionary-learning 0.1.0 beside lightsae's own requirements.
 """
 
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from dictionary_learning.trainers import (  # type: ignore[import-not-found]
     top_k,
 )
 
-from layout_fixtures._comparing import MODEL, Comparison, D, F, Fixtures, Function, K, fixtures_of, randomise
+from layout_fixtures._comparing import MODEL, D, F, Fixtures, Function, K, randomise, run
 
 LAYOUT = "dictionary_learning"
 # As an ActivationBuffer describes itself.
@@ -78,14 +76,5 @@ def opened_by_them(folder: Path) -> Function:
     return function_of(WITH_K[kind].from_pretrained(path, k=trainer["k"]))
 
 
-def check() -> None:
-    comparison = Comparison()
-    comparison.begin()
-    comparison.of_theirs(LAYOUT, fixtures_of(LAYOUT))
-    with tempfile.TemporaryDirectory() as folder:
-        comparison.of_ours(LAYOUT, Path(folder), opened_by_them)
-    comparison.end()
-
-
 if __name__ == "__main__":
-    check() if "--check" in sys.argv[1:] else make()
+    run(LAYOUT, make, opened_by_them)

@@ -3,15 +3,14 @@
     PYTHONHASHSEED=0 python -P scripts/layout_fixtures/sae_lens.py  # writes tests/fixtures/layouts/sae_lens
     python -P scripts/layout_fixtures/sae_lens.py --check           # ours and theirs; exit code 1 if they differ
 
-Needs `sae-lens` beside lightsae, with src/ on PYTHONPATH; `make bench-formats` has an environment for it. With -P the
-package is found, and not this file, which has its name; SAELens writes settings in the order of their hashes. A
+Needs `sae-lens` beside lightsae, with src and scripts on PYTHONPATH: see `make bench-formats`. With -P the package is
+found, and not this file, which has its name; SAELens writes settings in the order of their hashes. A
 fixture's expected.safetensors holds activations (T, D), and the latents (T, F) and predictions (T, O) of SAELens' class
 for them; the latents of AbsTopK with their signs as two sides, (T, 2F), since ours are never negative.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from sae_lens.training.activation_scaler import ActivationScaler  # type: ignore
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from layout_fixtures._comparing import Comparison
 from lightsae.formats.layouts import PortableSAE, Source
 from lightsae.formats.layouts.sae_lens import SAELens
 from lightsae.formats.saved_sae import SavedSAE
@@ -48,7 +48,6 @@ from lightsae.sae.token_norm import TokenNorm
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures" / "layouts" / "sae_lens"
 D_IN, D_SAE, D_OUT, K, TOKENS, HEADS = 6, 16, 8, 4, 24, 2
 # Of the largest value; where latents differ in support, both have to be below it.
-TOLERANCE = 1e-5
 METADATA = {
     "model_name": "gpt2-small",
     "hook_name": "blocks.7.hook_resid_pre",
@@ -232,33 +231,11 @@ def shaken(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
     return sae.eval()
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, as a share of the largest value."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-
-
-def same_support(found: Tensor, expected: Tensor) -> bool:
-    """Return whether the same latents fire, but for those that hardly do in either."""
-    floor = TOLERANCE * expected.abs().max()
-    return not bool((((found > 0) != (expected > 0)) & (torch.maximum(found, expected) > floor)).any())
-
-
-def report(name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
-    """Print a line, and return whether both agree."""
-    shares = [difference(one, other) for one, other in zip(found, expected, strict=True)]
-    support, fires = same_support(found[0], expected[0]), float((expected[0] > 0).float().mean())
-    good = max(shares) <= TOLERANCE and support and 0 < fires < 1
-    print(
-        f"{'ok ' if good else 'BAD'} {name:50} latents {shares[0]:.1e}  prediction {shares[1]:.1e}  "
-        f"support {'the same' if support else 'DIFFERS'}  firing {fires:.0%}"
-    )
-    return good
-
-
 @torch.no_grad()
-def check() -> bool:
+def check() -> None:
     """Compare every variant of ours that SAELens has, and every case of SAELens', on random activations."""
-    good = True
+    comparison = Comparison()
+    comparison.begin()
     for name, make in OURS.items():
         for seed in range(3):
             sae = shaken(make(), seed)
@@ -267,22 +244,23 @@ def check() -> bool:
             source = Source(model=read.model, site=read.site, target_site=None if read == predicted else predicted.site)
             with tempfile.TemporaryDirectory() as folder:
                 SAELens().write(PortableSAE.of(sae, source), Path(folder))
-                good &= report(f"ours -> SAELens: {name}", theirs(Path(folder), x), (sae.encode(x), sae(x).x_hat))
+                comparison.compare(f"{name} -> SAELens", (sae.encode(x), sae(x).x_hat), theirs(Path(folder), x))
     for name in CASES:
         with tempfile.TemporaryDirectory() as folder:
             write_fixture(name, Path(folder))
             expected = load_file(Path(folder, "expected.safetensors"))
             ours, x = SavedSAE.open(folder).sae, expected["x"]
             found = (ours.encode(x), ours(x).x_hat)
-            good &= report(f"SAELens -> ours: {name}", found, (expected["latents"], expected["x_hat"]))
-    return good
+            comparison.compare(f"SAELens {name} -> ours", (expected["latents"], expected["x_hat"]), found)
+    comparison.end()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Files by SAELens' own code, and a check against it.")
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     if parser.parse_args().check:
-        sys.exit(0 if check() else 1)
+        check()
+        return
     for name in CASES:
         write_fixture(name, FIXTURES / name)
 

@@ -6,15 +6,13 @@ Needs eai-sparsify 1.3.3 beside lightsae's own requirements.
 """
 
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import sparsify  # type: ignore[import-not-found]
 import torch
 
-from layout_fixtures._comparing import MODEL, Comparison, D, F, Fixtures, Function, K, fixtures_of, randomise
+from layout_fixtures._comparing import MODEL, D, F, Fixtures, Function, K, randomise, run
 
 LAYOUT = "sparsify"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,14 +53,5 @@ def opened_by_them(folder: Path) -> Function:
     return function_of(coder)
 
 
-def check() -> None:
-    comparison = Comparison()
-    comparison.begin()
-    comparison.of_theirs(LAYOUT, fixtures_of(LAYOUT))
-    with tempfile.TemporaryDirectory() as folder:
-        comparison.of_ours(LAYOUT, Path(folder), opened_by_them)
-    comparison.end()
-
-
 if __name__ == "__main__":
-    check() if "--check" in sys.argv[1:] else make()
+    run(LAYOUT, make, opened_by_them)

@@ -71,6 +71,23 @@ class ReconstructionSums(NamedTuple):
         return self.cosine / self.tokens
 
 
+class TokenTerms(NamedTuple):
+    """What the figures are sums of, for each token: |x - x_hat|^2, |x|^2, |x_hat|^2, <x, x_hat>, the cosine."""
+
+    error: Float[Tensor, " T"]
+    square: Float[Tensor, " T"]
+    predicted: Float[Tensor, " T"]
+    product: Float[Tensor, " T"]
+    cosine: Float[Tensor, " T"]
+
+
+def token_terms(x: Float[Tensor, "T D"], x_hat: Float[Tensor, "T D"]) -> TokenTerms:
+    """Return the terms of each token; the cosine with a zero vector is 0."""
+    square, predicted, product = (x * x).sum(1), (x_hat * x_hat).sum(1), (x * x_hat).sum(1)
+    cosine = product / (square.sqrt() * predicted.sqrt()).clamp_min(torch.finfo(x.dtype).tiny)
+    return TokenTerms((x - x_hat).square().sum(1), square, predicted, product, cosine)
+
+
 def reconstruction_sums(
     x: Float[Tensor, "T D"],
     x_hat: Float[Tensor, "T D"],
@@ -93,9 +110,7 @@ def reconstruction_sums(
     # Sums of squares are taken around a rough mean and corrected by the exact one: nothing cancels.
     centre = torch.where(groups[0, :, None], x, 0).sum(0) / counts[0].clamp_min(1).to(dtype)
     centred = x - centre
-    square, predicted, product = (x * x).sum(1), (x_hat * x_hat).sum(1), (x * x_hat).sum(1)
-    cosine = product / (square.sqrt() * predicted.sqrt()).clamp_min(torch.finfo(dtype).tiny)
-    error = (x - x_hat).square().sum(1)
+    error, _, predicted, product, cosine = token_terms(x, x_hat)
     per_token = torch.stack([error, centred.square().sum(1), predicted, product, cosine, fired.to(dtype)])
     totals = torch.where(groups[:, None], per_token, 0).sum(-1, dtype=torch.float64)
     offset = torch.stack([torch.where(group[:, None], centred, 0).sum(0, dtype=torch.float64) for group in groups])

@@ -301,8 +301,8 @@ class SparseAutoencoder(nn.Module):
 
         None without `token_norm`, where all tokens have the same.
         """
-        kind = self.refinements.token_norm
-        return None if kind is None else TokenFrame.of(x, kind).unit
+        frame = self._frame(x)
+        return None if frame is None else frame.unit
 
     @property
     def centre(self) -> Float[Tensor, " D"] | None:
@@ -339,11 +339,8 @@ class SparseAutoencoder(nn.Module):
 
     def _read(self, x: Tensor) -> tuple[Tensor, TokenFrame | None]:
         """Return raw activations normalised, and what each token was normalised by."""
-        kind = self.refinements.token_norm
-        if kind is None:
-            return self._scaled(x), None
-        frame = TokenFrame.of(x, kind)
-        return self._scaled(frame.into(x)), frame
+        frame = self._frame(x)
+        return self._scaled(x if frame is None else frame.into(x)), frame
 
     def _normalised(self, x: Tensor) -> Tensor:
         return self._read(x)[0]
@@ -351,16 +348,19 @@ class SparseAutoencoder(nn.Module):
     def _scaled(self, x: Tensor) -> Tensor:
         return x.to(self.W_enc.dtype) * _per_column(self.input_scale, self.widths.read)
 
-    def _frame_for(self, x: Tensor | None) -> TokenFrame | None:
+    def _frame(self, x: Tensor) -> TokenFrame | None:
         kind = self.refinements.token_norm
-        if kind is None:
-            return None
-        if x is None:
+        return None if kind is None else TokenFrame.of(x, kind)
+
+    def _frame_for(self, x: Tensor | None) -> TokenFrame | None:
+        if x is not None:
+            return self._frame(x)
+        if (kind := self.refinements.token_norm) is not None:
             raise ConfigError(
                 f"{arg('x')} is missing: with token_norm {kind!r} each token has a unit of its own; give the raw "
                 "activations that were encoded."
             )
-        return TokenFrame.of(x, kind)
+        return None
 
     def _output_factor(self) -> Tensor:
         return _per_column(self.output_scale, self.widths.predicted)

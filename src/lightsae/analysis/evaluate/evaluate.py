@@ -5,6 +5,7 @@ Axes: N documents, B draws.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -117,12 +118,11 @@ class _Text:
         for control in self.settings.controls:
             learned_nothing = self.sample.random_sae(sae, figures["l0"].value, self.settings.seed)
             controls[control] = self._figures(learned_nothing, control.replace("_", " "))[0]
-        documents = len(measured.sums.documents)
         text = {
             "model": self.loaded.main_model.name,
             "model_revision": self.loaded.main_model.revision,
             "tokens": self.rows.n_tokens,
-            "documents": documents,
+            "documents": len(measured.tables["tokens"]),
             **self.loaded.corpus_entry(),
         }
         published = self.loaded.saved.provenance.values.get("published") or {}
@@ -142,12 +142,12 @@ class _Text:
         with self.progress.stage(f"reconstructions: {what}", self.rows.n_tokens) as report:
             batches = self._batches(self.rows, report)
             measured = measure(sae, batches, self.sample.centre, self.share_of_token, self.documents)
-        tables = measured.sums.tables()
+        tables = measured.tables
         documents = len(tables["tokens"])
         times = draws(documents, self.settings.seed)
         values = reconstruction(tables, times)
         values |= l0_quantiles(*measured.l0_table(), times)
-        fires = measured.fires_table()
+        fires = measured.fires_table
         values |= dense_fractions(fires, tables["tokens"], times)
         tokens = int(tables["tokens"].sum())
         ordinary = int(tables["tokens_no_sinks"].sum())
@@ -189,7 +189,7 @@ class _Text:
             report(done)
 
     def _bands(self, measured: Measured, side: str, names: Sequence[str]) -> list[Band]:
-        tables, whole = measured.bands[side].tables(), measured.sums.tables()
+        tables, whole = measured.bands[side].tables(), measured.tables
         documents = len(whole["tokens"])
         times = draws(documents, self.settings.seed)
         tokens, error, square, fired = (times @ tables[name] for name in ("tokens", "error", "square", "fired"))
@@ -233,7 +233,7 @@ class _Sample:
         read, predicted = (torch.cat(side) for side in zip(*parts, strict=True))
         return cls(read, predicted)
 
-    @property
+    @cached_property
     def centre(self) -> Tensor:
         return self.predicted.mean(0)
 
@@ -243,7 +243,7 @@ class _Sample:
 
 def _histogram(measured: Measured, tokens: int) -> dict[str, int]:
     """Return how many latents fire how often, by powers of ten of the share of tokens."""
-    rates = np.asarray(measured.fires_table().sum(0)).ravel() / tokens
+    rates = np.asarray(measured.fires_table.sum(0)).ravel() / tokens
     powers = np.floor(np.log10(np.where(rates > 0, rates, 1))).astype(np.int64)
     counts = {f"1e{power}": int((powers[rates > 0] == power).sum()) for power in range(int(powers.min()), 1)}
     return {"never": int((rates == 0).sum())} | counts

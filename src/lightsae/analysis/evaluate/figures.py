@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
+
+from lightsae.metrics.reconstruction import ReconstructionSums
 
 Better = Literal["higher", "lower"]
 Values = NDArray[np.float64]
@@ -72,27 +75,33 @@ def reconstruction(tables: Mapping[str, Table], times: NDArray[np.float64]) -> d
 
     Args:
         tables: By name, for all tokens and with `_no_sinks`: `tokens`, `error`, `square` and `offset` (of x less a
-            fixed vector), `predicted`, `product`, `cosine`, `ratio`; and `fired`.
+            fixed vector), `predicted`, `product`, `cosine`, `ratio`, `fired`.
         times: How often each document is in each draw.
     """
     figures: dict[str, Values] = {}
     for suffix in ("", "_no_sinks"):
-        names = ("tokens", "error", "square", "predicted", "product", "cosine", "ratio")
-        tokens, error, square, predicted, product, cosine, ratio = (times @ tables[name + suffix] for name in names)
+        names = ("tokens", "error", "square", "predicted", "product", "cosine", "fired", "ratio")
+        tokens, error, square, predicted, product, cosine, fired, ratio = (
+            times @ tables[name + suffix] for name in names
+        )
         offset = times @ tables["offset" + suffix]
+        # Around the text's own mean in every draw: around a draw's, which is nearer to what was drawn, the spread
+        # would be too small in all of them, and the interval beside the figure.
         with np.errstate(divide="ignore", invalid="ignore"):
-            # Around the text's own mean in every draw: around a draw's, which is nearer to what was drawn, the spread
-            # would be too small in all of them, and the interval beside the figure.
-            mean = offset[0] / tokens[0]
-            spread = square - 2 * offset @ mean + tokens * (mean @ mean)
-            figures |= {
-                f"fve{suffix}": 1 - error / spread,
-                f"mse{suffix}": error / (tokens * offset.shape[1]),
-                f"cosine{suffix}": cosine / tokens,
-                f"relative_reconstruction_bias{suffix}": predicted / product,
-                f"l2_ratio{suffix}": ratio / tokens,
-            }
-    return figures | {"l0": (times @ tables["fired"]) / (times @ tables["tokens"])}
+            mean, of_lengths = offset[0] / tokens[0], ratio / tokens
+        spread = square - 2 * offset @ mean + tokens * (mean @ mean)
+        parts = map(torch.from_numpy, (tokens, error, spread, predicted, product, cosine, fired))
+        sums = ReconstructionSums(*parts, torch.from_numpy(mean).expand(len(times), -1))
+        figures |= {
+            f"fve{suffix}": sums.fve.numpy(),
+            f"mse{suffix}": sums.mse.numpy(),
+            f"cosine{suffix}": sums.mean_cosine.numpy(),
+            f"relative_reconstruction_bias{suffix}": sums.relative_reconstruction_bias.numpy(),
+            f"l2_ratio{suffix}": of_lengths,
+        }
+        if not suffix:
+            figures["l0"] = sums.l0.numpy()
+    return figures
 
 
 def l0_quantiles(

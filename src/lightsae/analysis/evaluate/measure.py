@@ -5,6 +5,7 @@ Axes:    T tokens, D width read, O width predicted, F latents, N documents, S po
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.evaluate.document_sums import DocumentSums
+from lightsae.metrics.reconstruction import token_terms
 from lightsae.sae import SparseAutoencoder, Widths
 from lightsae.sae.sparse_ops import as_sparse
 
@@ -45,6 +47,11 @@ class Measured:
     l0: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     fires: list[sparse.coo_array] = field(default_factory=list)
 
+    @cached_property
+    def tables(self) -> dict[str, NDArray[np.float64]]:
+        """`sums` by document, added up once; nothing may be added behind it."""
+        return self.sums.tables()
+
     def l0_table(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return how many tokens of each document have each number of latents, and those numbers."""
         documents = np.concatenate([documents for documents, _ in self.l0])
@@ -54,6 +61,7 @@ class Measured:
         np.add.at(table, (row, column), 1)
         return table, values
 
+    @cached_property
     def fires_table(self) -> sparse.csr_array:
         """Return (N, F): on how many tokens of each document each latent fires."""
         numbers = self.sums.documents
@@ -95,9 +103,8 @@ def _add(
     target = Widths.join(batch.activations, sae.widths.predicted).float()
     output = sae(Widths.join(batch.activations, sae.widths.read))
     x_hat, latents = output.x_hat.float(), as_sparse(output.latents)
-    error, offset = (target - x_hat).square().sum(1), target - centre
-    squares, predicted, product = target.square().sum(1), x_hat.square().sum(1), (target * x_hat).sum(1)
-    norm = squares.sqrt().clamp_min(torch.finfo(target.dtype).tiny)
+    terms, offset = token_terms(target, x_hat), target - centre
+    norm = terms.square.sqrt().clamp_min(torch.finfo(target.dtype).tiny)
     fires = latents.values > 0
     tokens, indices = latents.pattern.token_of[fires], latents.indices[fires]
     fired = torch.bincount(tokens, minlength=len(target))
@@ -105,20 +112,21 @@ def _add(
     ordinary = (~batch.sinks_at(sae.widths.predicted)).cpu().numpy().astype(np.float64)
     values = {
         "tokens": np.ones(len(target)),
-        "error": _numbers(error),
+        "error": _numbers(terms.error),
         "square": _numbers(offset.square().sum(1)),
-        "predicted": _numbers(predicted),
-        "product": _numbers(product),
-        "cosine": _numbers(product / (norm * predicted.sqrt()).clamp_min(torch.finfo(target.dtype).tiny)),
-        "ratio": _numbers(predicted.sqrt() / norm),
+        "predicted": _numbers(terms.predicted),
+        "product": _numbers(terms.product),
+        "cosine": _numbers(terms.cosine),
+        "ratio": _numbers(terms.predicted.sqrt() / norm),
         "offset": _numbers(offset),
+        "fired": _numbers(fired),
     }
     without = {f"{name}_no_sinks": (ordinary * column.T).T for name, column in values.items()}
-    measured.sums.add(of_documents, values | without | {"fired": _numbers(fired)})
+    measured.sums.add(of_documents, values | without)
     measured.l0.append((of_documents, fired.cpu().numpy().astype(np.int64)))
     pair = (of_documents[tokens.cpu().numpy()], indices.cpu().numpy())
     measured.fires.append(sparse.coo_array((np.ones(len(tokens)), pair), shape=(documents, sae.d_sae)))
-    _add_bands(measured, batch, values | {"fired": _numbers(fired)}, ordinary, share_of_token)
+    _add_bands(measured, batch, values, ordinary, share_of_token)
 
 
 def _add_bands(

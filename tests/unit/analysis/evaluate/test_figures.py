@@ -42,12 +42,12 @@ def tables_of(tokens: dict[str, torch.Tensor], batches: int = 7) -> dict[str, np
         "cosine": torch.cosine_similarity(x, x_hat),
         "ratio": x_hat.norm(dim=1) / x.norm(dim=1),
         "offset": x - centre,
+        "fired": tokens["fired"].double(),
     }
     kept = ~tokens["sinks"]
     columns |= {
         f"{name}_no_sinks": kept.reshape(-1, *[1] * (value.ndim - 1)) * value for name, value in columns.items()
     }
-    columns["fired"] = tokens["fired"].double()
     sums = DocumentSums()
     for part in np.array_split(np.arange(T), batches):
         sums.add(tokens["documents"].numpy()[part], {name: v.double().numpy()[part] for name, v in columns.items()})
