@@ -91,7 +91,7 @@ def reconstruction(tables: Mapping[str, Table], times: NDArray[np.float64]) -> d
             mean, of_lengths = offset[0] / tokens[0], ratio / tokens
         spread = square - 2 * offset @ mean + tokens * (mean @ mean)
         parts = map(torch.from_numpy, (tokens, error, spread, predicted, product, cosine, fired))
-        sums = ReconstructionSums(*parts, torch.from_numpy(mean).expand(len(times), -1))
+        sums = ReconstructionSums._make([*parts, torch.from_numpy(mean).expand(len(times), -1)])
         figures |= {
             f"fve{suffix}": sums.fve.numpy(),
             f"mse{suffix}": sums.mse.numpy(),
