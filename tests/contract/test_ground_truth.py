@@ -7,11 +7,12 @@ import pytest
 from lightning import Trainer
 
 from lightsae import ActivationDataModule, BatchTopK, Gated, JumpReLU, ReLU, SAEModule, TopK
+from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.callbacks.ground_truth import GroundTruth
 from lightsae.sae import Refinements, SparseAutoencoder, Widths
 from lightsae.training.entries import Entry
 
-D_SAE, ACTIVE = 512, 5
+D_SAE, ACTIVE = 192, 3
 REFINED = Refinements(aligned=True, second_step=0.3)
 
 
@@ -19,12 +20,13 @@ def entry(make: Callable[[Widths], SparseAutoencoder], **settings: float) -> Ent
     return Entry(make, coefficients=dict(settings))
 
 
-# 256 features in 64 dimensions, 5 of them active on a token, is what `dataset: synthetic` is made of.
+# More features than dimensions, as in `dataset: synthetic`, on a scale that trains in seconds.
+WORLD = SyntheticConfig(features=96, width=32, active=float(ACTIVE))
 ENTRIES = {
     "TopK": entry(lambda w: TopK(w, D_SAE, ACTIVE)),
     "BatchTopK": entry(lambda w: BatchTopK(w, D_SAE, ACTIVE, refinements=REFINED)),
-    "JumpReLU": entry(lambda w: JumpReLU(w, D_SAE, refinements=REFINED), l0_penalty=0.03),
-    "Gated": entry(lambda w: Gated(w, D_SAE), l1=0.05),
+    "JumpReLU": entry(lambda w: JumpReLU(w, D_SAE, refinements=REFINED), l0_penalty=0.06),
+    "Gated": entry(lambda w: Gated(w, D_SAE), l1=0.1),
     "ReLU": entry(lambda w: ReLU(w, D_SAE), l1=3.0),
 }
 RECOVERED = {"TopK": 0.95, "BatchTopK": 0.95, "JumpReLU": 0.95, "Gated": 0.95, "ReLU": 0.9}
@@ -32,11 +34,13 @@ RECOVERED = {"TopK": 0.95, "BatchTopK": 0.95, "JumpReLU": 0.95, "Gated": 0.95, "
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    data = ActivationDataModule(dataset="synthetic", batch_tokens=1024, buffer_tokens=65536, val_tokens=32768, seed=0)
-    module = SAEModule(saes=ENTRIES, lr=3e-3)
+    data = ActivationDataModule(
+        dataset="synthetic", synthetic=WORLD, batch_tokens=512, buffer_tokens=65536, val_tokens=32768, seed=0
+    )
+    module = SAEModule(saes=ENTRIES, lr=5e-3)
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=1500,
+        max_steps=700,
         callbacks=[GroundTruth()],
         default_root_dir=tmp_path_factory.mktemp("truth"),
         logger=False,
@@ -58,7 +62,9 @@ def test_the_features_are_recovered(name: str, figures: dict[str, float]) -> Non
 
 
 def test_an_untrained_dictionary_recovers_none(tmp_path: Path) -> None:
-    data = ActivationDataModule(dataset="synthetic", batch_tokens=1024, buffer_tokens=8192, val_tokens=4096, seed=0)
+    data = ActivationDataModule(
+        dataset="synthetic", synthetic=WORLD, batch_tokens=512, buffer_tokens=8192, val_tokens=4096, seed=0
+    )
     module = SAEModule(lambda w: TopK(w, D_SAE, ACTIVE))
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[GroundTruth()], default_root_dir=tmp_path
