@@ -3,12 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from helpers import own_process
 
 SETTINGS = [
     "--data.activations", "../rows.npy", "--data.batch_tokens", "32", "--data.buffer_tokens", "256",
@@ -27,8 +28,7 @@ def fit(folder: Path, *args: str, signal_at: str = "") -> subprocess.CompletedPr
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     if signal_at:
         environment["SIGNAL_AT"] = signal_at
-    command = [sys.executable, "-m", "lightsae", "fit", "--allow_classes", "helpers.signal_at", *args]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return own_process.finish(["fit", "--allow_classes", "helpers.signal_at", *args], folder, environment)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,7 @@ def test_what_reaches_one_process_ends_both(whole: Path, name: str, rank: int, c
 
 
 def run(folder: Path, *args: str) -> None:
-    command = [sys.executable, "-m", "lightsae", *args]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
+    done = own_process.finish(list(args), folder, os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
 
 

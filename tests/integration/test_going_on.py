@@ -3,10 +3,9 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from helpers import own_process
 from lightsae.callbacks import TrainingCurves
 
 Run = Callable[..., Any]
@@ -128,16 +128,13 @@ def test_a_checkpoint_that_cannot_be_gone_on_from(begun: Path, lightsae: Run, ch
 SLOW = [*AGAIN, "--trainer.max_steps", "1000000"]
 
 
-def started(folder: Path, *args: str) -> "subprocess.Popen[str]":
-    """Start `lightsae fit`, and wait until it trains."""
+def started(folder: Path, *args: str) -> BaseProcess:
+    """Start `lightsae fit`, and wait until it trains. What it says on stderr goes to `said`."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     before = (folder / RUN / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lightsae", "fit", *args],
-        cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = own_process.start(["fit", *args], folder, environment, folder / ".out", folder / "said")
     while (folder / RUN / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive(), (folder / "said").read_text()
         time.sleep(0.05)
     return process
 
@@ -150,10 +147,10 @@ def test_a_second_process_in_a_run_folder_is_refused_by_name(begun: Path, lights
         assert "Another process is running in lightning_logs/version_0" in second.err
         assert second.err.count("\n") == 1
         assert not (begun / "config.resume-2.yaml").exists()
-        assert first.poll() is None, "the first one goes on"
+        assert first.is_alive(), "the first one goes on"
     finally:
         first.kill()
-        first.communicate()
+        first.join()
     # A killed process holds nothing.
     assert (begun / ".lock").exists()
     step = torch.load(begun / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
@@ -165,8 +162,9 @@ def test_a_second_process_in_a_run_folder_is_refused_by_name(begun: Path, lights
 def test_a_run_whose_folder_is_removed_ends_in_one_line_and_puts_nothing_back(begun: Path, tmp_path: Path) -> None:
     process = started(tmp_path, *SLOW, "--checkpoint.every_n_train_steps", "300")
     begun.rename(tmp_path / "elsewhere")
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 2, said
+    process.join(120)
+    said = (tmp_path / "said").read_text()
+    assert process.exitcode == 2, said
     last = said.splitlines()[-1]
     assert last.startswith("lightsae: error: lightning_logs/version_0, the run's folder, was removed during the run.")
     assert last.endswith("no checkpoint is kept.")
@@ -188,7 +186,8 @@ def test_ctrl_c_after_the_last_step_loses_nothing(
 ) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32))
     monkeypatch.setattr(TrainingCurves, hook, interrupt)
-    before = signal.getsignal(signal.SIGINT)
+    # A suite that runs in the background may have been told to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         ended = lightsae("fit", *SETTINGS, "--trainer.max_steps", "6")
     finally:

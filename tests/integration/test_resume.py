@@ -2,14 +2,14 @@
 
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from helpers import own_process
 
 HERE = Path(__file__).parent
 STEPS = 60
@@ -93,8 +93,7 @@ def run_fit(folder: Path, *args: str, kill_at: int | None = None) -> str:
     }
     if kill_at is not None:
         environment["KILL_AT_STEP"] = str(kill_at)
-    command = [sys.executable, "-m", "lightsae", "fit", "--allow_classes", "helpers.kill_at", *args]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = own_process.finish(["fit", "--allow_classes", "helpers.kill_at", *args], folder, environment)
     expected = -9 if kill_at is not None else 0
     assert done.returncode == expected, f"ended with {done.returncode}, not {expected}:\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
