@@ -4,6 +4,7 @@ import pytest
 from lightning import Trainer
 
 from lightsae import ActivationDataModule, JumpReLU, SAEModule
+from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.callbacks import ReconstructionMetrics
 from lightsae.training.entries import Entry
 
@@ -16,10 +17,13 @@ def l0(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     entries = {f"l0_{c}".replace(".", "_"): c for c in COEFFICIENTS}
     saes = {name: Entry(lambda w: JumpReLU(w, 128), coefficients={"l0_penalty": c}) for name, c in entries.items()}
     saes["target"] = Entry(lambda w: JumpReLU(w, 128, target_l0=TARGET))
-    data = ActivationDataModule(dataset="synthetic", batch_tokens=512, buffer_tokens=16384, val_tokens=16384, seed=0)
+    world = SyntheticConfig(features=96, width=32, active=4.0)
+    data = ActivationDataModule(
+        dataset="synthetic", synthetic=world, batch_tokens=256, buffer_tokens=16384, val_tokens=16384, seed=0
+    )
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=600,
+        max_steps=500,
         callbacks=[ReconstructionMetrics()],
         default_root_dir=tmp_path_factory.mktemp("sparsity"),
         logger=False,
