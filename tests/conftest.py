@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, scope="session")
 def _small_and_the_same_on_every_processor() -> Iterator[None]:
-    """Floors are small. `dtype: auto` is float32 in all tests of this process: bits, and what is said, must not depend on the machine."""
+    """Floors are small; `dtype: auto` is float32: neither bits nor what is said must depend on the machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: 1.0)
         # Floors of 512 features beside a dictionary of eight would be most of the time of what interprets it.
