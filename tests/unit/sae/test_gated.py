@@ -59,6 +59,19 @@ def test_aux_follows_the_formula_with_the_decoder_fixed(
     agree(sae, x, x, "aux", term)
 
 
+def test_pre_act_follows_the_formula(
+    sae: SparseAutoencoder, normal: Callable[..., Tensor], agree: Callable, with_dead: Callable
+) -> None:
+    x, dead = normal(T, D, seed=1) + 1, (1, 4, 12)
+
+    def term(w: Weights) -> Tensor:
+        gate, _ = paths(w, x * sae.input_scale)
+        norms = w["W_dec"].square().sum(1).sqrt()
+        return sum(((-gate[:, i]).clamp_min(0) * norms[i]).mean() for i in dead)
+
+    agree(sae, x, x, "pre_act", term, with_dead(F, dead))
+
+
 @pytest.mark.parametrize("term", ["mse", "l1"])
 def test_gradcheck(term: str, sae: SparseAutoencoder, normal: Callable[..., Tensor], gradcheck: Callable) -> None:
     x = normal(T, D, seed=1) + 1

@@ -137,10 +137,14 @@ def test_it_starts_with_the_latents_asked_for(kind: type) -> None:
     assert (firings.sum(0) > 0).all(), "none is dead"
 
 
-def test_a_dead_latent_comes_back() -> None:
-    sae, x, usage = started(JumpReLU(Widths.of(D), F, start_l0=3.0))
+@pytest.mark.parametrize("kind", [JumpReLU, Gated])
+def test_a_dead_latent_comes_back(kind: type) -> None:
+    sae, x, usage = started(kind(Widths.of(D), F, start_l0=3.0))
     with torch.no_grad():
-        sae.mechanism.log_threshold[:4] = math.log(50.0)
+        if kind is JumpReLU:
+            sae.mechanism.log_threshold[:4] = math.log(50.0)
+        else:
+            sae.b_enc[:4] = -5.0
     assert not (sae(x).dense_latents()[:, :4] > 0).any()
     optimizer = torch.optim.Adam(sae.parameters(), lr=0.05)
     for _ in range(200):

@@ -1,7 +1,8 @@
 """Gated: one path decides which latents fire, another how strongly; they share their encoder directions.
 
 Axes:    T tokens, D width, O width predicted, F latents.
-Source:  Rajamanoharan et al. 2024, arXiv:2404.16014, sec. 3 and the pseudo-code of its appendix.
+Sources: Rajamanoharan et al. 2024, arXiv:2404.16014, sec. 3 and the pseudo-code of its appendix. Anthropic, "Circuits
+         Updates - January 2025": pre-activation loss.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lightsae.errors import ConfigError
 from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
-from lightsae.sae.mechanisms.jumprelu import upper_quantile
+from lightsae.sae.mechanisms.jumprelu import missing, upper_quantile
 from lightsae.sae.mechanisms.relu import pre_activations
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.sites import Widths
@@ -21,18 +22,20 @@ from lightsae.sae.usage import LatentUsage
 
 
 class Gated(Mechanism):
-    """One path decides what fires, another how strongly (Rajamanoharan et al. 2024). Loss terms: `mse`, `l1`, `aux`.
+    """One path decides what fires, another how strongly (Rajamanoharan et al. 2024). Loss terms: `mse`, `l1`, `aux`,
+    `pre_act`.
 
     f = H(pi) ReLU(exp(r) W (x - b_dec) + b_mag), pi = W (x - b_dec) + b_enc.
     mse = E mean_O e^2. l1 = E sum ReLU(pi) |d|. aux = E mean_O (x - x_hat')^2, with x_hat' decoded from ReLU(pi) by the
-    decoder as it stands: it teaches the gate, which has no other gradient from the error.
+    decoder as it stands: it teaches the gate, which has no other gradient from the error. pre_act =
+    E sum ReLU(-pi) |d| over the latents that are dead, which have no other gradient; the source resamples them.
 
     Args:
         start_l0: Latents per token at the start: gates begin where each latent fires on its share of the tokens.
     """
 
     competes = False
-    default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "l1": 1e-2, "aux": 1.0}
+    default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "l1": 1e-2, "aux": 1.0, "pre_act": 1e-2}
     default_warm_up: ClassVar[Mapping[str, float]] = {"l1": 0.05}
 
     def __init__(self, start_l0: float = 32.0) -> None:
@@ -71,10 +74,12 @@ class Gated(Mechanism):
         assert output.pre is not None
         open_gate = output.pre.relu()
         x_hat = sae.decode_frozen(open_gate, output.x_normalised)
+        norms, dead = sae.decoder_norms(), usage.dead_list
         return {
             "mse": sae.squared_error(target, output) / target.shape[1],
-            "l1": open_gate.sum(0) @ sae.decoder_norms() / len(target),
+            "l1": open_gate.sum(0) @ norms / len(target),
             "aux": sae.refinements.mean((target - x_hat).square().sum(1)) / target.shape[1],
+            "pre_act": missing(output.pre[:, dead], 0.0, norms[dead]),
         }
 
     @torch.no_grad()

@@ -120,13 +120,19 @@ class JumpReLU(Mechanism):
             count = mean_count(output.pre, self.log_threshold.exp(), self.bandwidth)
             terms["l0_penalty"] = count if self.target_l0 is None else (count / self.target_l0 - 1).square()
         dead = usage.dead_list
-        missing = (self.log_threshold[dead].exp() - output.pre[:, dead]).relu() * sae.decoder_norms()[dead]
-        terms["pre_act"] = missing.sum() / len(target)
+        terms["pre_act"] = missing(output.pre[:, dead], self.log_threshold[dead].exp(), sae.decoder_norms()[dead])
         return terms
 
     @torch.no_grad()
     def revive(self, latents: Int[Tensor, " n"]) -> None:
         self.log_threshold[latents] = self.log_threshold.median()
+
+
+def missing(
+    pre: Float[Tensor, "T F"], threshold: Float[Tensor, " F"] | float, norms: Float[Tensor, " F"]
+) -> Float[Tensor, ""]:
+    """Return E sum_i ReLU(theta_i - z_i) |d_i|: how much latents lack to fire, weighted by their decoder norms."""
+    return ((threshold - pre).relu() * norms).sum() / len(pre)
 
 
 def upper_quantile(pre: Float[Tensor, "T F"], share: float) -> Float[Tensor, " F"]:
