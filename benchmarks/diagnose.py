@@ -36,7 +36,7 @@ from lightsae.formats.saved_sae import SavedSAE, is_foreign
 from lightsae.lm import LanguageModel
 
 RESID, NORM, MLP = "resid_post.2", "mlp_in.2", "mlp_out.3"
-LATENTS, STEPS, POOR = 768, 400, (4, 20, 80)
+LATENTS, STEPS, POOR = 384, 300, (4, 20, 80)
 BATCH = {"mechanism": {"class_path": "BatchTopK", "init_args": {"k": 16}}}
 TOP = {"mechanism": {"class_path": "TopK", "init_args": {"k": 16}}}
 LAYER_NORM, RESCALE = ({"refinements": {"token_norm": kind}} for kind in ("layer_norm", "rescale"))
@@ -85,7 +85,7 @@ def train(folder: Path, names: Sequence[str], steps: int, **data: Any) -> Path:
         "seed_everything": 0,
         "trainer": {"max_steps": steps, "accelerator": "cpu", "enable_progress_bar": False},
         "data": {
-            "model": "builtin", "dataset": "builtin", "site": RESID, "batch_tokens": 2048, "buffer_tokens": 65536,
+            "model": "builtin", "dataset": "builtin", "site": RESID, "batch_tokens": 1024, "buffer_tokens": 32768,
             "val_tokens": 4096, "num_workers": 0, **data,
         },
         "model": {"saes": saes},

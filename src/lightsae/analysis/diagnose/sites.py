@@ -39,11 +39,12 @@ def neighbours(model: LanguageModel, site: str) -> list[Neighbour]:
     """Return the sites of the same width near one, each once, the likelier ones first."""
     found: dict[str, str] = {}
     width = model.width(site)
-    for name, cause in [*_by_number(site), *_by_kind(model, site), *_by_norm(model, site)]:
+    model.sites()  # measures the portable ones in one pass
+    for name, cause in [*_by_number(site), *_by_kind(model, site), *_by_norm(model, site, width)]:
         if name == site or name in found:
             continue
         try:
-            if model.width(name) == width:
+            if cause != "site" or model.width(name) == width:
                 found[name] = cause
         except LightsaeError:  # above the last layer, or no vector a token
             continue
@@ -69,11 +70,12 @@ def _by_kind(model: LanguageModel, site: str) -> Iterator[tuple[str, str]]:
                 yield f"{kind}.{layer + step}", "site"
 
 
-def _by_norm(model: LanguageModel, site: str) -> Iterator[tuple[str, str]]:
+def _by_norm(model: LanguageModel, site: str, width: int) -> Iterator[tuple[str, str]]:
     """Give both sides of the norms of the layer and the next ones, and of those outside the layers."""
     layer = model.site(site).layer
     for path, module in model.model.named_modules():
-        if not is_norm(module):
+        # Those of single heads are narrower.
+        if not is_norm(module) or module.weight is None or module.weight.numel() != width:
             continue
         there = model.site(f"{path}.output").layer
         if there is None or layer is None or there - layer in _NEAR:
