@@ -10,7 +10,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,6 +84,15 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     if _HALF_PAIR.search(text):
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def with_none_for_nan(value: Any) -> Any:
+    """Return nested values with None for what JSON has no number for: NaN and infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: with_none_for_nan(one) for key, one in value.items()}
+    return [with_none_for_nan(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def parse_json_of_others(text: str | bytes) -> Any:

@@ -68,6 +68,12 @@ def written_as_gemma_scope(sae: SparseAutoencoder, folder: Path) -> None:
     np.savez(folder / "params.npz", **{name: value.numpy() for name, value in arrays.items()})
 
 
+@pytest.fixture(autouse=True)
+def _few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`open` measures on few tokens here."""
+    monkeypatch.setattr("lightsae.cli.commands.open._TOKENS", 128)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """run/: of the training; foreign/: its SAE in another library's file."""

@@ -127,6 +127,7 @@ class SavedSAE:
         widths: `read` and `predicted`, each a list of {model, site, width}.
         provenance: How it was trained.
         is_export: Whether `folder` holds just this as sae.json and sae.safetensors.
+        opened: What was read of the files of another library, before it became one of ours; None of our own.
 
     Example:
         saved = SavedSAE.open("lightning_logs/version_0/sae")
@@ -142,6 +143,7 @@ class SavedSAE:
         self.widths: dict[str, list[dict[str, Any]]] = description["widths"]
         self.provenance = Provenance.of(description["provenance"], str(folder))
         self.is_export = folder is not None
+        self.opened: Opened | None = None
 
     @classmethod
     def open(cls, folder: str | Path, device: str | torch.device = "cpu") -> "SavedSAE":
@@ -190,7 +192,9 @@ class SavedSAE:
             "dtype": "float32",
             "provenance": portable.source.provenance(portable.folded),
         }
-        return cls._read(description, sae, folder, device)
+        saved = cls._read(description, sae, folder, device)
+        saved.opened = portable
+        return saved
 
     @classmethod
     def _read(
@@ -268,6 +272,7 @@ class SavedSAE:
         description = {**self._description, "widths": widths, "provenance": told}
         saved = SavedSAE(description, self.folder, self._device)
         saved.is_export = False
+        saved.opened = self.opened
         if "sae" in self.__dict__:
             saved.sae = copy.copy(self.sae)
             saved.sae.widths = widths_of(widths)

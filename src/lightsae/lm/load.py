@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils.tqdm import enable_progress_bars
 from safetensors import SafetensorError
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,6 +28,8 @@ from lightsae.lm.random_weights import randomise, split_name
 
 BUILTIN = Path(__file__).parent / "builtin"
 _EXAMPLES = "Write a local folder, a Hub name such as 'openai-community/gpt2', or 'builtin'."
+# By one of these weights are found.
+_WEIGHTS = tuple(f"{file}{end}" for file in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
 _MEND = "Download or save it again."
 
 logger = logging.getLogger(__name__)
@@ -38,6 +42,21 @@ def source_of(name: str) -> str:
         return str(BUILTIN)
     folder = Path(name).expanduser()
     return str(folder) if folder.exists() else name
+
+
+def is_at_hand(name: str, revision: str | None = None) -> bool:
+    """Return whether a model is on this machine: `builtin`, a folder, or in the Hub's cache."""
+    source = source_of(name)
+    if not name or Path(source).exists():
+        return bool(name)
+
+    def cached(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(source, file, revision=revision), str)
+
+    try:
+        return cached("config.json") and any(map(cached, _WEIGHTS))
+    except HFValidationError:
+        return False
 
 
 def _named(name: str) -> str:

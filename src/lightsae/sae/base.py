@@ -81,7 +81,8 @@ class SparseAutoencoder(nn.Module):
         self.register_buffer("input_scale", torch.ones(len(widths.read)))
         self.register_buffer("output_scale", torch.ones(len(widths.predicted)))
         self.build()
-        self.reset_parameters()
+        if not self.W_dec.is_meta:  # there it would set nothing, and takes longer than all else
+            self.reset_parameters()
 
     def build(self) -> None:
         """Make what a structure has beside encoder, decoder and scales."""

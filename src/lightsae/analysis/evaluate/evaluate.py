@@ -30,6 +30,7 @@ from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, CorpusError
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.progress import NullProgress, Progress
 from lightsae.sae import SparseAutoencoder, Widths
 
@@ -66,7 +67,7 @@ class EvaluateSettings:
 
 
 def evaluate(
-    sae: str | Path,
+    sae: SavedSAE | str | Path,
     text: TextSettings | None = None,
     settings: EvaluateSettings | None = None,
     progress: Progress | None = None,
@@ -74,7 +75,7 @@ def evaluate(
     """Judge an SAE on held-out text.
 
     Args:
-        sae: Its folder or file, of any layout.
+        sae: It, or its folder or file, of any layout.
         text: What differs from the training.
         settings: What is measured.
         progress: Who is told.

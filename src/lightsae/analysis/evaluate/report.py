@@ -10,7 +10,7 @@ from typing import Any
 from lightsae.errors import FormatError
 from lightsae.formats.checks import fits
 from lightsae.formats.files import check_fields, check_version, shown, write_atomically
-from lightsae.parsing import read_json
+from lightsae.parsing import read_json, with_none_for_nan
 
 FORMAT_VERSION = 1
 _AGAIN = "evaluate again"
@@ -82,7 +82,7 @@ def write_report(evaluations: Sequence[Evaluation], definitions: Mapping[str, st
     report = {
         "format_version": FORMAT_VERSION,
         "definitions": dict(definitions),
-        "saes": [_finite(asdict(one)) for one in evaluations],
+        "saes": [with_none_for_nan(asdict(one)) for one in evaluations],
     }
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
@@ -141,12 +141,3 @@ def _figure(entry: Any, where: str) -> Figure:
         raise FormatError(f"{where!r}: {entry!r:.80} is no figure; {_AGAIN}.")
     value = math.nan if entry["value"] is None else number(entry["value"])
     return Figure(value, entry["low"], entry["high"], entry["tokens"])
-
-
-def _finite(value: Any) -> Any:
-    """Return nested values with None for what JSON has no number for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

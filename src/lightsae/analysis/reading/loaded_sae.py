@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,19 @@ class LoadedSAE:
     def corpus_entry(self) -> dict[str, Any]:
         """Return what a manifest says of the corpus."""
         return {name: getattr(self.corpus, name) for name in _CORPUS if name != "streaming"}
+
+
+def on_some_text(settings: TextSettings, saved: SavedSAE) -> TextSettings:
+    """Return the settings with the corpus `builtin` where neither they nor the SAE say a text to read."""
+    told = settings.dataset or saved.provenance.data.get("dataset")
+    return settings if told and told != "synthetic" else replace(settings, dataset="builtin")
+
+
+def on_text_at_hand(settings: TextSettings, saved: SavedSAE) -> TextSettings:
+    """Return the settings with a corpus that nothing has to be fetched for: that of the training, or `builtin`."""
+    told = settings.dataset or saved.provenance.data.get("dataset")
+    here = told is not None and (told == "builtin" or settings.dataset or Path(str(told)).exists())
+    return settings if here else replace(settings, dataset="builtin")
 
 
 def open_sae(sae: SavedSAE | str | Path, settings: TextSettings) -> SavedSAE:

@@ -8,9 +8,15 @@ from lightsae.cli.settings.plain_parser import PlainParser
 from lightsae.errors import LightsaeError, under
 
 if TYPE_CHECKING:
+    from lightsae.analysis.evaluate import Evaluation
     from lightsae.formats.saved_sae import SavedSAE
 
 _WIDTH = 11
+# What is measured, on how many tokens.
+_TOKENS = 20_000
+_MEASURED = ("fve", "fve_no_sinks", "l0", "ce_recovered")
+# Below this, or so far below what the publisher says, an FVE is poor.
+_POOR, _BELOW = 0.5, 0.05
 
 
 def run_open(args: Sequence[str]) -> int:
@@ -20,11 +26,25 @@ def run_open(args: Sequence[str]) -> int:
         "PATH [OPTIONS]",
         "Open an SAE: an export or a run of lightsae, a training checkpoint, or files of another library. Prints which "
         "layout it is and why it is none of the others, the model and the sites as far as they are known, and what was "
-        "folded into the weights. Ends with exit code 2 where no layout knows it.",
+        "folded into the weights. Where the model is at hand, or named, it is checked: reconstruction, sparsity and "
+        "what splicing costs, beside what the publisher says. Ends with exit code 2 where no layout knows it.",
         "lightsae open gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71",
     )
     parser.add_argument("path", metavar="PATH", help="a file or folder; of a run its folder, or a .ckpt file")
     parser.add_names()
+    parser.add_argument(
+        "--check",
+        choices=("true", "false"),
+        default="true",
+        help=f"true: measure on {_TOKENS:,} tokens, with a model that is here or that --data.model names; false: not",
+    )
+    parser.add_argument(
+        "--data.dataset",
+        "--dataset",
+        dest="dataset",
+        metavar="TEXT",
+        help="text to check it on; left out: that of the training where it is on this machine, or else `builtin`",
+    )
     options = parser.parse_args(args)
     # Here and not above: --help answers before PyTorch is imported.
     from lightsae.formats.saved_sae import SavedSAE
@@ -44,7 +64,46 @@ def run_open(args: Sequence[str]) -> int:
     if saved.unknown:
         names = " ".join(f"--data.{name} {name.upper()}" for name in saved.unknown)
         print(f"\nNot known: {', '.join(saved.unknown)}. Commands that read text take them: --sae {saved} {names}")
+    elif options.check == "true":
+        print()
+        _check(saved, options.model, options.dataset)
     return 0
+
+
+def _check(saved: "SavedSAE", model: str | None, dataset: str | None) -> None:
+    """Measure an SAE whose model is at hand, or say in a line why not."""
+    from lightsae.analysis.evaluate import EvaluateSettings, evaluate
+    from lightsae.analysis.reading.loaded_sae import TextSettings, on_text_at_hand
+    from lightsae.cli.settings.command import Bars
+    from lightsae.lm.load import is_at_hand
+
+    source = saved.source
+    if model is None and not is_at_hand(source.model or "", source.model_revision):
+        print(f"not checked: the model {source.model!r} is not on this machine; name one by --data.model MODEL")
+        return
+    settings = EvaluateSettings(_TOKENS, _TOKENS, controls=())
+    try:
+        with under(name_or_path="model", revision="model_revision"):
+            text = on_text_at_hand(TextSettings(model=model, dataset=dataset), saved)
+            found = evaluate(saved, text, settings, Bars())
+    except LightsaeError as error:
+        print(f"not checked: {' '.join(error.as_typed().split())}")
+        return
+    _print_check(found, dict(source.published), saved)
+
+
+def _print_check(found: "Evaluation", published: dict[str, float], saved: "SavedSAE") -> None:
+    from lightsae.cli.tables import console, table
+
+    rows = table(f"on {found.text['tokens']:,} tokens of {found.text['dataset']}", "measured", "published")
+    for name in _MEASURED:
+        if name in found.figures:
+            said = f"{published[name]:.4g}" if name in published else "not said"
+            rows.add_row(name, str(found.figures[name]), said)
+    console().print(rows, highlight=False)
+    fve = found.figures["fve_no_sinks"].value
+    if not fve >= _POOR or found.figures["fve"].value < published.get("fve", 0.0) - _BELOW:
+        print(f"Poor: what the reason is, lightsae diagnose --sae {saved} searches for.")
 
 
 def _print_verdicts(path: str) -> None:

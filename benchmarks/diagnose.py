@@ -1,0 +1,441 @@
+"""How often `lightsae diagnose` names the mistake: SAEs of our own runs, each misread in twelve ways, and sound ones.
+
+    python benchmarks/diagnose.py runs/
+    python benchmarks/diagnose.py runs/ --only transposed bos
+    python benchmarks/diagnose.py runs/ --sound
+
+SAEs of every mechanism are trained on the built-in model, some to the end and some for a few steps only, once each: the
+folder keeps them. Each is written in a layout and read again; then what was read is misread on purpose, as a reader
+with that mistake would, and diagnosed on held-out text. A cause counts as named where it is the fault's own. Sound are
+the same files read rightly, those of SAEs that hardly learned among them: any cause named there is a false alarm.
+"""
+
+import argparse
+import itertools
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from lightsae.analysis.diagnose import DiagnoseSettings, Diagnosis, diagnose
+from lightsae.analysis.diagnose.case import Score
+from lightsae.analysis.reading.loaded_sae import TextSettings
+from lightsae.formats.convert import convert
+from lightsae.formats.layouts import PortableSAE, layout_of
+from lightsae.formats.saved_sae import SavedSAE, is_foreign
+from lightsae.lm import LanguageModel
+
+RESID, NORM, MLP = "resid_post.2", "mlp_in.2", "mlp_out.3"
+LATENTS, STEPS, POOR = 384, 300, (4, 20, 80)
+BATCH = {"mechanism": {"class_path": "BatchTopK", "init_args": {"k": 16}}}
+TOP = {"mechanism": {"class_path": "TopK", "init_args": {"k": 16}}}
+LAYER_NORM, RESCALE = ({"refinements": {"token_norm": kind}} for kind in ("layer_norm", "rescale"))
+ALL = ("native", "sae_lens", "dictionary_learning")
+# By name: class, settings, what is read, the layouts it is written in.
+RUNS: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
+    "relu": ("ReLU", {}, RESID, ALL),
+    "relu_unit": ("ReLU", {"decoder_norm": "unit"}, MLP, ("native", "dictionary_learning")),
+    "relu_tokens": ("ReLU", LAYER_NORM, "resid_post.3", ("native", "sae_lens")),
+    "topk": ("TopK", {"k": 16}, RESID, (*ALL, "sparsify")),
+    "topk_norm": ("TopK", {"k": 16}, NORM, ("native", "sae_lens")),
+    "topk_tokens": ("TopK", {"k": 16, **LAYER_NORM}, RESID, ("native", "sae_lens")),
+    "groups": ("GroupMax", {"k": 16}, RESID, ("native", "sparsify")),
+    "batch": ("BatchTopK", {"k": 16}, "resid_post.3", (*ALL, "gemma_scope")),
+    "jump": ("JumpReLU", {"target_l0": 16}, RESID, (*ALL, "gemma_scope")),
+    "jump_norm": ("JumpReLU", {"target_l0": 16}, NORM, ("native", "gemma_scope")),
+    "jump_tokens": ("JumpReLU", {"target_l0": 16, **RESCALE}, "resid_post.1", ("native", "sae_lens")),
+    "gated": ("Gated", {}, RESID, ALL),
+    "nested": ("Matryoshka", BATCH, RESID, ("native",)),
+    "transcoder": ("Transcoder", BATCH, "mlp_in.3", ("native", "sae_lens", "circuit_tracer")),
+    "skip": (
+        "Transcoder",
+        {"skip": True, "mechanism": {"class_path": "ReLU"}},
+        "mlp_in.3",
+        ("native", "circuit_tracer"),
+    ),
+    "transcoder_topk": ("Transcoder", TOP, "mlp_in.3", ("native", "sparsify")),
+}
+COEFFICIENTS = {"relu": {"l1": 2.2}, "gated": {"l1": 0.0135}, "relu_unit": {"l1": 0.01}, "relu_tokens": {"l1": 2.2}}
+TARGETS = {"mlp_in.3": "mlp_out.3"}
+BOS_RUNS = ("relu", "topk", "batch", "jump", "gated")
+
+
+def train(folder: Path, names: Sequence[str], steps: int, **data: Any) -> Path:
+    """Train SAEs side by side, unless the folder holds the run already; return the folder of the exports."""
+    if found := next(iter(folder.glob("lightning_logs/*/sae")), None):
+        return found
+    saes = {}
+    for name in names:
+        kind, settings, site, _ = RUNS[name]
+        place = {"site": site} | ({"target_site": TARGETS[site]} if site in TARGETS else {})
+        saes[name] = {**place, "sae": {"class_path": kind, "init_args": {"d_sae": LATENTS, **settings}}}
+        if name in COEFFICIENTS:
+            saes[name]["coefficients"] = COEFFICIENTS[name]
+    config = {
+        "seed_everything": 0,
+        "trainer": {"max_steps": steps, "accelerator": "cpu", "enable_progress_bar": False},
+        "data": {
+            "model": "builtin", "dataset": "builtin", "site": RESID, "batch_tokens": 1024, "buffer_tokens": 32768,
+            "val_tokens": 4096, "num_workers": 0, **data,
+        },
+        "model": {"saes": saes},
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, "-m", "lightsae", "fit", "--config", "config.yaml"]
+        subprocess.run(command, cwd=folder, check=True, stdout=log, stderr=subprocess.STDOUT)
+    return next(iter(folder.glob("lightning_logs/*/sae")))
+
+
+@dataclass(frozen=True)
+class Item:
+    """An SAE as it was read from a layout.
+
+    Attributes:
+        name: Of its run.
+        layout: In which it was written.
+        path: Where.
+        sae: As it was read.
+        site, target: Where it belongs.
+    """
+
+    name: str
+    layout: str
+    path: Path
+    sae: PortableSAE
+    site: str
+    target: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.layout}"
+
+
+def written(export: Path, name: str, layout: str, out: Path) -> Item:
+    """Write an export in a layout, unless it is there, and read it."""
+    if layout == "gemma_scope":
+        path = out / "params.npz"
+        if not path.is_file():
+            out.mkdir(parents=True, exist_ok=True)
+            write_gemma_scope(PortableSAE.of(SavedSAE.open(export).sae, SavedSAE.open(export).source), path)
+    else:
+        path = convert(SavedSAE.open(export), layout, out).path
+    saved = SavedSAE.open(path)
+    sae = layout_of(path).read(path) if is_foreign(path) else PortableSAE.of(saved.sae, saved.source)
+    assert isinstance(sae, PortableSAE)
+    site = RUNS[name][2]
+    return Item(name, layout, path, sae, site, TARGETS.get(site))
+
+
+def write_gemma_scope(sae: PortableSAE, path: Path) -> None:
+    """Write an SAE of thresholds as Gemma Scope's files are: b_dec is not subtracted."""
+    b_enc = sae.b_enc - (sae.b_dec @ sae.W_enc if sae.subtracts_b_dec else 0)
+    assert sae.threshold is not None
+    arrays = {"W_enc": sae.W_enc, "b_enc": b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, "threshold": sae.threshold}
+    np.savez(path, **{name: value.numpy() for name, value in arrays.items()})
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An SAE with a fault.
+
+    Attributes:
+        causes: Names by which the fault may be called.
+        sae: What a reader with the fault gives.
+        site, target: Where the user says that it belongs.
+        detail: Words that the verdict has to have in it.
+        model, other: Of the text, and beside it.
+    """
+
+    causes: tuple[str, ...]
+    sae: PortableSAE
+    site: str
+    target: str | None
+    detail: str = ""
+    model: str = "builtin"
+    other: str | None = None
+
+
+Fault = Callable[[Item, dict[str, float]], Iterator[Broken]]
+
+
+def _same(item: Item, cause: str, sae: PortableSAE, detail: str = "") -> Broken:
+    return Broken((cause,), sae, item.site, item.target, detail)
+
+
+def layer(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    def moved(site: str | None, step: int) -> str | None:
+        if site is None:
+            return None
+        kind, number = site.split(".")
+        return f"{kind}.{int(number) + step}"
+
+    for step in (-1, 1):
+        detail = item.site if item.site.startswith("mlp") else ""
+        yield Broken(("site",), item.sae, moved(item.site, step) or "", moved(item.target, step), detail)
+
+
+def norm(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    number = int(item.site.split(".")[1])
+    if item.site.startswith("resid"):
+        # What leaves the block is read by the next one's norm.
+        yield Broken(("norm", "site"), item.sae, f"model.layers.{number + 1}.input_layernorm.output", None)
+    elif item.site.startswith("mlp_in"):
+        yield Broken(("norm", "site"), item.sae, f"model.layers.{number}.post_attention_layernorm.input", item.target)
+
+
+def gain(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    if item.site.startswith("mlp_in"):
+        number = int(item.site.split(".")[1])
+        said = f"model.layers.{number}.post_attention_layernorm.normalised"
+        yield Broken(("norm", "site", "gain"), item.sae, said, item.target, item.site)
+
+
+def scale_missing(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    read, predicted = scales[item.site], scales[item.target or item.site]
+    if item.sae.token_norm is None:
+        yield _same(item, "scale", item.sae.with_scales(1 / read, 1 / predicted), "not in the weights")
+
+
+def scale_twice(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    read, predicted = scales[item.site], scales[item.target or item.site]
+    if item.sae.token_norm is None:
+        yield _same(item, "scale", item.sae.with_scales(read, predicted), "twice")
+
+
+def b_dec(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    if item.target is None:
+        yield _same(item, "b_dec", replace(item.sae, subtracts_b_dec=not item.sae.subtracts_b_dec))
+
+
+def transposed(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    def wrong(matrix: Tensor) -> Tensor:
+        rows, columns = matrix.shape
+        return matrix.T.contiguous().reshape(rows, columns)
+
+    yield _same(item, "transposed", replace(item.sae, W_enc=wrong(item.sae.W_enc)), "W_enc")
+    yield _same(item, "transposed", replace(item.sae, W_dec=wrong(item.sae.W_dec)), "W_dec")
+    if item.sae.W_skip is not None:
+        yield _same(item, "transposed", replace(item.sae, W_skip=wrong(item.sae.W_skip)), "W_skip")
+
+
+def threshold(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    if item.sae.activation == "jumprelu" and item.sae.token_norm is None:
+        assert item.sae.threshold is not None
+        for factor in (scales[item.site], 1 / scales[item.site]):
+            yield _same(item, "threshold", replace(item.sae, threshold=item.sae.threshold * factor))
+
+
+def logarithms(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    if item.sae.activation == "jumprelu":
+        assert item.sae.threshold is not None
+        yield _same(item, "threshold", replace(item.sae, threshold=item.sae.threshold.log()), "logarithms")
+        yield _same(item, "threshold", replace(item.sae, threshold=item.sae.threshold.exp()), "exponentials")
+
+
+def token_norm(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    if item.target is not None:
+        return
+    if item.sae.token_norm is not None:
+        yield _same(item, "token_norm", replace(item.sae, token_norm=None))
+    else:
+        yield _same(item, "token_norm", replace(item.sae, token_norm="layer_norm"))
+
+
+def activation(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    sae = item.sae
+    if sae.activation in ("topk", "groupmax") or (sae.activation == "jumprelu" and sae.k):
+        yield _same(item, "activation", replace(sae, activation="relu", k=None, threshold=None, groups=None))
+    if sae.activation == "relu":
+        yield _same(item, "activation", replace(sae, activation="topk", k=4))
+
+
+def decoder_norms(item: Item, scales: dict[str, float]) -> Iterator[Broken]:
+    norms = torch.exp(0.5 * torch.randn(item.sae.d_sae, generator=torch.Generator().manual_seed(0)))
+    sae = item.sae.with_latents_times(1 / norms / item.sae.W_dec.norm(dim=1), "")
+    of_rows = sae.W_dec.norm(dim=1)
+    if item.sae.activation in ("topk", "groupmax"):
+        yield _same(item, "decoder_norms", sae)
+    else:
+        into_encoder = sae.with_latents_times(of_rows, "")
+        yield _same(item, "decoder_norms", replace(into_encoder, W_dec=sae.W_dec))
+
+
+FAULTS: dict[str, Fault] = {
+    "layer": layer,
+    "norm": norm,
+    "gain": gain,
+    "scale missing": scale_missing,
+    "scale twice": scale_twice,
+    "b_dec": b_dec,
+    "transposed": transposed,
+    "threshold": threshold,
+    "logarithms": logarithms,
+    "token_norm": token_norm,
+    "activation": activation,
+    "decoder_norms": decoder_norms,
+}
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def scales_of(sites: Sequence[str]) -> dict[str, float]:
+    """Return the factors to mean norm sqrt(D) at sites, measured on training text with its sinks, as trainers do."""
+    from lightsae.activations.settings import DataSettings
+    from lightsae.analysis.reading.text import CorpusRows
+
+    model = LanguageModel.from_pretrained("builtin")
+    rows = next(CorpusRows(DataSettings(dataset="builtin", num_workers=0), model.vocabulary, "train", 8192).batches(64))
+    captured = model.capture(torch.from_numpy(rows.tokens.astype(np.int64)), list(sites))
+    return {site: x.shape[-1] ** 0.5 / float(x.float().norm(dim=-1).mean()) for site, x in captured.items()}
+
+
+def run(item: Item, broken: Broken | None, tokens: int) -> tuple[Diagnosis, float]:
+    """Diagnose an item, sound or with a fault; also how many seconds it took."""
+    began = time.perf_counter()
+    if broken is None:
+        saved = SavedSAE.open(item.path)
+        known = {name for name in ("site", "target_site") if name not in saved.unknown}
+        site, target = (None if "site" in known else item.site), (None if "target_site" in known else item.target)
+        text = TextSettings(model="builtin", site=site, target_site=target, dataset="builtin", num_workers=0)
+    else:
+        source = replace(
+            broken.sae.source,
+            site=None,
+            target_site=broken.sae.source.target_site and "predicted activations",
+            model=None,
+        )
+        saved = SavedSAE.of_portable(replace(broken.sae, source=source), item.path)
+        text = TextSettings(
+            model=broken.model, site=broken.site, target_site=broken.target, dataset="builtin", num_workers=0
+        )
+    other = None if broken is None else broken.other
+    found = diagnose(saved, text, DiagnoseSettings(tokens, other))
+    return found, time.perf_counter() - began
+
+
+def noisy_model(folder: Path) -> str:
+    """Write the built-in model with noise in its weights, as a further training leaves them, unless it is there."""
+    if not folder.exists():
+        model = LanguageModel.from_pretrained("builtin", dtype="float32")
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.add_(0.3 * parameter.data.std() * noise)
+        model.model.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def broken_items(folder: Path, items: Sequence[Item], only: Sequence[str]) -> Iterator[tuple[str, Item, Broken]]:
+    scales = scales_of(sorted({site for item in items for site in (item.site, item.target) if site}))
+    for name, fault in FAULTS.items():
+        for item in items:
+            for broken in fault(item, scales) if not only or name in only else ():
+                yield name, item, broken
+    if not only or "bos" in only:
+        without = train(folder / "no_bos", BOS_RUNS, STEPS, skip_positions=1)
+        for run_name in BOS_RUNS:
+            for layout in RUNS[run_name][3]:
+                out = folder / "files" / "no_bos" / f"{run_name}-{layout}"
+                item = written(without / run_name, run_name, layout, out)
+                sae = replace(item.sae, source=replace(item.sae.source, sees_bos=None))
+                yield "bos", item, Broken(("bos",), sae, item.site, item.target)
+    if not only or "model" in only:
+        noisy = noisy_model(folder / "noisy")
+        for item in items:
+            yield "model", item, Broken(("model",), item.sae, item.site, item.target, model=noisy, other="builtin")
+
+
+def sound_items(folder: Path) -> Iterator[Item]:
+    for steps in (*POOR, STEPS):
+        exports = train(folder / f"steps_{steps}", list(RUNS), steps)
+        for name, (_, _, _, layouts) in RUNS.items():
+            # One layout of each that hardly learned, in turn.
+            turn = POOR.index(steps) if steps in POOR else 0
+            for layout in layouts if steps == STEPS else (layouts[turn % len(layouts)],):
+                yield written(exports / name, name, layout, folder / "files" / f"{steps}" / f"{name}-{layout}")
+
+
+def count_alarms(folder: Path, options: argparse.Namespace) -> list[float]:
+    """Diagnose sound SAEs, print which ones raise an alarm, and return the seconds of each."""
+    seconds, alarms = [], 0
+    for item in itertools.islice(sound_items(folder), 0, None, options.every):
+        found, took = run(item, None, options.tokens)
+        seconds.append(took)
+        alarms += found.verdict.cause is not None
+        mark = "sound" if found.verdict.cause is None else "ALARM"
+        print(f"{mark} {item.path.relative_to(folder)}: {_said(found)}", flush=True)
+    print(f"false alarms: {alarms} of {len(seconds)} sound ones")
+    return seconds
+
+
+def count_named(folder: Path, options: argparse.Namespace) -> list[float]:
+    """Diagnose SAEs with faults, print a table of those named, and return the seconds of each."""
+    exports = train(folder / f"steps_{STEPS}", list(RUNS), STEPS)
+    items = [
+        written(exports / name, name, layout, folder / "files" / f"{STEPS}" / f"{name}-{layout}")
+        for name, (_, _, _, layouts) in RUNS.items()
+        for layout in layouts
+    ]
+    seconds: list[float] = []
+    named: dict[str, Counter[bool]] = defaultdict(Counter)
+    layouts: dict[str, set[str]] = defaultdict(set)
+    cases = broken_items(folder, items, options.only)
+    for fault, item, broken in itertools.islice(cases, 0, None, options.every):
+        found, took = run(item, broken, options.tokens)
+        seconds.append(took)
+        right = found.verdict.cause in broken.causes and broken.detail in found.verdict.what
+        named[fault][right] += 1
+        layouts[fault].add(item.layout)
+        if not right:
+            print(f"MISSED {fault} {broken.detail!r} of {item}: {_said(found)}", flush=True)
+    print("| fault | named | of | layouts |\n|---|---|---|---|")
+    for fault, counts in named.items():
+        print(f"| {fault} | {counts[True]} | {counts.total()} | {len(layouts[fault])} |")
+    right_ones, total = (sum(pick(counts) for counts in named.values()) for pick in (lambda c: c[True], Counter.total))
+    print(f"named: {right_ones} of {total} ({right_ones / total:.1%})")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="*", default=[], help="faults, by name")
+    parser.add_argument("--sound", action="store_true", help="sound ones alone")
+    parser.add_argument("--faults", action="store_true", help="faults alone")
+    parser.add_argument("--every", type=int, default=1, help="only one of so many")
+    parser.add_argument("--tokens", type=int, default=DiagnoseSettings.tokens)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    seconds = [] if options.faults else count_alarms(options.folder, options)
+    seconds += [] if options.sound else count_named(options.folder, options)
+    print(f"seconds: {np.mean(seconds):.1f} on average, {max(seconds):.1f} at most")
+
+
+def _said(found: Diagnosis) -> str:
+    said, verdict = found.said, found.verdict
+    best = " | ".join(f"{one.cause}: {one.what[:50]} {_of(one.score)}" for one in found.tried[:3])
+    return f"{_of(said)} sinks {said.fve_of_sinks:.3f}; verdict {verdict.cause}: {verdict.what}; {best}"
+
+
+def _of(score: Score) -> str:
+    return f"fve {score.fve_no_sinks:.3f} l0 {score.l0:.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""Why an SAE reconstructs badly: the mistakes of reading that people meet, each tried on the same activations."""
+
+from lightsae.analysis.diagnose.diagnose import DiagnoseSettings, diagnose
+from lightsae.analysis.diagnose.report import Diagnosis
+
+__all__ = ["DiagnoseSettings", "Diagnosis", "diagnose"]

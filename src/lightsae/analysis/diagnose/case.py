@@ -1,0 +1,134 @@
+"""One way in which an SAE could have been meant, and how well it explains the sample.
+
+Axes:    T tokens, D width read, O width predicted, F latents.
+Units:   raw activations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightsae.errors import FormatError
+from lightsae.formats.layouts import PortableSAE
+from lightsae.metrics.reconstruction import ReconstructionSums, merge, reconstruction_sums
+from lightsae.sae import SiteRef
+from lightsae.sae.sparse_ops import as_sparse
+
+# Tokens whose latents are in memory at once.
+_TOKENS = 1024
+# Names of texts in a sample.
+SAID, OTHER_BOS, OTHER_MODEL = "as said", "other BOS", "other model"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Activations of some rows.
+
+    Attributes:
+        values: (T, width) by site, raw.
+        sinks: Which tokens are attention sinks, by site.
+        seen: Which tokens the SAE's file says the training saw.
+    """
+
+    values: Mapping[SiteRef, Float[Tensor, "T _"]]
+    sinks: Mapping[SiteRef, Bool[Tensor, " T"]]
+    seen: Bool[Tensor, " T"]
+
+    def first(self, tokens: int) -> "Text":
+        """Return the first tokens alone."""
+        values, sinks = ({site: value[:tokens] for site, value in of.items()} for of in (self.values, self.sinks))
+        return Text(values, sinks, self.seen[:tokens])
+
+
+Sample = Mapping[str, Text]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An SAE with what it reads and predicts.
+
+    Attributes:
+        sae: What is computed.
+        read: Where.
+        predicted: What it is held against.
+        text: Which rows of the sample.
+    """
+
+    sae: PortableSAE
+    read: SiteRef
+    predicted: SiteRef
+    text: str = SAID
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether it predicts what it reads."""
+        return self.read == self.predicted
+
+    def with_sae(self, **changes: Any) -> "Case":
+        """Return the case with an SAE of which some parts are others."""
+        return replace(self, sae=replace(self.sae, **changes))
+
+    def activations(self, sample: Sample) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T O"]]:
+        """Return what is read and what is predicted, on all tokens."""
+        values = sample[self.text].values
+        return values[self.read], values[self.predicted]
+
+    def ordinary(self, sample: Sample) -> Bool[Tensor, " T"]:
+        """Return which tokens are no attention sinks at its sites."""
+        sinks = sample[self.text].sinks
+        return ~(sinks[self.read] | sinks[self.predicted])
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a case explains the sample.
+
+    Attributes:
+        fve: Over the tokens that the training saw, as the file says.
+        fve_no_sinks: Over those that are no attention sinks.
+        fve_of_sinks: Over the sinks among those seen, held against the mean of the others; NaN: there are none.
+        l0: Latents that fire on a token that is no sink.
+        dead: Share of the latents that fire on none of them.
+    """
+
+    fve: float
+    fve_no_sinks: float
+    fve_of_sinks: float
+    l0: float
+    dead: float
+
+
+@torch.no_grad()
+def score(case: Case, sample: Sample) -> Score | None:
+    """Run a case over the sample; None where its parts make no SAE, or its figures are no numbers."""
+    try:
+        sae = case.sae.to_sae()
+    except FormatError:
+        return None
+    x, y = case.activations(sample)
+    sae = sae.to(x.device)
+    ordinary, seen = case.ordinary(sample), sample[case.text].seen
+    groups = torch.stack([ordinary, seen, seen & ~ordinary])
+    parts: list[ReconstructionSums] = []
+    fires = torch.zeros(sae.d_sae, dtype=torch.bool, device=x.device)
+    for start in range(0, len(x), _TOKENS):
+        part = slice(start, start + _TOKENS)
+        output = sae(x[part])
+        latents = as_sparse(output.latents)
+        fired = latents.values > 0
+        tokens = latents.pattern.token_of[fired]
+        counts = torch.bincount(tokens, minlength=len(x[part]))
+        fires[latents.indices[fired][ordinary[part][tokens]]] = True
+        parts.append(reconstruction_sums(y[part], output.x_hat, counts, groups[:, part]))
+    sums = merge(ReconstructionSums(*(torch.stack(values) for values in zip(*parts, strict=True))))
+    # A sink is one vector again and again: around their own mean there is hardly anything to explain.
+    apart = sums.spread[2] + sums.tokens[2] * (sums.mean[2] - sums.mean[0]).square().sum()
+    of_sinks = 1 - sums.error[2] / apart
+    fve = sums.fve
+    if not bool(fve[0].isfinite()):
+        return None
+    return Score(float(fve[1]), float(fve[0]), float(of_sinks), float(sums.l0[0]), float(1 - fires.double().mean()))

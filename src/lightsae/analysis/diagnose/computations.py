@@ -1,0 +1,105 @@
+"""How an SAE's tensors could be meant: with b_dec subtracted or not, in the other order, another choice of latents.
+
+Axes:    D width read, O width predicted, F latents.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lightsae.analysis.diagnose.alternative import Alternative
+from lightsae.analysis.diagnose.case import Case, Sample
+
+# Numbers of latents per token that are tried, and on how many tokens their common threshold is measured.
+_FEWEST_K, _MOST_K, _TOKENS = 2, 512, 512
+
+
+def b_dec(case: Case, sample: Sample) -> Iterator[Alternative]:
+    """Give an autoencoder's case with b_dec subtracted from the input where it is not, and the other way round."""
+    if not case.is_autoencoder or not bool(case.sae.b_dec.any()):
+        return
+    subtracts = not case.sae.subtracts_b_dec
+    was = "was" if subtracts else "was not"
+    flag = "true" if subtracts else "false"
+    yield Alternative(
+        "b_dec",
+        f"b_dec {was} subtracted from the input in training",
+        f"say so in the file: apply_b_dec_to_input {flag} in SAELens' cfg.json",
+        case.with_sae(subtracts_b_dec=subtracts),
+    )
+
+
+def transposed(case: Case, sample: Sample) -> Iterator[Alternative]:
+    """Give the case with matrices read in the other order of their axes, which their shape does not tell."""
+    sae = case.sae
+    W_enc, W_dec = _other_order(sae.W_enc), _other_order(sae.W_dec)
+    matrices: list[tuple[str, dict[str, Tensor]]] = [
+        ("W_enc", {"W_enc": W_enc}),
+        ("W_dec", {"W_dec": W_dec}),
+        ("W_enc and W_dec", {"W_enc": W_enc, "W_dec": W_dec}),
+    ]
+    if sae.W_skip is not None:
+        matrices.append(("W_skip", {"W_skip": _other_order(sae.W_skip)}))
+    for name, changes in matrices:
+        yield Alternative(
+            "transposed",
+            f"{name} was read in the other order of its axes",
+            f"transpose {name} where the file is read or was written",
+            case.with_sae(**changes),
+        )
+
+
+def _other_order(matrix: Tensor) -> Tensor:
+    """Return the matrix whose numbers lie in memory as if its axes were swapped; of a square one its transpose."""
+    rows, columns = matrix.shape
+    return matrix.contiguous().reshape(columns, rows).T
+
+
+def activations(case: Case, sample: Sample) -> Iterator[Alternative]:
+    """Give the case with its latents chosen in another way."""
+    sae = case.sae
+    bare = case.with_sae(threshold=None, k=None, groups=None, r_mag=None, b_mag=None)
+    if sae.activation in ("topk", "groupmax"):
+        yield Alternative(
+            "activation",
+            "every positive latent fires (ReLU)",
+            "read it as ReLU",
+            bare.with_sae(activation="relu"),
+        )
+    numbers = _numbers(case)
+    limits = _common_thresholds(bare, sample, numbers) if sae.activation in ("relu", "jumprelu") else {}
+    for k in numbers:
+        if sae.activation != "topk" or k != sae.k:
+            yield Alternative(
+                "activation",
+                f"each token keeps its {k} largest latents (TopK)",
+                f"read it as TopK with k {k}",
+                bare.with_sae(activation="topk", k=k),
+            )
+        if k in limits:
+            yield Alternative(
+                "activation",
+                f"latents fire above one threshold, {k} a token on average (BatchTopK)",
+                f"read it as JumpReLU with the threshold {limits[k]:.4g} for all latents",
+                bare.with_sae(activation="jumprelu", threshold=torch.full_like(sae.b_enc, limits[k])),
+            )
+
+
+def _numbers(case: Case) -> list[int]:
+    """Return the numbers of latents per token that are tried: what the file says, and powers of two."""
+    sae, said = case.sae, dict(case.sae.source.published).get("l0")
+    told = [sae.k, None if said is None else round(said)]
+    powers = [_FEWEST_K << step for step in range(16) if _FEWEST_K << step <= min(_MOST_K, sae.d_sae // 4)]
+    return list(dict.fromkeys(k for k in [*told, *powers] if k is not None and 0 < k <= sae.d_sae))
+
+
+@torch.no_grad()
+def _common_thresholds(case: Case, sample: Sample, numbers: Sequence[int]) -> dict[int, float]:
+    """Return the threshold above which so many latents of a token lie on average, where it is above 0."""
+    x = case.activations(sample)[0][case.ordinary(sample)][:_TOKENS]
+    latents = case.with_sae(activation="relu").sae.to_sae().to(x.device).encode(x).flatten()
+    most = min(len(latents), max(numbers, default=0) * len(x))
+    largest = latents.topk(most, sorted=True).values
+    limits = {k: float(largest[k * len(x) - 1]) for k in numbers if k * len(x) <= most}
+    return {k: limit for k, limit in limits.items() if limit > 0}

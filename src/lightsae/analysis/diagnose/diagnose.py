@@ -1,0 +1,168 @@
+"""The diagnosis of one SAE: its sample, the hypotheses, each one's figures, the verdict."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lightsae.analysis.diagnose.alternative import Alternative, Cause
+from lightsae.analysis.diagnose.case import OTHER_BOS, OTHER_MODEL, Case, Sample, Score, score
+from lightsae.analysis.diagnose.computations import activations, b_dec, transposed
+from lightsae.analysis.diagnose.frames import decoder_norms, scales, thresholds, token_norms
+from lightsae.analysis.diagnose.report import Diagnosis, Tried
+from lightsae.analysis.diagnose.sample import read_sample
+from lightsae.analysis.diagnose.sites import Neighbour, neighbours, other_sites
+from lightsae.analysis.diagnose.verdict import judge
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings, on_some_text, open_sae
+from lightsae.errors import ConfigError, FormatError, arg, under
+from lightsae.formats.layouts import PortableSAE
+from lightsae.formats.saved_sae import SavedSAE
+from lightsae.lm import LanguageModel
+from lightsae.progress import NullProgress, Progress
+from lightsae.sae import SiteRef
+
+# In the order in which they are listed where figures are equal.
+_CAUSES: tuple[Cause, ...] = (scales, b_dec, transposed, thresholds, decoder_norms, token_norms, activations)
+# All hypotheses are held against each other on a part of the sample, and the best ones of a cause on all of it.
+_SCREENED, _KEPT = 1024, 2
+
+
+@dataclass(frozen=True)
+class DiagnoseSettings:
+    """What is measured.
+
+    Args:
+        tokens: Held-out tokens that the hypotheses are held against each other on.
+        other_model: A second language model that the SAE could be of, such as the instruct model beside the base
+            model; null: none.
+
+    Raises:
+        ConfigError: There are too few tokens.
+    """
+
+    tokens: int = 4096
+    other_model: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ConfigError("tokens", self.tokens, "write 1 or more")
+
+
+def diagnose(
+    sae: SavedSAE | str | Path,
+    text: TextSettings | None = None,
+    settings: DiagnoseSettings | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Search for the reason why an SAE reconstructs badly.
+
+    Args:
+        sae: It, or its folder or file, of any layout.
+        text: Model, sites and text, where they differ from what the file says. A file that says no text: `builtin`.
+        settings: What is measured.
+        progress: Who is told.
+
+    Raises:
+        FormatError, ModelError, SiteError: As `LoadedSAE.load`.
+        ConfigError: As there; or the SAE reads several sites, or encodes twice or prunes.
+        CorpusError: The text has no held-out rows.
+    """
+    text, settings, progress = text or TextSettings(), settings or DiagnoseSettings(), progress or NullProgress()
+    saved = open_sae(sae, text)
+    portable = _portable(saved, str(sae))
+    loaded = LoadedSAE.load(saved, on_some_text(text, saved))
+    (read,), (predicted,) = loaded.sae.widths.read, loaded.sae.widths.predicted
+    case = Case(portable, read, predicted)
+    near = {site: neighbours(loaded.models[site.model], site.site) for site in {read, predicted}}
+    sites = [SiteRef(site.model, one.name) for site, found in near.items() for one in found]
+    sample = read_sample(loaded, sites, settings.tokens, _other_model(settings, text, loaded), progress)
+    said = score(case, sample)
+    if said is None:
+        raise FormatError(f"{str(sae)!r} predicts no numbers on this text, or the text has no spread.")
+    tried = _tried(case, said, sample, near, settings.other_model, progress)
+    verdict = judge(said, tried, saved.source.sees_bos)
+    return Diagnosis(
+        name=str(sae),
+        sae=saved.entry,
+        text={
+            "model": loaded.main_model.name,
+            "tokens": len(next(iter(sample.values())).seen),
+            **loaded.corpus_entry(),
+        },
+        said=said,
+        tried=tuple(Tried.of(alternative, its) for alternative, its in tried),
+        verdict=verdict,
+        published={name: float(value) for name, value in saved.source.published},
+    )
+
+
+def _portable(saved: SavedSAE, name: str) -> PortableSAE:
+    """Return the SAE in the terms of the layouts, as the file has it."""
+    if isinstance(saved.opened, PortableSAE):
+        return saved.opened
+    sae = saved.sae
+    if len(sae.widths.read) > 1 or len(sae.widths.predicted) > 1:
+        raise ConfigError(f"{arg('sae')} is {name!r}, which reads several sites; give an SAE or a transcoder of one.")
+    if used := [name for name in ("second_step", "prune") if getattr(sae.refinements, name)]:
+        raise ConfigError(f"{arg('sae')} is {name!r}, which has {used[0]}; give one without it.")
+    return PortableSAE.of(sae, saved.source)
+
+
+def _other_model(settings: DiagnoseSettings, text: TextSettings, loaded: LoadedSAE) -> LanguageModel | None:
+    if settings.other_model is None:
+        return None
+    with under(name_or_path="other_model"):
+        return LanguageModel.from_pretrained(
+            settings.other_model,
+            dtype=loaded.main_model.dtype,
+            device=text.device,
+            trust_remote_code=text.trust_remote_code,
+        )
+
+
+def _tried(
+    case: Case,
+    said: Score,
+    sample: Sample,
+    near: dict[SiteRef, list[Neighbour]],
+    other_model: str | None,
+    progress: Progress,
+) -> list[tuple[Alternative, Score]]:
+    few = {name: text.first(_SCREENED) for name, text in sample.items()}
+    alternatives = list(_alternatives(case, sample, near, other_model))
+    by_cause: dict[str, list[tuple[float, int]]] = {}
+    with progress.stage("hypotheses", len(alternatives)) as report:
+        for number, one in enumerate(alternatives):
+            if (its := score(one.case, few)) is not None:
+                by_cause.setdefault(one.cause, []).append((-its.fve_no_sinks, number))
+            report(number + 1)
+    kept = [alternatives[number] for found in by_cause.values() for _, number in sorted(found)[:_KEPT]]
+    scored = []
+    with progress.stage("the best of each", len(kept)) as report:
+        for number, one in enumerate(kept):
+            # What changes nothing is no hypothesis.
+            if (its := score(one.case, sample)) is not None and its != said:
+                scored.append((one, its))
+            report(number + 1)
+    return sorted(scored, key=lambda found: -found[1].fve_no_sinks)
+
+
+def _alternatives(
+    case: Case, sample: Sample, near: dict[SiteRef, list[Neighbour]], other_model: str | None
+) -> Iterator[Alternative]:
+    yield from other_sites(case, sample, near)
+    for cause in _CAUSES:
+        yield from cause(case, sample)
+    if OTHER_BOS in sample:
+        yield Alternative(
+            "bos",
+            "rows began the other way in training: with BOS, or without",
+            "set prepend_bos the other way",
+            replace(case, text=OTHER_BOS),
+        )
+    if OTHER_MODEL in sample:
+        yield Alternative(
+            "model",
+            f"it is of {other_model}",
+            f"name the model, --data.model {other_model}",
+            replace(case, text=OTHER_MODEL),
+        )

@@ -1,0 +1,41 @@
+"""The figures of a case, held against their definitions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers.planted_sae import HERE, THRESHOLD, F, T, case, sae, sample
+from lightsae.analysis.diagnose.case import SAID, score
+
+
+def test_figures_are_those_of_their_definitions() -> None:
+    text, one = sample(), case(sae())
+    its = score(one, text)
+    assert its is not None
+    x = text[SAID].values[HERE].double()
+    latents = (x.float() - one.sae.b_dec) @ one.sae.W_enc
+    latents = torch.where(latents > THRESHOLD, latents, 0)
+    x_hat = (latents @ one.sae.W_dec + one.sae.b_dec).double()
+    error = (x - x_hat).square().sum(1)
+    for figure, tokens in ((its.fve, slice(0, T)), (its.fve_no_sinks, slice(12, T))):
+        spread = (x[tokens] - x[tokens].mean(0)).square().sum()
+        assert figure == pytest.approx(float(1 - error[tokens].sum() / spread), abs=1e-5)
+    apart = (x[:12] - x[12:].mean(0)).square().sum()
+    assert its.fve_of_sinks == pytest.approx(float(1 - error[:12].sum() / apart), abs=1e-5)
+    assert its.l0 == pytest.approx(float((latents[12:] > 0).sum(1).double().mean()))
+    assert its.dead == pytest.approx(float((~(latents[12:] > 0).any(0)).double().mean()))
+
+
+def test_tokens_that_training_left_out_count_in_no_figure_of_all() -> None:
+    text = sample()
+    seen = torch.arange(T) >= 12
+    left_out = score(case(sae()), {SAID: replace(text[SAID], seen=seen)})
+    assert left_out is not None
+    assert left_out.fve == pytest.approx(left_out.fve_no_sinks)
+    assert left_out.fve_of_sinks != left_out.fve_of_sinks  # there are none
+
+
+def test_what_makes_no_sae_has_no_score() -> None:
+    assert score(case(replace(sae(), threshold=torch.full((F,), torch.inf))), sample()) is None
+    assert score(case(replace(sae("topk"), k=F + 1)), sample()) is None

@@ -1,0 +1,52 @@
+"""When a cause is named."""
+
+import math
+
+import pytest
+
+from helpers.planted_sae import case, sae
+from lightsae.analysis.diagnose.alternative import Alternative
+from lightsae.analysis.diagnose.case import Score
+from lightsae.analysis.diagnose.verdict import best_of_causes, judge
+
+
+def found(cause: str, fve: float, what: str = "so") -> tuple[Alternative, Score]:
+    return Alternative(cause, what, "do that", case(sae())), of(fve)
+
+
+def of(fve: float, sinks: float = 0.99) -> Score:
+    return Score(fve, fve, sinks, 10.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "tried", "cause"),
+    [
+        (0.2, [found("b_dec", 0.9)], "b_dec"),
+        (0.9, [found("b_dec", 0.905)], None),
+        (-5.0, [found("site", -1.0)], None),
+        (0.5, [found("site", 0.8), found("b_dec", 0.9)], "b_dec"),
+        (0.5, [], None),
+    ],
+)
+def test_the_one_that_leaves_the_least_error_is_named_if_it_is_clearly_less(
+    said: float, tried: list[tuple[Alternative, Score]], cause: str | None
+) -> None:
+    assert judge(of(said), tried, None).cause == cause
+
+
+def test_what_explains_as_well_is_said() -> None:
+    verdict = judge(of(0.1), [found("gain", 0.9), found("scale", 0.8985), found("site", 0.5)], None)
+    assert (verdict.cause, verdict.as_good) == ("gain", ("scale",))
+
+
+def test_of_a_cause_the_best_counts() -> None:
+    best = best_of_causes([found("site", 0.3, "a"), found("b_dec", 0.5), found("site", 0.7, "b")])
+    assert [(cause, its[0].what) for cause, its in best.items()] == [("site", "b"), ("b_dec", "so")]
+
+
+@pytest.mark.parametrize(
+    ("sinks", "sees_bos", "cause"),
+    [(0.1, None, "bos"), (0.1, True, "bos"), (0.1, False, None), (0.98, None, None), (math.nan, None, None)],
+)
+def test_first_tokens_that_training_never_saw(sinks: float, sees_bos: bool | None, cause: str | None) -> None:
+    assert judge(of(0.8, sinks), [found("b_dec", 0.8)], sees_bos).cause == cause
