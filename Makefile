@@ -1,4 +1,4 @@
-# make demo   trains a sparse autoencoder on the language model that ships with the package, interprets it, steers with it
+# make demo   trains a sparse autoencoder on the language model that ships with the package, interprets it, steers with it, judges it
 # make test   all checks: ruff, mypy, import-linter, the guide's links and references, pytest
 # make docs   the guide and the reference as a site, in site/
 # make bench-formats   our files read by other libraries and theirs by ours, in an environment of their own (CPU)
@@ -18,7 +18,8 @@ demo: .venv/.ready
 	$(BIN)/lightsae fit --config configs/quickstart.yaml
 	@run=$$(ls -dt lightning_logs/version_* | head -n 1); \
 	$(BIN)/lightsae interpret --sae $$run/sae --out $$run/dictionary --ablation_windows 1 && \
-	$(BIN)/lightsae panel --sae $$run/sae --panel configs/panels/builtin.yaml --out $$run/panel
+	$(BIN)/lightsae panel --sae $$run/sae --panel configs/panels/builtin.yaml --out $$run/panel && \
+	$(BIN)/lightsae evaluate --sae $$run/sae --out $$run/evaluation.json
 
 test: .venv/.ready
 	$(BIN)/ruff check
