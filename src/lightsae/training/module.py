@@ -52,7 +52,7 @@ class SAEModule(LightningModule):
             an entry leaves out is taken from `data` and from the settings here.
         coefficients: Weight of each loss term, a number or {value, warm_up, decay}; terms left out keep the variant's
             defaults.
-        lr: Peak learning rate of Adam; null: 1.25 / sqrt(width x steps of the run) (JumpReLU 1 / ...), at most 0.01.
+        lr: Peak learning rate of Adam; null: 1.75 / sqrt(width x steps of the run) (JumpReLU 1 / ...), at most 0.01.
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
         start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the

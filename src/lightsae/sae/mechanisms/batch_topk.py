@@ -28,7 +28,6 @@ class BatchTopK(TopK):
     """
 
     two_modes = True
-    travel = 1.75
     threshold: Tensor
     first_threshold: Tensor
 

@@ -43,7 +43,6 @@ class ReLU(Mechanism):
     """
 
     competes = False
-    travel = 1.75
     default_warm_up: ClassVar[Mapping[str, float]] = {"l1": 0.05}
     p: Tensor
     rescale: Tensor
