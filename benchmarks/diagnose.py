@@ -36,7 +36,7 @@ from lightsae.formats.saved_sae import SavedSAE, is_foreign
 from lightsae.lm import LanguageModel
 
 RESID, NORM, MLP = "resid_post.2", "mlp_in.2", "mlp_out.3"
-LATENTS, STEPS, POOR = 384, 300, (4, 20, 80)
+LATENTS, STEPS, POOR = 384, 200, (4, 20, 60)
 BATCH = {"mechanism": {"class_path": "BatchTopK", "init_args": {"k": 16}}}
 TOP = {"mechanism": {"class_path": "TopK", "init_args": {"k": 16}}}
 LAYER_NORM, RESCALE = ({"refinements": {"token_norm": kind}} for kind in ("layer_norm", "rescale"))
@@ -434,7 +434,7 @@ def _said(found: Diagnosis) -> str:
 
 
 def _of(score: Score) -> str:
-    return f"fve {score.fve_no_sinks:.3f} l0 {score.l0:.1f}"
+    return f"error {score.error:.3f}+{score.bias:.4f} fve {score.fve_no_sinks:.3f} l0 {score.l0:.1f}"
 
 
 if __name__ == "__main__":
