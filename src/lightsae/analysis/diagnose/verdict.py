@@ -14,10 +14,9 @@ _PLACES, _SEARCHED = ("site", "norm", "gain", "model"), ("scale", "activation")
 # And where the bias does not rise by more: what lets more latents fire explains more of sound SAEs as well, but leaves
 # their predictions off on average.
 _BIAS_LEFT = 1.1
-# What a misfit is multiplied by where causes are ranked: a free number of latents, chosen for the least misfit, must not
-# take the place of a fault that explains nearly as much without; and a scale that is missing looks like a normalisation
-# of each token, of which it is the likelier one.
-_HANDICAP = {"activation": 1.25, "token_norm": 1.05}
+# What a misfit is multiplied by where causes are ranked: a free number of latents, chosen for the least misfit, must
+# not take the place of a fault that explains nearly as much without.
+_HANDICAP = {"activation": 1.25}
 # Above this nothing is explained.
 _MOST_ERROR = 0.9
 # Others whose misfit is at most so much larger than the least could be it as well.
