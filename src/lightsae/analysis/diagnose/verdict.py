@@ -11,9 +11,6 @@ from lightsae.analysis.diagnose.case import Score
 # improvement has to be expected of it.
 _SHARE_LEFT, _PLACE_LEFT, _SEARCHED_LEFT = 0.95, 0.97, 0.85
 _PLACES, _SEARCHED = ("site", "norm", "gain", "model"), ("scale", "activation")
-# And where the bias does not rise by more: what lets more latents fire explains more of sound SAEs as well, but leaves
-# their predictions off on average.
-_BIAS_LEFT = 1.1
 # What a misfit is multiplied by where causes are ranked: a free number of latents, chosen for the least misfit, must
 # not take the place of a fault that explains nearly as much without.
 _HANDICAP = {"activation": 1.25}
@@ -79,5 +76,5 @@ def _rank(alternative: Alternative, score: Score) -> float:
 
 def _explains(cause: str, said: Score, score: Score) -> bool:
     share = _PLACE_LEFT if cause in _PLACES else _SEARCHED_LEFT if cause in _SEARCHED else _SHARE_LEFT
-    less = score.misfit <= share * said.misfit and score.bias <= _BIAS_LEFT * said.bias
-    return score.error <= _MOST_ERROR and less
+    # What lets more latents fire explains more of sound SAEs as well, but leaves their predictions off on average.
+    return score.error <= _MOST_ERROR and score.misfit <= share * said.misfit and score.bias <= said.bias
