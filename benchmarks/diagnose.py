@@ -36,7 +36,7 @@ from lightsae.formats.saved_sae import SavedSAE, is_foreign
 from lightsae.lm import LanguageModel
 
 RESID, NORM, MLP = "resid_post.2", "mlp_in.2", "mlp_out.3"
-LATENTS, STEPS, POOR = 384, 300, (4, 20, 80)
+CONTEXT, LATENTS, STEPS, POOR = 128, 384, 200, (4, 20, 60)
 BATCH = {"mechanism": {"class_path": "BatchTopK", "init_args": {"k": 16}}}
 TOP = {"mechanism": {"class_path": "TopK", "init_args": {"k": 16}}}
 LAYER_NORM, RESCALE = ({"refinements": {"token_norm": kind}} for kind in ("layer_norm", "rescale"))
@@ -299,7 +299,11 @@ def scales_of(sites: Sequence[str]) -> dict[str, float]:
     from lightsae.analysis.reading.text import CorpusRows
 
     model = LanguageModel.from_pretrained("builtin")
-    rows = next(CorpusRows(DataSettings(dataset="builtin", num_workers=0), model.vocabulary, "train", 8192).batches(64))
+    rows = next(
+        CorpusRows(
+            DataSettings(dataset="builtin", num_workers=0, context_size=128), model.vocabulary, "train", 8192
+        ).batches(64)
+    )
     captured = model.capture(torch.from_numpy(rows.tokens.astype(np.int64)), list(sites))
     return {site: x.shape[-1] ** 0.5 / float(x.float().norm(dim=-1).mean()) for site, x in captured.items()}
 
@@ -311,7 +315,9 @@ def run(item: Item, broken: Broken | None, tokens: int) -> tuple[Diagnosis, floa
         saved = SavedSAE.open(item.path)
         known = {name for name in ("site", "target_site") if name not in saved.unknown}
         site, target = (None if "site" in known else item.site), (None if "target_site" in known else item.target)
-        text = TextSettings(model="builtin", site=site, target_site=target, dataset="builtin", num_workers=0)
+        text = TextSettings(
+            model="builtin", site=site, target_site=target, dataset="builtin", num_workers=0, context_size=128
+        )
     else:
         source = replace(
             broken.sae.source,
@@ -321,7 +327,7 @@ def run(item: Item, broken: Broken | None, tokens: int) -> tuple[Diagnosis, floa
         )
         saved = SavedSAE.of_portable(replace(broken.sae, source=source), item.path)
         text = TextSettings(
-            model=broken.model, site=broken.site, target_site=broken.target, dataset="builtin", num_workers=0
+            broken.model, broken.site, broken.target, dataset="builtin", num_workers=0, context_size=CONTEXT
         )
     other = None if broken is None else broken.other
     found = diagnose(saved, text, DiagnoseSettings(tokens, other))
@@ -434,7 +440,7 @@ def _said(found: Diagnosis) -> str:
 
 
 def _of(score: Score) -> str:
-    return f"fve {score.fve_no_sinks:.3f} l0 {score.l0:.1f}"
+    return f"error {score.error:.3f}+{score.bias:.4f} fve {score.fve_no_sinks:.3f} l0 {score.l0:.1f}"
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def _tried(
     with progress.stage("hypotheses", len(alternatives)) as report:
         for number, one in enumerate(alternatives):
             if (its := score(one.case, few)) is not None:
-                by_cause.setdefault(one.cause, []).append((-its.fve_no_sinks, number))
+                by_cause.setdefault(one.cause, []).append((its.misfit, number))
             report(number + 1)
     kept = [alternatives[number] for found in by_cause.values() for _, number in sorted(found)[:_KEPT]]
     scored = []
@@ -143,7 +143,7 @@ def _tried(
             if (its := score(one.case, sample)) is not None and its != said:
                 scored.append((one, its))
             report(number + 1)
-    return sorted(scored, key=lambda found: -found[1].fve_no_sinks)
+    return sorted(scored, key=lambda found: found[1].misfit)
 
 
 def _alternatives(

@@ -36,18 +36,23 @@ def known_scales(x: Float[Tensor, "T D"]) -> dict[str, float]:
 
 
 def scales(case: Case, sample: Sample) -> Iterator[Alternative]:
-    """Give the case with activations multiplied before it, and predictions divided behind it."""
+    """Give the case with activations multiplied before it, and predictions divided behind it.
+
+    None where each token is normalised by itself: there they have a scale already.
+    """
+    if case.sae.token_norm is not None:
+        return
     x, y = (values[case.ordinary(sample)] for values in case.activations(sample))
     if not case.is_autoencoder:
         yield from _scales_of_two(case, x, y)
         return
     few = {**sample, case.text: _some(sample[case.text], case.read)}
-    tried = {2.0**power: _fve(case, 2.0**power, few) for power in range(_FROM, _TO + 1)}
-    away = {factor: fve for factor, fve in tried.items() if not 1 / _NEAR_ONE < factor < _NEAR_ONE}
+    tried = {2.0**power: _quality(case, 2.0**power, few) for power in range(_FROM, _TO + 1)}
+    away = {factor: quality for factor, quality in tried.items() if not 1 / _NEAR_ONE < factor < _NEAR_ONE}
     factor, step = max(away, key=lambda one: away[one]), 0.5
     for _ in range(_HALVINGS):
         beside = [factor, factor * 2**step, factor / 2**step]
-        factor, step = max(beside, key=lambda one: _fve(case, one, few)), step / 2
+        factor, step = max(beside, key=lambda one: _quality(case, one, few)), step / 2
     if 1 / _NEAR_ONE < factor < _NEAR_ONE:
         return
     words, mend = _named(factor, known_scales(x))
@@ -59,9 +64,9 @@ def _some(text: Text, site: SiteRef) -> Text:
     return text.first(min(_SEARCH_TOKENS, len(text.values[site])))
 
 
-def _fve(case: Case, factor: float, sample: Sample) -> float:
+def _quality(case: Case, factor: float, sample: Sample) -> float:
     found = score(replace(case, sae=case.sae.with_scales(factor, factor)), sample)
-    return -math.inf if found is None else found.fve_no_sinks
+    return -math.inf if found is None else -found.misfit
 
 
 def _named(factor: float, known: dict[str, float]) -> tuple[str, str]:

@@ -75,7 +75,8 @@ def _by_norm(model: LanguageModel, site: str, width: int) -> Iterator[tuple[str,
     layer = model.site(site).layer
     for path, module in model.model.named_modules():
         # Those of single heads are narrower.
-        if not is_norm(module) or module.weight is None or module.weight.numel() != width:
+        weight = getattr(module, "weight", None)
+        if not is_norm(module) or weight is None or weight.numel() != width:
             continue
         there = model.site(f"{path}.output").layer
         if there is None or layer is None or there - layer in _NEAR:

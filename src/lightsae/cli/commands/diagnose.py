@@ -42,7 +42,7 @@ def run_diagnose(sae: str, settings: DiagnoseSettings, text: TextSettings, out: 
 
 def _print(found: Diagnosis) -> None:
     print(f"{found.name}: {found.text['tokens']:,} tokens of {found.text['dataset']}, read by {found.text['model']}")
-    rows = table("cause", "what is supposed", "FVE", "without sinks", "L0", "dead", words=(0, 1))
+    rows = table("cause", "what is supposed", "error", "bias", "FVE", "no sinks", "L0", "dead", words=(0, 1))
     rows.add_row("", "as the file has it", *_figures(found.said))
     for one in found.tried:
         rows.add_row(one.cause, one.what, *_figures(one.score))
@@ -61,5 +61,12 @@ def _print(found: Diagnosis) -> None:
         print(f"as good an explanation: {', '.join(verdict.as_good)}")
 
 
-def _figures(score: Score) -> tuple[str, str, str, str]:
-    return f"{score.fve:.4f}", f"{score.fve_no_sinks:.4f}", f"{score.l0:.1f}", f"{score.dead:.1%}"
+def _figures(score: Score) -> tuple[str, ...]:
+    return (
+        f"{score.error:.4f}",
+        f"{score.bias:.4f}",
+        f"{score.fve:.4f}",
+        f"{score.fve_no_sinks:.4f}",
+        f"{score.l0:.1f}",
+        f"{score.dead:.1%}",
+    )

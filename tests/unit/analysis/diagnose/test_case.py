@@ -23,6 +23,11 @@ def test_figures_are_those_of_their_definitions() -> None:
         assert figure == pytest.approx(float(1 - error[tokens].sum() / spread), abs=1e-5)
     apart = (x[:12] - x[12:].mean(0)).square().sum()
     assert its.fve_of_sinks == pytest.approx(float(1 - error[:12].sum() / apart), abs=1e-5)
+    relative = error[12:] / (x[12:] - x[12:].mean(0)).square().sum(1)
+    assert its.error == pytest.approx(float(relative.clamp_max(2).mean()), abs=1e-5)
+    off = (x - x_hat)[12:].mean(0).square().sum() / (x[12:] - x[12:].mean(0)).square().sum(1).mean()
+    assert its.bias == pytest.approx(float(off), abs=1e-6)
+    assert its.misfit == pytest.approx(its.error + 5 * its.bias)
     assert its.l0 == pytest.approx(float((latents[12:] > 0).sum(1).double().mean()))
     assert its.dead == pytest.approx(float((~(latents[12:] > 0).any(0)).double().mean()))
 

@@ -1,6 +1,7 @@
 """When a cause is named."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -15,20 +16,20 @@ def found(cause: str, fve: float, what: str = "so") -> tuple[Alternative, Score]
 
 
 def of(fve: float, sinks: float = 0.99) -> Score:
-    return Score(fve, fve, sinks, 10.0, 0.0)
+    return Score(fve, fve, sinks, 10.0, 0.0, error=min(2.0, 1 - fve), bias=0.0)
 
 
 @pytest.mark.parametrize(
     ("said", "tried", "cause"),
     [
         (0.2, [found("b_dec", 0.9)], "b_dec"),
-        (0.9, [found("b_dec", 0.905)], None),
+        (0.9, [found("b_dec", 0.904)], None),
         (-5.0, [found("site", -1.0)], None),
         (0.5, [found("site", 0.8), found("b_dec", 0.9)], "b_dec"),
         (0.5, [], None),
     ],
 )
-def test_the_one_that_leaves_the_least_error_is_named_if_it_is_clearly_less(
+def test_the_one_that_leaves_the_least_is_named_if_it_is_clearly_less(
     said: float, tried: list[tuple[Alternative, Score]], cause: str | None
 ) -> None:
     assert judge(of(said), tried, None).cause == cause
@@ -37,6 +38,14 @@ def test_the_one_that_leaves_the_least_error_is_named_if_it_is_clearly_less(
 def test_what_explains_as_well_is_said() -> None:
     verdict = judge(of(0.1), [found("gain", 0.9), found("scale", 0.8985), found("site", 0.5)], None)
     assert (verdict.cause, verdict.as_good) == ("gain", ("scale",))
+
+
+def test_what_leaves_predictions_further_off_on_average_is_no_cause() -> None:
+    """Of a sound SAE more latents explain more, and its b_dec is no longer in their middle."""
+    more = Score(0.9, 0.9, 0.99, 40.0, 0.0, error=0.1, bias=0.02)
+    alternative = found("activation", 0.9)[0]
+    assert judge(replace(of(0.5), bias=0.01), [(alternative, more)], None).cause is None
+    assert judge(replace(of(0.5), bias=0.03), [(alternative, more)], None).cause == "activation"
 
 
 def test_of_a_cause_the_best_counts() -> None:
