@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -20,6 +21,10 @@ OTHER_FOLDERS = {
     "panels": "panel --sae s --out o --print_config --panel",
     "pipelines": "pipeline --dry_run --config",
 }
+# Folders of files that are given after a recipe.
+ADDED = ("overrides", "loggers")
+# The package that each file of configs/loggers needs.
+LOGGERS = {"clearml": "clearml", "wandb": "wandb", "mlflow": "mlflow"}
 # The transformers class of each recipe's model, and enough layers for its site.
 MODELS = {
     "quickstart": ("llama", 4),
@@ -59,7 +64,7 @@ def test_every_recipe_is_under_contract() -> None:
 )
 def test_parses_and_says_what_it_is(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert path.read_text().startswith("# "), "a recipe begins with what it is"
-    before = [str(CONFIGS / "quickstart.yaml")] if path.parent.name == "overrides" else []
+    before = [str(CONFIGS / "quickstart.yaml")] if path.parent.name in ADDED else []
     assert run(*(word for file in [*before, str(path)] for word in ("--config", file)), "--print_config") == 0
     model = yaml.safe_load(capsys.readouterr().out)["model"]
     chosen = [entry["sae"] for entry in model["saes"].values()] if model["saes"] else [model["sae"]]
@@ -129,3 +134,26 @@ def test_sweeps_run_shortened(
     names = {entry["name"] for entry in json.loads((folder / "sweep.json").read_text())["dictionaries"]}
     assert names == {path.parent.name for path in folder.glob("sae/*/sae.json")}
     assert (folder / "sweep.png").is_file()
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_loggers_run_shortened(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(LOGGERS[name])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLEARML_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CLEARML_CONFIG_FILE", str(tmp_path / "none.conf"))
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((2000, 12)).astype(np.float32))
+    sizes = "--data.batch_tokens 64 --data.buffer_tokens 256 --data.val_tokens 128 --model.sae.d_sae 24 --model.sae.k 4"
+    args = ["--config", str(CONFIGS / "loggers" / f"{name}.yaml"), "--data.activations", "rows.npy"]
+    args += ["--model.sae", "TopK", *sizes.split(), "--trainer.enable_progress_bar", "false"]
+    assert run(*args, "--trainer.max_steps", "3") == 0
+    config = "lightning_logs/version_0/config.yaml"
+    assert run("--config", config, "--ckpt_path", "last", "--trainer.max_steps", "5") == 0
+    assert run("--config", config, "--ckpt_path", "last", command="validate") == 0
+    left = {"clearml": "cache/offline/*.zip", "wandb": "lightning_logs/wandb/offline-run-*", "mlflow": "mlflow.db"}
+    assert len(list(tmp_path.glob(left[name]))) == (1 if name == "mlflow" else 3), "each run begins one of its own"
+
+
+def test_every_logger_file_is_run() -> None:
+    assert set(LOGGERS) == {path.stem for path in (CONFIGS / "loggers").iterdir()}

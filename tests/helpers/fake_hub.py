@@ -1,4 +1,4 @@
-"""A repository of the Hub on disk, behind the two functions of huggingface_hub that reading uses."""
+"""A repository of the Hub on disk, behind the functions of huggingface_hub that reading and pushing use."""
 
 import fnmatch
 import shutil
@@ -20,6 +20,12 @@ class RepositoryNotFoundError(Exception):
     """Likewise."""
 
 
+class HfHubHTTPError(Exception):
+    """Likewise; of a server that says no."""
+
+    response = SimpleNamespace(status_code=403)
+
+
 @dataclass
 class FakeHub:
     """Repositories below `root`, by their names; fetched into `cache` as the library does.
@@ -28,6 +34,9 @@ class FakeHub:
         offline: Whether nothing is reached, as with HF_HUB_OFFLINE.
         fetched: Files that were downloaded, in order.
         asked: Revisions that were asked for.
+        of_others: Owners whose repositories can't be written.
+        private: Whether each repository that was made is private.
+        commits: How often files were added.
     """
 
     root: Path
@@ -35,6 +44,9 @@ class FakeHub:
     offline: bool = False
     fetched: list[str] = field(default_factory=list)
     asked: list[str | None] = field(default_factory=list)
+    of_others: tuple[str, ...] = ("others",)
+    private: dict[str, bool] = field(default_factory=dict)
+    commits: int = 0
 
     def repository(self, name: str) -> Path:
         folder = self.root / name
@@ -71,6 +83,21 @@ class FakeHub:
                 shutil.copyfile(self.root / repository / one.rfilename, target)
                 self.fetched.append(one.rfilename)
         return str(snapshot)
+
+    def create_repo(self, repository: str, *, repo_type: str, private: bool, exist_ok: bool) -> None:
+        if self.offline:
+            raise OfflineModeIsEnabled("Cannot reach the Hub: offline mode is enabled.\nTo disable it, unset it.")
+        if repository.partition("/")[0] in self.of_others:
+            raise HfHubHTTPError("403 Forbidden")
+        assert (repo_type, exist_ok) == ("model", True)
+        self.private[repository] = private
+        self.repository(repository)
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+        assert commit_message
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        self.commits += 1
+        return SimpleNamespace(oid=COMMIT)
 
 
 @pytest.fixture

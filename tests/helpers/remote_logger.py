@@ -31,3 +31,10 @@ class RemoteLogger(Logger):
 
     def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         RemoteLogger.told = dict(params)
+
+
+class RefusingLogger(RemoteLogger):
+    """One whose server can't be reached."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("the server is closed")

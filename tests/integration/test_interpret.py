@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from helpers.planted_concepts import (
     ANIMALS,
@@ -296,6 +298,34 @@ def test_predict_writes_what_the_sae_encodes(
     assert f"{len(row):,} firings" in said
 
 
+def test_a_delphi_cache_holds_what_the_sae_encodes(
+    planted: Planted, encoded: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    out = tmp_path / "latents"
+    words = ("predict", "--sae", planted.sae, "--out", out, "--tokens", "2000", "--layout", "delphi", "--splits", "3")
+    good(*words, "--everything", "true", *TEXT)
+    said = good(*words, "--everything", "true", *TEXT)  # an earlier one is replaced
+    rebuilt, width, files = np.zeros_like(encoded["latents"]), encoded["latents"].shape[2], []
+    (folder,) = out.iterdir()
+    for path in folder.glob("*.safetensors"):
+        first, last = map(int, path.stem.split("_"))
+        tensors = load_file(path)
+        row, position, latent = tensors["locations"].astype(int).T
+        assert tensors["locations"].dtype == np.uint16
+        assert latent.max(initial=0) <= last - first
+        rebuilt[row, position, first + latent] = tensors["activations"]
+        assert tensors["activations"].dtype == np.float16
+        assert np.array_equal(tensors["tokens"], encoded["tokens"])
+        files.append((first, last))
+    edges = sorted(files)
+    assert (edges[0][0], edges[-1][1], len(edges)) == (0, width - 1, 3)
+    assert all(following[0] == before[1] + 1 for before, following in itertools.pairwise(edges))
+    np.testing.assert_allclose(rebuilt, encoded["latents"], rtol=2e-3, atol=2e-5)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["n_splits"], config["n_tokens"]) == (3, encoded["tokens"].size)
+    assert f"{np.count_nonzero(rebuilt):,} firings" in said
+
+
 # -- drift -------------------------------------------------------------------------------------------------------------
 
 
@@ -451,6 +481,26 @@ def test_answers_of_no_use_are_counted(label: Callable[..., str], judge: Judge, 
     assert times is not None, said
     assert int(times[1]) >= 2
     assert rows_of(copied)[ON_RED]["label_source"] == "llm"  # fuzzing does not decide
+
+
+def test_labels_of_neuronpedia_are_tested_and_only_what_passes_is_shown(
+    label: Callable[..., str], judge: Judge, copied: Path, tmp_path: Path
+) -> None:
+    said = {ON_RED: "one of: red", ON_ANIMALS: "one of: 1 2 3"}
+    layer = FeatureDictionary.open(copied).manifest["sae"]["read"][0]["site"].rpartition(".")[2]
+    source = {"modelId": "planted", "layer": f"{layer}-res", "explanationModelName": "someone"}
+    lines = [json.dumps({**source, "index": str(feature), "description": text}) for feature, text in said.items()]
+    (tmp_path / "e.jsonl").write_text("\n".join(lines))
+    before = rows_of(copied)
+    out = label("--import_neuronpedia", str(tmp_path / "e.jsonl"))
+    assert "2 labelled and tested, 1 passed" in out
+    rows = rows_of(copied)
+    assert (rows[ON_RED]["label"], rows[ON_RED]["label_source"]) == ("one of: red", "neuronpedia")
+    assert rows[ON_RED]["precision"] >= 0.9
+    assert rows[ON_ANIMALS] == before[ON_ANIMALS]
+    kept = [row for row in FeatureDictionary.open(copied).feature(ON_ANIMALS).labels if row["source"] == "neuronpedia"]
+    assert {(row["label"], row["model"]) for row in kept} == {("one of: 1 2 3", "someone")}
+    assert False in {row["passed"] for row in kept}
 
 
 def test_labels_of_people_go_out_and_come_back(copied: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from helpers.fake_clearml import FakeClearML
 from helpers.remote_logger import RemoteLogger
 
 Run = Callable[..., Any]
@@ -90,3 +92,52 @@ def test_a_run_without_a_logger_that_fails_leaves_nothing(lightsae: Run, inputs:
     options = [*SETTINGS.format(inputs=inputs).split(), "--trainer.logger", "false", "--trainer.max_steps", "3"]
     ended = lightsae("fit", *options, "--data.activations", "nan.npy")
     assert (ended.code, ended.new) == (2, []), ended.err
+
+
+@pytest.mark.parametrize(
+    ("logger", "said"),
+    [
+        ("{class_path: WandbLogger}", "trainer.logger: WandbLogger needs the package wandb; install it: pip install"),
+        ("[{class_path: CSVLogger, init_args: {save_dir: logs}}, {class_path: ClearMLLogger}]", "'lightsae[clearml]'"),
+    ],
+)
+def test_a_logger_without_its_package_is_one_line(
+    logger: str, said: str, lightsae: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("wandb", "clearml"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "c.yaml").write_text(f"trainer: {{logger: {logger}}}\n")
+    ended = lightsae("fit", "--config", "c.yaml", *SETTINGS.format(inputs=inputs).split(), "--trainer.max_steps", "3")
+    assert (ended.code, ended.new) == (2, [])
+    assert said in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_what_a_logger_of_a_list_refuses_is_one_line(lightsae: Run, inputs: Path, tmp_path: Path) -> None:
+    refusing = "{class_path: helpers.remote_logger.RefusingLogger}"
+    (tmp_path / "c.yaml").write_text(f"trainer: {{logger: [{CSV}, {refusing}]}}\n")
+    ended = lightsae("fit", "--config", "c.yaml", *SETTINGS.format(inputs=inputs).split(), "--trainer.max_steps", "3")
+    assert (ended.code, ended.new) == (2, [])
+    assert "the server is closed" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_clearml_gets_the_run_and_then_its_validation(
+    lightsae: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeClearML()
+    monkeypatch.setitem(sys.modules, "clearml", fake)
+    (tmp_path / "c.yaml").write_text("trainer: {logger: {class_path: ClearMLLogger}}\n")
+    options = [*SETTINGS.format(inputs=inputs).split(), "--trainer.log_every_n_steps", "1"]
+    assert lightsae("fit", "--config", "c.yaml", *options, "--trainer.max_steps", "3").code == 0
+    config = "lightning_logs/version_0/config.yaml"
+    assert lightsae("validate", "--config", config, "--ckpt_path", "last").code == 0
+    fit, validate = fake.tasks
+    assert fit.closed
+    assert validate.closed
+    assert {(title, series) for title, series, *_ in fit.scalars} >= {("loss", "train"), ("fve", "val")}
+    assert {step for _, series, _, step in fit.scalars if series == "train"} == {0, 1, 2}
+    assert fit.connected["settings"]["model.sae.init_args.d_sae"] == 24
+    assert fit.connected["config.yaml"] == (tmp_path / config).read_text()
+    assert set(fit.artefacts) >= {"config.yaml", "sae", "throughput.json"}
+    assert "validation.json" in validate.artefacts

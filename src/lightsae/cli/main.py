@@ -27,6 +27,7 @@ COMMANDS = {
     "superpose": "Train the toy model of superposition, and draw how features share too few dimensions.",
     "open": "Say what a file or folder is, of lightsae or another library, and what the SAE in it is.",
     "convert": "Write an SAE as files of another library, or as lightsae's own.",
+    "push": "Publish an SAE with a model card: on the Hugging Face Hub, or in a folder.",
     "sites": "List the places of a language model where activations can be read, with their widths.",
 }
 # They have no settings that a YAML file could hold.

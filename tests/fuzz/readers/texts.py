@@ -7,6 +7,7 @@ from typing import Any
 
 from fuzz.readers.base import Reader
 from lightsae.analysis.labels.human import import_csv
+from lightsae.analysis.labels.neuronpedia_labels import import_neuronpedia
 from lightsae.analysis.labels.patterns import patterns_of
 from lightsae.cli.commands.steer import _prompts_of
 from lightsae.cli.settings.typed import check_config_files
@@ -39,6 +40,9 @@ LABELS = """feature,label,human_label,by,when,note,dictionary
 1,unlabelled,"a call, of a function",ann,2026-01-02T03:04:05+00:00,,abcd
 2,x,'=plain,bob,,"two
 lines",abcd
+"""
+EXPLANATIONS = """{"modelId": "gpt2-small", "layer": "6-res-jb", "index": "1", "description": "calls of functions"}
+{"modelId": "gpt2-small", "layer": "6-res-jb", "index": 2, "description": "é", "typeName": "t"}
 """
 
 
@@ -98,6 +102,13 @@ def _labels(folder: Path) -> None:
         assert row["label"].strip()
 
 
+def _neuronpedia(folder: Path) -> None:
+    for row in import_neuronpedia(folder / "e.jsonl", features=range(5), layer=6):
+        assert row["feature"] in range(5)
+        assert row["label"].strip()
+        json.dumps(row)
+
+
 def _rule(folder: Path) -> None:
     for kind, key in patterns_of((folder / "rule.json").read_bytes().decode(errors="replace")):
         assert isinstance(kind, str)
@@ -112,6 +123,7 @@ TEXTS = {
     "policy": Reader(_written("policy.yaml", POLICY), _policy),
     "prompts": Reader(_written("panel.yaml", "prompts: [a, 'b\n\n  c', \"d\"]\nsamples: 3\n"), _prompts),
     "human_labels": Reader(_written("labels.csv", LABELS), _labels),
+    "neuronpedia_labels": Reader(_written("e.jsonl", EXPLANATIONS), _neuronpedia),
     "rule": Reader(
         _written("rule.json", '{"patterns": [["token", 7], ["after", 12345]], "shares": [0.9, 0.1]}'), _rule
     ),

@@ -57,7 +57,7 @@ FEATURES = pa.schema(
         ("neurons", pa.list_(_NEAR)),
         # What it means. `label` is null below the gate: then the interface shows «unlabelled».
         ("label", pa.string()),
-        ("label_source", pa.string()),  # rule, llm, human
+        ("label_source", pa.string()),  # rule, llm, human, neuronpedia
         ("precision", pa.float32()),  # of the shown label, by the test that decides: tokens (rule), windows (llm)
         ("recall", pa.float32()),
         ("tier", pa.string()),  # one of TIERS; rare: fires too seldom to be tested
@@ -101,7 +101,7 @@ LABELS = pa.schema(
     [
         ("feature", pa.int32()),
         ("label", pa.string()),
-        ("source", pa.string()),  # rule, llm, human; detector: a long rule, whose words say a part of it
+        ("source", pa.string()),  # rule, llm, human, neuronpedia; detector: a long rule, whose words say a part of it
         ("rule", pa.string()),  # rule, detector: the exact test, JSON
         ("patterns", pa.int32()),  # rule, detector: how many it counts for; a list of up to five tokens is one
         ("model", pa.string()),  # llm: which; human: who

@@ -102,15 +102,15 @@ def with_labels(dictionary: FeatureDictionary, rows: Sequence[Row], shown: Mappi
     }
 
 
-def shown_by_judge(labelled: Sequence[Labelled]) -> dict[int, Row]:
-    """Return what a judge's labels change: only what passed is shown."""
+def shown_by_judge(labelled: Sequence[Labelled], source: str = "llm") -> dict[int, Row]:
+    """Return what labels that a judge tested change: only what passed is shown. `source` says who made them."""
     changes: dict[int, Row] = {}
     for one in labelled:
         if one.passed:
             weakest = one.weakest
             changes[one.feature] = {
                 "label": one.label,
-                "label_source": "llm",
+                "label_source": source,
                 "label_patterns": None,
                 "precision": weakest.precision,
                 "recall": weakest.recall,

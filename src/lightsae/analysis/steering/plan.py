@@ -91,6 +91,12 @@ class Plan:
         return self
 
     @property
+    def added(self) -> Float[Tensor, " D"] | None:
+        """What is added to every token alike; None if anything else is done, or nothing."""
+        others = (self._constant_units, self._rows, self._out)
+        return self._constant if all(one is None for one in others) else None
+
+    @property
     def width(self) -> int:
         """Width of the site, as the SAE has it."""
         rows = next(t for t in (self._constant, self._constant_units, self._rows, self._out) if t is not None)

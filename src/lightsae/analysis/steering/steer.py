@@ -103,6 +103,11 @@ class Steering:
             "interventions": entries,
         }
 
+    @property
+    def added(self) -> Float[Tensor, " D"] | None:
+        """What is added to every token alike, in the site's units; None if anything else is done, or nothing."""
+        return self._plan.added
+
     def __repr__(self) -> str:
         interventions = "; ".join(map(str, self.interventions))
         norm = "" if self.mean_norm is None else f" (mean norm {self.mean_norm:.4g})"

@@ -1,5 +1,6 @@
 """`lightsae evaluate`: figures of SAEs with their noise, beside an SAE that learned nothing."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from lightsae.analysis.evaluate import EvaluateSettings, Evaluation, evaluate
@@ -12,6 +13,7 @@ from lightsae.cli.settings.command import Bars, command
 from lightsae.cli.tables import console, print_paths, table
 from lightsae.errors import ConfigError
 from lightsae.formats.files import write_atomically
+from lightsae.tracking import check_installed, log_result
 
 _EXAMPLES = (
     "lightsae evaluate --sae lightning_logs/version_0/sae --out evaluation.json",
@@ -40,6 +42,7 @@ def run_evaluate(
     settings: EvaluateSettings,
     text: TextSettings,
     out: str | None = None,
+    clearml: str | None = None,
 ) -> None:
     """Judge SAEs on held-out text: reconstruction, sparsity, what splicing costs the language model.
 
@@ -50,7 +53,10 @@ def run_evaluate(
         settings: What is measured.
         text: What differs from the training.
         out: File for the report, ending in .json; a page of Markdown goes beside it. Null: it is printed only.
+        clearml: ClearML project that takes the figures and, with --out, the report.
     """
+    if clearml is not None:
+        check_installed("clearml")
     if out is not None and (Path(out).suffix != ".json" or Path(out).is_dir()):
         raise ConfigError("out", out, "name a file that ends in .json")
     names = [sae] if isinstance(sae, str) else sae
@@ -60,14 +66,24 @@ def run_evaluate(
     evaluations = [evaluate(name, text, settings, bars) for name in names]
     for one in evaluations:
         _print(one)
-    if out is None:
-        return
-    path = Path(out)
-    write_report(evaluations, {name: one.text for name, one in DEFINITIONS.items()}, path)
-    page = path.with_suffix(".md")
-    with write_atomically(page) as temporary:
-        temporary.write_text(to_markdown(evaluations), encoding="utf-8")
-    print_paths(("report", path), ("page", page))
+    artefacts: dict[str, Path] = {}
+    if out is not None:
+        path = Path(out)
+        write_report(evaluations, {name: one.text for name, one in DEFINITIONS.items()}, path)
+        page = path.with_suffix(".md")
+        with write_atomically(page) as temporary:
+            temporary.write_text(to_markdown(evaluations), encoding="utf-8")
+        print_paths(("report", path), ("page", page))
+        artefacts = {"evaluation": path, "page": page}
+    if clearml is not None:
+        several = len(evaluations) > 1
+        figures = {
+            f"{one.name} {key}" if several else key: figure.value
+            for one in evaluations
+            for key, figure in one.figures.items()
+        }
+        said = {**asdict(settings), **asdict(text), "sae": ", ".join(names)}
+        print_paths(("ClearML", log_result(clearml, "evaluate", settings=said, figures=figures, artefacts=artefacts)))
 
 
 def _print(one: Evaluation) -> None:

@@ -1,6 +1,7 @@
 """`lightsae interpret`: from a trained SAE to a feature dictionary that one can read, search and trust."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, check_folder, command
 from lightsae.cli.tables import console, print_paths, table
 from lightsae.formats.files import shown
+from lightsae.tracking import check_installed, log_result
 
 _EXAMPLES = (
     "lightsae interpret --sae lightning_logs/version_0/sae --out dictionary",
@@ -19,7 +21,14 @@ _EXAMPLES = (
 
 
 @command("--sae DIR --out FOLDER [OPTIONS]", _EXAMPLES)
-def run_interpret(sae: str, out: str, settings: InterpretSettings, text: TextSettings, dashboard: bool = True) -> None:
+def run_interpret(
+    sae: str,
+    out: str,
+    settings: InterpretSettings,
+    text: TextSettings,
+    dashboard: bool = True,
+    clearml: str | None = None,
+) -> None:
     """Turn a trained SAE into a feature dictionary.
 
     It says of every latent what it fires on, what it does, what it means as far as that could be tested on held-out
@@ -36,7 +45,10 @@ def run_interpret(sae: str, out: str, settings: InterpretSettings, text: TextSet
         settings: What to find out.
         text: What differs from the training.
         dashboard: Write the dashboard and the pictures.
+        clearml: ClearML project that takes the summary, the card and the dictionary.
     """
+    if clearml is not None:
+        check_installed("clearml")
     folder, bars = Path(out), Bars()
     check_folder(folder, "dictionary.json")
     loaded = LoadedSAE.load(sae, text)
@@ -45,6 +57,12 @@ def run_interpret(sae: str, out: str, settings: InterpretSettings, text: TextSet
     with bars.stage("writing", 1):
         identity = write_interpretation(result, folder, presentation)
     _report(folder, identity, result.manifest)
+    if clearml is not None:
+        summary = result.manifest["summary"].items()
+        figures = {key: value for key, value in summary if isinstance(value, int | float)}
+        said = {**asdict(settings), **asdict(text), "sae": sae, "dictionary": identity}
+        files = {"card": folder / "card.md", "dictionary": folder}
+        print_paths(("ClearML", log_result(clearml, "interpret", settings=said, figures=figures, artefacts=files)))
 
 
 def _report(out: Path, identity: str, manifest: Mapping[str, Any]) -> None:

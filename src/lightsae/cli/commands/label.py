@@ -1,9 +1,11 @@
 """`lightsae label`: labels by a language model or by people, for a feature dictionary that exists."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.dictionary.figures import NOT_ABOVE
@@ -15,6 +17,8 @@ from lightsae.analysis.labels.llm.endpoint import open_judge
 from lightsae.analysis.labels.llm.label_features import LabelPass, label_features
 from lightsae.analysis.labels.llm.material import PassSettings
 from lightsae.analysis.labels.llm.prompts import PROMPTS
+from lightsae.analysis.labels.neuronpedia_labels import SOURCE as NEURONPEDIA
+from lightsae.analysis.labels.neuronpedia_labels import import_neuronpedia as import_neuronpedia_file
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings, open_sae
 from lightsae.cli.settings.command import Bars, command
 from lightsae.cli.tables import print_tally
@@ -26,6 +30,7 @@ from lightsae.metrics.intervals import Interval
 _EXAMPLES = (
     "lightsae label dictionary --sae SAE --judge my-model --base_url http://localhost:8000/v1 --budget_tokens 1000000",
     "lightsae label dictionary --sae SAE --judge hf:path/to/model --features '[1, 5, 9]'",
+    "lightsae label dictionary --sae SAE --judge my-model --import_neuronpedia explanations.jsonl",
     "lightsae label dictionary --export_csv to_label.csv",
     "lightsae label dictionary --import_csv labelled.csv",
 )
@@ -58,6 +63,8 @@ def run_label(
     concurrency: int = 8,
     export_csv: str | None = None,
     import_csv: str | None = None,
+    import_neuronpedia: str | None = None,
+    source: str | None = None,
     when: str | None = None,
 ) -> None:
     """Label the features of a dictionary by a language model, or by people through a CSV file.
@@ -78,6 +85,9 @@ def run_label(
         concurrency: Questions under way at once.
         export_csv: File to write, for people to fill in.
         import_csv: File to read, which people filled in.
+        import_neuronpedia: Explanations that Neuronpedia exported (JSON, or JSON lines): with --judge and --sae these
+            are tested, and none are made.
+        source: Which of Neuronpedia's sources, of a file with several.
         when: Time of the imported labels, ISO 8601, if a row has none.
     """
     ways = {"judge": asked.judge, "export_csv": export_csv, "import_csv": import_csv}
@@ -85,6 +95,8 @@ def run_label(
     if len(chosen) > 1 or (not chosen and "LIGHTSAE_LLM_MODEL" not in os.environ):
         named = " and ".join(chosen) or "none of them"
         raise ConfigError(f"Give one of --judge, --export_csv and --import_csv; found {named}.")
+    if import_neuronpedia is not None and (export_csv, import_csv) != (None, None):
+        raise ConfigError(f"--import_neuronpedia is tested by a --judge; leave {chosen[0]} out.")
     dictionary = FeatureDictionary.open(folder)
     if export_csv is not None:
         tables = dictionary.features(), dictionary.contexts()
@@ -95,9 +107,11 @@ def run_label(
     else:
         if sae is None:
             raise ConfigError("--sae is missing: the labels are tested on text that the SAE reads. Name its folder.")
+        given = _of_others(dictionary, import_neuronpedia, source, features)
         saved = dictionary.named(open_sae(sae, text))
         dictionary.check_belongs_to(saved)
-        _judge(dictionary, asked, _chosen(dictionary, features), (saved, text), concurrency)
+        of_others = [int(row["feature"]) for row in given]
+        _judge(dictionary, asked, of_others or _chosen(dictionary, features), (saved, text), concurrency, given)
 
 
 def _import(dictionary: FeatureDictionary, path: str, when: str | None) -> None:
@@ -110,12 +124,33 @@ def _import(dictionary: FeatureDictionary, path: str, when: str | None) -> None:
     print(f"{len(rows)} labels of people  {shown(dictionary.folder)}  (id {identity[:12]})")
 
 
+def _of_others(
+    dictionary: FeatureDictionary, path: str | None, source: str | None, features: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    """Return Neuronpedia's labels: of the chosen features, or of all that fire often enough; nothing without a file."""
+    if path is None:
+        if source is not None:
+            raise ConfigError("source", source, "it chooses among those of --import_neuronpedia; give it, too")
+        return []
+    known = range(dictionary.features().num_rows)
+    sites = [re.fullmatch(r"\w+\.(\d+)", one["site"]) for one in dictionary.manifest["sae"].get("read", [])]
+    layer = int(sites[0][1]) if len(sites) == 1 and sites[0] is not None else None
+    rows = import_neuronpedia_file(path, features=known, layer=layer, source=source)
+    wanted = set(_chosen(dictionary, None if features is None else list(features)))
+    kept = [row for row in rows if row["feature"] in wanted]
+    print(f"{len(rows)} labels of Neuronpedia, {len(kept)} of them of features to be tested")
+    if not kept:
+        raise ConfigError(f"{path!r} has no label of a feature that is to be tested.")
+    return kept
+
+
 def _judge(
     dictionary: FeatureDictionary,
     asked: JudgeSettings,
     features: Sequence[int],
     read: tuple[SavedSAE, TextSettings],
     concurrency: int,
+    given: Sequence[Mapping[str, Any]],
 ) -> None:
     judge = open_judge(asked.judge, base_url=asked.base_url, concurrency=concurrency)
     bars = Bars()
@@ -130,16 +165,18 @@ def _judge(
             cache=asked.cache or f"{dictionary.folder}.answers.sqlite",
             budget_tokens=asked.budget_tokens,
             settings=PassSettings(gate=gate, seed=subjects.seed),
+            given=given,
             progress=lambda stage, n, _: done(stages.index(stage) * len(features) + n),
         )
     if not result.rows:
         _report(result, 0)
         print("nothing was labelled; the dictionary is as it was")
         return
-    changes = shown_by_judge(result.labelled)
+    kind = NEURONPEDIA if given else "llm"
+    changes = shown_by_judge(result.labelled, kind)
     prompts = {name: prompt.version for name, prompt in PROMPTS.items()}
     entry = {"model": judge.name, "prompts": prompts, "floor": result.floor, "labelled": len(result.labelled)}
-    identity = rewrite(dictionary, with_labels(dictionary, result.rows, changes), {"llm": entry})
+    identity = rewrite(dictionary, with_labels(dictionary, result.rows, changes), {kind: entry})
     _report(result, len(changes))
     print(f"dictionary  {shown(dictionary.folder)}  (id {identity[:12]})")
 
@@ -160,7 +197,7 @@ def _chosen(dictionary: FeatureDictionary, given: list[int] | None) -> list[int]
 def _report(result: LabelPass, passed: int) -> None:
     tested = len(result.labelled)
     print(
-        f"{tested} explained and tested, {passed} passed; {len(result.unexplained)} unexplained, "
+        f"{tested} labelled and tested, {passed} passed; {len(result.unexplained)} unexplained, "
         f"{len(result.rare)} too rare, {len(result.unfinished)} not reached"
     )
     if result.floor is not None and tested:

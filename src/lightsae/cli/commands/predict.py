@@ -1,8 +1,9 @@
-"""`lightsae predict`: the sparse activations of a text, as Parquet."""
+"""`lightsae predict`: the sparse activations of a text, as Parquet or as the cache of Delphi."""
 
 from pathlib import Path
 from typing import Literal
 
+from lightsae.analysis.interpret.delphi import write_delphi_cache
 from lightsae.analysis.interpret.predict import predict
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.cli.settings.command import Bars, command
@@ -12,6 +13,7 @@ from lightsae.formats.files import shown
 _EXAMPLES = (
     "lightsae predict --sae lightning_logs/version_0/sae --out firings.parquet --tokens 100000",
     "lightsae predict --sae sae --out firings.parquet --dataset my_texts/ --split train",
+    "lightsae predict --sae sae --out latents --layout delphi",
 )
 
 
@@ -23,6 +25,8 @@ def run_predict(
     split: Literal["train", "validation"] = "validation",
     tokens: int = 1_000_000,
     everything: bool = False,
+    layout: Literal["parquet", "delphi"] = "parquet",
+    splits: int = 5,
 ) -> None:
     """Write every firing of an SAE's latents on a text: document, row, position, token, latent, value.
 
@@ -30,15 +34,24 @@ def run_predict(
 
     Args:
         sae: The SAE: a run's folder, an export, a checkpoint, or files of another library.
-        out: File to write, ending in .parquet.
+        out: File to write, ending in .parquet; of delphi a folder.
         text: What differs from the training.
         split: Part of the corpus to read.
         tokens: How many tokens to read.
         everything: Keep attention sinks and special tokens too.
+        layout: parquet, or delphi: the latent cache that Delphi explains latents from.
+        splits: Files of a delphi cache; the latents are dealt to them.
     """
-    if Path(out).suffix != ".parquet" or Path(out).is_dir():
+    if layout == "delphi":
+        if Path(out).is_file() or Path(out).suffix == ".parquet":
+            raise ConfigError("out", out, "name a folder")
+    elif Path(out).suffix != ".parquet" or Path(out).is_dir():
         raise ConfigError("out", out, "name a file that ends in .parquet")
     if tokens < 1:
         raise ConfigError("tokens", tokens, "write 1 or more")
-    written = predict(LoadedSAE.load(sae, text, whole_model=False), Path(out), split, tokens, everything, Bars())
+    loaded, path = LoadedSAE.load(sae, text, whole_model=False), Path(out)
+    if layout == "delphi":
+        written = write_delphi_cache(loaded, path, split, tokens, everything, Bars(), splits)
+    else:
+        written = predict(loaded, path, split, tokens, everything, Bars())
     print(f"{written:,} firings  {shown(Path(out))}")

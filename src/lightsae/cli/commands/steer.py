@@ -16,6 +16,7 @@ from lightsae.analysis.panels.settings import KINDS, SweepSettings
 from lightsae.analysis.panels.sweep import Sweep, Sweeper
 from lightsae.analysis.panels.sweep_report import show_on_page, side_by_side, write_sweep
 from lightsae.analysis.reading.loaded_sae import TextSettings
+from lightsae.analysis.steering.control_vector import write_control_vector
 from lightsae.analysis.steering.interventions import Ablate, Intervention, ProjectOut
 from lightsae.cli.commands.label import JudgeSettings
 from lightsae.cli.settings.command import Bars, check_folder, command
@@ -67,6 +68,7 @@ class SteerSettings:
         samples: Texts per prompt.
         seed: Seed for sampling and for random directions.
         out: Folder of a sweep's report; an earlier one is replaced.
+        gguf: File to write one dose of add to, as a control vector for llama.cpp.
         choose_by: Effect that the chosen dose makes largest.
         max_perplexity_ratio: Doses that cost more are not chosen.
         prompt_template: What the arm that prompts says: {context} a text on which it fires, {label} its label,
@@ -86,6 +88,7 @@ class SteerSettings:
     samples: int = 3
     seed: int = 0
     out: str | None = None
+    gguf: str | None = None
     choose_by: str = "target"
     max_perplexity_ratio: float = 3.0
     prompt_template: str = "{context}\n{prompt}"
@@ -100,6 +103,11 @@ class SteerSettings:
         if (self.doses is None) == (self.strength is None and self.kind not in _WITHOUT_STRENGTH):
             number = "both" if self.doses is not None else "neither"
             raise ConfigError(f"Give --strength (one dose) or --doses (a sweep); found {number}.")
+        if self.gguf is not None:
+            if self.doses is not None:
+                raise ConfigError("--gguf holds one dose; give --strength in the place of --doses.")
+            if Path(self.gguf).suffix != ".gguf" or Path(self.gguf).is_dir():
+                raise ConfigError("gguf", self.gguf, "name a file that ends in .gguf")
         if self.doses is None:
             if self.out is not None:
                 raise ConfigError("--out holds the report of a sweep; give --doses with it, or leave it out.")
@@ -154,6 +162,8 @@ def run_steer(settings: SteerSettings, asked: JudgeSettings, sampling: Sampling,
     A strength is in units of the mean activation norm at the site (--unit norm), of the feature's own maximum (max), or
     of latents (latent).
 
+    With --gguf: the same as a control vector, for llama.cpp's --control-vector. It is added at every token.
+
     With --judge: a language model grades each text from 0 to 2, whether it expresses the feature's label (concept),
     takes up the prompt (instruct) and reads well (fluency). Answers are kept beside the dictionary: asked once, they
     cost nothing again. LIGHTSAE_LLM_BASE_URL and LIGHTSAE_LLM_API_KEY say where the endpoint is and let one in.
@@ -173,6 +183,10 @@ def run_steer(settings: SteerSettings, asked: JudgeSettings, sampling: Sampling,
         steered.concept(feature)
         with steered.by(interventions) as steering:
             caption = str(steering)
+            if settings.gguf is not None:
+                kind = str(steered.model.model.config.model_type)
+                layer = write_control_vector(steering, settings.gguf, kind)
+                print(f"control vector  {shown(Path(settings.gguf))}  (layer {layer} of llama.cpp, scale 1)")
         draws = SweepSettings(samples=settings.samples, seed=settings.seed, sampling=sampling)
         meter = Meter(steered, vocabulary, encode_prompts(steered.model, prompts), draws)
         _compare(meter, caption, prompts, interventions, settings, grader)

@@ -17,6 +17,9 @@ from lightsae.compat import unknown_monitor
 from lightsae.errors import ConfigError, LightsaeError, did_you_mean
 from lightsae.formats.files import explain_os_errors, shown
 
+# What jsonargparse says of the types that a value is none of.
+_OTHER_KINDS = ("Not a valid subclass", "Expected a")
+
 
 @contextmanager
 def explain_trainer() -> Iterator[None]:
@@ -48,7 +51,12 @@ def explain_classes(sections: Mapping[str, type]) -> Iterator[None]:
         while cause is not None and not isinstance(cause, LightsaeError | MisconfigurationException):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
-            raise
+            # Of a list (of loggers), jsonargparse keeps the text of what a class raised, and not the error.
+            said = str(error).partition("\nErrors:\n")[2].partition("\nGiven value")[0].removeprefix("  - ")
+            refused = [one for one in said.split("\n  - ") if one and not one.startswith(_OTHER_KINDS)]
+            if not refused:
+                raise
+            raise ConfigError(f"trainer: {_line(ValueError(refused[0]))}") from error
         if not isinstance(cause, LightsaeError):
             raise ConfigError(_line(cause)) from error
         cause.rename(lambda section, argument: (names.get(section, section), argument))

@@ -5,6 +5,7 @@ Everything here is cheap: no weights of the language model, no text, SAEs withou
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,20 @@ from lightsae.compat import is_dry_run
 from lightsae.errors import ConfigError, did_you_mean
 from lightsae.formats.checkpoint import read_checkpoint
 from lightsae.sae import VARIANTS, SparseAutoencoder
+from lightsae.tracking import is_installed
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable
 from lightsae.training.module import SAEModule
 
 _ACCELERATORS = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}
 _PRECISIONS = ("32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
+# The package behind each logger that is not lightsae's or Lightning's own, and what installs it.
+_LOGGERS = {
+    "ClearMLLogger": ("clearml", "'lightsae[clearml]'"),
+    "WandbLogger": ("wandb", "wandb"),
+    "MLFlowLogger": ("mlflow", "mlflow"),
+    "CometLogger": ("comet_ml", "comet-ml"),
+    "NeptuneLogger": ("neptune", "neptune"),
+}
 # Weights, two Adam moments; a checkpoint and its successor side by side, and two exports.
 _COPIES_ON_DISK = 3 * 2 + 2
 # TensorBoard's events, pictures, configuration.
@@ -66,8 +76,18 @@ def check_settings(command: str, config: Any) -> None:
     endless = trainer.max_steps < 1 and data.training_tokens is None and trainer.max_epochs is None
     if command == "fit" and endless and not trainer.fast_dev_run:
         raise ConfigError("The length of the run is missing; give trainer.max_steps or data.training_tokens.")
+    _check_loggers(trainer.logger if isinstance(trainer.logger, list) else [trainer.logger])
     if isinstance(trainer.accelerator, str):
         _check_accelerator(trainer.accelerator)
+
+
+def _check_loggers(loggers: Sequence[Any]) -> None:
+    """Raise where the package that a logger writes to is missing; jsonargparse would list all that it tried."""
+    for logger in loggers:
+        kind = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        package, install = _LOGGERS.get(kind, ("lightsae", ""))
+        if not is_installed(package):
+            raise ConfigError(f"trainer.logger: {kind} needs the package {package}; install it: pip install {install}.")
 
 
 def _check_accelerator(name: str) -> None:

@@ -25,7 +25,7 @@ from lightsae.callbacks import (
     TrainingCurves,
     TrainingProgressBar,
 )
-from lightsae.callbacks.base import WITH_FOLDERS
+from lightsae.callbacks.base import WITH_FOLDERS, run_folder
 from lightsae.cli.settings.classes import (
     ALLOW,
     ALLOW_HELP,
@@ -51,8 +51,10 @@ from lightsae.cli.training.run_folder import (
     run_of_config,
 )
 from lightsae.cli.training.run_lock import RunLock
+from lightsae.compat import is_dry_run
 from lightsae.errors import ConfigError
 from lightsae.sae import SparseAutoencoder
+from lightsae.tracking import ClearMLLogger
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.module import SAEModule
 
@@ -212,10 +214,17 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
-        report(self.trainer, self.datamodule, "fit", to_type_again(self._options))
+        self._end("fit")
 
     def after_validate(self) -> None:
-        report(self.trainer, self.datamodule, "validate", to_type_again(self._options))
+        self._end("validate")
+
+    def _end(self, command: str) -> None:
+        """Print and write the figures, then let the loggers have what the run left."""
+        report(self.trainer, self.datamodule, command, to_type_again(self._options))
+        for logger in self.trainer.loggers:
+            if isinstance(logger, ClearMLLogger) and not is_dry_run(self.trainer):
+                logger.log_run(run_folder(self.trainer))
 
 
 def _listed(setting: Any) -> list[Any]:

@@ -70,7 +70,7 @@ window.lightsae = {};
     rare: { sign: "◌", words: "fires too seldom to be tested" },
     dead: { sign: "×", words: "never fired" },
   };
-  ls.SOURCES = { rule: "rule", detector: "detector", llm: "language model", human: "human" };
+  ls.SOURCES = { rule: "rule", detector: "detector", llm: "language model", human: "human", neuronpedia: "Neuronpedia" };
   ls.tier = (name) =>
     name && ls.h(`span.tier.tier-${name}`, { "data-tip": (ls.TIERS[name] || {}).words }, (ls.TIERS[name] || {}).sign || "?", " ", name);
   ls.tierSign = (name) =>
