@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lightsae.analysis.compare.run import Compared, Comparison
 from lightsae.analysis.compare.verdicts import Verdict
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.markdown import markdown_row
+from lightsae.analysis.evaluate.report import finite
 from lightsae.formats.files import write_atomically
 
 FORMAT_VERSION = 1
@@ -36,7 +37,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 def report(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as JSON values; None is what has no number."""
-    return _finite(
+    checked: dict[str, Any] = finite(
         {
             "format_version": FORMAT_VERSION,
             "settings": asdict(comparison.settings),
@@ -57,6 +58,7 @@ def report(comparison: Comparison) -> dict[str, Any]:
             "definitions": {name: DEFINITIONS[name].text for name in shown_figures(comparison)},
         }
     )
+    return checked
 
 
 def to_markdown(comparison: Comparison, picture: str | None = None) -> str:
@@ -166,11 +168,3 @@ def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _deviation(readings: Readings) -> float:
     return math.sqrt(readings.variance)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

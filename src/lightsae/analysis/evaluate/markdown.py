@@ -49,7 +49,7 @@ def _of_one(one: Evaluation) -> list[str]:
     ):
         lines += ["", *_of_bands(title, bands)]
     lines += ["", "| fires on so many of the tokens | latents |", "|---|---|"]
-    lines += [markdown_row([_rate(name), f"{count:,}"]) for name, count in one.firing_histogram.items()]
+    lines += [markdown_row([firing_rate(name), f"{count:,}"]) for name, count in one.firing_histogram.items()]
     return [*lines, ""]
 
 
@@ -58,10 +58,10 @@ def _of_bands(title: str, bands: Sequence[Band]) -> list[str]:
     return lines + [markdown_row([band.name, str(band.fve), str(band.l0), f"{band.fve.tokens:,}"]) for band in bands]
 
 
-def _rate(name: str) -> str:
+def firing_rate(name: str) -> str:
     """Say what a bin of the histogram holds.
 
-    >>> _rate("1e-3"), _rate("1e0"), _rate("never")
+    >>> firing_rate("1e-3"), firing_rate("1e0"), firing_rate("never")
     ('0.1% to 1%', 'all', 'never')
     """
     if name == "never":

@@ -82,7 +82,7 @@ def write_report(evaluations: Sequence[Evaluation], definitions: Mapping[str, st
     report = {
         "format_version": FORMAT_VERSION,
         "definitions": dict(definitions),
-        "saes": [_finite(asdict(one)) for one in evaluations],
+        "saes": [finite(asdict(one)) for one in evaluations],
     }
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
@@ -143,10 +143,10 @@ def _figure(entry: Any, where: str) -> Figure:
     return Figure(value, entry["low"], entry["high"], entry["tokens"])
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return nested values with None for what JSON has no number for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value

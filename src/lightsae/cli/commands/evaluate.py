@@ -7,15 +7,18 @@ from lightsae.analysis.evaluate.document_sums import FEWEST
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.markdown import to_markdown
 from lightsae.analysis.evaluate.report import write_report
+from lightsae.analysis.evaluate.saebench import write_core_results
+from lightsae.analysis.evaluate.tensorboard import write_tensorboard
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.command import Bars, command
 from lightsae.cli.tables import console, print_paths, table
 from lightsae.errors import ConfigError
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import shown, write_atomically
 
 _EXAMPLES = (
     "lightsae evaluate --sae lightning_logs/version_0/sae --out evaluation.json",
     "lightsae evaluate --sae '[run_1/sae, run_2/sae]' --tokens 500000 --out evaluation.json",
+    "lightsae evaluate --sae RUN/sae --out evaluation.json --tensorboard RUN --saebench results",
 )
 # Of the figures, those that are printed.
 _SHOWN = (
@@ -40,6 +43,8 @@ def run_evaluate(
     settings: EvaluateSettings,
     text: TextSettings,
     out: str | None = None,
+    tensorboard: str | None = None,
+    saebench: str | None = None,
 ) -> None:
     """Judge SAEs on held-out text: reconstruction, sparsity, what splicing costs the language model.
 
@@ -50,9 +55,15 @@ def run_evaluate(
         settings: What is measured.
         text: What differs from the training.
         out: File for the report, ending in .json; a page of Markdown goes beside it. Null: it is printed only.
+        tensorboard: Folder for TensorBoard: figures, tables and pictures. A run's own folder, RUN, shows them beside
+            its training. Null: none.
+        saebench: Folder for a result file of SAEBench's core evaluation for each SAE. Null: none.
     """
     if out is not None and (Path(out).suffix != ".json" or Path(out).is_dir()):
         raise ConfigError("out", out, "name a file that ends in .json")
+    for argument, folder in (("tensorboard", tensorboard), ("saebench", saebench)):
+        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+            raise ConfigError(argument, folder, "it is a file; name a folder")
     names = [sae] if isinstance(sae, str) else sae
     if not names:
         raise ConfigError("sae", sae, "name at least one")
@@ -60,14 +71,21 @@ def run_evaluate(
     evaluations = [evaluate(name, text, settings, bars) for name in names]
     for one in evaluations:
         _print(one)
-    if out is None:
-        return
-    path = Path(out)
-    write_report(evaluations, {name: one.text for name, one in DEFINITIONS.items()}, path)
-    page = path.with_suffix(".md")
-    with write_atomically(page) as temporary:
-        temporary.write_text(to_markdown(evaluations), encoding="utf-8")
-    print_paths(("report", path), ("page", page))
+    written: list[tuple[str, str | Path]] = []
+    if out is not None:
+        path = Path(out)
+        write_report(evaluations, {name: one.text for name, one in DEFINITIONS.items()}, path)
+        page = path.with_suffix(".md")
+        with write_atomically(page) as temporary:
+            temporary.write_text(to_markdown(evaluations), encoding="utf-8")
+        written += [("report", path), ("page", page)]
+    if saebench is not None:
+        written += [("SAEBench", path) for path in write_core_results(evaluations, Path(saebench))]
+    if tensorboard is not None:
+        write_tensorboard(Path(tensorboard), evaluations)
+        written.append(("TensorBoard", f"tensorboard --logdir {shown(Path(tensorboard))}"))
+    if written:
+        print_paths(*written)
 
 
 def _print(one: Evaluation) -> None:
