@@ -8,60 +8,79 @@ from typing import Any
 
 import pytest
 
-TEXT = ("--model_batch_tokens", "256", "--tokens", "1600", "--ce_tokens", "800")
-# Two recipes that learn something in a few steps, and one that hardly does.
-LONG = "--trainer.max_steps 40 --data.dtype float32 --model.sae.d_sae 64"
+TEXT = ("--model_batch_tokens", "512", "--tokens", "1600")
+# Two recipes in one run: one learns something in a few steps, the other hardly anything.
+SWEEP = """
+model:
+  saes:
+    good: {sae: {class_path: TopK, init_args: {d_sae: 64, k: 4}}}
+    slow: {sae: {class_path: TopK, init_args: {d_sae: 64, k: 4}}, lr: 1.0e-6}
+"""
 
 
 @pytest.fixture
 def runs(fit: Callable[..., Any], tmp_path: Path) -> Path:
     """Exports of three seeds of each recipe."""
-    for name, options in (("long", LONG), ("short", LONG.replace("40", "2"))):
-        for seed in (1, 2, 3):
-            assert fit(f"{options} --seed_everything {seed}").code == 0
-            run = max((tmp_path / "lightning_logs").glob("version_*"), key=lambda path: int(path.name[8:]))
-            shutil.copytree(run / "sae", tmp_path / f"{name}_{seed}")
+    for seed in (1, 2, 3):
+        options = f"--data.dtype float32 --trainer.max_steps 20 --seed_everything {seed}"
+        assert fit(options, without=("model",), yaml=SWEEP).code == 0
+        for name in ("good", "slow"):
+            shutil.copytree(tmp_path / f"lightning_logs/version_{seed - 1}/sae/{name}", tmp_path / f"{name}_{seed}")
     return tmp_path
 
 
-def test_recipes_with_reseeds(runs: Path, lightsae: Any) -> None:
-    ended = lightsae("compare", "long=long_1,long_2,long_3", "short=short_*", *TEXT, "--out", "deep/c.json")
+def test_recipes_with_reseeds(runs: Path, inputs: Path, lightsae: Any) -> None:
+    saes = ("good=good_1,good_2,good_3", "slow=slow_*")
+    ended = lightsae("compare", *saes, *TEXT, "--ce_tokens", "480", "--out", "deep/c.json")
     assert ended.code == 0, ended.err
     told = json.loads((runs / "deep/c.json").read_text())
     (pair,) = told["pairs"]
     assert pair["l0_matched"]
-    assert [one["name"] for one in told["recipes"][1]["saes"]] == ["short_1", "short_2", "short_3"]
+    assert [one["name"] for one in told["recipes"][1]["saes"]] == ["slow_1", "slow_2", "slow_3"]
     found = {one["figure"]: one for one in pair["verdicts"]}
-    assert set(found) == {
-        "fve_no_sinks", "ce_recovered_no_sinks", "kl_no_sinks", "dead_fraction", "dense_fraction"
-    }  # fmt: skip
+    assert list(found) == told["settings"]["judged"]
     fve = found["fve_no_sinks"]
     assert (fve["word"], fve["seeds"], fve["text"]) == ("better", "both", True)
     assert fve["low"] > 0
     assert 0 < fve["smallest"] < fve["difference"]
-    assert pair["better_at_any_l0"] == "long"
-    assert "long is the better choice at either L0." in ended.out
+    assert found["kl_no_sinks"]["text"]
+    assert pair["better_at_any_l0"] == "good"
+    assert "good is the better choice at either L0." in ended.out
     assert "The verdicts are on recipes" in ended.out
+    assert told["notes"] == []
     assert "![L0 against quality](c.png)" in (runs / "deep/c.md").read_text()
     assert (runs / "deep/c.png").stat().st_size > 5000
 
-    # The same by way of --seeds; two SAEs alone; and an SAE against itself.
-    by_seeds = lightsae("compare", "long_1", "short_1", "--seeds", "[long_2,long_3,short_2,short_3]", *TEXT)
-    assert by_seeds.code == 0, by_seeds.err
-    assert "A: long_1, long_2, long_3\nB: short_1, short_2, short_3\n" in by_seeds.out
-    alone = lightsae("compare", "long_1", "short_1", "--judged", "[fve]", *TEXT, "--ce_tokens", "0")
-    assert alone.code == 0, alone.err
-    assert "The verdicts are on these SAEs, not on their recipes" in alone.out
-    assert "better" in alone.out
-    shutil.copytree(runs / "long_1", runs / "copy")
-    same = lightsae("compare", "long_1", "copy", "--judged", "[fve]", *TEXT, "--ce_tokens", "0")
-    assert same.code == 0, same.err
-    assert "cannot tell (equal)" in same.out
-    assert "A and B are of one recipe" in same.out
+    # The same by way of --seeds.
+    seeds = ("--seeds", "[good_2,good_3,slow_2,slow_3]")
+    ended = lightsae("compare", "good_1", "slow_1", *seeds, *TEXT, "--ce_tokens", "0", "--judged", "[fve]")
+    assert ended.code == 0, ended.err
+    assert "A: good_1, good_2, good_3\nB: slow_1, slow_2, slow_3\n" in ended.out
+    assert "The verdicts are on recipes" in ended.out
 
-    mistaken = lightsae("compare", "long_1,short_1", "short_2", *TEXT)
-    assert mistaken.code == 0, mistaken.err
-    assert "short_1 differs from long_1 in more than the seed: trainer.max_steps (40 and 2)" in mistaken.out
+    # SAEs alone, one of them twice.
+    shutil.copytree(runs / "good_1", runs / "copy")
+    ended = lightsae("compare", "good_1", "slow_1", "copy", *TEXT, "--judged", "[fve]", "--ce_tokens", "0")
+    assert ended.code == 0, ended.err
+    assert "The verdicts are on these SAEs, not on their recipes" in ended.out
+    assert "cannot tell (equal)" in ended.out
+    assert "A and C are of one recipe" in ended.out
+    assert {line.split()[-1] for line in ended.out.splitlines() if line.startswith("fve  ") and "]" in line} == {
+        "better", "worse"
+    }  # fmt: skip
+
+    # Not on one text.
+    lines = (inputs / "text.jsonl").read_text().splitlines(keepends=True)
+    (runs / "less.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    description = runs / "slow_1" / "sae.json"
+    told = json.loads(description.read_text())
+    told["provenance"]["dataset"] = "less.jsonl"
+    description.write_text(json.dumps(told))
+    ended = lightsae("compare", "good_1", "slow_1", *TEXT, "--ce_tokens", "0", "--out", "c.json")
+    assert ended.code == 2
+    assert "'slow_1' would be read on another text than 'good_1', by dataset ('less.jsonl' and" in ended.err
+    assert "name one text for all: --data.dataset" in ended.err
+    assert not (runs / "c.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -83,16 +102,3 @@ def test_a_mistake_is_one_line(lightsae: Any, args: tuple[str, ...], said: str) 
     assert ended.code == 2
     assert said in ended.err
     assert ended.new == []
-
-
-def test_another_text_is_refused(fit: Callable[..., Any], lightsae: Any, inputs: Path, tmp_path: Path) -> None:
-    lines = (inputs / "text.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "less.jsonl").write_text("".join(lines[: len(lines) // 2]))
-    assert fit("--data.dtype float32").code == 0
-    assert fit("--data.dtype float32 --data.dataset less.jsonl").code == 0
-    saes = ("lightning_logs/version_0/sae", "lightning_logs/version_1/sae")
-    ended = lightsae("compare", *saes, *TEXT, "--out", "c.json")
-    assert ended.code == 2
-    assert "would be read on another text than 'lightning_logs/version_0/sae', by dataset (" in ended.err
-    assert "name one text for all: --data.dataset" in ended.err
-    assert not (tmp_path / "c.json").exists()
