@@ -2,9 +2,9 @@
 
     python benchmarks/compare.py --folder runs
 
-Trains six recipes with each of 24 seeds (a seed is other weights and other tokens of the same world), and reads all of
+Trains six recipes with each of 12 seeds (a seed is other weights and other tokens of the same world), and reads all of
 them on one long text of 1,000 documents. A document is tokens with the same strongest feature, so that they are alike.
-A comparison is then three or five SAEs of each recipe and 100 documents drawn from these. It prints
+A comparison is then three SAEs of each recipe and one of eight texts of 100 documents drawn from these. It prints
 
 - A/A: how often anything is found between SAEs of one recipe, of 200 pairs;
 - power: how often a difference is found that measures what was printed as the smallest visible one;
@@ -47,7 +47,7 @@ from lightsae.training.entries import Entry
 
 WORLD = SyntheticConfig(features=128, width=32, active=4.0)
 K, STEPS, BATCH = 4, 250, 256
-DOCUMENTS, SIZES = 1000, (16, 80)
+DOCUMENTS, SIZES, TEXTS = 1000, (16, 80), 8
 JUDGED: dict[str, Better] = {"fve": "higher", "f1": "higher", "cosine": "higher", "dead_fraction": "lower"}
 # What orders recipes; several of them have no dead latents.
 ORDERED = ("fve", "f1")
@@ -73,7 +73,7 @@ def recipes() -> dict[str, Entry]:
 
 def train(seed: int, folder: Path) -> dict[str, SparseAutoencoder]:
     """Return the SAEs of all recipes with a seed, from the folder where they lie already."""
-    if not folder.is_dir():
+    if not all((folder / name / "sae.json").is_file() for name in recipes()):
         seed_everything(seed, verbose=False)
         data = ActivationDataModule(
             dataset="synthetic",
@@ -172,7 +172,7 @@ def noted(read: Read, feature: Table, documents: NDArray[np.int64]) -> tuple[dic
 class Worlds:
     """All SAEs read on the whole text, and comparisons that are drawn from them."""
 
-    def __init__(self, folder: Path, seeds: int) -> None:
+    def __init__(self, folder: Path, seeds: int, documents: int) -> None:
         self.text, self.rng = Text(), np.random.default_rng(1)
         self.reads: dict[str, list[Read]] = {name: [] for name in recipes()}
         for seed in range(seeds):
@@ -194,12 +194,18 @@ class Worlds:
             for name, of_recipe in self.single.items()
         }
 
-    def documents(self, count: int) -> NDArray[np.int64]:
-        return np.sort(self.rng.choice(DOCUMENTS, count, replace=False))
+        self.texts = [np.sort(self.rng.choice(DOCUMENTS, documents, replace=False)) for _ in range(TEXTS)]
+        self._noted: dict[tuple[str, int, int], tuple[dict[str, float], dict[str, Spread]]] = {}
 
-    def readings(self, name: str, saes: Sequence[int], documents: NDArray[np.int64]) -> dict[str, Readings]:
-        """Return what `compare` knows of some SAEs of a recipe on some documents."""
-        found = [noted(self.reads[name][sae], self.text.feature, documents) for sae in saes]
+    def any_text(self) -> int:
+        return int(self.rng.integers(TEXTS))
+
+    def readings(self, name: str, saes: Sequence[int], text: int) -> dict[str, Readings]:
+        """Return what `compare` knows of some SAEs of a recipe on a text."""
+        for sae in saes:
+            if (name, sae, text) not in self._noted:
+                self._noted[name, sae, text] = noted(self.reads[name][sae], self.text.feature, self.texts[text])
+        found = [self._noted[name, sae, text] for sae in saes]
         return {
             key: readings_of([v[key] for v, _ in found], [known.get(key) for _, known in found]) for key in found[0][0]
         }
@@ -208,24 +214,26 @@ class Worlds:
         return [int(one) for one in self.rng.choice(len(self.reads[name]), count, replace=False)]
 
 
-def same_recipe(worlds: Worlds, pairs: int, seeds: int, documents: int) -> None:
+def same_recipe(worlds: Worlds, pairs: int, seeds: int) -> None:
     """A/A pairs, and the same pairs with a difference that measures what they print as visible."""
     names = list(worlds.reads)
     found, printed = 0, {name: {key: [] for key in JUDGED} for name in names}  # type: ignore[var-annotated]
     better, sides = 0, {name: {key: [] for key in JUDGED} for name in names}  # type: ignore[var-annotated]
-    strictest = 0.05 / len(JUDGED)
     for number in range(pairs):
-        name, text = names[number % len(names)], worlds.documents(documents)
+        name, text = names[number % len(names)], worlds.any_text()
         saes = worlds.drawn(name, 2 * seeds)
         groups = [worlds.readings(name, part, text) for part in (saes[:seeds], saes[seeds:])]
         words = {one.word for one in verdicts(dict(zip("ab", groups, strict=True)), JUDGED)}
         found += words != {"cannot tell"}
         better += "better" in words
-        for key in JUDGED:
-            one = difference(groups[0][key], groups[1][key])
-            if (smallest := one.smallest(strictest)) is not None:
-                printed[name][key].append(smallest)
-                sides[name][key].append(one)
+        apart = {key: difference(groups[0][key], groups[1][key]) for key in JUDGED}
+        apart = {key: one for key, one in apart.items() if one.error is not None}
+        for key, one in apart.items():
+            level = 0.05 / len(apart)
+            smallest = one.smallest(level)
+            assert smallest is not None
+            printed[name][key].append(smallest)
+            sides[name][key].append((one, level))
     print(f"\nA/A, {pairs} pairs, {seeds} seeds each: a verdict in {found} ({found / pairs:.1%}), better in {better}")
     print(f"{'':16}{'smallest, median':>18}{'found at it':>14}{'found at own':>14}")
     for key in JUDGED:
@@ -234,9 +242,9 @@ def same_recipe(worlds: Worlds, pairs: int, seeds: int, documents: int) -> None:
             if not printed[name][key]:
                 continue
             shift = float(np.median(printed[name][key]))
-            for one, own in zip(sides[name][key], printed[name][key], strict=True):
-                seen.append(replace(one, value=one.value + shift).p <= strictest)
-                at_own.append(replace(one, value=one.value + own).p <= strictest)
+            for (one, level), own in zip(sides[name][key], printed[name][key], strict=True):
+                seen.append(replace(one, value=one.value + shift).p <= level)
+                at_own.append(replace(one, value=one.value + own).p <= level)
             all_printed.append(shift)
         if seen:
             print(
@@ -244,11 +252,11 @@ def same_recipe(worlds: Worlds, pairs: int, seeds: int, documents: int) -> None:
             )
 
 
-def other_recipes(worlds: Worlds, rounds: int, seeds: int, documents: int) -> None:
+def other_recipes(worlds: Worlds, rounds: int, seeds: int) -> None:
     """Pairs of recipes: what is found of a true difference, by how large it is beside the smallest visible one."""
     bins: dict[str, list[tuple[float, str]]] = {key: [] for key in ORDERED}
     for _ in range(rounds):
-        text = worlds.documents(documents)
+        text = worlds.any_text()
         read = {name: worlds.readings(name, worlds.drawn(name, seeds), text) for name in worlds.reads}
         for first, second in combinations(read, 2):
             for one in verdicts({first: read[first], second: read[second]}, {key: JUDGED[key] for key in ORDERED}):
@@ -264,7 +272,7 @@ def other_recipes(worlds: Worlds, rounds: int, seeds: int, documents: int) -> No
                 print(f"{key:10}{low:>5} to {high:<5}{len(here):6} pairs: {counts}")
 
 
-def single_saes(worlds: Worlds, pairs: int, documents: int) -> None:
+def single_saes(worlds: Worlds, pairs: int) -> None:
     """Two SAEs each: verdicts on them against what the whole text says of the same two."""
     names, right = list(worlds.reads), {"right": 0, "wrong": 0, "none": 0}
     for number in range(pairs):
@@ -272,19 +280,19 @@ def single_saes(worlds: Worlds, pairs: int, documents: int) -> None:
         (a,), (b,) = worlds.drawn(first, 1), worlds.drawn(second, 1)
         if (first, a) == (second, b):
             continue
-        text = worlds.documents(documents)
+        text = worlds.any_text()
         groups = {"a": worlds.readings(first, [a], text), "b": worlds.readings(second, [b], text)}
         for one in verdicts(groups, {key: JUDGED[key] for key in ORDERED}):
             right[_right(one, worlds.single[first][a][one.figure] - worlds.single[second][b][one.figure])] += 1
     print(f"\ntwo single SAEs, verdicts against the whole text: {right}")
 
 
-def order(worlds: Worlds, rounds: int, seeds: int, documents: int) -> None:
+def order(worlds: Worlds, rounds: int, seeds: int) -> None:
     """All recipes at once: the order that the verdicts give against the true one."""
     taus: dict[str, list[float]] = {key: [] for key in ORDERED}
     decided, wrong, number = 0, 0, 0
     for _ in range(rounds):
-        text = worlds.documents(documents)
+        text = worlds.any_text()
         read = {name: worlds.readings(name, worlds.drawn(name, seeds), text) for name in worlds.reads}
         found = verdicts(read, {key: JUDGED[key] for key in ORDERED})
         for key in ORDERED:
@@ -314,23 +322,22 @@ def _right(one: Verdict, true: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep the SAEs here; those that are here already are not repeated")
-    parser.add_argument("--seeds", type=int, default=24, help="SAEs of each recipe")
+    parser.add_argument("--seeds", type=int, default=12, help="SAEs of each recipe, of which comparisons are drawn")
+    parser.add_argument("--each", type=int, default=3, help="SAEs of each recipe in a comparison")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--documents", type=int, default=100, help="of a comparison's text")
+    parser.add_argument("--documents", type=int, default=100, help="of a text")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        worlds = Worlds(given.folder or Path(temporary), given.seeds)
+        worlds = Worlds(given.folder or Path(temporary), given.seeds, given.documents)
     print(f"{'':18}" + "".join(f"{key:>16}" for key in ("l0", *JUDGED)))
     for name, of_recipe in worlds.single.items():
         cells = [[one[key] for one in of_recipe] for key in ("l0", *JUDGED)]
         print(f"{name:18}" + "".join(f"{f'{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}':>18}" for v in cells))
-    for seeds in (3, 5):
-        same_recipe(worlds, given.pairs, seeds, given.documents)
-    other_recipes(worlds, given.rounds, 3, given.documents)
-    single_saes(worlds, given.pairs, given.documents)
-    for seeds in (3, 5):
-        order(worlds, given.rounds, seeds, given.documents)
+    same_recipe(worlds, given.pairs, given.each)
+    other_recipes(worlds, given.rounds, given.each)
+    single_saes(worlds, given.pairs)
+    order(worlds, given.rounds, given.each)
 
 
 if __name__ == "__main__":

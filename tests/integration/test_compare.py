@@ -1,5 +1,6 @@
 """`lightsae compare`: reseeds of two recipes on one text, from the command line to report, page and picture."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -7,25 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from lightsae.formats.native import save_sae
+from lightsae.formats.saved_sae import SavedSAE
 
 TEXT = ("--model_batch_tokens", "512", "--tokens", "1600")
-# Two recipes in one run: one learns something in a few steps, the other hardly anything.
-SWEEP = """
-model:
-  saes:
-    good: {sae: {class_path: TopK, init_args: {d_sae: 64, k: 4}}}
-    slow: {sae: {class_path: TopK, init_args: {d_sae: 64, k: 4}}, lr: 1.0e-6}
-"""
 
 
 @pytest.fixture
 def runs(fit: Callable[..., Any], tmp_path: Path) -> Path:
-    """Exports of three seeds of each recipe."""
+    """Exports of what stands for three seeds of two recipes: a trained SAE, and one with random directions."""
+    assert fit("--data.dtype float32 --trainer.max_steps 20 --model.sae.d_sae 64").code == 0
+    trained = SavedSAE.open("lightning_logs/version_0/sae")
+    told = dict(trained.provenance.values)
     for seed in (1, 2, 3):
-        options = f"--data.dtype float32 --trainer.max_steps 20 --seed_everything {seed}"
-        assert fit(options, without=("model",), yaml=SWEEP).code == 0
-        for name in ("good", "slow"):
-            shutil.copytree(tmp_path / f"lightning_logs/version_{seed - 1}/sae/{name}", tmp_path / f"{name}_{seed}")
+        generator = torch.Generator().manual_seed(seed)
+        sae = copy.deepcopy(trained.sae)
+        with torch.no_grad():
+            sae.W_dec += 0.01 * torch.randn(sae.W_dec.shape, generator=generator)
+            save_sae(sae, f"good_{seed}", told)
+            random = torch.nn.functional.normalize(torch.randn(sae.W_dec.shape, generator=generator), dim=1)
+            sae.W_dec.copy_(random)
+            sae.W_enc.copy_(random.T)
+        save_sae(sae, f"slow_{seed}", told | {"tokens_seen": 64})
     return tmp_path
 
 

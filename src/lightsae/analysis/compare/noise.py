@@ -21,6 +21,7 @@ from scipy.special import ndtr, stdtr, stdtrit
 POWER = 0.8
 # Comparisons that are imagined to find how often a difference would be seen.
 _IMAGINED = 2000
+_ROUNDING = 1e-10
 
 # `both`: each recipe has several SAEs. `assumed`: a recipe with one SAE is taken to vary as those with several do.
 # `none`: no recipe has several, and the SAEs themselves are compared.
@@ -138,8 +139,9 @@ def difference(first: Readings, second: Readings, others: Sequence[Readings] = (
         for one in repeated:
             times = alone * (len(one) - 1) / freedom_of_all + sum(one is side for side in (first, second)) / len(one)
             parts.append((times * one.variance, len(one) - 1))
-    seen = tuple((variance, float(freedom)) for variance, freedom in parts if variance > 0)
-    # Equal numbers throughout tell of no noise: nothing says how much there is.
+    # Equal numbers throughout tell of no noise: nothing says how much there is. Rounding is none.
+    least = (_ROUNDING * max(np.abs(first.values).max(), np.abs(second.values).max())) ** 2
+    seen = tuple((variance, float(freedom)) for variance, freedom in parts if variance > least)
     return Difference(value, seen if np.isfinite(value) else (), seeds, text)
 
 

@@ -87,11 +87,14 @@ def verdicts(
                 others = [readings[name] for other, readings in recipes.items() if name in readings]
                 others = [one for one in others if one is not a[name] and one is not b[name]]
                 found.append((name, first, second, difference(a[name], b[name], others)))
-    corrected = holm([one.p for *_, one in found])
+    # What has no noise is never found, and takes nothing from the others.
+    tested = [one for *_, one in found if one.error is not None]
+    corrected = iter(holm([one.p for one in tested]))
     # What the first and strictest of Holm's steps asks for.
-    strictest = level / max(1, len(found))
+    strictest = level / max(1, len(tested))
     results = []
-    for (name, first, second, one), p in zip(found, corrected, strict=True):
+    for name, first, second, one in found:
+        p = 1.0 if one.error is None else next(corrected)
         sides = (recipes[first], recipes[second])
         word, why = _word(name, better[name], one, p <= level, sides, l0_tolerance)
         low, high = one.interval()

@@ -52,6 +52,18 @@ def test_more_figures_and_pairs_ask_for_more():
     assert three[2].why == "equal" or three[2].word == "cannot tell"
 
 
+@pytest.mark.parametrize("unknown", [0.0, 0.1])
+def test_what_has_no_noise_takes_nothing_from_the_others(unknown: float):
+    """Dense latents, of which no SAE has any, or of which each has as many."""
+    a, b = recipe(fve=0.7035), recipe(fve=0.7)
+    alone = verdicts({"a": a, "b": b}, {"fve": "higher"})
+    a["dense_fraction"] = Readings(np.full(3, unknown), None, 0.0)
+    b["dense_fraction"] = Readings(np.zeros(3), None, 0.0)
+    beside = verdicts({"a": a, "b": b}, {"dense_fraction": "lower", "fve": "higher"})
+    assert beside[1] == alone[0]
+    assert (beside[0].word, beside[0].p, beside[0].smallest) == ("cannot tell", 1.0, None)
+
+
 @pytest.mark.parametrize(
     ("name", "better", "ahead", "behind", "fewer", "more"),
     [
