@@ -1,6 +1,7 @@
 """Quality against sparsity: a point per SAE, a mark per recipe with its noise, a ring around what nothing dominates."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib import colormaps
@@ -44,7 +45,7 @@ def _draw_pane(axes: Axes, recipes: Sequence[Compared], name: str) -> None:
         l0, quality = one.readings["l0"], one.readings[name]
         colour = colormaps["tab10"](number % 10)
         axes.plot(l0.values, quality.values, "o", color=colour, markersize=3.5, alpha=0.5, zorder=2)
-        edge = {"markeredgecolor": "black" if one.name in best else "white", "markeredgewidth": 1.3}
+        edge: dict[str, Any] = {"markeredgecolor": "black" if one.name in best else "white", "markeredgewidth": 1.3}
         several = f", {len(quality)} SAEs" if len(quality) > 1 else ""
         axes.errorbar(
             l0.mean, quality.mean, xerr=_half(l0), yerr=_half(quality), fmt="o", color=colour, markersize=8,

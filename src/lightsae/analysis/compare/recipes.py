@@ -126,9 +126,9 @@ def check_recipes(recipes: Sequence[Recipe], saved: Mapping[str, SavedSAE]) -> l
                 raise ConfigError("sae", sae, f"it differs from {recipe.saes[0]!r} in {changed}; a recipe has one")
             if changed:
                 notes.append(f"{recipe.name}: {sae} differs from {recipe.saes[0]} in more than the seed: {changed}")
-    for one, other in combinations(recipes, 2):
-        if recipe_of(saved[one.saes[0]]) == recipe_of(saved[other.saes[0]]):
-            notes.append(f"{one.name} and {other.name} are of one recipe, as far as their files tell")
+    for left, right in combinations(recipes, 2):
+        if recipe_of(saved[left.saes[0]]) == recipe_of(saved[right.saes[0]]):
+            notes.append(f"{left.name} and {right.name} are of one recipe, as far as their files tell")
     return notes
 
 

@@ -131,8 +131,8 @@ def text_words(comparison: Comparison) -> str:
 def scope(comparison: Comparison) -> str:
     """Say what the verdicts hold for."""
     # Of a comparison in which any recipe has several SAEs, no pair is without the noise of seeds.
-    weakest = min((one.seeds for one in comparison.verdicts), key=("none", "assumed", "both").index, default="none")
-    words = _SCOPES[weakest]
+    found = {one.seeds for one in comparison.verdicts}
+    words = next((_SCOPES[seeds] for seeds in reversed(_SCOPES) if seeds in found), _SCOPES["none"])
     if without := list(dict.fromkeys(one.figure for one in comparison.verdicts if not one.text)):
         words += f" The noise of the text is not known of {', '.join(without)}: they hold for this text alone."
     return words

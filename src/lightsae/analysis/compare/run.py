@@ -151,8 +151,8 @@ def judge(recipes: Sequence[Compared], settings: CompareSettings, notes: Sequenc
     for first, second in combinations(recipes, 2):
         pair, l0 = (first.name, second.name), (first.l0, second.l0)
         of_pair = [one for one in judged if (one.first, one.second) == pair]
-        side = dominant(of_pair, l0, **levels)
-        best[pair] = None if side is None else pair[side]
+        ahead = dominant(of_pair, l0, **levels)
+        best[pair] = None if ahead is None else pair[ahead]
         matched[pair] = same_l0(*l0, settings.l0_tolerance)
     return Comparison(recipes, judged, best, matched, settings, notes)
 
