@@ -50,8 +50,8 @@ def test_recipes_with_reseeds(runs: Path, inputs: Path, lightsae: Any) -> None:
     assert fve["low"] > 0
     assert 0 < fve["smallest"] < fve["difference"]
     assert found["kl_no_sinks"]["text"]
-    assert pair["better_at_any_l0"] == "good"
-    assert "good is the better choice at either L0." in ended.out
+    assert pair["better_choice"] == "good"
+    assert "good is the better choice." in ended.out
     assert "The verdicts are on recipes" in ended.out
     assert told["notes"] == []
     assert "![L0 against quality](c.png)" in (runs / "deep/c.md").read_text()

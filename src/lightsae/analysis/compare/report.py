@@ -48,7 +48,7 @@ def report(comparison: Comparison) -> dict[str, Any]:
                     "first": pair[0],
                     "second": pair[1],
                     "l0_matched": comparison.matched[pair],
-                    "better_at_any_l0": better,
+                    "better_choice": better,
                     "verdicts": [asdict(one) for one in comparison.of_pair(pair)],
                 }
                 for pair, better in comparison.dominant.items()
@@ -139,12 +139,15 @@ def scope(comparison: Comparison) -> str:
 
 
 def l0_words(comparison: Comparison, pair: tuple[str, str]) -> str:
-    """Say whether two recipes have as many latents per token, and whether one is better at any number."""
+    """Say whether two recipes have as many latents per token, and whether one is the better choice."""
     first, second = (one for one in comparison.recipes if one.name in pair)
     better = comparison.dominant[pair]
-    ahead = f"{better} is the better choice at either L0." if better else "Neither is better at any L0."
     if comparison.matched[pair]:
-        return f"L0 is the same: {first.l0:.4g} and {second.l0:.4g}. " + (ahead if better else "")
+        ahead = f" {better} is the better choice." if better else ""
+        return f"L0 is the same: {first.l0:.4g} and {second.l0:.4g}.{ahead}"
+    ahead = (
+        f"{better} is the better choice, with fewer latents." if better else "Neither is the better choice by itself."
+    )
     return f"L0 is not the same: {first.l0:.4g} and {second.l0:.4g}. {ahead}"
 
 

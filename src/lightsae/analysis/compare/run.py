@@ -95,7 +95,7 @@ class Comparison:
     Attributes:
         recipes: In the order in which they were named.
         verdicts: Of every pair in every judged figure.
-        dominant: By pair the name of the recipe that is the better choice at any L0, where one is.
+        dominant: By pair the name of the recipe that is the better choice, where one is: ahead with no more latents.
         matched: By pair, whether the latents per token are as many.
         settings: What was compared.
         notes: What else a reader has to know.

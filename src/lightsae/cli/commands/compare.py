@@ -82,7 +82,7 @@ def _print(comparison: Comparison) -> None:
         figures.add_row(name, *(mean_words(one, name) for one in recipes))
     console().print(figures)
     for pair in comparison.dominant:
-        print(f"\n{pair[0]} against {pair[1]}. {l0_words(comparison, pair)}".rstrip())
+        print(f"\n{pair[0]} against {pair[1]}. {l0_words(comparison, pair)}")
         rows = table("", *VERDICT_COLUMNS, words=(0, len(VERDICT_COLUMNS)))
         for verdict in comparison.of_pair(pair):
             rows.add_row(verdict.figure, *verdict_cells(verdict))

@@ -55,7 +55,7 @@ def test_everything_is_json(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "deep" / "c.json").read_text())
     assert told == json.loads(json.dumps(report(SEEDS)))
     (pair,) = told["pairs"]
-    assert (pair["first"], pair["second"], pair["l0_matched"], pair["better_at_any_l0"]) == ("a", "b", True, "a")
+    assert (pair["first"], pair["second"], pair["l0_matched"], pair["better_choice"]) == ("a", "b", True, "a")
     assert {one["figure"]: one["word"] for one in pair["verdicts"]} == {
         "fve_no_sinks": "better",
         "dead_fraction": "cannot tell",
@@ -73,7 +73,7 @@ def test_the_page_says_what_is_better_and_what_for(tmp_path: Path) -> None:
     assert page.startswith("# a against b\n\n- **a**: a_0/sae, a_1/sae, a_2/sae\n")
     assert "1,000 held-out tokens of 12 documents of my|texts" in page
     assert "| `fve_no_sinks` | 0.9 ± 0.001 | 0.801 ± 0.001 | higher |" in page
-    assert "L0 is the same: 16 and 16. a is the better choice at either L0." in page
+    assert "L0 is the same: 16 and 16. a is the better choice." in page
     assert "| `fve_no_sinks` | +0.099 [+0.0967, +0.101] |" in page
     assert "| better |" in page
     assert "![L0 against quality](c.png)" in page
@@ -85,7 +85,7 @@ def test_it_says_what_the_verdicts_hold_for() -> None:
     assert scope(SINGLE).startswith("The verdicts are on these SAEs, not on their recipes")
     page = to_markdown(SINGLE)
     assert "cannot tell (L0 differs, which alone may be why)" in page
-    assert "L0 is not the same: 32 and 16. Neither is better at any L0." in page
+    assert "L0 is not the same: 32 and 16. Neither is the better choice by itself." in page
     mixed = comparison(
         compared("a", fve_no_sinks=[0.9, 0.91], l0=[16.0, 16.0]), compared("b", fve_no_sinks=[0.8], l0=[16.0])
     )
