@@ -145,9 +145,7 @@ def l0_words(comparison: Comparison, pair: tuple[str, str]) -> str:
     if comparison.matched[pair]:
         ahead = f" {better} is the better choice." if better else ""
         return f"L0 is the same: {first.l0:.4g} and {second.l0:.4g}.{ahead}"
-    ahead = (
-        f"{better} is the better choice, with fewer latents." if better else "Neither is the better choice by itself."
-    )
+    ahead = f"{better} is the better choice, with fewer latents." if better else "Neither is the better choice."
     return f"L0 is not the same: {first.l0:.4g} and {second.l0:.4g}. {ahead}"
 
 

@@ -85,7 +85,7 @@ def test_it_says_what_the_verdicts_hold_for() -> None:
     assert scope(SINGLE).startswith("The verdicts are on these SAEs, not on their recipes")
     page = to_markdown(SINGLE)
     assert "cannot tell (L0 differs, which alone may be why)" in page
-    assert "L0 is not the same: 32 and 16. Neither is the better choice by itself." in page
+    assert "L0 is not the same: 32 and 16. Neither is the better choice." in page
     mixed = comparison(
         compared("a", fve_no_sinks=[0.9, 0.91], l0=[16.0, 16.0]), compared("b", fve_no_sinks=[0.8], l0=[16.0])
     )
