@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": "Measure a trained one on held-out text: a table, TensorBoard, validation.json.",
     "evaluate": "Judge SAEs on held-out text: figures with their noise, beside an SAE that learned nothing.",
     "diagnose": "Search for the reason why an SAE reconstructs badly: site, scale, threshold, ...",
+    "compare": "Say which of several SAEs is better, figure by figure, as far as seeds and text can tell.",
     "interpret": "Find out what every latent stands for: a feature dictionary with tested labels and a dashboard.",
     "serve": "Serve a feature dictionary's dashboard, with a page that encodes what is typed.",
     "label": "Label features by a language model or by hand; only what passes its test is shown.",

@@ -3,6 +3,7 @@
 Axes: N documents, B draws.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from lightsae.analysis.evaluate.figures import (
 )
 from lightsae.analysis.evaluate.measure import FREQUENCIES, POSITIONS, Measured, measure, names_of
 from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
+from lightsae.analysis.evaluate.spread import Spread, dead_spread, spreads
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, CorpusError
@@ -45,7 +47,8 @@ class EvaluateSettings:
 
     Args:
         tokens: Held-out tokens that reconstruction and sparsity are measured on.
-        ce_tokens: The first so many of them measure what splicing costs the language model; 0: not measured.
+        ce_tokens: So many of them, from all over the text, measure what splicing costs the language model; 0: not
+            measured.
         controls: SAEs that learned nothing, measured beside. `random_sae`: as wide, with as many latents per token,
             directions drawn at random; it is given the mean and the best single gain.
         seed: Of the controls, and of the draws that give the intervals.
@@ -84,9 +87,20 @@ def evaluate(
         FormatError, ConfigError, ModelError, SiteError: As `LoadedSAE.load`.
         CorpusError: The text has no held-out rows.
     """
-    settings, progress = settings or EvaluateSettings(), progress or NullProgress()
-    loaded = LoadedSAE.load(sae, text or TextSettings(), whole_model=bool(settings.ce_tokens))
-    return _Text.read(loaded, settings, progress).evaluation(str(sae))
+    return evaluate_on_text(sae, text or TextSettings(), settings or EvaluateSettings(), progress or NullProgress())[0]
+
+
+def evaluate_on_text(
+    sae: str | Path, text: TextSettings, settings: EvaluateSettings, progress: Progress
+) -> tuple[Evaluation, Mapping[str, Spread], str]:
+    """Return an evaluation, how its figures vary with the text, and a hash of the rows that were read.
+
+    The spreads of two SAEs can be subtracted where the hashes are equal, and the seeds.
+    """
+    loaded = LoadedSAE.load(sae, text, whole_model=bool(settings.ce_tokens))
+    on_text = _Text.read(loaded, settings, progress)
+    evaluation, measured = on_text.evaluation(str(sae))
+    return evaluation, measured.spreads, on_text.sha256
 
 
 class _Text:
@@ -112,7 +126,11 @@ class _Text:
         spread = rows.spread(max(1, _SAMPLE // rows.tokens.shape[1]))
         return cls(loaded, settings, progress, rows, _Sample.of(loaded, (batch for batch, _ in reader.batches(spread))))
 
-    def evaluation(self, name: str) -> Evaluation:
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.rows.tokens.tobytes() + self.rows.documents.tobytes()).hexdigest()
+
+    def evaluation(self, name: str) -> tuple[Evaluation, Measured]:
         sae = self.loaded.sae
         figures, measured = self._figures(sae, "the SAE")
         controls: dict[str, Mapping[str, Figure]] = {}
@@ -127,7 +145,7 @@ class _Text:
             **self.loaded.corpus_entry(),
         }
         published = self.loaded.saved.provenance.values.get("published") or {}
-        return Evaluation(
+        evaluation = Evaluation(
             name=name,
             sae=self.loaded.saved.entry,
             text=text,
@@ -138,6 +156,7 @@ class _Text:
             published={key: float(value) for key, value in published.items()},
             controls=controls,
         )
+        return evaluation, measured
 
     def _figures(self, sae: SparseAutoencoder, what: str) -> tuple[dict[str, Figure], Measured]:
         with self.progress.stage(f"reconstructions: {what}", self.rows.n_tokens) as report:
@@ -158,17 +177,19 @@ class _Text:
         }
         # Draws of the same text leave out documents: they would find more dead latents, not about as many.
         figures["dead_fraction"] = Figure(float((fires.sum(0) == 0).mean()), None, None, tokens)
-        return self._in_order(figures | self._faithfulness(sae, what, tables)), measured
+        measured.spreads |= spreads(values, tables["tokens"])
+        if (spread := dead_spread(fires, tables["tokens"])) is not None:
+            measured.spreads["dead_fraction"] = spread
+        return self._in_order(figures | self._faithfulness(sae, what, measured)), measured
 
-    def _faithfulness(
-        self, sae: SparseAutoencoder, what: str, tables: Mapping[str, NDArray[np.float64]]
-    ) -> dict[str, Figure]:
+    def _faithfulness(self, sae: SparseAutoencoder, what: str, measured: Measured) -> dict[str, Figure]:
         model = self.loaded.main_model
         ours = all(site.model == model.name for site in sae.widths.predicted)
         if not self.settings.ce_tokens or not model.has_next_token_head or not ours:
             return {}
-        count = max(1, self.settings.ce_tokens // self.rows.tokens.shape[1])
-        rows = TextRows(self.rows.tokens[:count], self.rows.documents[:count], self.rows.numbers[:count])
+        tables = measured.tables
+        # From all over the text: of so many documents come intervals.
+        rows = self.rows.spread(max(1, self.settings.ce_tokens // self.rows.tokens.shape[1]))
         offset = tables["offset_no_sinks"].sum(0) / tables["tokens_no_sinks"].sum()
         mean = self.sample.centre + torch.from_numpy(offset).to(self.sample.centre)
         with self.progress.stage(f"splicing: {what}", rows.n_tokens) as report:
@@ -177,6 +198,7 @@ class _Text:
         of_documents = sums.tables()
         documents, predictions = len(of_documents["predictions"]), int(of_documents["predictions"].sum())
         values = faithfulness(of_documents, draws(documents, self.settings.seed))
+        measured.spreads |= spreads(values, of_documents["predictions"])
         return {
             name: Figure(float(of_draws[0]), *interval(of_draws, documents), predictions)
             for name, of_draws in values.items()

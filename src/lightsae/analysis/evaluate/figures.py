@@ -48,7 +48,8 @@ DEFINITIONS: dict[str, Definition] = {
     **_both("cosine", "mean over tokens of the cosine between x and x_hat", "higher"),
     **_both("relative_reconstruction_bias", "E |x_hat|^2 / E <x, x_hat>: 1 is unbiased, below 1 shrunk"),
     **_both("l2_ratio", "mean over tokens of |x_hat| / |x|"),
-    "l0": Definition("latents that fire on a token, on average", "lower"),
+    # No merit by itself: it is what the others are bought with.
+    "l0": Definition("latents that fire on a token, on average"),
     **{f"l0_p{q}": Definition(f"{q}% of the tokens have at most so many latents that fire") for q in L0_QUANTILES},
     "dead_fraction": Definition(
         "share of the latents that fire on none of these tokens; more text finds fewer", "lower"

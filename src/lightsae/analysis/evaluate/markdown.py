@@ -36,32 +36,32 @@ def _of_one(one: Evaluation) -> list[str]:
         *(["published"] if one.published else []),
         *(name.replace("_", " ") for name in controls),
     ]
-    lines += [_row(columns), "|---" * len(columns) + "|"]
+    lines += [markdown_row(columns), "|---" * len(columns) + "|"]
     for name, figure in one.figures.items():
         cells = [f"`{name}`", str(figure)]
         if one.published:
             cells.append(f"{one.published[name]:.4g}" if name in one.published else "")
         cells += [_maybe(one.controls[control].get(name)) for control in controls]
-        lines.append(_row(cells))
+        lines.append(markdown_row(cells))
     for title, bands in (
         ("Position in the row", one.positions),
         ("Share of the text that the token is", one.frequencies),
     ):
         lines += ["", *_of_bands(title, bands)]
     lines += ["", "| fires on so many of the tokens | latents |", "|---|---|"]
-    lines += [_row([_rate(name), f"{count:,}"]) for name, count in one.firing_histogram.items()]
+    lines += [markdown_row([firing_rate(name), f"{count:,}"]) for name, count in one.firing_histogram.items()]
     return [*lines, ""]
 
 
 def _of_bands(title: str, bands: Sequence[Band]) -> list[str]:
-    lines = [_row([title, "`fve`", "`l0`", "tokens"]), "|---|---|---|---|"]
-    return lines + [_row([band.name, str(band.fve), str(band.l0), f"{band.fve.tokens:,}"]) for band in bands]
+    lines = [markdown_row([title, "`fve`", "`l0`", "tokens"]), "|---|---|---|---|"]
+    return lines + [markdown_row([band.name, str(band.fve), str(band.l0), f"{band.fve.tokens:,}"]) for band in bands]
 
 
-def _rate(name: str) -> str:
+def firing_rate(name: str) -> str:
     """Say what a bin of the histogram holds.
 
-    >>> _rate("1e-3"), _rate("1e0"), _rate("never")
+    >>> firing_rate("1e-3"), firing_rate("1e0"), firing_rate("never")
     ('0.1% to 1%', 'all', 'never')
     """
     if name == "never":
@@ -74,7 +74,8 @@ def _maybe(figure: Figure | None) -> str:
     return "" if figure is None else str(figure)
 
 
-def _row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """Return a line of a table."""
     return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.evaluate.document_sums import DocumentSums
+from lightsae.analysis.evaluate.spread import Spread
 from lightsae.metrics.reconstruction import token_terms
 from lightsae.sae import SparseAutoencoder, Widths
 from lightsae.sae.sparse_ops import as_sparse
@@ -37,6 +38,7 @@ class Measured:
             each band stands in `band_offsets`.
         l0: How many latents fire on each token, and its document.
         fires: On how many tokens of a document each latent fires.
+        spreads: Of figures that came of it, how they vary with the text.
     """
 
     sums: DocumentSums = field(default_factory=DocumentSums)
@@ -46,6 +48,7 @@ class Measured:
     band_offsets: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     l0: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     fires: list[sparse.coo_array] = field(default_factory=list)
+    spreads: dict[str, Spread] = field(default_factory=dict)
 
     @cached_property
     def tables(self) -> dict[str, NDArray[np.float64]]:

@@ -1,23 +1,28 @@
 """`lightsae evaluate`: figures of SAEs with their noise, beside an SAE that learned nothing."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lightsae.analysis.evaluate import EvaluateSettings, Evaluation, evaluate
 from lightsae.analysis.evaluate.document_sums import FEWEST
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.markdown import to_markdown
 from lightsae.analysis.evaluate.report import write_report
+from lightsae.analysis.evaluate.saebench import write_core_results
+from lightsae.analysis.evaluate.tensorboard import write_tensorboard
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.cli.settings.command import Bars, command
 from lightsae.cli.tables import console, print_paths, table
 from lightsae.errors import ConfigError
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import shown, write_atomically
 from lightsae.tracking import check_installed, log_result
 
 _EXAMPLES = (
     "lightsae evaluate --sae lightning_logs/version_0/sae --out evaluation.json",
     "lightsae evaluate --sae '[run_1/sae, run_2/sae]' --tokens 500000 --out evaluation.json",
+    "lightsae evaluate --sae RUN/sae --out evaluation.json --tensorboard RUN --saebench results",
 )
 # Of the figures, those that are printed.
 _SHOWN = (
@@ -42,6 +47,8 @@ def run_evaluate(
     settings: EvaluateSettings,
     text: TextSettings,
     out: str | None = None,
+    tensorboard: str | None = None,
+    saebench: str | None = None,
     clearml: str | None = None,
 ) -> None:
     """Judge SAEs on held-out text: reconstruction, sparsity, what splicing costs the language model.
@@ -53,12 +60,18 @@ def run_evaluate(
         settings: What is measured.
         text: What differs from the training.
         out: File for the report, ending in .json; a page of Markdown goes beside it. Null: it is printed only.
+        tensorboard: Folder for TensorBoard: figures, tables and pictures. A run's own folder, RUN, shows them beside
+            its training. Null: none.
+        saebench: Folder for a result file of SAEBench's core evaluation for each SAE. Null: none.
         clearml: ClearML project that takes the figures and, with --out, the report.
     """
     if clearml is not None:
         check_installed("clearml")
     if out is not None and (Path(out).suffix != ".json" or Path(out).is_dir()):
         raise ConfigError("out", out, "name a file that ends in .json")
+    for argument, folder in (("tensorboard", tensorboard), ("saebench", saebench)):
+        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+            raise ConfigError(argument, folder, "it is a file; name a folder")
     names = [sae] if isinstance(sae, str) else sae
     if not names:
         raise ConfigError("sae", sae, "name at least one")
@@ -66,24 +79,36 @@ def run_evaluate(
     evaluations = [evaluate(name, text, settings, bars) for name in names]
     for one in evaluations:
         _print(one)
-    artefacts: dict[str, Path] = {}
+    written: list[tuple[str, str | Path]] = []
     if out is not None:
         path = Path(out)
         write_report(evaluations, {name: one.text for name, one in DEFINITIONS.items()}, path)
         page = path.with_suffix(".md")
         with write_atomically(page) as temporary:
             temporary.write_text(to_markdown(evaluations), encoding="utf-8")
-        print_paths(("report", path), ("page", page))
-        artefacts = {"evaluation": path, "page": page}
+        written += [("report", path), ("page", page)]
+    if saebench is not None:
+        written += [("SAEBench", path) for path in write_core_results(evaluations, Path(saebench))]
+    if tensorboard is not None:
+        write_tensorboard(Path(tensorboard), evaluations)
+        written.append(("TensorBoard", f"tensorboard --logdir {shown(Path(tensorboard))}"))
     if clearml is not None:
-        several = len(evaluations) > 1
-        figures = {
-            f"{one.name} {key}" if several else key: figure.value
-            for one in evaluations
-            for key, figure in one.figures.items()
-        }
-        said = {**asdict(settings), **asdict(text), "sae": ", ".join(names)}
-        print_paths(("ClearML", log_result(clearml, "evaluate", settings=said, figures=figures, artefacts=artefacts)))
+        settings_of_all = {**asdict(settings), **asdict(text), "sae": ", ".join(names)}
+        written.append(("ClearML", _log(clearml, settings_of_all, evaluations, Path(out) if out else None)))
+    if written:
+        print_paths(*written)
+
+
+def _log(project: str, settings: dict[str, Any], evaluations: Sequence[Evaluation], report: Path | None) -> str:
+    """Log the figures and the report to ClearML; return where they are."""
+    several = len(evaluations) > 1
+    figures = {
+        f"{one.name} {key}" if several else key: figure.value
+        for one in evaluations
+        for key, figure in one.figures.items()
+    }
+    artefacts = {} if report is None else {"evaluation": report, "page": report.with_suffix(".md")}
+    return log_result(project, "evaluate", settings=settings, figures=figures, artefacts=artefacts)
 
 
 def _print(one: Evaluation) -> None:

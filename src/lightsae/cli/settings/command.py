@@ -1,12 +1,14 @@
 """What the commands beside `fit` and `validate` share: options from a function's signature, and progress bars."""
 
 import inspect
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -88,7 +90,12 @@ class CommandParser(ArgumentParser):
 
 
 def command(
-    usage: str, examples: Sequence[str], *, config: Sequence[str] = ("-c", "--config"), positional: bool = False
+    usage: str,
+    examples: Sequence[str],
+    *,
+    config: Sequence[str] = ("-c", "--config"),
+    positional: bool = False,
+    words: str | None = None,
 ) -> Callable[[Callable[..., None]], Callable[[Sequence[str]], int]]:
     """Make a command of a function `run_NAME`: its signature gives the options, its docstring the help.
 
@@ -99,6 +106,7 @@ def command(
         examples: Lines to copy.
         config: Option that reads a YAML file.
         positional: Whether the parameters without a default are written without a name.
+        words: The parameter, a list, that the words before the first option are for.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[[Sequence[str]], int]:
@@ -114,7 +122,7 @@ def command(
             for kind in flat.values():
                 parser.add_settings(kind)  # type: ignore[arg-type]
             # This makes the dataclasses inside the dataclasses; the outer ones have no key of their own.
-            parsed = parser.parse_args(list(args))
+            parsed = parser.parse_args(list(args) if words is None else _gathered(args, words))
             check_trusted(bool(parsed.get(TRUST)), f"data.{TRUST}", dict(options_of(args)))
             parsed = parser.instantiate(parsed)
             values = {
@@ -129,6 +137,16 @@ def command(
         return run
 
     return decorate
+
+
+def _gathered(args: Sequence[str], name: str) -> list[str]:
+    """Return the arguments with the words before the first option as the list that an option of this name takes.
+
+    >>> _gathered(["a=1,2", "b: c", "--out", "x"], "sae")
+    ['--sae', '["a=1,2", "b: c"]', '--out', 'x']
+    """
+    words = list(takewhile(lambda word: not word.startswith("-"), args))
+    return [*([f"--{name}", json.dumps(words)] if words else []), *args[len(words) :]]
 
 
 def check_folder(out: Path, mark: str) -> None:
