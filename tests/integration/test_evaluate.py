@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightsae.analysis.concepts.figures import WORDS
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import read_report
 
@@ -33,7 +34,7 @@ def test_the_same_text_gives_what_the_validation_gave(fit: Callable[..., Any], l
             assert figures[short].value == pytest.approx(value, rel=2e-4, abs=2e-6), name
             compared += 1
     assert compared >= 15
-    assert set(figures) == set(DEFINITIONS)
+    assert set(figures) == set(DEFINITIONS) - set(WORDS)
     assert all(figure.tokens > 0 for figure in figures.values())
     assert "documents, no intervals below 10" in ended.out
     assert all(figure.low is None for figure in figures.values())
@@ -59,7 +60,17 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
     assert tokens == first.figures["fve_no_sinks"].tokens
     page = (tmp_path / "deep" / "e.md").read_text()
     assert f"# {SAE}" in page
-    assert all(f"| `{name}` | " in page for name in DEFINITIONS)
+    assert all(f"| `{name}` | " in page for name in first.figures)
+    assert set(DEFINITIONS) - set(first.figures) <= set(WORDS)
+    # The text is no Python: its characters are its concepts.
+    assert first.concepts is not None
+    assert first.concepts.source == "characters"
+    assert len(first.concepts.concept_of) == 24
+    scores = [(one.f1, one.controls["random_sae"]) for one in first.concepts.concepts]
+    means = [sum(some) / len(some) for some in zip(*scores, strict=True)]
+    assert means[0] == pytest.approx(first.figures["concept_f1"].value, abs=1e-3)
+    assert means[1] == pytest.approx(first.controls["random_sae"]["concept_f1"].value, abs=1e-3)
+    assert f"{len(first.concepts.concepts)} of {first.concepts.named} concepts (characters)" in page
 
 
 @pytest.mark.parametrize(
@@ -71,6 +82,7 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
         (("--sae", "[]"), "sae is []; name at least one."),
         (("--sae", "missing"), "sae is 'missing', which does not exist."),
         (("--controls", "[luck]"), "controls"),
+        (("--concepts", "some.jsonl"), "concepts is 'some.jsonl'; name a file that exists, or write auto or none."),
     ],
 )
 def test_a_mistake_is_one_line(lightsae: Any, options: tuple[str, ...], said: str) -> None:
@@ -85,3 +97,27 @@ def test_without_a_head_nothing_is_spliced(fit: Callable[..., Any], lightsae: An
     ended = lightsae("evaluate", "--sae", SAE, "--tokens", "320", "--ce_tokens", "0", "--out", "e.json", *TEXT)
     assert ended.code == 0, ended.err
     assert not any(name.startswith("ce_") for name in read_report(tmp_path / "e.json")[0].figures)
+
+
+def test_concepts_of_a_file(fit: Callable[..., Any], lightsae: Any, inputs: Path, tmp_path: Path) -> None:
+    run_of(fit)
+    lines = []
+    for line in (inputs / "text.jsonl").read_text().splitlines():
+        text = json.loads(line)["text"]
+        vowels = [[place, place + 1, f"vowel.{sign}"] for place, sign in enumerate(text) if sign in "aeiou"]
+        lines.append(json.dumps({"text": text, "spans": [*vowels, [0, max(1, len(text) // 3), "begin"]]}))
+    (tmp_path / "named.jsonl").write_text("\n".join(lines))
+    options = ("--sae", SAE, "--tokens", "1600", "--ce_tokens", "0", "--out", "e.json", *TEXT)
+    ended = lightsae("evaluate", *options, "--concepts", "named.jsonl")
+    assert ended.code == 0, ended.err
+    concepts = read_report(tmp_path / "e.json")[0].concepts
+    assert concepts is not None
+    assert concepts.source == "named.jsonl"
+    assert {"begin", "vowel"} <= {one.name for one in concepts.concepts} | {"vowel"}
+    (tmp_path / "other.jsonl").write_text(json.dumps({"text": "Nothing of it.", "spans": [[0, 7, "nothing"]]}))
+    ended = lightsae("evaluate", *options, "--concepts", "other.jsonl")
+    assert ended.code == 2
+    assert "concepts is 'other.jsonl', and the held-out text has none of its documents" in ended.err
+    ended = lightsae("evaluate", *options, "--concepts", "none")
+    assert ended.code == 0, ended.err
+    assert read_report(tmp_path / "e.json")[0].concepts is None

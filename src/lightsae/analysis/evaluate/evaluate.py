@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.analysis.concepts.files import ConceptFile
+from lightsae.analysis.concepts.read import read_truth, said_by
+from lightsae.analysis.concepts.report import ConceptReport
+from lightsae.analysis.concepts.stage import Scored, report_of, task_of
+from lightsae.analysis.concepts.truth import Truth
 from lightsae.analysis.evaluate.control import random_sae
-from lightsae.analysis.evaluate.document_sums import draws, interval
+from lightsae.analysis.evaluate.document_sums import FEWEST, draws, interval
 from lightsae.analysis.evaluate.faithfulness import splice
 from lightsae.analysis.evaluate.figures import (
     DEFINITIONS,
@@ -27,6 +32,8 @@ from lightsae.analysis.evaluate.figures import (
 )
 from lightsae.analysis.evaluate.measure import FREQUENCIES, POSITIONS, Measured, measure, names_of
 from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
+from lightsae.analysis.reading.features import SAEFeatures
+from lightsae.analysis.reading.firing_collector import FiringCollector
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, CorpusError
@@ -48,6 +55,8 @@ class EvaluateSettings:
         controls: SAEs that learned nothing, measured beside. `random_sae`: as wide, with as many latents per token,
             directions drawn at random; it is given the mean and the best single gain.
         seed: Of the controls, and of the draws that give the intervals.
+        concepts: The truth that latents are held against. `auto`: what Python's parser says of the text, if it is
+            Python, and what its characters are; FILE: documents with named spans, see the guide; `none`: nothing.
 
     Raises:
         ConfigError: A number is too small.
@@ -57,6 +66,7 @@ class EvaluateSettings:
     ce_tokens: int = 20_000
     controls: tuple[Control, ...] = ("random_sae",)
     seed: int = 0
+    concepts: str = "auto"
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -81,27 +91,37 @@ def evaluate(
 
     Raises:
         FormatError, ConfigError, ModelError, SiteError: As `LoadedSAE.load`.
-        CorpusError: The text has no held-out rows.
+        CorpusError: The text has no held-out rows, or none of the documents of the concepts' file.
     """
     settings, progress = settings or EvaluateSettings(), progress or NullProgress()
+    told = None if settings.concepts in ("auto", "none") else ConceptFile.read(settings.concepts)
     loaded = LoadedSAE.load(sae, text or TextSettings(), whole_model=bool(settings.ce_tokens))
-    return _Text.read(loaded, settings, progress).evaluation(str(sae))
+    return _Text.read(loaded, settings, progress, told).evaluation(str(sae))
 
 
 class _Text:
     """A text with what an evaluation needs to know of it before the SAE is run."""
 
     def __init__(
-        self, loaded: LoadedSAE, settings: EvaluateSettings, progress: Progress, rows: TextRows, sample: "_Sample"
+        self,
+        loaded: LoadedSAE,
+        settings: EvaluateSettings,
+        progress: Progress,
+        rows: TextRows,
+        sample: "_Sample",
+        truth: Truth | None,
     ) -> None:
         self.loaded, self.settings, self.progress, self.rows, self.sample = loaded, settings, progress, rows, sample
+        self.truth = truth
         self.reader = loaded.reader(tuple(loaded.sae.widths.predicted))
         counts = np.bincount(rows.tokens.ravel(), minlength=1)
         self.share_of_token: NDArray[np.float64] = counts / counts.sum()
         self.documents = int(rows.documents.max()) + 1
 
     @classmethod
-    def read(cls, loaded: LoadedSAE, settings: EvaluateSettings, progress: Progress) -> "_Text":
+    def read(
+        cls, loaded: LoadedSAE, settings: EvaluateSettings, progress: Progress, told: ConceptFile | None
+    ) -> "_Text":
         with progress.stage("text", settings.tokens) as report:
             rows = loaded.held_out_rows(settings.tokens)
             report(rows.n_tokens)
@@ -109,15 +129,23 @@ class _Text:
             raise CorpusError("dataset", loaded.corpus.dataset, "it has no held-out text: name one that has")
         reader = loaded.reader(tuple(loaded.sae.widths.predicted))
         spread = rows.spread(max(1, _SAMPLE // rows.tokens.shape[1]))
-        return cls(loaded, settings, progress, rows, _Sample.of(loaded, (batch for batch, _ in reader.batches(spread))))
+        sample = _Sample.of(loaded, (batch for batch, _ in reader.batches(spread)))
+        truth = None
+        if settings.concepts != "none":
+            with progress.stage("concepts of the text", rows.n_tokens) as report:
+                truth = read_truth(rows, said_by(loaded.main_model), report, told)
+        return cls(loaded, settings, progress, rows, sample, truth)
 
     def evaluation(self, name: str) -> Evaluation:
         sae = self.loaded.sae
-        figures, measured = self._figures(sae, "the SAE")
+        figures, measured, scored = self._figures(sae, "the SAE")
         controls: dict[str, Mapping[str, Figure]] = {}
+        beside: dict[str, Scored] = {}
         for control in self.settings.controls:
             learned_nothing = self.sample.random_sae(sae, figures["l0"].value, self.settings.seed)
-            controls[control] = self._figures(learned_nothing, control.replace("_", " "))[0]
+            controls[control], _, its_own = self._figures(learned_nothing, control.replace("_", " "))
+            if its_own is not None:
+                beside[control] = its_own
         text = {
             "model": self.loaded.main_model.name,
             "model_revision": self.loaded.main_model.revision,
@@ -136,11 +164,14 @@ class _Text:
             firing_histogram=_histogram(measured, self.rows.n_tokens),
             published={key: float(value) for key, value in published.items()},
             controls=controls,
+            concepts=self._concepts(scored, beside) if scored is not None else None,
         )
 
-    def _figures(self, sae: SparseAutoencoder, what: str) -> tuple[dict[str, Figure], Measured]:
+    def _figures(self, sae: SparseAutoencoder, what: str) -> tuple[dict[str, Figure], Measured, Scored | None]:
+        nothing = np.zeros(sae.d_sae, np.float32)
+        collector = FiringCollector(SAEFeatures(sae), nothing, keep_values=True) if self.truth is not None else None
         with self.progress.stage(f"reconstructions: {what}", self.rows.n_tokens) as report:
-            batches = self._batches(self.rows, report)
+            batches = self._batches(self.rows, report, collector)
             measured = measure(sae, batches, self.sample.centre, self.share_of_token, self.documents)
         tables = measured.tables
         documents = len(tables["tokens"])
@@ -157,7 +188,34 @@ class _Text:
         }
         # Draws of the same text leave out documents: they would find more dead latents, not about as many.
         figures["dead_fraction"] = Figure(float((fires.sum(0) == 0).mean()), None, None, tokens)
-        return self._in_order(figures | self._faithfulness(sae, what, tables)), measured
+        figures |= self._faithfulness(sae, what, tables)
+        scored = self._scored(collector, what)
+        return self._in_order(figures | self._of_concepts(scored)), measured, scored
+
+    def _scored(self, collector: FiringCollector | None, what: str) -> Scored | None:
+        if self.truth is None or collector is None:
+            return None
+        with self.progress.stage(f"concepts: {what}", 1) as report:
+            firings = collector.lists()
+            task = task_of(self.truth, firings)
+            scored = None if task is None else Scored.of(task, firings)
+            report(1)
+        return scored
+
+    def _of_concepts(self, scored: Scored | None) -> dict[str, Figure]:
+        if scored is None:
+            return {}
+        times = draws(scored.documents, self.settings.seed)
+        return {
+            name: Figure(float(of_draws[0]), *interval(of_draws, scored.documents), scored.tokens)
+            for name, of_draws in scored.figures(times).items()
+        }
+
+    def _concepts(self, scored: Scored, beside: Mapping[str, Scored]) -> ConceptReport:
+        source = "python" if self.truth is not None and "keyword" in self.truth.place else "characters"
+        source = source if self.settings.concepts == "auto" else self.settings.concepts
+        times = draws(scored.documents, self.settings.seed)
+        return report_of(scored, source, times, scored.documents >= FEWEST, beside)
 
     def _faithfulness(
         self, sae: SparseAutoencoder, what: str, tables: Mapping[str, NDArray[np.float64]]
@@ -181,10 +239,14 @@ class _Text:
             for name, of_draws in values.items()
         }
 
-    def _batches(self, rows: TextRows, report: Callable[[int], None]) -> Iterator[ActivationBatch]:
+    def _batches(
+        self, rows: TextRows, report: Callable[[int], None], collector: FiringCollector | None = None
+    ) -> Iterator[ActivationBatch]:
         done = 0
-        for batch, _ in self.reader.batches(rows):
+        for batch, counted in self.reader.batches(rows):
             yield batch
+            if collector is not None:
+                collector.update(batch, counted)
             done += len(batch)
             report(done)
 
