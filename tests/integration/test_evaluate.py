@@ -117,7 +117,7 @@ def test_concepts_of_a_file(fit: Callable[..., Any], lightsae: Any, inputs: Path
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "Nothing of it.", "spans": [[0, 7, "nothing"]]}))
     ended = lightsae("evaluate", *options, "--concepts", "other.jsonl")
     assert ended.code == 2
-    assert "concepts is 'other.jsonl', and the held-out text has none of its documents" in ended.err
+    assert "concepts is 'other.jsonl', and the held-out text has none of its documents; name the file as" in ended.err
     ended = lightsae("evaluate", *options, "--concepts", "none")
     assert ended.code == 0, ended.err
     assert read_report(tmp_path / "e.json")[0].concepts is None

@@ -60,7 +60,7 @@ def _begin_words(rows: TextRows, said: Sequence[str]) -> NDArray[np.bool_]:
     # At a row's start nothing is known of what stood before, unless the row before it is here.
     starts = np.arange(0, tokens.size, rows.tokens.shape[1])
     before[starts[1:]] &= np.diff(rows.numbers) == 1
-    return leads[tokens] | ~before
+    return np.asarray(leads[tokens] | ~before)
 
 
 def _classes(text: str) -> list[str]:

@@ -103,12 +103,12 @@ class Detection:
     @cached_property
     def latent_of(self) -> Ints:
         """(C,) the latent that detects each concept best, where it is chosen."""
-        return self.chosen.argmax(0)
+        return np.asarray(self.chosen.argmax(0))
 
     @cached_property
     def concept_of(self) -> Ints:
         """(F,) the concept that each latent detects best, where it is chosen."""
-        return self.chosen.argmax(1)
+        return np.asarray(self.chosen.argmax(1))
 
     @cached_property
     def alive(self) -> Bools:

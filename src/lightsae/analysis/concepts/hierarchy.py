@@ -77,8 +77,8 @@ def _grow(detection: Detection, concept: int, holds: Bools, covered: Bools) -> t
     task, scores = detection.task, detection.chosen[:, concept]
     positives = int(task.counts[0, concept])
     first = int(detection.latent_of[concept])
-    tried = np.argpartition(-scores, min(_TRIED, len(scores) - 1))[:_TRIED]
-    tried = [first, *(int(latent) for latent in tried if latent != first and scores[latent] > 0)]
+    best_ones = np.argpartition(-scores, min(_TRIED, len(scores) - 1))[:_TRIED].tolist()
+    tried = [first, *(latent for latent in best_ones if latent != first and scores[latent] > 0)]
     firings = [_at(detection, latent, concept, task.choosing) for latent in tried]
     kept = [place for place, at in enumerate(firings) if not place or holds[at].mean() >= _LEAST_PRECISION]
     owner = np.repeat(np.arange(len(kept)), [len(firings[place]) for place in kept])

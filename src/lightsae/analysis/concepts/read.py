@@ -43,8 +43,8 @@ def read_truth(
         truth = marked(rows, texts, told.mark, report)
         if not truth.known.any():
             raise CorpusError(
-                f"{arg('concepts')} is {told.path!r}, and the held-out text has none of its documents; read them: "
-                f"--data.dataset {told.path} --data.validation_split {told.path}"
+                f"{arg('concepts')} is {told.path!r}, and the held-out text has none of its documents; name "
+                f"the file as {arg('dataset')} and {arg('validation_split')} too."
             )
         return truth
     characters = character_truth(rows, texts)
@@ -75,5 +75,4 @@ def marked(rows: TextRows, texts: Sequence[str], mark: Mark, report: Callable[[i
             known[stretch] = document.speaks[: stretch.stop - stretch.start]
         report(document.first + len(document.pieces))
     table = np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
-    # A mark may go beyond what is known by the newline that ends it.
-    return Truth.of(list(marks.names), *table.T, known)
+    return Truth.of(list(marks.names), table[:, 0], table[:, 1], table[:, 2], known)

@@ -103,7 +103,7 @@ class Task:
     def always(self) -> NDArray[np.float64]:
         """(C,) F1 of a latent that always fires, on the documents of the tests."""
         share = self.counts[1] / self.testing.sum()
-        return 2 * share / (1 + share)
+        return np.asarray(2 * share / (1 + share))
 
     @cached_property
     def test_documents(self) -> Ints:

@@ -131,8 +131,8 @@ def _evaluation(entry: Any, where: str) -> Evaluation:
     # Reports of before say nothing of concepts.
     said = entry.get("concepts")
     concepts = None if said is None else ConceptReport.of_entry(said, where, _AGAIN)
-    bands = {"positions": positions, "frequencies": frequencies}
-    return Evaluation(**told, **bands, figures=figures, controls=controls, concepts=concepts)
+    told |= {"positions": positions, "frequencies": frequencies, "controls": controls, "concepts": concepts}
+    return Evaluation(**told, figures=figures)
 
 
 def _bands(entries: Sequence[Any], where: str) -> list[Band]:

@@ -129,7 +129,8 @@ class Expressions:
         if called in _CALLED:
             self.marks.add(f"inside_call.{kind}.{called}", start, end)
         self.walk(node.func, node)
-        given = sorted([*node.args, *node.keywords], key=lambda one: (one.lineno, one.col_offset))
+        given: list[ast.expr | ast.keyword] = [*node.args, *node.keywords]
+        given.sort(key=lambda one: (one.lineno, one.col_offset))
         for number, one in enumerate(given):
             value = one.value if isinstance(one, ast.keyword) else one
             if isinstance(one, ast.keyword):
