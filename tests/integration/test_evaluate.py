@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightsae.analysis.concepts.figures import WORDS
+from lightsae.analysis.concepts.figures import PROBES, WORDS
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import read_report
 
@@ -34,7 +34,7 @@ def test_the_same_text_gives_what_the_validation_gave(fit: Callable[..., Any], l
             assert figures[short].value == pytest.approx(value, rel=2e-4, abs=2e-6), name
             compared += 1
     assert compared >= 15
-    assert set(figures) == set(DEFINITIONS) - set(WORDS)
+    assert set(figures) == set(DEFINITIONS) - set(WORDS | PROBES)
     assert all(figure.tokens > 0 for figure in figures.values())
     assert "documents, no intervals below 10" in ended.out
     assert all(figure.low is None for figure in figures.values())
@@ -42,7 +42,7 @@ def test_the_same_text_gives_what_the_validation_gave(fit: Callable[..., Any], l
 
 def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lightsae: Any, tmp_path: Path) -> None:
     run_of(fit)
-    sizes = ("--tokens", "1600", "--ce_tokens", "400")
+    sizes = ("--tokens", "1600", "--ce_tokens", "400", "--probes", "3")
     ended = lightsae("evaluate", "--sae", f"[{SAE}, {SAE}]", *sizes, "--out", "deep/e.json", *TEXT)
     assert ended.code == 0, ended.err
     assert ended.out.count("documents, 95% intervals over them") == 2
@@ -61,7 +61,7 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
     page = (tmp_path / "deep" / "e.md").read_text()
     assert f"# {SAE}" in page
     assert all(f"| `{name}` | " in page for name in first.figures)
-    assert set(DEFINITIONS) - set(first.figures) <= set(WORDS)
+    assert set(DEFINITIONS) - set(first.figures) <= set(WORDS | PROBES)
     # The text is no Python: its characters are its concepts.
     assert first.concepts is not None
     assert first.concepts.source == "characters"
@@ -70,6 +70,11 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
     means = [sum(some) / len(some) for some in zip(*scores, strict=True)]
     assert means[0] == pytest.approx(first.figures["concept_f1"].value, abs=1e-3)
     assert means[1] == pytest.approx(first.controls["random_sae"]["concept_f1"].value, abs=1e-3)
+    assert len(first.concepts.probes) == 3
+    assert set(first.concepts.probes[0].auc) == {"sae", "random_sae", "neurons"}
+    mean = sum(one.auc["neurons"]["k2"] for one in first.concepts.probes) / 3
+    assert first.controls["neurons"]["probe_auc_k2"].value == pytest.approx(mean, abs=1e-3)
+    assert first.figures["probe_auc_full"].tokens == sum(one.tokens for one in first.concepts.probes)
     assert f"{len(first.concepts.concepts)} of {first.concepts.named} concepts (characters)" in page
 
 
@@ -79,6 +84,8 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
         (("--out", "e.txt"), "out is 'e.txt'; name a file that ends in .json."),
         (("--tokens", "0"), "tokens is 0; write 1 or more."),
         (("--ce_tokens", "-1"), "ce_tokens is -1; write how many, 0 for none."),
+        (("--probes", "-1"), "probes is -1; write how many concepts, 0 for none."),
+        (("--probes", "1", "--concepts", "none"), "probes is 1, but concepts is none; write auto or a file."),
         (("--sae", "[]"), "sae is []; name at least one."),
         (("--sae", "missing"), "sae is 'missing', which does not exist."),
         (("--controls", "[luck]"), "controls"),

@@ -19,7 +19,7 @@ FOUND = 0.5
 # Latents whose draws are in memory at once.
 _LATENTS = 1024
 
-WORDS: Mapping[str, str] = {
+WORDS: dict[str, str] = {
     "concept_f1": "mean over concepts of F1 of the latent that detects each best",
     "concept_f1_of_sets": "mean over concepts of F1 of the union of the latents that each takes",
     "concepts_found": "share of the concepts whose best latent's F1 lies halfway or more from always firing to 1",
@@ -31,10 +31,20 @@ WORDS: Mapping[str, str] = {
     "absorption_elsewhere": "of the parents' other tokens, share where none of their own latents fires",
     "first_letter_absorption": "absorption over the pairs of a first letter and a word with it",
 }
+# Latents that a probe sees.
+KS = (1, 2, 5, 16)
+_PROBE = "of a logistic regression that tells a concept from as many other tokens"
+PROBES: dict[str, str] = {
+    **{f"probe_auc_k{k}": f"AUC {_PROBE}, by {k} latents, mean over concepts" for k in KS},
+    "probe_auc_full": f"AUC {_PROBE}, by the whole activation: what there is to find",
+    **{f"probe_accuracy_k{k}": f"balanced accuracy of the probe by {k} latents" for k in KS},
+    "probe_accuracy_full": "balanced accuracy of the probe by the whole activation",
+}
 BETTER: Mapping[str, Literal["higher", "lower"]] = {
     **dict.fromkeys(
         ("concept_f1", "concept_f1_of_sets", "concepts_found", "latent_f1", "latents_with_concept"), "higher"
     ),
+    **{name: "higher" for name in PROBES if not name.endswith("full")},
     **dict.fromkeys(("latents_per_concept", "absorption", "first_letter_absorption"), "lower"),
 }
 

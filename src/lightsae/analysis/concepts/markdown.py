@@ -8,8 +8,9 @@ _PAIRS = 20
 _HEAD = ("concepts", "scored", "mean F1", "found by a latent", "latents each", "always firing")
 
 
-def concept_lines(report: ConceptReport, controls: Sequence[str]) -> list[str]:
+def concept_lines(report: ConceptReport) -> list[str]:
     """Return how well concepts are detected, by the first part of their names, and the most absorbed pairs."""
+    controls = list(report.concepts[0].controls)
     lines = [
         f"{len(report.concepts)} of {report.named} concepts ({report.source}) hold often enough to be scored: "
         f"latents and thresholds chosen on {report.tokens[0]:,} tokens of {report.documents[0]} documents, tested on "

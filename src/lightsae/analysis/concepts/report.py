@@ -1,7 +1,7 @@
 """What an evaluation says of concepts beside its figures: each concept, each pair of parent and child, each latent."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_type_hints
 
 from lightsae.errors import FormatError
@@ -59,6 +59,23 @@ class PairScore:
 
 
 @dataclass(frozen=True)
+class ProbeScore:
+    """The probes of one concept.
+
+    Attributes:
+        name: The concept's.
+        tokens: Of the tests, half of them the concept's.
+        latents: The SAE's that the largest probe sees, the most telling first.
+        auc: AUC of `sae`, `neurons` and controls, each by `k1`, `k2`, ...; of the whole activation as `full` of `sae`.
+    """
+
+    name: str
+    tokens: int
+    latents: list[int]
+    auc: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
 class ConceptReport:
     """The concepts of a text.
 
@@ -71,6 +88,7 @@ class ConceptReport:
         pairs: Those that count for absorption.
         concept_of: Of each latent, the place in `concepts` of the one that it detects best; -1 where it never fires.
         f1_of: Its F1.
+        probes: Of the concepts that were probed.
     """
 
     source: str
@@ -81,6 +99,7 @@ class ConceptReport:
     pairs: list[PairScore]
     concept_of: list[int]
     f1_of: list[float]
+    probes: list[ProbeScore] = field(default_factory=list)
 
     @classmethod
     def of_entry(cls, entry: Any, where: str, again: str) -> "ConceptReport":
@@ -89,13 +108,14 @@ class ConceptReport:
         Raises:
             FormatError: It is damaged.
         """
-        plain = {"concepts": list, "pairs": list}
+        plain = {"concepts": list, "pairs": list, "probes": list}
         values = _checked(entry, cls, where, again, plain)
         concepts = [ConceptScore(**_checked(one, ConceptScore, where, again)) for one in values.pop("concepts")]
         pairs = [PairScore(**_checked(one, PairScore, where, again)) for one in values.pop("pairs")]
         if not all(-1 <= place < len(concepts) for place in values["concept_of"]):
             raise FormatError(f"{where!r}: a latent's concept is none of the list; {again}.")
-        return cls(**values, concepts=concepts, pairs=pairs)
+        probes = [ProbeScore(**_checked(one, ProbeScore, where, again)) for one in values.pop("probes")]
+        return cls(**values, concepts=concepts, pairs=pairs, probes=probes)
 
 
 _Made = TypeVar("_Made")

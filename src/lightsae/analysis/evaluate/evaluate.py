@@ -4,7 +4,7 @@ Axes: N documents, B draws.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.concepts.files import ConceptFile
+from lightsae.analysis.concepts.probe_stage import SAE, Probed, probe
 from lightsae.analysis.concepts.read import read_truth, said_by
 from lightsae.analysis.concepts.report import ConceptReport
 from lightsae.analysis.concepts.stage import Scored, report_of, task_of
@@ -35,8 +36,9 @@ from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
 from lightsae.analysis.reading.features import SAEFeatures
 from lightsae.analysis.reading.firing_collector import FiringCollector
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
+from lightsae.analysis.reading.neurons import neuron_sites
 from lightsae.analysis.reading.text import TextRows
-from lightsae.errors import ConfigError, CorpusError
+from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.progress import NullProgress, Progress
 from lightsae.sae import SparseAutoencoder, Widths
 
@@ -57,6 +59,7 @@ class EvaluateSettings:
         seed: Of the controls, and of the draws that give the intervals.
         concepts: The truth that latents are held against. `auto`: what Python's parser says of the text, if it is
             Python, and what its characters are; FILE: documents with named spans, see the guide; `none`: nothing.
+        probes: So many of the concepts are probed with 1, 2, 5 and 16 latents, beside neurons and the activation.
 
     Raises:
         ConfigError: A number is too small.
@@ -67,12 +70,19 @@ class EvaluateSettings:
     controls: tuple[Control, ...] = ("random_sae",)
     seed: int = 0
     concepts: str = "auto"
+    probes: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise ConfigError("tokens", self.tokens, "write 1 or more")
         if self.ce_tokens < 0:
             raise ConfigError("ce_tokens", self.ce_tokens, "write how many, 0 for none")
+        if self.probes < 0:
+            raise ConfigError("probes", self.probes, "write how many concepts, 0 for none")
+        if self.probes and self.concepts == "none":
+            raise ConfigError(
+                f"{arg('probes')} is {self.probes}, but {arg('concepts')} is 'none'; write auto or a file."
+            )
 
 
 def evaluate(
@@ -95,7 +105,7 @@ def evaluate(
     """
     settings, progress = settings or EvaluateSettings(), progress or NullProgress()
     told = None if settings.concepts in ("auto", "none") else ConceptFile.read(settings.concepts)
-    loaded = LoadedSAE.load(sae, text or TextSettings(), whole_model=bool(settings.ce_tokens))
+    loaded = LoadedSAE.load(sae, text or TextSettings(), whole_model=bool(settings.ce_tokens or settings.probes))
     return _Text.read(loaded, settings, progress, told).evaluation(str(sae))
 
 
@@ -140,12 +150,20 @@ class _Text:
         sae = self.loaded.sae
         figures, measured, scored = self._figures(sae, "the SAE")
         controls: dict[str, Mapping[str, Figure]] = {}
-        beside: dict[str, Scored] = {}
+        saes, beside = {SAE: sae}, dict[str, Scored]()
         for control in self.settings.controls:
             learned_nothing = self.sample.random_sae(sae, figures["l0"].value, self.settings.seed)
             controls[control], _, its_own = self._figures(learned_nothing, control.replace("_", " "))
+            saes[control] = learned_nothing
             if its_own is not None:
                 beside[control] = its_own
+        concepts = self._concepts(scored, beside) if scored is not None else None
+        if scored is not None and concepts is not None and self.settings.probes:
+            probed = self._probed(scored, saes)
+            concepts = replace(concepts, probes=probed.scores)
+            named = {name: self._as_figures(values, scored, probed.tokens) for name, values in probed.figures.items()}
+            figures = self._in_order(figures | named.pop(SAE, {}))
+            controls |= {name: self._in_order({**controls.get(name, {}), **own}) for name, own in named.items()}
         text = {
             "model": self.loaded.main_model.name,
             "model_revision": self.loaded.main_model.revision,
@@ -164,7 +182,7 @@ class _Text:
             firing_histogram=_histogram(measured, self.rows.n_tokens),
             published={key: float(value) for key, value in published.items()},
             controls=controls,
-            concepts=self._concepts(scored, beside) if scored is not None else None,
+            concepts=concepts,
         )
 
     def _figures(self, sae: SparseAutoencoder, what: str) -> tuple[dict[str, Figure], Measured, Scored | None]:
@@ -205,11 +223,29 @@ class _Text:
     def _of_concepts(self, scored: Scored | None) -> dict[str, Figure]:
         if scored is None:
             return {}
-        times = draws(scored.documents, self.settings.seed)
+        return self._as_figures(scored.figures(draws(scored.documents, self.settings.seed)), scored, scored.tokens)
+
+    @staticmethod
+    def _as_figures(values: Mapping[str, NDArray[np.float64]], scored: Scored, tokens: int) -> dict[str, Figure]:
         return {
-            name: Figure(float(of_draws[0]), *interval(of_draws, scored.documents), scored.tokens)
-            for name, of_draws in scored.figures(times).items()
+            name: Figure(float(of_draws[0]), *interval(of_draws, scored.documents), tokens)
+            for name, of_draws in values.items()
         }
+
+    def _probed(self, scored: Scored, saes: Mapping[str, SparseAutoencoder]) -> Probed:
+        neurons = neuron_sites(self.loaded.sae, self.loaded.models)
+        reader, times = self.loaded.reader(tuple(neurons)), draws(scored.documents, self.settings.seed)
+        return probe(
+            scored.detection.task,
+            self.settings.probes,
+            saes,
+            neurons,
+            reader,
+            self.rows,
+            times,
+            self.settings.seed,
+            self.progress,
+        )
 
     def _concepts(self, scored: Scored, beside: Mapping[str, Scored]) -> ConceptReport:
         source = "python" if self.truth is not None and "keyword" in self.truth.place else "characters"

@@ -52,7 +52,7 @@ def _of_one(one: Evaluation) -> list[str]:
     lines += ["", "| fires on so many of the tokens | latents |", "|---|---|"]
     lines += [_row([_rate(name), f"{count:,}"]) for name, count in one.firing_histogram.items()]
     if one.concepts is not None:
-        lines += ["", *concept_lines(one.concepts, controls)]
+        lines += ["", *concept_lines(one.concepts)]
     return [*lines, ""]
 
 

@@ -31,6 +31,15 @@ _SHOWN = (
     "ce_recovered_no_sinks",
     "kl_no_sinks",
     "top1_agreement",
+    "concept_f1",
+    "concepts_found",
+    "latents_per_concept",
+    "latents_with_concept",
+    "absorption",
+    "absorption_elsewhere",
+    "probe_auc_k1",
+    "probe_auc_k5",
+    "probe_auc_full",
 )
 
 
