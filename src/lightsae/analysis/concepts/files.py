@@ -24,7 +24,8 @@ _AS = 'one object a line, {"text": "...", "spans": [[START, END, "NAME"], ...]}'
 _MOST_BYTES = 1 << 30
 # Characters, without spaces, by which a document is looked up.
 _KEY = 16
-MOST_CONCEPTS = 5000
+# Bounds: a name with many dots, or many spans over much of a text, stands for far more than it takes to write.
+MOST_CONCEPTS, _LEVELS, _MOST_COVERED = 5000, 16, 1 << 27
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ConceptFile:
         self.path = path
         self._documents: dict[str, list[_Described]] = {}
         self.names: set[str] = set()
+        self._covered = 0
 
     @classmethod
     def read(cls, path: str) -> "ConceptFile":
@@ -74,7 +76,10 @@ class ConceptFile:
             raise ValueError(f"document {number} has no text")
         if not isinstance(spans := entry.get("spans", []), list):
             raise ValueError(f"the spans of document {number} are no list")
-        read = [_span(span, len(text), number) for span in spans]
+        read = _merged([_span(span, len(text), number) for span in spans])
+        self._covered += sum(end - start for start, end, _ in read)
+        if self._covered > _MOST_COVERED:
+            raise ValueError(f"its spans cover more than {_MOST_COVERED:,} characters in all")
         self.names |= {name for _, _, name in read}
         if len(self.names) > MOST_CONCEPTS:
             raise ValueError(f"it names more than {MOST_CONCEPTS:,} concepts")
@@ -129,9 +134,22 @@ def _span(span: Any, length: int, number: int) -> tuple[int, int, str]:
         raise ValueError(
             f"a span of document {number} goes from {start} to {end}, and its text has {length} characters"
         )
-    if not isinstance(name, str) or not name or not all(part.strip() for part in name.split(".")):
+    if not isinstance(name, str) or not name.isprintable() or not all(part.strip() for part in name.split(".")):
         raise ValueError(f"a concept of document {number} is called {name!r:.60}")
+    if name.count(".") >= _LEVELS:
+        raise ValueError(f"a concept of document {number} is a kind of more than {_LEVELS - 1} others")
     return start, end, name
+
+
+def _merged(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Return the spans by name, those of one name that overlap as one."""
+    merged: list[tuple[int, int, str]] = []
+    for start, end, name in sorted(spans, key=lambda span: (span[2], span[0])):
+        if merged and merged[-1][2] == name and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]), name)
+        else:
+            merged.append((start, end, name))
+    return merged
 
 
 def _signs(text: str) -> tuple[str, NDArray[np.int64]]:

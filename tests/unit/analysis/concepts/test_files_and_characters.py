@@ -7,8 +7,10 @@ import pytest
 
 from helpers.concept_texts import rows_of, said_at
 from lightsae.analysis.concepts.characters import character_truth
+from lightsae.analysis.concepts.documents import DocumentText
 from lightsae.analysis.concepts.files import ConceptFile
 from lightsae.analysis.concepts.read import marked, read_truth
+from lightsae.analysis.concepts.truth import Marks
 from lightsae.errors import ConfigError, FormatError
 
 TEXT = "Ada Lovelace wrote to Babbage."
@@ -51,6 +53,8 @@ def test_spaces_may_differ_and_the_text_may_end_before_the_document(tmp_path: Pa
         ('{"text": "ab", "spans": [[0, true, "x"]]}', "where [START, END, NAME] should be"),
         ('{"text": "ab", "spans": [[0, 1, "x..y"]]}', "is called 'x..y'"),
         ("[[]]", "document 1 has no text"),
+        ('{"text": "ab", "spans": [[0, 1, "a\\n"]]}', "is called"),
+        (json.dumps({"text": "ab", "spans": [[0, 1, ".".join("a" * 17)]]}), "a kind of more than 15 others"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -61,6 +65,16 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(caught.value)
     with pytest.raises(ConfigError, match="name a file that exists"):
         ConceptFile.read(str(tmp_path / "missing.jsonl"))
+
+
+def test_spans_of_one_name_that_overlap_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({"text": TEXT, "spans": [[4, 12, "a"], [0, 5, "a"], [0, 3, "b"], [13, 18, "a"]]}))
+    told, marks = ConceptFile.read(str(path)), Marks()
+    assert told.mark(DocumentText(0, [TEXT]), marks) == len(TEXT)
+    names = list(marks.names)
+    found = sorted((names[concept], start, end) for concept, start, end in marks.take().tolist())
+    assert found == [("a", 0, 12), ("a", 13, 18), ("b", 0, 3)]
 
 
 def test_characters_of_any_text() -> None:
