@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import sklearn
 from numpy.typing import NDArray
 from packaging.version import Version
 from scipy import sparse
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from lightsae.analysis.concepts.figures import KS, Values
 from lightsae.analysis.concepts.task import Task
@@ -29,9 +26,6 @@ from lightsae.analysis.concepts.truth import Bools, Indices, Ints
 TRAINING, TESTS = 512, 512
 _STRENGTHS = np.logspace(5, -5, 10)
 _VALIDATION = 0.2
-# The name of the penalty changed in scikit-learn 1.8.
-_BEFORE = Version(sklearn.__version__) < Version("1.8")
-_L1: dict[str, Any] = {"solver": "liblinear", "random_state": 0} | ({"penalty": "l1"} if _BEFORE else {"l1_ratio": 1.0})
 # (n, P): an array, or compressed rows; mypy knows no types of scipy's.
 Columns: TypeAlias = Any
 
@@ -169,7 +163,8 @@ def _dense(columns: Columns) -> NDArray[np.float64]:
     return np.asarray(columns if isinstance(columns, np.ndarray) else columns.toarray(), np.float64)
 
 
-def _fit(columns: NDArray[np.float64], truth: Bools, *, sparse_weights: bool) -> LogisticRegression:
+def _fit(columns: NDArray[np.float64], truth: Bools, *, sparse_weights: bool) -> Any:
+    """Return a logistic regression, of the strength that does best on a part of the tokens."""
     order = np.random.default_rng(0).permutation(len(truth))
     kept = len(truth) - int(_VALIDATION * len(truth))
     learned, held_out = order[:kept], order[kept:]
@@ -182,10 +177,17 @@ def _fit(columns: NDArray[np.float64], truth: Bools, *, sparse_weights: bool) ->
     return _regression(_STRENGTHS[int(np.argmax(aucs))], sparse_weights, columns, truth)
 
 
-def _regression(
-    strength: float, sparse_weights: bool, columns: NDArray[np.float64], truth: Bools
-) -> LogisticRegression:
-    how = _L1 if sparse_weights else {}
+def _regression(strength: float, sparse_weights: bool, columns: NDArray[np.float64], truth: Bools) -> Any:
+    # Importing it takes a second, and most evaluations do not probe.
+    import sklearn
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    how: dict[str, Any] = {}
+    if sparse_weights:
+        # The penalty's name before scikit-learn 1.8.
+        is_old = Version(sklearn.__version__) < Version("1.8")
+        how = {"solver": "liblinear", "random_state": 0} | ({"penalty": "l1"} if is_old else {"l1_ratio": 1.0})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=strength, max_iter=1000, **how).fit(columns, truth)

@@ -96,3 +96,6 @@ def _print(one: Evaluation) -> None:
         ]
         rows.add_row(name, str(one.figures[name]), *said, *beside, DEFINITIONS[name].text)
     console(140).print(rows)
+    if (concepts := one.concepts) is not None:
+        scored = f"{len(concepts.concepts)} of {concepts.named} hold often enough to be scored"
+        print(f"concepts ({concepts.source}): {scored}; tested on {concepts.tokens[1]:,} tokens")
