@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightsae.analysis.concepts.figures import PROBES, WORDS
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import read_report
 
@@ -33,7 +34,7 @@ def test_the_same_text_gives_what_the_validation_gave(fit: Callable[..., Any], l
             assert figures[short].value == pytest.approx(value, rel=2e-4, abs=2e-6), name
             compared += 1
     assert compared >= 15
-    assert set(figures) == set(DEFINITIONS)
+    assert set(figures) == set(DEFINITIONS) - set(WORDS | PROBES)
     assert all(figure.tokens > 0 for figure in figures.values())
     assert "documents, no intervals below 10" in ended.out
     assert all(figure.low is None for figure in figures.values())
@@ -41,7 +42,7 @@ def test_the_same_text_gives_what_the_validation_gave(fit: Callable[..., Any], l
 
 def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lightsae: Any, tmp_path: Path) -> None:
     run_of(fit)
-    sizes = ("--tokens", "1600", "--ce_tokens", "400")
+    sizes = ("--tokens", "1600", "--ce_tokens", "400", "--probes", "3")
     ended = lightsae("evaluate", "--sae", f"[{SAE}, {SAE}]", *sizes, "--out", "deep/e.json", *TEXT)
     assert ended.code == 0, ended.err
     assert ended.out.count("documents, 95% intervals over them") == 2
@@ -59,7 +60,22 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
     assert tokens == first.figures["fve_no_sinks"].tokens
     page = (tmp_path / "deep" / "e.md").read_text()
     assert f"# {SAE}" in page
-    assert all(f"| `{name}` | " in page for name in DEFINITIONS)
+    assert all(f"| `{name}` | " in page for name in first.figures)
+    assert set(DEFINITIONS) - set(first.figures) <= set(WORDS | PROBES)
+    # The text is no Python: its characters are its concepts.
+    assert first.concepts is not None
+    assert first.concepts.source == "characters"
+    assert len(first.concepts.concept_of) == 24
+    scores = [(one.f1, one.controls["random_sae"]) for one in first.concepts.concepts]
+    means = [sum(some) / len(some) for some in zip(*scores, strict=True)]
+    assert means[0] == pytest.approx(first.figures["concept_f1"].value, abs=1e-3)
+    assert means[1] == pytest.approx(first.controls["random_sae"]["concept_f1"].value, abs=1e-3)
+    assert len(first.concepts.probes) == 3
+    assert set(first.concepts.probes[0].auc) == {"sae", "random_sae", "neurons"}
+    mean = sum(one.auc["neurons"]["k2"] for one in first.concepts.probes) / 3
+    assert first.controls["neurons"]["probe_auc_k2"].value == pytest.approx(mean, abs=1e-3)
+    assert first.figures["probe_auc_full"].tokens == sum(one.tokens for one in first.concepts.probes)
+    assert f"{len(first.concepts.concepts)} of {first.concepts.named} concepts (characters)" in page
 
 
 @pytest.mark.parametrize(
@@ -68,9 +84,12 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
         (("--out", "e.txt"), "out is 'e.txt'; name a file that ends in .json."),
         (("--tokens", "0"), "tokens is 0; write 1 or more."),
         (("--ce_tokens", "-1"), "ce_tokens is -1; write how many, 0 for none."),
+        (("--probes", "-1"), "probes is -1; write how many concepts, 0 for none."),
+        (("--probes", "1", "--concepts", "none"), "probes is 1, but concepts is 'none'; write auto or a file."),
         (("--sae", "[]"), "sae is []; name at least one."),
         (("--sae", "missing"), "sae is 'missing', which does not exist."),
         (("--controls", "[luck]"), "controls"),
+        (("--concepts", "some.jsonl"), "concepts is 'some.jsonl'; name a file that exists, or write auto or none."),
     ],
 )
 def test_a_mistake_is_one_line(lightsae: Any, options: tuple[str, ...], said: str) -> None:
@@ -85,3 +104,27 @@ def test_without_a_head_nothing_is_spliced(fit: Callable[..., Any], lightsae: An
     ended = lightsae("evaluate", "--sae", SAE, "--tokens", "320", "--ce_tokens", "0", "--out", "e.json", *TEXT)
     assert ended.code == 0, ended.err
     assert not any(name.startswith("ce_") for name in read_report(tmp_path / "e.json")[0].figures)
+
+
+def test_concepts_of_a_file(fit: Callable[..., Any], lightsae: Any, inputs: Path, tmp_path: Path) -> None:
+    run_of(fit)
+    lines = []
+    for line in (inputs / "text.jsonl").read_text().splitlines():
+        text = json.loads(line)["text"]
+        vowels = [[place, place + 1, f"vowel.{sign}"] for place, sign in enumerate(text) if sign in "aeiou"]
+        lines.append(json.dumps({"text": text, "spans": [*vowels, [0, max(1, len(text) // 3), "begin"]]}))
+    (tmp_path / "named.jsonl").write_text("\n".join(lines))
+    options = ("--sae", SAE, "--tokens", "1600", "--ce_tokens", "0", "--out", "e.json", *TEXT)
+    ended = lightsae("evaluate", *options, "--concepts", "named.jsonl")
+    assert ended.code == 0, ended.err
+    concepts = read_report(tmp_path / "e.json")[0].concepts
+    assert concepts is not None
+    assert concepts.source == "named.jsonl"
+    assert {one.name.partition(".")[0] for one in concepts.concepts} == {"begin", "vowel"}
+    (tmp_path / "other.jsonl").write_text(json.dumps({"text": "Nothing of it.", "spans": [[0, 7, "nothing"]]}))
+    ended = lightsae("evaluate", *options, "--concepts", "other.jsonl")
+    assert ended.code == 2
+    assert "concepts is 'other.jsonl', and the held-out text has none of its documents; name the file as" in ended.err
+    ended = lightsae("evaluate", *options, "--concepts", "none")
+    assert ended.code == 0, ended.err
+    assert read_report(tmp_path / "e.json")[0].concepts is None

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fuzz.readers.base import Reader
+from lightsae.analysis.concepts.documents import DocumentText
+from lightsae.analysis.concepts.files import ConceptFile
+from lightsae.analysis.concepts.truth import Marks
 from lightsae.analysis.labels.human import import_csv
 from lightsae.analysis.labels.neuronpedia_labels import import_neuronpedia
 from lightsae.analysis.labels.patterns import patterns_of
@@ -36,6 +39,10 @@ DESCRIPTION = {
     "empty": {"list": [], "object": {}},
 }
 RULE = {"patterns": [["token", 7], ["after", 12345]], "shares": [0.9, 0.1]}
+CONCEPTS = """\
+{"text": "Ada Lovelace wrote to Babbage.", "spans": [[0, 12, "name.person"], [22, 29, "name.person"], [13, 18, "verb"]]}
+{"text": "Nothing here.", "spans": []}
+"""
 LABELS = """feature,label,human_label,by,when,note,dictionary
 1,unlabelled,"a call, of a function",ann,2026-01-02T03:04:05+00:00,,abcd
 2,x,'=plain,bob,,"two
@@ -109,6 +116,16 @@ def _neuronpedia(folder: Path) -> None:
         json.dumps(row)
 
 
+def _concepts(folder: Path) -> None:
+    told, marks = ConceptFile.read(str(folder / "concepts.jsonl")), Marks()
+    document = DocumentText(0, ["Ada Lovelace", " wrote", " to Babbage."])
+    known = told.mark(document, marks)
+    assert known in (0, len(document.text))
+    for concept, start, end in marks.take().tolist():
+        assert 0 <= start < end <= len(document.text)
+        assert concept < len(told.names)
+
+
 def _rule(folder: Path) -> None:
     for kind, key in patterns_of((folder / "rule.json").read_bytes().decode(errors="replace")):
         assert isinstance(kind, str)
@@ -122,6 +139,7 @@ TEXTS = {
     "config": Reader(_written("c.yaml", CONFIG), _config),
     "policy": Reader(_written("policy.yaml", POLICY), _policy),
     "prompts": Reader(_written("panel.yaml", "prompts: [a, 'b\n\n  c', \"d\"]\nsamples: 3\n"), _prompts),
+    "concepts": Reader(_written("concepts.jsonl", CONCEPTS), _concepts),
     "human_labels": Reader(_written("labels.csv", LABELS), _labels),
     "neuronpedia_labels": Reader(_written("e.jsonl", EXPLANATIONS), _neuronpedia),
     "rule": Reader(

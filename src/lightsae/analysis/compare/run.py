@@ -66,7 +66,7 @@ class CompareSettings:
 
     def evaluation(self) -> EvaluateSettings:
         """Return how each SAE is evaluated."""
-        return EvaluateSettings(self.tokens, self.ce_tokens, (), self.seed)
+        return EvaluateSettings(self.tokens, self.ce_tokens, (), self.seed, concepts="none")
 
 
 @dataclass(frozen=True)

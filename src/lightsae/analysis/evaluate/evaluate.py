@@ -5,7 +5,7 @@ Axes: N documents, B draws.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.analysis.concepts.files import ConceptFile
+from lightsae.analysis.concepts.probe_stage import SAE, Probed, probe
+from lightsae.analysis.concepts.read import read_truth, said_by
+from lightsae.analysis.concepts.report import ConceptReport
+from lightsae.analysis.concepts.stage import Scored, report_of, task_of
+from lightsae.analysis.concepts.truth import Truth
 from lightsae.analysis.evaluate.control import random_sae
-from lightsae.analysis.evaluate.document_sums import draws, interval
+from lightsae.analysis.evaluate.document_sums import FEWEST, draws, interval
 from lightsae.analysis.evaluate.faithfulness import splice
 from lightsae.analysis.evaluate.figures import (
     DEFINITIONS,
@@ -29,9 +35,12 @@ from lightsae.analysis.evaluate.figures import (
 from lightsae.analysis.evaluate.measure import FREQUENCIES, POSITIONS, Measured, measure, names_of
 from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
 from lightsae.analysis.evaluate.spread import Spread, dead_spread, spreads
+from lightsae.analysis.reading.features import SAEFeatures
+from lightsae.analysis.reading.firing_collector import FiringCollector
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
+from lightsae.analysis.reading.neurons import neuron_sites
 from lightsae.analysis.reading.text import TextRows
-from lightsae.errors import ConfigError, CorpusError
+from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.progress import NullProgress, Progress
 from lightsae.sae import SparseAutoencoder, Widths
@@ -52,6 +61,9 @@ class EvaluateSettings:
         controls: SAEs that learned nothing, measured beside. `random_sae`: as wide, with as many latents per token,
             directions drawn at random; it is given the mean and the best single gain.
         seed: Of the controls, and of the draws that give the intervals.
+        concepts: The truth that latents are held against. `auto`: what Python's parser says of the text, if it is
+            Python, and what its characters are; FILE: documents with named spans, see the guide; `none`: nothing.
+        probes: So many of the concepts are probed with 1, 2, 5 and 16 latents, beside neurons and the activation.
 
     Raises:
         ConfigError: A number is too small.
@@ -61,12 +73,20 @@ class EvaluateSettings:
     ce_tokens: int = 20_000
     controls: tuple[Control, ...] = ("random_sae",)
     seed: int = 0
+    concepts: str = "auto"
+    probes: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise ConfigError("tokens", self.tokens, "write 1 or more")
         if self.ce_tokens < 0:
             raise ConfigError("ce_tokens", self.ce_tokens, "write how many, 0 for none")
+        if self.probes < 0:
+            raise ConfigError("probes", self.probes, "write how many concepts, 0 for none")
+        if self.probes and self.concepts == "none":
+            raise ConfigError(
+                f"{arg('probes')} is {self.probes}, but {arg('concepts')} is 'none'; write auto or a file."
+            )
 
 
 def evaluate(
@@ -85,20 +105,21 @@ def evaluate(
 
     Raises:
         FormatError, ConfigError, ModelError, SiteError: As `LoadedSAE.load`.
-        CorpusError: The text has no held-out rows.
+        CorpusError: The text has no held-out rows, or none of the documents of the concepts' file.
     """
     return evaluate_on_text(sae, text or TextSettings(), settings or EvaluateSettings(), progress or NullProgress())[0]
 
 
 def evaluate_on_text(
-    sae: str | Path, text: TextSettings, settings: EvaluateSettings, progress: Progress
+    sae: SavedSAE | str | Path, text: TextSettings, settings: EvaluateSettings, progress: Progress
 ) -> tuple[Evaluation, Mapping[str, Spread], str]:
     """Return an evaluation, how its figures vary with the text, and a hash of the rows that were read.
 
     The spreads of two SAEs can be subtracted where the hashes are equal, and the seeds.
     """
-    loaded = LoadedSAE.load(sae, text, whole_model=bool(settings.ce_tokens))
-    on_text = _Text.read(loaded, settings, progress)
+    told = None if settings.concepts in ("auto", "none") else ConceptFile.read(settings.concepts)
+    loaded = LoadedSAE.load(sae, text, whole_model=bool(settings.ce_tokens or settings.probes))
+    on_text = _Text.read(loaded, settings, progress, told)
     evaluation, measured = on_text.evaluation(str(sae))
     return evaluation, measured.spreads, on_text.sha256
 
@@ -107,16 +128,25 @@ class _Text:
     """A text with what an evaluation needs to know of it before the SAE is run."""
 
     def __init__(
-        self, loaded: LoadedSAE, settings: EvaluateSettings, progress: Progress, rows: TextRows, sample: "_Sample"
+        self,
+        loaded: LoadedSAE,
+        settings: EvaluateSettings,
+        progress: Progress,
+        rows: TextRows,
+        sample: "_Sample",
+        truth: Truth | None,
     ) -> None:
         self.loaded, self.settings, self.progress, self.rows, self.sample = loaded, settings, progress, rows, sample
+        self.truth = truth
         self.reader = loaded.reader(tuple(loaded.sae.widths.predicted))
         counts = np.bincount(rows.tokens.ravel(), minlength=1)
         self.share_of_token: NDArray[np.float64] = counts / counts.sum()
         self.documents = int(rows.documents.max()) + 1
 
     @classmethod
-    def read(cls, loaded: LoadedSAE, settings: EvaluateSettings, progress: Progress) -> "_Text":
+    def read(
+        cls, loaded: LoadedSAE, settings: EvaluateSettings, progress: Progress, told: ConceptFile | None
+    ) -> "_Text":
         with progress.stage("text", settings.tokens) as report:
             rows = loaded.held_out_rows(settings.tokens)
             report(rows.n_tokens)
@@ -124,7 +154,12 @@ class _Text:
             raise CorpusError("dataset", loaded.corpus.dataset, "it has no held-out text: name one that has")
         reader = loaded.reader(tuple(loaded.sae.widths.predicted))
         spread = rows.spread(max(1, _SAMPLE // rows.tokens.shape[1]))
-        return cls(loaded, settings, progress, rows, _Sample.of(loaded, (batch for batch, _ in reader.batches(spread))))
+        sample = _Sample.of(loaded, (batch for batch, _ in reader.batches(spread)))
+        truth = None
+        if settings.concepts != "none":
+            with progress.stage("concepts of the text", rows.n_tokens) as report:
+                truth = read_truth(rows, said_by(loaded.main_model), report, told)
+        return cls(loaded, settings, progress, rows, sample, truth)
 
     @property
     def sha256(self) -> str:
@@ -132,11 +167,22 @@ class _Text:
 
     def evaluation(self, name: str) -> tuple[Evaluation, Measured]:
         sae = self.loaded.sae
-        figures, measured = self._figures(sae, "the SAE")
+        figures, measured, scored = self._figures(sae, "the SAE")
         controls: dict[str, Mapping[str, Figure]] = {}
+        saes, beside = {SAE: sae}, dict[str, Scored]()
         for control in self.settings.controls:
             learned_nothing = self.sample.random_sae(sae, figures["l0"].value, self.settings.seed)
-            controls[control] = self._figures(learned_nothing, control.replace("_", " "))[0]
+            controls[control], _, its_own = self._figures(learned_nothing, control.replace("_", " "))
+            saes[control] = learned_nothing
+            if its_own is not None:
+                beside[control] = its_own
+        concepts = self._concepts(scored, beside) if scored is not None else None
+        if scored is not None and concepts is not None and self.settings.probes:
+            probed = self._probed(scored, saes)
+            concepts = replace(concepts, probes=probed.scores)
+            named = {name: self._as_figures(values, scored, probed.tokens) for name, values in probed.figures.items()}
+            figures = self._in_order(figures | named.pop(SAE, {}))
+            controls |= {name: self._in_order({**controls.get(name, {}), **own}) for name, own in named.items()}
         text = {
             "model": self.loaded.main_model.name,
             "model_revision": self.loaded.main_model.revision,
@@ -155,12 +201,15 @@ class _Text:
             firing_histogram=_histogram(measured, self.rows.n_tokens),
             published={key: float(value) for key, value in published.items()},
             controls=controls,
+            concepts=concepts,
         )
         return evaluation, measured
 
-    def _figures(self, sae: SparseAutoencoder, what: str) -> tuple[dict[str, Figure], Measured]:
+    def _figures(self, sae: SparseAutoencoder, what: str) -> tuple[dict[str, Figure], Measured, Scored | None]:
+        nothing = np.zeros(sae.d_sae, np.float32)
+        collector = FiringCollector(SAEFeatures(sae), nothing, keep_values=True) if self.truth is not None else None
         with self.progress.stage(f"reconstructions: {what}", self.rows.n_tokens) as report:
-            batches = self._batches(self.rows, report)
+            batches = self._batches(self.rows, report, collector)
             measured = measure(sae, batches, self.sample.centre, self.share_of_token, self.documents)
         tables = measured.tables
         documents = len(tables["tokens"])
@@ -180,7 +229,52 @@ class _Text:
         measured.spreads |= spreads(values, tables["tokens"])
         if (spread := dead_spread(fires, tables["tokens"])) is not None:
             measured.spreads["dead_fraction"] = spread
-        return self._in_order(figures | self._faithfulness(sae, what, measured)), measured
+        figures |= self._faithfulness(sae, what, measured)
+        scored = self._scored(collector, what)
+        return self._in_order(figures | self._of_concepts(scored)), measured, scored
+
+    def _scored(self, collector: FiringCollector | None, what: str) -> Scored | None:
+        if self.truth is None or collector is None:
+            return None
+        with self.progress.stage(f"concepts: {what}", 1) as report:
+            firings = collector.lists()
+            task = task_of(self.truth, firings)
+            scored = None if task is None else Scored.of(task, firings)
+            report(1)
+        return scored
+
+    def _of_concepts(self, scored: Scored | None) -> dict[str, Figure]:
+        if scored is None:
+            return {}
+        return self._as_figures(scored.figures(draws(scored.documents, self.settings.seed)), scored, scored.tokens)
+
+    @staticmethod
+    def _as_figures(values: Mapping[str, NDArray[np.float64]], scored: Scored, tokens: int) -> dict[str, Figure]:
+        return {
+            name: Figure(float(of_draws[0]), *interval(of_draws, scored.documents), tokens)
+            for name, of_draws in values.items()
+        }
+
+    def _probed(self, scored: Scored, saes: Mapping[str, SparseAutoencoder]) -> Probed:
+        neurons = neuron_sites(self.loaded.sae, self.loaded.models)
+        reader, times = self.loaded.reader(tuple(neurons)), draws(scored.documents, self.settings.seed)
+        return probe(
+            scored.detection.task,
+            self.settings.probes,
+            saes,
+            neurons,
+            reader,
+            self.rows,
+            times,
+            self.settings.seed,
+            self.progress,
+        )
+
+    def _concepts(self, scored: Scored, beside: Mapping[str, Scored]) -> ConceptReport:
+        source = "python" if self.truth is not None and "keyword" in self.truth.place else "characters"
+        source = source if self.settings.concepts == "auto" else self.settings.concepts
+        times = draws(scored.documents, self.settings.seed)
+        return report_of(scored, source, times, scored.documents >= FEWEST, beside)
 
     def _faithfulness(self, sae: SparseAutoencoder, what: str, measured: Measured) -> dict[str, Figure]:
         model = self.loaded.main_model
@@ -204,10 +298,14 @@ class _Text:
             for name, of_draws in values.items()
         }
 
-    def _batches(self, rows: TextRows, report: Callable[[int], None]) -> Iterator[ActivationBatch]:
+    def _batches(
+        self, rows: TextRows, report: Callable[[int], None], collector: FiringCollector | None = None
+    ) -> Iterator[ActivationBatch]:
         done = 0
-        for batch, _ in self.reader.batches(rows):
+        for batch, counted in self.reader.batches(rows):
             yield batch
+            if collector is not None:
+                collector.update(batch, counted)
             done += len(batch)
             report(done)
 

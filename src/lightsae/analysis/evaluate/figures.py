@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from lightsae.analysis.concepts import figures as concepts
 from lightsae.metrics.reconstruction import ReconstructionSums
 
 Better = Literal["higher", "lower"]
@@ -68,6 +69,7 @@ DEFINITIONS: dict[str, Definition] = {
     "ce_zero_no_sinks": Definition("ce_zero where the activations of attention sinks stay as they are"),
     "ce_recovered_no_sinks": Definition("ce_recovered where the activations of attention sinks stay", "higher"),
     "kl_no_sinks": Definition("kl where the activations of attention sinks stay as they are", "lower"),
+    **{name: Definition(text, concepts.BETTER.get(name)) for name, text in (concepts.WORDS | concepts.PROBES).items()},
 }
 
 

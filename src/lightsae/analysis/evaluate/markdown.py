@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lightsae.analysis.concepts.markdown import concept_lines
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
 
@@ -50,6 +51,8 @@ def _of_one(one: Evaluation) -> list[str]:
         lines += ["", *_of_bands(title, bands)]
     lines += ["", "| fires on so many of the tokens | latents |", "|---|---|"]
     lines += [markdown_row([firing_rate(name), f"{count:,}"]) for name, count in one.firing_histogram.items()]
+    if one.concepts is not None:
+        lines += ["", *concept_lines(one.concepts)]
     return [*lines, ""]
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightsae.analysis.concepts.report import ConceptReport
 from lightsae.errors import FormatError
 from lightsae.formats.checks import fits
 from lightsae.formats.files import check_fields, check_version, shown, write_atomically
@@ -60,6 +61,7 @@ class Evaluation:
         firing_histogram: Number of latents by floor(log10(share of tokens that they fire on)); "never" of silent ones.
         published: What the publisher says, by the same names.
         controls: The figures of SAEs that learned nothing, by name.
+        concepts: What its latents know of the text's concepts; None: not measured, or too little text.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Evaluation:
     firing_histogram: Mapping[str, int]
     published: Mapping[str, float] = field(default_factory=dict)
     controls: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
+    concepts: ConceptReport | None = None
 
 
 def write_report(evaluations: Sequence[Evaluation], definitions: Mapping[str, str], path: Path) -> None:
@@ -125,7 +128,11 @@ def _evaluation(entry: Any, where: str) -> Evaluation:
         for name, control in entry["controls"].items()
     }
     told = {key: entry[key] for key in ("name", "sae", "text", "firing_histogram", "published")}
-    return Evaluation(**told, figures=figures, controls=controls, positions=positions, frequencies=frequencies)
+    # Reports of before say nothing of concepts.
+    said = entry.get("concepts")
+    concepts = None if said is None else ConceptReport.of_entry(said, where, _AGAIN)
+    told |= {"positions": positions, "frequencies": frequencies, "controls": controls, "concepts": concepts}
+    return Evaluation(**told, figures=figures)
 
 
 def _bands(entries: Sequence[Any], where: str) -> list[Band]:

@@ -20,13 +20,14 @@ from lightsae.analysis.contexts.statistics import ContextSettings, ContextStatis
 from lightsae.analysis.dictionary.figures import above_chance, against, f1_against, median_of
 from lightsae.analysis.dictionary.writer import write_dictionary
 from lightsae.analysis.effects.stage import NEAREST, Effects
-from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, held_against, neuron_sites, neurons_near
+from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, held_against, neurons_near
 from lightsae.analysis.interpret.population import SAE, Population
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.label_search import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.stage import label_offline
 from lightsae.analysis.reading.features import SAEFeatures, read_sites
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
+from lightsae.analysis.reading.neurons import neuron_sites
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import ConfigError, CorpusError, arg

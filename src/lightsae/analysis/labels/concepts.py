@@ -34,17 +34,22 @@ def aspects_of(
         documents: (n, S) running numbers of the documents; None: every row is one.
         numbers: (n,) running numbers of the rows: one that follows on another continues its last document.
     """
-    said = np.array(["" if _MARK.fullmatch(text) else text for text in texts], dtype=object)
+    said = spoken(texts)
     aspects = {name: np.zeros(tokens.size, np.int64) for name in ASPECTS}
     flat = tokens.ravel()
-    for start, end in _pieces(tokens.shape, documents, numbers):
+    for start, end in pieces_of(tokens.shape, documents, numbers):
         pieces = said[flat[start:end]].tolist()
         for name, values in _read(pieces).items():
             aspects[name][start:end] = values
     return {name: values.reshape(tokens.shape) for name, values in aspects.items()}
 
 
-def _pieces(
+def spoken(texts: Sequence[str]) -> NDArray[np.object_]:
+    """Return what each token adds to its document's text, (V,): nothing, if it marks a begin or an end."""
+    return np.array(["" if _MARK.fullmatch(text) else text for text in texts], dtype=object)
+
+
+def pieces_of(
     shape: tuple[int, ...], documents: NDArray[np.int64] | None, numbers: NDArray[np.int64] | None
 ) -> Iterator[tuple[int, int]]:
     """Yield where each piece of a document begins and ends, as flat token indices."""

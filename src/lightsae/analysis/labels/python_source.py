@@ -174,11 +174,11 @@ def _string_end(text: str, at: int, quote: str, formatted: bool = False) -> int:
         if match[0] == "\n":
             return match.start()
         if match[0] == "{" and formatted:
-            at = _field_end(text, at)
+            at = field_end(text, at)
     return len(text)
 
 
-def _field_end(text: str, start: int) -> int:
+def field_end(text: str, start: int) -> int:
     """Return where a field of an f-string ends; inside, strings may have the quotes of the string around them."""
     depth = 1
     for token in _tokens(text, start):

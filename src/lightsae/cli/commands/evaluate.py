@@ -38,6 +38,15 @@ _SHOWN = (
     "ce_recovered_no_sinks",
     "kl_no_sinks",
     "top1_agreement",
+    "concept_f1",
+    "concepts_found",
+    "latents_per_concept",
+    "latents_with_concept",
+    "absorption",
+    "absorption_elsewhere",
+    "probe_auc_k1",
+    "probe_auc_k5",
+    "probe_auc_full",
 )
 
 
@@ -128,3 +137,6 @@ def _print(one: Evaluation) -> None:
         ]
         rows.add_row(name, str(one.figures[name]), *said, *beside, DEFINITIONS[name].text)
     console(140).print(rows)
+    if (concepts := one.concepts) is not None:
+        scored = f"{len(concepts.concepts)} of {concepts.named} hold often enough to be scored"
+        print(f"concepts ({concepts.source}): {scored}; tested on {concepts.tokens[1]:,} tokens")

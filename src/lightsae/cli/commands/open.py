@@ -81,7 +81,7 @@ def _check(saved: "SavedSAE", model: str | None, dataset: str | None) -> None:
     if model is None and not is_at_hand(source.model or "", source.model_revision):
         print(f"not checked: the model {source.model!r} is not on this machine; name one by --data.model MODEL")
         return
-    settings = EvaluateSettings(_TOKENS, _TOKENS, controls=())
+    settings = EvaluateSettings(_TOKENS, _TOKENS, controls=(), concepts="none")
     try:
         with under(name_or_path="model", revision="model_revision"):
             text = on_text_at_hand(TextSettings(model=model, dataset=dataset), saved)

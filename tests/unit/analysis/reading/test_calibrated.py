@@ -10,7 +10,7 @@ import torch
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.fills import ReadSettings
-from lightsae.analysis.interpret.floors import comparisons, neuron_sites
+from lightsae.analysis.interpret.floors import comparisons
 from lightsae.analysis.reading.calibrated import (
     CalibratedFeatures,
     NeuronFeatures,
@@ -21,6 +21,7 @@ from lightsae.analysis.reading.calibrated import (
     spread_of,
 )
 from lightsae.analysis.reading.features import SAEFeatures
+from lightsae.analysis.reading.neurons import neuron_sites
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
 from lightsae.lm import LanguageModel

@@ -1,0 +1,78 @@
+"""The truth about a text: what Python's own parser says of it, what its characters are, or what a file says."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lightsae.analysis.concepts.characters import character_truth
+from lightsae.analysis.concepts.documents import DocumentText, documents_of
+from lightsae.analysis.concepts.files import ConceptFile
+from lightsae.analysis.concepts.python.module import mark_python
+from lightsae.analysis.concepts.truth import Ints, Marks, Truth
+from lightsae.analysis.reading.text import TextRows
+from lightsae.errors import CorpusError, arg
+from lightsae.lm import LanguageModel
+from lightsae.lm.model import vocabulary_of
+
+Mark = Callable[[DocumentText, Marks], int]
+# A text is Python if so much of it parses.
+_SHARE_OF_PYTHON = 0.5
+
+
+def said_by(model: LanguageModel) -> list[str]:
+    """Return what each token id of a model adds to a document's text, (V,): special tokens add nothing."""
+    special = set(model.tokenizer.all_special_ids)
+    return ["" if number in special else text for number, text in enumerate(vocabulary_of(model))]
+
+
+def read_truth(
+    rows: TextRows, texts: Sequence[str], report: Callable[[int], None], told: ConceptFile | None = None
+) -> Truth:
+    """Return what is known of a text.
+
+    Args:
+        rows: The text.
+        texts: (V,) what each token says.
+        report: Told how many tokens are done.
+        told: The concepts of a file; None: Python's, if the text is Python, and those of its characters.
+
+    Raises:
+        CorpusError: The text has none of the file's documents.
+    """
+    if told is not None:
+        truth = marked(rows, texts, told.mark, report)
+        if not truth.known.any():
+            raise CorpusError(
+                f"{arg('concepts')} is {told.path!r}, and the held-out text has none of its documents; name "
+                f"the file as {arg('dataset')} and {arg('validation_split')} too."
+            )
+        return truth
+    characters = character_truth(rows, texts)
+    python = marked(rows, texts, mark_python, report)
+    is_python = python.known.sum() >= _SHARE_OF_PYTHON * characters.known.sum()
+    return python.beside(characters) if is_python else characters
+
+
+def marked(rows: TextRows, texts: Sequence[str], mark: Mark, report: Callable[[int], None]) -> Truth:
+    """Return the truth that marks of documents give.
+
+    Args:
+        rows: The text.
+        texts: (V,) what each token says.
+        mark: Marks a document, and returns how many of its characters it knows about.
+        report: Told how many tokens are done.
+    """
+    marks, known = Marks(), np.zeros(rows.n_tokens, np.bool_)
+    parts: list[Ints] = []
+    for document in documents_of(rows, texts):
+        end = mark(document, marks)
+        of_document = marks.take()
+        if end:
+            first, last = document.tokens_at(of_document[:, 1], of_document[:, 2])
+            parts.append(np.stack([of_document[:, 0], first, last], 1))
+            _, read = document.tokens_at(np.zeros(1, np.int64), np.array([end]))
+            stretch = slice(document.first, int(read[0]))
+            known[stretch] = document.speaks[: stretch.stop - stretch.start]
+        report(document.first + len(document.pieces))
+    table = np.concatenate(parts) if parts else np.empty((0, 3), np.int64)
+    return Truth.of(list(marks.names), table[:, 0], table[:, 1], table[:, 2], known)
