@@ -12,14 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightsae.errors import ConfigError
 
 # What ClearML patches in other packages unless it is told not to; with an empty dict it would look for a repository.
-_PATCHES = ("hydra", "scikit", "joblib", "matplotlib", "tensorflow", "tensorboard", "tfdefines", "pytorch", "megengine")
-_PATCHES += ("xgboost", "catboost", "fastai", "lightgbm", "gradio", "detect_repository")
+_PATCHES: tuple[str, ...] = (
+    *("hydra", "scikit", "joblib", "matplotlib", "tensorflow", "tensorboard", "tfdefines", "pytorch", "megengine"),
+    *("xgboost", "catboost", "fastai", "lightgbm", "gradio", "detect_repository"),
+)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 _OF_A_RUN = ("config.yaml", "sae", "training_curves.png", "validation.json", "sweep.json", "throughput.json")
 
