@@ -12,14 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightsae.errors import ConfigError
 
 # What ClearML patches in other packages unless it is told not to; with an empty dict it would look for a repository.
-_PATCHES = ("hydra", "scikit", "joblib", "matplotlib", "tensorflow", "tensorboard", "tfdefines", "pytorch", "megengine")
-_PATCHES += ("xgboost", "catboost", "fastai", "lightgbm", "gradio", "detect_repository")
+_PATCHES = (
+    *("hydra", "scikit", "joblib", "matplotlib", "tensorflow", "tensorboard", "tfdefines", "pytorch", "megengine"),
+    *("xgboost", "catboost", "fastai", "lightgbm", "gradio", "detect_repository"),
+)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 _OF_A_RUN = ("config.yaml", "sae", "training_curves.png", "validation.json", "sweep.json", "throughput.json")
 
@@ -39,12 +42,12 @@ def check_installed(argument: str) -> None:
         raise ConfigError(f"{argument} needs the package clearml; install it: pip install 'lightsae[clearml]'.")
 
 
-def open_task(project: str, name: str | None = None, kind: str = "training", tags: Iterable[str] = ()) -> Any:
+def open_task(project: str, name: str, kind: str = "training", tags: Iterable[str] = ()) -> Any:
     """Begin a ClearML task; without credentials an offline one, a folder and a .zip to import later.
 
     Args:
         project: Of ClearML; made where there is none of the name.
-        name: Of the task; ClearML's choice if None.
+        name: Of the task.
         kind: `training`, `testing` or another of ClearML's types.
         tags: Of the task.
 
@@ -145,7 +148,7 @@ class ClearMLLogger(Logger):
 
     Args:
         project: Of ClearML.
-        task: Name of the task; ClearML's choice if null.
+        task: Name of the task.
         tags: Of the task.
 
     Raises:
@@ -155,7 +158,7 @@ class ClearMLLogger(Logger):
         trainer: {logger: [TensorBoardLogger, {class_path: ClearMLLogger, init_args: {project: lightsae}}]}
     """
 
-    def __init__(self, project: str = "lightsae", task: str | None = None, tags: list[str] | None = None) -> None:
+    def __init__(self, project: str = "lightsae", task: str = "run", tags: list[str] | None = None) -> None:
         super().__init__()
         check_installed("ClearMLLogger")
         self._project, self._task_name, self._tags = project, task, list(tags or [])
