@@ -42,12 +42,12 @@ def check_installed(argument: str) -> None:
         raise ConfigError(f"{argument} needs the package clearml; install it: pip install 'lightsae[clearml]'.")
 
 
-def open_task(project: str, name: str | None = None, kind: str = "training", tags: Iterable[str] = ()) -> Any:
+def open_task(project: str, name: str, kind: str = "training", tags: Iterable[str] = ()) -> Any:
     """Begin a ClearML task; without credentials an offline one, a folder and a .zip to import later.
 
     Args:
         project: Of ClearML; made where there is none of the name.
-        name: Of the task; ClearML's choice if None.
+        name: Of the task.
         kind: `training`, `testing` or another of ClearML's types.
         tags: Of the task.
 
@@ -148,7 +148,7 @@ class ClearMLLogger(Logger):
 
     Args:
         project: Of ClearML.
-        task: Name of the task; ClearML's choice if null.
+        task: Name of the task.
         tags: Of the task.
 
     Raises:
@@ -158,7 +158,7 @@ class ClearMLLogger(Logger):
         trainer: {logger: [TensorBoardLogger, {class_path: ClearMLLogger, init_args: {project: lightsae}}]}
     """
 
-    def __init__(self, project: str = "lightsae", task: str | None = None, tags: list[str] | None = None) -> None:
+    def __init__(self, project: str = "lightsae", task: str = "run", tags: list[str] | None = None) -> None:
         super().__init__()
         check_installed("ClearMLLogger")
         self._project, self._task_name, self._tags = project, task, list(tags or [])

@@ -1,12 +1,14 @@
 """`lightsae evaluate`: the figures of a run's own validation, with their noise, beside an SAE that learned nothing."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.fake_clearml import FakeClearML
 from lightsae.analysis.concepts.figures import PROBES, WORDS
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import read_report
@@ -76,6 +78,27 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
     assert first.controls["neurons"]["probe_auc_k2"].value == pytest.approx(mean, abs=1e-3)
     assert first.figures["probe_auc_full"].tokens == sum(one.tokens for one in first.concepts.probes)
     assert f"{len(first.concepts.concepts)} of {first.concepts.named} concepts (characters)" in page
+
+
+def test_clearml_gets_figures_and_report(
+    fit: Callable[..., Any], lightsae: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_of(fit)
+    fake = FakeClearML()
+    monkeypatch.setitem(sys.modules, "clearml", fake)
+    sizes = ("--tokens", "128", "--ce_tokens", "0", "--controls", "[]")
+    ended = lightsae("evaluate", "--sae", SAE, *sizes, "--out", "e.json", "--clearml", "demo", *TEXT)
+    assert ended.code == 0, ended.err
+    assert "offline-t1.zip" in ended.out
+    (task,) = fake.tasks
+    figures = read_report(tmp_path / "e.json")[0].figures
+    assert task.values == {name: figure.value for name, figure in figures.items()}
+    assert task.artefacts == {"evaluation": "e.json", "page": "e.md"}
+    assert task.connected["settings"]["tokens"] == 128
+    monkeypatch.setitem(sys.modules, "clearml", None)
+    ended = lightsae("evaluate", "--sae", "missing", "--clearml", "demo")
+    assert (ended.code, ended.new) == (2, [])
+    assert "pip install 'lightsae[clearml]'" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def test_a_run_and_its_resumption_have_one_folder(case: str, lightsae: Run, inpu
     assert saved[0]["trainer"]["default_root_dir"] is None
     if "remote" in case:
         assert RemoteLogger.told["model.sae.init_args.d_sae"] == 24
+        assert RemoteLogger.told["trainer.max_steps"] == 5, "what goes on is a run of its own there"
     if "csv" in case:
         # Lightning's logger would have begun a new file in the place of the first.
         for name, last in (("metrics.until-resume-1.csv", 2), ("metrics.csv", 4)):

@@ -87,6 +87,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         ClearMLLogger()
 
 
+@pytest.mark.filterwarnings("ignore")  # of ClearML's own parser
 def test_the_real_package_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLEARML_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("CLEARML_CONFIG_FILE", str(tmp_path / "none.conf"))

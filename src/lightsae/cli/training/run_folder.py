@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from lightsae.callbacks.base import WITH_FOLDERS, run_folder
@@ -16,6 +16,8 @@ from lightsae.formats.files import write_atomically
 
 # What tells one run from another; the rest of the configuration is in config.yaml.
 _TOLD = ("data.", "model.", "seed_everything", "trainer.max_steps", "trainer.precision", "trainer.gradient_clip")
+# They go on where the run was; MLflow refuses a parameter that has changed, of a run that goes on by its `run_id`.
+_KNOWS_THEM = (*WITH_FOLDERS, MLFlowLogger)
 FINAL_FIGURES = ("val/fve", "val/fve_no_sinks", "val/ce_recovered", "val/l0", "val/dead_fraction")
 
 
@@ -101,13 +103,14 @@ class SaveRunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_unset=False)
         with write_atomically(folder / name) as partial:
             partial.write_text(text)
-        if not self.resuming:
-            flat = _flatten(self.config.as_dict())
-            told = {key: value for key, value in flat if key.startswith(_TOLD) and value != "None"}
-            for logger in trainer.loggers:
-                logger.log_hyperparams(told)
-                if isinstance(logger, TensorBoardLogger):
-                    _show_hparams(logger, told)
+        flat = _flatten(self.config.as_dict())
+        told = {key: value for key, value in flat if key.startswith(_TOLD) and value != "None"}
+        for logger in trainer.loggers:
+            if self.resuming and isinstance(logger, _KNOWS_THEM):
+                continue
+            logger.log_hyperparams(told)
+            if isinstance(logger, TensorBoardLogger):
+                _show_hparams(logger, told)
 
 
 def _show_hparams(logger: TensorBoardLogger, told: Mapping[str, Any]) -> None:
