@@ -141,14 +141,14 @@ def write_gemma_scope(sae: PortableSAE, path: Path) -> None:
     """Write an SAE of thresholds as Gemma Scope's files are: b_dec is not subtracted."""
     b_enc = sae.b_enc - (sae.b_dec @ sae.W_enc if sae.subtracts_b_dec else 0)
     assert sae.threshold is not None
-    arrays: dict[str, Any] = {
-        "W_enc": sae.W_enc,
-        "b_enc": b_enc,
-        "W_dec": sae.W_dec,
-        "b_dec": sae.b_dec,
-        "threshold": sae.threshold,
-    }
-    np.savez(path, **{name: value.numpy() for name, value in arrays.items()})
+    np.savez(
+        path,
+        W_enc=sae.W_enc.numpy(),
+        b_enc=b_enc.numpy(),
+        W_dec=sae.W_dec.numpy(),
+        b_dec=sae.b_dec.numpy(),
+        threshold=sae.threshold.numpy(),
+    )
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ STAND_INS = {
 # Commands that are cheap enough to be run, with options that make them so.
 RUN = {
     ("sites",): "",
-    ("open",): "",
+    ("open",): "--check false",
     ("convert",): "",
     ("fit", "--data.activations"): "--trainer.max_steps 3 --trainer.accelerator cpu --data.buffer_tokens 4096"
     " --trainer.enable_progress_bar false",
