@@ -65,10 +65,11 @@ def concept_figures(
     figures = {
         "concept_f1": _mean(scores),
         "concept_f1_of_sets": _mean(of_sets),
-        "concepts_found": _mean(is_found(scores, detection.task.always).astype(np.float64)),
+        "concepts_found": _mean(is_found(scores, detection.task.always)),
     }
     taken = np.array([len(latents) for latents in sets.latents])[sets.chosen > 0]
-    figures["latents_per_concept"] = np.full(len(times), taken.mean() if len(taken) else np.nan)
+    # Chosen on other documents: those of the tests, drawn anew, say nothing of its noise.
+    figures["latents_per_concept"] = np.where(np.arange(len(times)) == 0, taken.mean() if len(taken) else 0, np.nan)
     figures |= _latent_figures(detection, times)
     names = detection.task.names
     letters = np.array([names[parent].split(".")[0] == FIRST_LETTER for parent in absorbed.pairs[:, 0]], np.bool_)
@@ -99,13 +100,13 @@ def _scores_of(detection: Detection, latents: list[list[int]], times: NDArray[np
         at = union(detection, concept, some, task.testing)
         for table, tokens in ((picked, np.flatnonzero(at)), (right, task.tokens_of(concept, at))):
             table[:, concept] = np.bincount(task.document_of[tokens], minlength=len(table))
-    return f1(times @ right, times @ picked, times @ task.positives)
+    positives = times @ task.positives
+    return _where_there(f1(times @ right, times @ picked, positives), positives)
 
 
-def is_found(scores: Values, always: Values) -> NDArray[np.bool_]:
-    """Return whether F1 lies halfway or more from that of always firing to 1."""
-    found: NDArray[np.bool_] = scores >= always + FOUND * (1 - always)
-    return found
+def is_found(scores: Values, always: Values) -> Values:
+    """Return 1 where F1 lies halfway or more from that of always firing to 1, 0 where not; NaN where there is none."""
+    return np.where(np.isfinite(scores), (scores >= always + FOUND * (1 - always)).astype(np.float64), np.nan)
 
 
 def latent_scores(detection: Detection, times: NDArray[np.float64], latents: NDArray[np.int64]) -> Values:
@@ -120,20 +121,27 @@ def latent_scores(detection: Detection, times: NDArray[np.float64], latents: NDA
         picked[:, place] = np.bincount(of, minlength=len(picked))
         holds = task.truth.at(tokens, np.full(len(tokens), task.concepts[concept]))
         right[:, place] = np.bincount(of, weights=holds, minlength=len(right))
-    return f1(times @ right, times @ picked, (times @ task.positives)[:, concept_of[latents]])
+    positives = (times @ task.positives)[:, concept_of[latents]]
+    return _where_there(f1(times @ right, times @ picked, positives), positives)
+
+
+def _where_there(scores: Values, positives: Values) -> Values:
+    """Leave out draws that have none of a concept's documents: nothing can be found there, and nothing missed."""
+    return np.where(positives > 0, scores, np.nan)
 
 
 def _latent_figures(detection: Detection, times: NDArray[np.float64]) -> dict[str, Values]:
     alive = np.flatnonzero(detection.alive)
     if not len(alive):
         return {}
-    total, found = np.zeros(len(times)), np.zeros(len(times))
+    total, found, there = (np.zeros(len(times)) for _ in range(3))
     for start in range(0, len(alive), _LATENTS):
         some = alive[start : start + _LATENTS]
         scores = latent_scores(detection, times, some)
-        total += scores.sum(1)
-        found += is_found(scores, detection.task.always[detection.concept_of[some]]).sum(1)
-    return {"latent_f1": total / len(alive), "latents_with_concept": found / len(alive)}
+        there += np.isfinite(scores).sum(1)
+        total += np.nansum(scores, 1)
+        found += np.nansum(is_found(scores, detection.task.always[detection.concept_of[some]]), 1)
+    return {"latent_f1": _share(total, there), "latents_with_concept": _share(found, there)}
 
 
 def _share(part: Values, whole: Values) -> Values:

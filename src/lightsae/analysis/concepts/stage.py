@@ -18,6 +18,8 @@ from lightsae.analysis.concepts.truth import Bools, Truth
 from lightsae.analysis.reading.firing_lists import FiringLists
 
 _DIGITS = 4
+# An interval is given if a concept is in more than this share of the draws.
+_MOST_DRAWS = 0.95
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ def report_of(
     """
     detection, task = scored.detection, scored.detection.task
     scores, once = concept_scores(detection, times), times[:1]
-    bounds = np.percentile(scores[1:], [2.5, 97.5], axis=0) if intervals else None
+    # A concept of few documents is missing in many draws: no interval.
+    bounded = intervals & (np.isfinite(scores[1:]).mean(0) > _MOST_DRAWS)
+    bounds = np.percentile(np.where(bounded, scores[1:], 0), [2.5, 97.5], axis=0) if intervals else scores[:2]
     of_sets = set_scores(detection, scored.sets, once)[0]
     beside = {name: concept_scores(one.detection, once)[0] for name, one in controls.items()}
     concepts = []
@@ -89,8 +93,8 @@ def report_of(
                 name=name,
                 tokens=int(task.counts[1, place]),
                 f1=_short(scores[0, place]),
-                low=None if bounds is None else _short(bounds[0, place]),
-                high=None if bounds is None else _short(bounds[1, place]),
+                low=_short(bounds[0, place]) if bounded[place] else None,
+                high=_short(bounds[1, place]) if bounded[place] else None,
                 always=_short(task.always[place]),
                 latent=latent,
                 threshold=_finite(float(detection.thresholds[latent, level])),

@@ -142,6 +142,19 @@ def test_a_concept_that_is_split_takes_as_many_latents_as_raise_f1() -> None:
     assert "absorption" not in figures
 
 
+def test_draws_without_a_concept_do_not_count() -> None:
+    rng = np.random.default_rng(4)
+    holds = (OF < 2) & (rng.random(TOKENS) < 0.5)
+    made = task(truth_of(a=holds))
+    assert made.positives.astype(bool).sum() == 1
+    scored = Scored.of(made, firings_of(holds[:, None].astype(np.float32)))
+    figures = scored.figures(draws(6))
+    assert np.nanmin(figures["concept_f1"]) == np.nanmin(figures["latent_f1"]) == 1
+    assert np.isnan(figures["concept_f1"]).any()
+    report = report_of(scored, "characters", draws(6), True, {})
+    assert (report.concepts[0].f1, report.concepts[0].low) == (1, None)
+
+
 def test_a_report_says_what_the_figures_say() -> None:
     scored, _ = planted(0.6)
     control = Scored.of(scored.detection.task, firings_of(np.ones((TOKENS, 3), np.float32)))
