@@ -59,7 +59,7 @@ def _draw_pane(axes: Axes, recipes: Sequence[Compared], name: str) -> None:
 def undominated(points: Mapping[str, tuple[float, float]]) -> set[str]:
     """Return the names of those of which no other has as small an L0 and as large a quality, one of them strictly.
 
-    >>> sorted(undominated({"a": (8, 0.5), "b": (16, 0.7), "c": (16, 0.6)}))
+    >>> sorted(undominated({"a": (8.0, 0.5), "b": (16.0, 0.7), "c": (16.0, 0.6)}))
     ['a', 'b']
     """
     return {

@@ -163,6 +163,6 @@ def _alternatives(
         yield Alternative(
             "model",
             f"it is of {other_model}",
-            f"name the model, --data.model {other_model}",
+            f"write model {other_model}",
             replace(case, text=OTHER_MODEL),
         )

@@ -119,9 +119,9 @@ def other_sites(case: Case, sample: Sample, near: dict[SiteRef, list[Neighbour]]
 
 
 def _at(case: Case, cause: str, what: str, site: str | None, target: str | None = None) -> Alternative:
-    named = {"--data.site": site, "--data.target_site": target}
-    words = " ".join(f"{option} {name}" for option, name in named.items() if name is not None)
-    mend = f"name the site, {words}; where the file says another one, correct it there"
+    named = {"site": site, "target_site": target}
+    words = ", ".join(f"{setting} {name}" for setting, name in named.items() if name is not None)
+    mend = f"write {words}; where the file says another one, correct it there"
     return Alternative(cause, what, mend, case)
 
 

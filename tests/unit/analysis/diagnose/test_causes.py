@@ -103,4 +103,4 @@ def test_a_site_that_carries_the_same_is_no_other_one() -> None:
     near = {HERE: [Neighbour(twin.site, "site"), Neighbour(OTHER.site, "site")]}
     (found,) = other_sites(case(sae()), text, near)
     assert found.case.read == found.case.predicted == OTHER
-    assert "--data.site resid_post.2" in found.mend
+    assert "site resid_post.2" in found.mend
