@@ -13,7 +13,7 @@ from lightsae.sae.mechanisms.topk import TopK
 from lightsae.sae.sparse_ops import Latents, SparsePattern, encode_selected
 from lightsae.sae.usage import over_ranks
 
-DECAY = 0.99
+DECAY = 0.9
 # Entries below this share of the threshold are left out of the selection, where enough others remain.
 NEAR = 0.5
 
@@ -22,7 +22,7 @@ class BatchTopK(TopK):
     """The batch keeps its T * k largest latents; at inference those above a threshold. Loss terms as TopK's.
 
     The threshold is the running mean, over optimiser steps, of the smallest positive latent that a batch kept (the
-    paper takes the plain mean; but the last hundred steps or so say more about the SAE as it ends). It is stored
+    paper takes the plain mean; but the last ten steps or so say more about the SAE as it ends). It is stored
     with the weights. At inference a token's latents do not depend on which other tokens are in the batch. With a second
     step each of the two has a threshold of its own, since they see different inputs.
     """
