@@ -26,6 +26,7 @@ from lightsae.sae import (
     mechanisms,
 )
 from lightsae.sae import TopK as PlainTopK
+from lightsae.sae.mechanisms.batch_topk import DECAY
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
@@ -314,5 +315,5 @@ def test_two_processes_agree_on_all_that_is_measured(
     # The threshold moves towards the mean of what the ranks' batches kept.
     thresholds = first["thresholds"]
     means = [(a + b) / 2 for a, b in zip(first["smallest"], second["smallest"], strict=True)]
-    expected = [0.99 * before + 0.01 * mean for before, mean in zip(thresholds, means[1:], strict=False)]
+    expected = [DECAY * before + (1 - DECAY) * mean for before, mean in zip(thresholds, means[1:], strict=False)]
     assert thresholds[1:] == pytest.approx(expected, rel=1e-5)
