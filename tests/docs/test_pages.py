@@ -30,7 +30,7 @@ STAND_INS = {
     "max_new_tokens=40": "max_new_tokens=3",
     "sae.direction(7)": "sae.direction(5)",
     "feature(700)": "feature(7)",
-    "--feature 1189": "--feature 11",
+    "--feature 2958": "--feature 11",
     "--feature 406": "--feature 6",
     "(406,": "(6,",
     # Four steps give few features with a good label, which are what is watched if none are named.
