@@ -193,7 +193,7 @@ def patterns_of(rule: str) -> tuple[tuple[str, int], ...]:
         pairs = tuple((kind, key) for kind, key in said.get("patterns", ()))
     except (ValueError, TypeError, AttributeError) as error:
         raise FormatError(
-            f"The rule {rule[:60]!r} of a label is damaged ({error}); build the dictionary again."
+            f"The rule {rule[:60]!r} of a label is damaged ({error!s:.200}); build the dictionary again."
         ) from error
     for kind, key in pairs:
         if not isinstance(kind, str) or kind not in _PARTS or type(key) is not int or not abs(key) < 2**63:

@@ -165,7 +165,7 @@ class Thresholds:
             thresholds._check_ranges()
             return thresholds
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise FormatError(f"{str(path)!r} is damaged ({error}); calibrate again.") from error
+            raise FormatError(f"{str(path)!r} is damaged ({error!s:.200}); calibrate again.") from error
 
     def _check_ranges(self) -> None:
         """Raise a ValueError where a figure is one that none can be."""
