@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightsae.analysis.evaluate.markdown import to_markdown
+from lightsae.analysis.evaluate.markdown import markdown_row, to_markdown
 from lightsae.analysis.evaluate.report import Evaluation, read_report
 from lightsae.errors import ConfigError
 from lightsae.formats.saved_sae import SavedSAE
@@ -46,7 +46,7 @@ def model_card(
     title = address.removeprefix("hf://").rstrip("/").rpartition("/")[2]
     lines = ["---", _metadata(saved, title, evaluation, licence).rstrip(), "---", "", f"# {title}", ""]
     lines += [f"A sparse autoencoder of lightsae, in the layout `{layout}`.", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in _facts(saved)]
+    lines += [markdown_row(fact) for fact in _facts(saved)]
     lines += ["", "```python", "import lightsae", "", f"sae = lightsae.load_sae({address!r})", "```", ""]
     if evaluation is not None:
         # The page's headings go below the card's.
@@ -101,7 +101,3 @@ def _results(evaluation: Evaluation) -> dict[str, Any]:
 def _is_public(name: str) -> bool:
     """Return whether a name is one of the Hub, and not a folder or what comes with lightsae."""
     return bool(_HUB_NAME.fullmatch(name)) and name != "builtin" and not Path(name).exists()
-
-
-def _cell(value: str) -> str:
-    return " ".join(value.split()).replace("|", "\\|")
