@@ -5,6 +5,7 @@ What the user configures under `data:`. The language model lives here, on the da
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.activations.settings import DataSettings, SiteNames
 from lightsae.activations.sources import ActivationSource, FileSource, SyntheticSource, TextSource
@@ -24,6 +26,7 @@ from lightsae.activations.stream import (
     Timings,
     check_place,
     refuse_place,
+    take_tokens,
 )
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.compat import set_max_steps
@@ -104,6 +107,17 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     def language_models(self) -> dict[str, LanguageModel]:
         """The models that are loaded, by name; the one that brings the text first."""
         return self.source.language_models
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether `model` predicts the next token; told from its config.json."""
+        return self.source.predicts_tokens
+
+    @section("data")
+    def whole_language_model(self) -> LanguageModel:
+        """Return the model named by `model` with all of its layers and its head, which are loaded now if need be."""
+        assert isinstance(self.source, TextSource), "there is no language model"
+        return self.source.whole_model()
 
     @property
     def synthetic_world(self) -> SyntheticWorld | None:
@@ -311,6 +325,21 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         if len(tokens) > at_most:
             tokens = tokens[torch.randperm(len(tokens), generator=generator)[:at_most].to(tokens.device)]
         return {site: fill.everything.activations[site][tokens] for site in sites}
+
+    def rows_of_the_fill(self, count: int, generator: torch.Generator) -> ActivationBatch:
+        """Return some whole rows of the fill that the last batch came from, all their tokens in order.
+
+        Args:
+            count: Rows that are drawn; all, where the fill has no more.
+            generator: For that draw.
+        """
+        assert self._stream is not None
+        fill = self._stream.present_fill().everything
+        assert fill.rows_shape is not None, "this source has no rows"
+        rows, context = fill.rows_shape
+        chosen = torch.randperm(rows, generator=generator)[:count].sort().values
+        tokens = (chosen[:, None] * context + torch.arange(context)).flatten().to(fill.tokens.device)
+        return replace(take_tokens(fill, tokens, fill.index), rows_shape=(len(chosen), context))
 
     def describe(self) -> dict[str, Any]:
         """Return where the activations come from, in plain values, for the files that are exported."""

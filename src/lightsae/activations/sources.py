@@ -4,12 +4,14 @@ Each source knows its sites, makes the fills of the stream, and holds out data f
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightsae.activations.contents import Contents, digest, digests_of_files
@@ -40,6 +42,11 @@ class ActivationSource(ABC):
     def __init__(self, settings: DataSettings, timings: Timings) -> None:
         self.settings, self.timings = settings, timings
         self.language_models: dict[str, LanguageModel] = {}
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether there is a language model here that predicts the next token."""
+        return False
 
     def preflight(self) -> None:  # noqa: B027
         """Check that everything exists and fits, without loading weights or text."""
@@ -83,6 +90,10 @@ class TextSource(ActivationSource):
     def __init__(self, settings: DataSettings, timings: Timings) -> None:
         super().__init__(settings, timings)
         self.more_models = settings.more_models or {}
+
+    @property
+    def predicts_tokens(self) -> bool:
+        return self._description(self.settings.model).has_next_token_head
 
     def preflight(self) -> None:
         settings = self.settings
@@ -177,15 +188,9 @@ class TextSource(ActivationSource):
         for name in dict.fromkeys([settings.model, *(site.model for site in process.sites)]):
             if name in models:
                 continue
+            sites = None if process.whole_models else [s.site for s in process.sites if s.model == name]
             with self._argument_of(name):
-                model = LanguageModel.from_pretrained(
-                    name,
-                    revision=self._revision(name),
-                    dtype=process.dtype,
-                    device=process.device,
-                    sites=None if process.whole_models else [s.site for s in process.sites if s.model == name],
-                    trust_remote_code=settings.trust_remote_code,
-                )
+                model = self._load(name, process.dtype, process.device, sites)
                 main = models.get(settings.model, model)
                 same = model is main or model.vocabulary.has_words_of(main.vocabulary)
             if not same:
@@ -195,6 +200,26 @@ class TextSource(ActivationSource):
                 )
             models[name] = model
         return models
+
+    def _load(self, name: str, dtype: torch.dtype, device: torch.device, sites: Sequence[str] | None) -> LanguageModel:
+        return LanguageModel.from_pretrained(
+            name,
+            revision=self._revision(name),
+            dtype=dtype,
+            device=device,
+            sites=sites,
+            trust_remote_code=self.settings.trust_remote_code,
+        )
+
+    def whole_model(self) -> LanguageModel:
+        """Return the main model with all of its layers and its head; what was loaded of it so far makes room for it."""
+        name = self.settings.model
+        loaded = self.language_models[name]
+        if not loaded.has_next_token_head:
+            # The same mapping is what the fills read from: the blocks up to a site give the same bits.
+            with self._argument_of(name):
+                self.language_models[name] = self._load(name, loaded.dtype, loaded.device, None)
+        return self.language_models[name]
 
     def contents(self) -> Contents:
         documents, models = open_documents(self.settings, "train"), dict[str, str]()

@@ -8,6 +8,7 @@ from torch.nn import ModuleDict
 
 from lightsae.errors import ConfigError, arg, did_you_mean
 from lightsae.sae import SparseAutoencoder, Widths
+from lightsae.training.kl import KL
 from lightsae.training.schedules import Schedule
 
 MakeSAE = Callable[[Widths], SparseAutoencoder]
@@ -23,7 +24,7 @@ class Entry:
         sae: A variant with its settings, or in Python a function from `Widths` to an SAE.
         site: Where it reads; a list for a crosscoder. Null: data.site.
         target_site: What a transcoder predicts; null: data.target_site where `site` is left out too, or else `site`.
-        coefficients: Weight of each loss term, a number or {value, warm_up, decay}.
+        coefficients: Weight of each loss term, a number or {value, warm_up, decay, begin}.
         lr: Peak learning rate of Adam.
         start: Where the weights start; see model.start.
     """
@@ -74,12 +75,12 @@ def merge_coefficients(sae: SparseAutoencoder, *levels: Coefficients) -> dict[st
     merged: dict[str, float | Schedule] = dict(mechanism.default_coefficients)
     for level, coefficients in enumerate(levels, 1):
         for term, value in coefficients.items():
-            if term in merged:
+            if term in merged or term == KL:
                 merged[term] = value
             elif level == len(levels):  # what is set for a whole run concerns those SAEs that have the term
                 raise ConfigError(
-                    f"{arg(f'coefficients.{term}')}: {type(sae).__name__} has the loss terms {', '.join(merged)}."
-                    + did_you_mean(term, merged)
+                    f"{arg(f'coefficients.{term}')}: {type(sae).__name__} has the loss terms {', '.join(merged)}, {KL}."
+                    + did_you_mean(term, [*merged, KL])
                 )
     return {
         term: value if isinstance(value, Schedule) else Schedule(float(value), mechanism.default_warm_up.get(term, 0.0))

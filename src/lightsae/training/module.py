@@ -27,6 +27,7 @@ from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.usage import is_distributed
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable, describe, leave_out
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
+from lightsae.training.kl import KL, SMALLEST_KL, check_kl, kl_term, rows_for_kl
 from lightsae.training.optimiser import normalise_gradients
 from lightsae.training.resumed import ResumedFrom
 from lightsae.training.schedules import Schedule
@@ -50,8 +51,9 @@ class SAEModule(LightningModule):
             such as `lambda widths: TopK(widths, d_sae=4096, k=32)`.
         saes: Several by name, in place of `sae`: {small: {sae: ..., site: ..., coefficients: ..., lr: ...}, ...}. What
             an entry leaves out is taken from `data` and from the settings here.
-        coefficients: Weight of each loss term, a number or {value, warm_up, decay}; terms left out keep the variant's
-            defaults.
+        coefficients: Weight of each loss term, a number or {value, warm_up, decay, begin}; terms left out keep the
+            variant's defaults. `kl`, for the last steps of a run, {value: 1, begin: 0.95}: what the reconstructions
+            change in the language model's predictions, weighed to be as large as the rest of the loss, times this.
         lr: Peak learning rate of Adam; null: 1.75 / sqrt(width x steps of the run) (JumpReLU 1 / ...), at most 0.01.
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
@@ -147,6 +149,8 @@ class SAEModule(LightningModule):
                         check_start(entry.start, sae)
             if entry.start is None:
                 check_start(self.start, sae)
+            if KL in self.coefficients[name]:
+                check_kl(data, sae)
             built[name] = sae
         for term in self.run_coefficients:
             if not any(term in terms for terms in self.coefficients.values()):
@@ -227,6 +231,11 @@ class SAEModule(LightningModule):
             terms = sae.loss_terms(target, output, self.latent_usage(name))
             weights = {term: self.coefficients[name][term].at(step, total) for term in terms}
             loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
+            if KL in self.coefficients[name] and (weight := self.coefficients[name][KL].at(step, total)):
+                terms[KL] = kl_term(sae, self.data.whole_language_model(), rows_for_kl(self.data, batch))
+                # One is in nats, the other in squared activations: each step brings them to the same size.
+                weights[KL] = weight * loss.detach() / terms[KL].detach().clamp_min(SMALLEST_KL)
+                loss = loss + weights[KL] * terms[KL]
             self.latent_usage(name).observe(output.latents)
             sae.observe(output)
             if logs:

@@ -529,16 +529,16 @@ def test_a_resumed_fit_ends_in_the_same_bits(
         same(resumed.data.state_dict(), whole.data.state_dict())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "kl"), [(0, None), (2, None), (2, Schedule(1.0, begin=8.0))])
 def test_a_resumed_fit_on_text_ends_in_the_same_bits(
-    tiny_text: Any, quiet: dict[str, Any], tmp_path: Path, num_workers: int
+    tiny_text: Any, quiet: dict[str, Any], tmp_path: Path, num_workers: int, kl: Schedule | None
 ) -> None:
     data = {
         "model": tiny_text.model, "site": "resid_post.0", "dataset": tiny_text.corpus, "context_size": 8,
         "batch_tokens": 32, "buffer_tokens": 64, "shuffle_tokens": 256, "val_tokens": 16, "num_workers": num_workers,
         "activations": None, "skip_special_tokens": True,
     }  # fmt: skip
-    model = {"dead_after": 100}
+    model: dict[str, Any] = {"dead_after": 100, "coefficients": {} if kl is None else {"kl": kl}}
     keep = Keep(tmp_path)
     whole = Fit("", quiet, steps=23, callbacks=[keep], data=data, model=model)
     for step in (3, 16):
