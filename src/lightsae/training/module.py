@@ -58,7 +58,8 @@ class SAEModule(LightningModule):
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
         start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the
-            folder of a saved SAE, to train it further. The decoder's bias starts at the data's geometric median.
+            place of a saved SAE (whatever --sae takes), to train it further. The decoder's bias of a new one starts at
+            the data's geometric median.
         dead_after: A latent is dead after this many tokens without firing; null: 10 million, or 1% of the run if that
             is less.
     """

@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightsae.errors import ActivationError, ConfigError, arg, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae.units import bring_rows_to_norm_1, normalise
 
 TIED, DATA = "tied", "data"
+# By this share norms differ where they are meant to be the same.
+SAME_NORM = 0.01
 
 
 def check_start(start: str, sae: SparseAutoencoder) -> None:
@@ -44,6 +48,7 @@ def _kind_of_weights(saved: SavedSAE) -> dict[str, Any]:
         "d_out": d_out,
         "mechanism": mechanism.get("name"),
         "decoder_norm": mechanism.get("decoder_norm"),
+        "token_norm": (saved.settings.get("refinements") or {}).get("token_norm"),
     }
 
 
@@ -54,9 +59,10 @@ def start_weights(
 
     Args:
         sae: As it was built.
-        start: `tied`, `data`, or the folder of a saved SAE.
+        start: `tied`, `data`, or where a saved SAE is; whatever `SavedSAE.open` takes.
         sample: Raw activations at the SAE's sites, of the same tokens, without attention sinks.
-        normalisation: See `SparseAutoencoder.start_from`. A saved SAE keeps its scales.
+        normalisation: See `SparseAutoencoder.start_from`. A saved SAE keeps its scales; one out of another library's
+            file has none, and gets them.
         seed: Seed for random directions and data points.
 
     Raises:
@@ -71,9 +77,21 @@ def start_weights(
         sae.start_from(sample, normalisation, points)
         return
     with torch.no_grad():
-        state, saved = sae.state_dict(), SavedSAE.open(start).sae.state_dict()
-        sae.mechanism.upgrade(saved, "mechanism.")
-        for name, tensor in saved.items():
+        saved = SavedSAE.open(start)
+        state, stored = sae.state_dict(), saved.sae.state_dict()
+        sae.mechanism.upgrade(stored, "mechanism.")
+        for name, tensor in stored.items():
             if name in state and state[name].shape == tensor.shape:
                 state[name].copy_(tensor)
+        if (saved.sae.centre is None) != (sae.centre is None) and not sae.predicts_another_site:
+            # What one subtracts before encoding, the other's bias takes off after it.
+            shift = sae.b_dec @ sae.W_enc
+            sae.b_enc.add_(shift if saved.sae.centre is None else -shift)
+        if saved.opened is not None:
+            normalise(sae, sample, normalisation)
+            if sae.mechanism.unit_norm_decoder and bring_rows_to_norm_1(sae) > SAME_NORM and sae.mechanism.competes:
+                rank_zero_warn(
+                    f"The decoder rows of {start!r} differ in norm, and {saved.variant} keeps them at 1. Its latents "
+                    "are now chosen by what they add, so that the training starts near the saved SAE and not at it."
+                )
     sae.constrain()

@@ -11,12 +11,15 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from helpers.errors import refused
+from helpers.layout_files.sae_lens import write_sae_lens
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.errors import ActivationError, ConfigError, FormatError
 from lightsae.formats.native import load_sae, save_sae
+from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import (
     BatchTopK,
     Crosscoder,
+    Gated,
     JumpReLU,
     Matryoshka,
     Refinements,
@@ -28,6 +31,7 @@ from lightsae.sae import (
     Widths,
     mechanisms,
 )
+from lightsae.sae.initialise import measure_scale
 from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
 from lightsae.training.start import DATA, TIED, check_start, start_weights
@@ -177,6 +181,52 @@ def test_fine_tuning_starts_where_the_saved_one_ended(variant: str, tmp_path: Pa
     read = torch.cat([sample()[site] for site in sae.widths.read], 1)
     for mode in (True, False):
         torch.testing.assert_close(sae.train(mode)(read).x_hat, saved.train(mode)(read).x_hat, rtol=1e-4, atol=1e-3)
+
+
+FOREIGN: dict[str, Callable[[SparseAutoencoder], SparseAutoencoder]] = {
+    "standard": lambda sae: ReLU(sae.widths, 16),
+    "topk": lambda sae: TopK(sae.widths, 16, k=4),
+    "jumprelu": lambda sae: JumpReLU(sae.widths, 16),
+    "gated": lambda sae: Gated(sae.widths, 16),
+    "transcoder": lambda sae: Transcoder(sae.widths, 16, mechanisms.ReLU()),
+    "skip_transcoder": lambda sae: Transcoder(sae.widths, 16, mechanisms.ReLU(), skip=True),
+    "jumprelu_transcoder": lambda sae: Transcoder(sae.widths, 16, mechanisms.JumpReLU()),
+}
+
+
+@pytest.mark.parametrize("architecture", FOREIGN)
+@pytest.mark.parametrize("normalisation", ["sqrt_d", "unit", "none"])
+def test_an_sae_of_another_library_starts_as_it_is_in_normalised_units(
+    architecture: str, normalisation: str, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(16, 9 if "transcoder" in architecture else 6, generator=generator))
+    write_sae_lens(tmp_path / "sae", architecture, tensors={"W_dec": rows})
+    saved = SavedSAE.open(tmp_path / "sae").sae
+    sae = FOREIGN[architecture](saved)
+    check_start(str(tmp_path / "sae"), sae)
+    x = {site: 40 * torch.randn(300, width, generator=generator) + 7 for site, width in saved.widths.read.items()}
+    x |= {
+        site: 3 * torch.randn(300, width, generator=generator)
+        for site, width in saved.widths.predicted.items()
+        if site not in x
+    }
+    start_weights(sae, str(tmp_path / "sae"), x, normalisation, seed=2)
+    read, predicted = (torch.cat([x[site] for site in sites], 1) for sites in (sae.widths.read, sae.widths.predicted))
+    torch.testing.assert_close(sae.eval()(read).x_hat, saved(read).x_hat, rtol=1e-3, atol=1e-3)
+    scale = measure_scale(predicted, normalisation)
+    torch.testing.assert_close(sae(read).normalised(predicted), predicted * scale)
+    if sae.mechanism.unit_norm_decoder:
+        torch.testing.assert_close(sae.decoder_norms(), torch.ones(16))
+
+
+def test_rows_of_several_norms_where_latents_compete_are_said(tmp_path: Path) -> None:
+    write_sae_lens(tmp_path / "sae", "topk")
+    saved = SavedSAE.open(tmp_path / "sae").sae
+    sae = TopK(saved.widths, 16, k=4)
+    (site,) = saved.widths.read
+    with pytest.warns(UserWarning, match="differ in norm, and TopK keeps them at 1"):
+        start_weights(sae, str(tmp_path / "sae"), {site: torch.randn(50, 6)}, "sqrt_d", seed=2)
 
 
 def test_a_second_step_that_the_saved_one_had_not_starts_at_its_threshold(tmp_path: Path) -> None:

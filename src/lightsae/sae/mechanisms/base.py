@@ -123,6 +123,13 @@ class Mechanism(nn.Module, ABC):
     def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
         """Adapt them, and the encoder's bias in place, to the pre-activations of a sample, before the first step."""
 
+    def change_unit(self, factor: Float[Tensor, " _"]) -> None:
+        """Multiply what is measured in units of the latents, when these are written `factor` times as large.
+
+        Args:
+            factor: (1,), or (F,): each latent's own.
+        """
+
     @abstractmethod
     def encode(
         self,

@@ -56,6 +56,10 @@ class BatchTopK(TopK):
         values, _ = self._largest(pre, self.k, self.threshold)
         self.threshold.copy_(smallest_positive(values, self.threshold))
 
+    def change_unit(self, factor: Float[Tensor, " _"]) -> None:
+        for name in self._smallest:
+            self.get_buffer(name).mul_(factor.mean())
+
     def encode_first(
         self,
         x: Float[Tensor, "T D"],

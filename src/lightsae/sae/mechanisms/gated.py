@@ -57,6 +57,9 @@ class Gated(Mechanism):
     def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
         b_enc.sub_(upper_quantile(pre, self.start_l0 / pre.shape[1]).clamp_min(0))
 
+    def change_unit(self, factor: Float[Tensor, " _"]) -> None:
+        self.b_mag.mul_(factor)
+
     def encode(
         self,
         x: Float[Tensor, "T D"],

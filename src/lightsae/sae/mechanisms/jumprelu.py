@@ -98,6 +98,9 @@ class JumpReLU(Mechanism):
     def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
         self.log_threshold.copy_(upper_quantile(pre, self.start_l0 / pre.shape[1]).clamp_min(THRESHOLD).log())
 
+    def change_unit(self, factor: Float[Tensor, " _"]) -> None:
+        self.log_threshold.add_(factor.log())
+
     def encode(
         self,
         x: Float[Tensor, "T D"],
