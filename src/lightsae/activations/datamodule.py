@@ -18,16 +18,9 @@ from lightsae.activations.cache.source import CacheSource
 from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.activations.settings import DataSettings, SiteNames
 from lightsae.activations.sources import ActivationSource, FileSource, SyntheticSource, TextSource
-from lightsae.activations.stream import (
-    ActivationStream,
-    HeldOut,
-    Process,
-    StreamPlan,
-    Timings,
-    check_place,
-    refuse_place,
-)
+from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan, check_place, refuse_place
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timings import Timings
 from lightsae.compat import set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section
 from lightsae.lm import LanguageModel

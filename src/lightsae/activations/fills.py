@@ -17,16 +17,8 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus.rows import RowSource, TokenRows
-from lightsae.activations.stream import (
-    Fill,
-    FillSource,
-    HeldOut,
-    Process,
-    StreamPlan,
-    Timings,
-    refuse_place,
-    with_sinks,
-)
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, refuse_place, with_sinks
+from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, arg
 from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import apart

@@ -20,11 +20,12 @@ from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.files import ActivationFiles, Chunks, FileFills, held_out_chunks
 from lightsae.activations.fills import LanguageModelFills, ReadSettings, validation_rows
 from lightsae.activations.settings import DataSettings
-from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan, Timings
+from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan
 from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
 from lightsae.activations.synthetic.fills import SyntheticFills, held_out_samples
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, SiteError, arg, did_you_mean, under
 from lightsae.lm import LanguageModel, ModelDescription, describe
 from lightsae.lm.dtypes import dtype_name

@@ -5,12 +5,8 @@ which tokens it holds follows from (seed, n, rank, world size) and the source al
 number, the same on all ranks, plus the cursor that the source stored at the start of the fill's block.
 """
 
-import threading
-import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +15,7 @@ from torch import Tensor
 
 from lightsae.activations.ahead import Ahead, InTurn
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.timings import Timings
 from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
@@ -32,50 +29,6 @@ _SETTINGS = {
     "seed": f"{arg('seed')} (or seed_everything)",
     "world": arg("devices", "trainer"),
 }
-
-
-class Timings:
-    """Sums the seconds spent in named stretches.
-
-    On a GPU a stretch is measured by events on its stream, read only when the totals are asked for: measuring never
-    makes the host wait. Elsewhere it is the wall clock's. Several threads may measure, each under names of its own.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def measure(self, name: str, device: torch.device | None = None) -> Iterator[None]:
-        """Add the time of the block to `name`. `device`: where its work runs; None for the host."""
-        if device is not None and device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record(torch.cuda.current_stream(device))
-            try:
-                yield
-            finally:
-                end.record(torch.cuda.current_stream(device))
-                with self._lock:
-                    self._events.append((name, start, end))
-        else:
-            began = time.perf_counter()
-            try:
-                yield
-            finally:
-                with self._lock:
-                    self._seconds[name] += time.perf_counter() - began
-
-    def totals(self) -> dict[str, float]:
-        """Return the seconds so far, by name. Waits for the last stretch to end."""
-        with self._lock:
-            events, self._events = self._events, []
-        for _, _, end in events:
-            end.synchronize()
-        with self._lock:
-            for name, start, end in events:
-                self._seconds[name] += start.elapsed_time(end) / 1000
-            return dict(self._seconds)
 
 
 @dataclass(frozen=True)

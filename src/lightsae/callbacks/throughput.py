@@ -11,7 +11,7 @@ import psutil
 import torch
 from lightning import LightningModule, Trainer
 
-from lightsae.activations.stream import Timings
+from lightsae.activations.timings import Timings
 from lightsae.callbacks.base import SAECallback, log_once
 from lightsae.compat import savers, writes_files
 from lightsae.formats.files import write_atomically

@@ -17,7 +17,8 @@ from lightsae.activations.cache.manifest import Cache
 from lightsae.activations.cache.shards import COLUMNS, TOKENS, Spans, batch_of
 from lightsae.activations.epochs import ShuffledEpochs
 from lightsae.activations.fills import ReadSettings, rows_of_rank, served_fill
-from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings, with_sinks
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, with_sinks
+from lightsae.activations.timings import Timings
 from lightsae.errors import CorpusError, arg
 from lightsae.lm.dtypes import DTYPES
 from lightsae.sae.sites import SiteRef
@@ -104,16 +105,14 @@ class CacheFills(FillSource):
         return served_fill(with_sinks(batch), self.reading)
 
 
-def held_out_rows(cache: Cache, max_tokens: int, rows_in_batch: int, process: Process) -> HeldOut:
+def held_out_rows(cache: Cache, spans: Spans, max_tokens: int, rows_in_batch: int, process: Process) -> HeldOut:
     """Return the first held-out rows of a cache, whole and in order.
 
     Raises:
-        CorpusError: A shard is damaged; or there is not one row for each process.
+        CorpusError: There is not one row for each process.
     """
-    context: int = cache.identity.settings["context_size"]
-    spans = Spans(cache, "validation", context)
     reader, buffers = CacheReader(cache, spans, process), dict[SiteRef, Tensor]()
-    rows = max(1, min(len(spans), max_tokens // context))
+    rows = max(1, min(len(spans), max_tokens // spans.length))
     if rows < process.world:
         raise CorpusError(
             f"{arg('cache')} {cache.folder!r} has {rows} held-out rows for {process.world} devices; take fewer devices."
@@ -121,6 +120,6 @@ def held_out_rows(cache: Cache, max_tokens: int, rows_in_batch: int, process: Pr
 
     def read(some: NDArray[np.int64]) -> ActivationBatch:
         batch = reader.read(some, buffers)
-        return with_sinks(batch.each(lambda values: values, rows_shape=(len(some), context)))
+        return with_sinks(batch.each(lambda values: values, rows_shape=(len(some), spans.length)))
 
     return HeldOut(read, rows_of_rank(rows, rows_in_batch, process))

@@ -14,7 +14,8 @@ from lightsae.activations.cache.shards import Spans
 from lightsae.activations.contents import Contents
 from lightsae.activations.settings import DataSettings
 from lightsae.activations.sources import TextSource
-from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan, Timings
+from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan
+from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, ModelError, arg
 from lightsae.lm import LanguageModel
 from lightsae.lm.dtypes import DTYPES
@@ -42,7 +43,7 @@ class CacheSource(TextSource):
         return DTYPES[self.cache.identity.dtype]
 
     def preflight(self) -> None:
-        _ = self._stretches
+        _ = self._stretches, self._held_out_rows
 
     def site(self, name: str | None) -> SiteRef:
         return self.cache.site(name).ref
@@ -56,6 +57,10 @@ class CacheSource(TextSource):
         if len(spans) == 0:
             raise ConfigError(f"{arg('cache')} {self.cache.folder!r} has fewer than {STRETCH} training tokens.")
         return spans
+
+    @cached_property
+    def _held_out_rows(self) -> Spans:
+        return Spans(self.cache, "validation", self.settings.context_size)
 
     def _stretches_in_fill(self, world: int) -> int:
         needed = max(self.settings.buffer_tokens // STRETCH, -(-self.settings.batch_tokens // STRETCH))
@@ -83,7 +88,7 @@ class CacheSource(TextSource):
         if process.whole_models:
             self._load_models(process)
         in_batch = max(1, settings.batch_tokens // settings.context_size)
-        return held_out_rows(self.cache, settings.val_tokens, in_batch, process)
+        return held_out_rows(self.cache, self._held_out_rows, settings.val_tokens, in_batch, process)
 
     def _load_models(self, process: Process) -> None:
         """Load the models that the cache was made with, if they are here.

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings, slot
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, slot
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timings import Timings
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
 

@@ -1,5 +1,6 @@
 """`lightsae cache`: activations of a text, written down once."""
 
+import argparse
 import shlex
 import time
 from collections.abc import Sequence
@@ -41,8 +42,11 @@ def run_cache(args: Sequence[str]) -> int:
     parser = CommandParser("cache", _USAGE, _DESCRIPTION, _EXAMPLES)
     parser.parser_mode = LOADER
     parser.add_argument("-c", "--config", action="config", help="Settings from a YAML file; options win over it.")
-    parser.add_class_arguments(DataSettings, "data", skip=set(OTHERS))
     parser.add_function_arguments(cache, as_group=False, skip={"data"})
+    parser.add_class_arguments(DataSettings, "data", skip=set(OTHERS))
+    parser._action_groups[-1].title = "Text, models and sites, as in fit"
+    # It would read a file of these settings alone; --config does.
+    parser._option_string_actions["--data"].help = argparse.SUPPRESS
     parsed = parser.parse_args(list(args))
     check_trusted(bool(parsed.data[TRUST]), f"data.{TRUST}", dict(options_of(args)))
     settings = {name: value for name, value in parsed.as_dict().items() if name not in ("config", "data")}
