@@ -46,6 +46,15 @@ def digests_of_files(paths: Iterable[Path], root: Path) -> dict[str, str]:
     return {f"{len(found)} files": digest(f"{name}\t{held}\n".encode() for name, held in found.items())}
 
 
+def sampled_digest(path: Path, most: int) -> str:
+    """Return a digest of a file's size and of at most `most` of its bytes, in blocks from all over it.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    return digest(_sample(path, path.stat().st_size, most))
+
+
 def _sample(path: Path, size: int, most: int) -> Iterable[bytes]:
     yield str(size).encode()
     with path.open("rb") as file:

@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.cache.manifest import Cache
+from lightsae.activations.cache.source import CacheSource
 from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.activations.settings import DataSettings, SiteNames
 from lightsae.activations.sources import ActivationSource, FileSource, SyntheticSource, TextSource
@@ -23,12 +25,12 @@ from lightsae.activations.stream import (
     HeldOut,
     Process,
     StreamPlan,
-    Timings,
     check_place,
     refuse_place,
     take_tokens,
 )
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timings import Timings
 from lightsae.compat import set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section
 from lightsae.lm import LanguageModel
@@ -54,7 +56,7 @@ def _site_called(name: str, *, handed_in: bool) -> Iterator[None]:
 
 
 class ActivationDataModule(DataSettings, LightningDataModule):
-    """Serves a language model's activations, made while training, in shuffled batches.
+    """Serves a language model's activations, made while training or read from a cache, in shuffled batches.
 
     It is its settings: `ActivationDataModule(model="builtin", site="resid_post.2", dataset="builtin")` takes what
     `DataSettings` declares, in that order or by name, and they do not change afterwards.
@@ -63,6 +65,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         timings: Seconds spent on text and in the language model.
         run_tokens: Training tokens of the run over all devices, once its length is known.
         chosen_dtype: What `dtype` means in this run, from `setup` on.
+        makes_fills_ahead: Whether the next fill is made while one is trained on.
     """
 
     seed: int
@@ -70,16 +73,22 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     @section("data")
     def __post_init__(self) -> None:
         LightningDataModule.__init__(self)
+        stored = Cache.open(self.cache) if self.cache is not None else None
+        for name, value in (stored.text_settings(self) if stored else {}).items():
+            object.__setattr__(self, name, value)
         super().__post_init__()
         self.timings = Timings()
-        self.source = self._make_source()
+        self.source = self._make_source(stored)
         self.run_tokens: int | None = None
         self.chosen_dtype: torch.dtype | None = None
+        self.makes_fills_ahead = False
         self._stream: ActivationStream | None = None
         self._ended_at: dict[str, Any] = {}
         self._validation: HeldOut | None = None
 
-    def _make_source(self) -> ActivationSource:
+    def _make_source(self, stored: Cache | None) -> ActivationSource:
+        if stored is not None:
+            return CacheSource(self, stored, self.timings)
         if self.activations is not None:
             return FileSource(self, self.activations, self.timings)
         if self.dataset == "synthetic":
@@ -167,6 +176,8 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         if state and self.dtype == "auto":
             # Checkpoints that do not say it are older than the choice: `auto` was float32 on every CPU.
             return DTYPES[state.get("dtype", "float32" if device.type == "cpu" else "bfloat16")]
+        if self.dtype == "auto" and (stored := self.source.stored_dtype) is not None:
+            return stored
         if device.type == "cpu" and not self.reads_text:
             # Nothing is computed here that fewer digits would make faster.
             return DTYPES.get(self.dtype, torch.float32)
@@ -191,10 +202,12 @@ class ActivationDataModule(DataSettings, LightningDataModule):
 
     def _open_stream(self, trainer: Trainer, process: Process) -> ActivationStream:
         _ = self._contents  # as it was when the run began
-        plan = self._plan(process.world, process.rank, self._set_run_length(trainer))
-        return ActivationStream(self.source.fills(plan, process), plan, self.timings)
+        plan = self._plan(process.world, process.rank, *self._set_run_length(trainer))
+        self.makes_fills_ahead = self.prefetch if self.prefetch is not None else process.device.type == "cuda"
+        ahead = process.device if self.makes_fills_ahead else None
+        return ActivationStream(self.source.fills(plan, process), plan, self.timings, ahead)
 
-    def _plan(self, world: int, rank: int = 0, total_batches: int = 0) -> StreamPlan:
+    def _plan(self, world: int, rank: int = 0, total_batches: int = 0, epochs: int = 1) -> StreamPlan:
         return StreamPlan(
             batch_tokens=self.batch_tokens,
             batches_per_fill=max(1, self.source.fill_tokens(world) // self.batch_tokens),
@@ -202,6 +215,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             seed=self.seed,
             rank=rank,
             world=world,
+            epochs=epochs,
         )
 
     def _sites_of_the_run(self) -> tuple[SiteRef, ...]:
@@ -210,8 +224,8 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         widths = widths_of(self).values() if widths_of is not None else [self.widths_at()]
         return tuple(dict.fromkeys(site for each in widths for site in (*each.read, *each.predicted)))
 
-    def _set_run_length(self, trainer: Trainer) -> int:
-        """Return the batches of the run (of an epoch, where the run is measured in epochs) on one device."""
+    def _set_run_length(self, trainer: Trainer) -> tuple[int, int]:
+        """Return the batches of an epoch on one device, and the epochs: one, where the run is measured in steps."""
         accumulated, epoch_tokens = trainer.accumulate_grad_batches, self.source.epoch_tokens()
         epochs = 1
         if trainer.max_steps > 0:
@@ -226,7 +240,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             length = f"{arg('max_steps', 'trainer')} or {arg('training_tokens')}"
             raise ConfigError(f"How long is the run? Give {length}.")
         self.run_tokens = batches * epochs * self.batch_tokens * trainer.world_size
-        return batches
+        return batches, epochs
 
     # -- what Lightning calls -----------------------------------------------------------------------------------------
 
@@ -297,6 +311,10 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             self._ended_at = self.state_dict()  # a checkpoint that is saved now is one of the end
             self._stream.close()
             self._stream = None  # the next fit begins at the beginning
+
+    def on_exception(self, exception: BaseException) -> None:
+        # Lightning does not call `teardown` then, and a fill that is being made would keep the process alive.
+        self.teardown("fit")
 
     # -- what the module and the callbacks ask for --------------------------------------------------------------------
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.contents import digests_of_files
 from lightsae.activations.corpus.text_files import natural_order
+from lightsae.activations.epochs import ShuffledEpochs
 from lightsae.activations.matrix_file import SUFFIXES, MatrixFile
-from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings, with_sinks
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, slot, with_sinks
+from lightsae.activations.timings import Timings
 from lightsae.errors import CorpusError, arg, did_you_mean
-from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
 
 CHUNK_ROWS = 256
@@ -104,23 +105,14 @@ class FileFills(FillSource):
     ) -> None:
         self.files, self.chunks, self.plan, self.timings = files, chunks, plan, timings
         self.chunks_in_fill = len(buffer) // chunks.size
-        self._buffer = buffer
-        self._epoch: tuple[int, Tensor] | None = None
+        self._buffers, self._epochs = [buffer], ShuffledEpochs(len(chunks.train), plan.seed)
 
     def fill(self, number: int) -> Fill:
         first = (number * self.plan.world + self.plan.rank) * self.chunks_in_fill
-        chosen = [self._chunk_at(place) for place in range(first, first + self.chunks_in_fill)]
+        chosen = self.chunks.train[self._epochs.places(first, self.chunks_in_fill)].tolist()
         with self.timings.measure("text"):
-            everything = read_chunks(self.files, self.chunks, chosen, self._buffer)
-        return Fill(everything, torch.arange(len(everything), device=self._buffer.device))
-
-    def _chunk_at(self, place: int) -> int:
-        """Return the chunk at a place in the endless sequence of shuffled epochs."""
-        epoch, within = divmod(place, len(self.chunks.train))
-        if self._epoch is None or self._epoch[0] != epoch:
-            generator = keyed_generator(self.plan.seed, "chunks of an epoch", epoch)
-            self._epoch = epoch, torch.randperm(len(self.chunks.train), generator=generator)
-        return int(self.chunks.train[self._epoch[1][within]])
+            everything = read_chunks(self.files, self.chunks, chosen, slot(self._buffers, number, self.slots))
+        return Fill(everything, torch.arange(len(everything), device=everything.rows.device))
 
 
 def read_chunks(

@@ -5,8 +5,8 @@ The state of the source is its cursor at the start of the block: rows cost a few
 again is cheap, and one fill at most is run through the language model a second time.
 """
 
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,11 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus.rows import RowSource, TokenRows
-from lightsae.activations.stream import (
-    Fill,
-    FillSource,
-    HeldOut,
-    Process,
-    StreamPlan,
-    Timings,
-    refuse_place,
-    with_sinks,
-)
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, refuse_place, with_sinks
+from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, arg
 from lightsae.lm import LanguageModel
+from lightsae.lm.hooks import apart
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
 from lightsae.stored import misfit
@@ -77,7 +70,7 @@ class LanguageModelFills(FillSource):
         self._number = 0
         self._block_state: dict[str, Any] = rows.state_dict()
         self._next: Future[tuple[TokenRows, dict[str, Any]]] | None = None
-        self._buffers: dict[SiteRef, Tensor] = {}
+        self._buffers: dict[int, dict[SiteRef, Tensor]] = {}
 
     @property
     def block_rows(self) -> int:
@@ -112,24 +105,23 @@ class LanguageModelFills(FillSource):
         generator = keyed_generator(self.plan.seed, "rows of a block", block_number)
         mine = torch.randperm(self.block_rows, generator=generator).numpy()[self.plan.rank :: self.plan.world]
         chosen = mine[place * self.fill_rows : (place + 1) * self.fill_rows]
-        everything = read_rows(
-            self.models,
-            block.tokens[chosen],
-            block.documents[chosen],
-            block_number * self.block_rows + chosen,
-            self.reading,
-            self._buffers,
-            self.timings,
-        )
-        keep = everything.positions >= self.reading.skip_positions
-        if self.reading.skip_special:
-            keep &= ~everything.special
-        if not keep.any():
-            raise ConfigError(
-                f"{arg('skip_special_tokens')} and {arg('skip_positions')} leave no token of a whole buffer "
-                "to train on."
+        # Another thread may be changing what the model predicts, in a validation.
+        with apart():
+            everything = read_rows(
+                self.models,
+                block.tokens[chosen],
+                block.documents[chosen],
+                block_number * self.block_rows + chosen,
+                self.reading,
+                self._buffers.setdefault(number % self.slots, {}),
+                self.timings,
+                before_pass=self._check_wanted,
             )
-        return Fill(everything, keep.nonzero().squeeze(1))
+        return served_fill(everything, self.reading)
+
+    def _check_wanted(self) -> None:
+        if self.stopped:
+            raise CancelledError
 
     def _block_rows(self, number: int) -> TokenRows:
         """Return a block's rows, and read those of the next in the background if the run needs it."""
@@ -160,6 +152,7 @@ def read_rows(
     reading: ReadSettings,
     buffers: dict[SiteRef, Tensor],
     timings: Timings,
+    before_pass: Callable[[], None] = lambda: None,
 ) -> ActivationBatch:
     """Run token rows through the models and return every token's activations, in row order.
 
@@ -171,6 +164,7 @@ def read_rows(
         reading: Sites, dtype, rows of one forward pass.
         buffers: Reused from call to call; filled in here.
         timings: The forward passes are counted as "language_model".
+        before_pass: Called before each of them; what it raises ends the reading.
     """
     rows, context = tokens.shape
     main = next(iter(models.values()))
@@ -179,6 +173,7 @@ def read_rows(
     for name, model in models.items():
         sites = [ref.site for ref in reading.sites if ref.model == name]
         for start in range(0, rows if sites else 0, reading.rows_at_once):
+            before_pass()
             part = ids[start : start + reading.rows_at_once]
             with timings.measure("language_model", device):
                 captured = model.capture(part, sites)
@@ -203,6 +198,22 @@ def read_rows(
     return with_sinks(batch)
 
 
+def served_fill(everything: ActivationBatch, reading: ReadSettings) -> Fill:
+    """Return a fill that serves what the settings do not leave out of training.
+
+    Raises:
+        ConfigError: They leave out everything.
+    """
+    keep = everything.positions >= reading.skip_positions
+    if reading.skip_special:
+        keep &= ~everything.special
+    if not keep.any():
+        raise ConfigError(
+            f"{arg('skip_special_tokens')} and {arg('skip_positions')} leave no token of a whole buffer to train on."
+        )
+    return Fill(everything, keep.nonzero().squeeze(1))
+
+
 def validation_rows(
     rows: TokenRows,
     models: Mapping[str, LanguageModel],
@@ -212,11 +223,18 @@ def validation_rows(
     timings: Timings,
 ) -> HeldOut:
     """Return the held-out rows, whole and in order, run through the language model anew in each validation."""
-    # Every rank gets the same number of rows, so that no rank waits for another at the end.
-    numbers = np.arange(len(rows) - len(rows) % process.world)[process.rank :: process.world]
     buffers: dict[SiteRef, Tensor] = {}
 
     def read(some: NDArray[np.int64]) -> ActivationBatch:
         return read_rows(models, rows.tokens[some], rows.documents[some], some, reading, buffers, timings)
 
-    return HeldOut(read, [numbers[i : i + rows_in_batch] for i in range(0, len(numbers), rows_in_batch)])
+    return HeldOut(read, rows_of_rank(len(rows), rows_in_batch, process))
+
+
+def rows_of_rank(rows: int, rows_in_batch: int, process: Process) -> list[NDArray[np.int64]]:
+    """Return the numbers of the rows in each batch of a rank, in order.
+
+    Every rank gets the same number of rows, so that no rank waits for another at the end.
+    """
+    numbers = np.arange(rows - rows % process.world)[process.rank :: process.world]
+    return [numbers[i : i + rows_in_batch] for i in range(0, len(numbers), rows_in_batch)]

@@ -32,6 +32,8 @@ class DataSettings:
             as text that is tokenised already, without what its `attention_mask` leaves out. Or `synthetic`: sums of
             known features, no language model; see data.synthetic.
         activations: Instead of a model and text: a .npy or .safetensors file of (rows, width), or a folder of them.
+        cache: Instead of running a language model: a folder that `lightsae cache` wrote. Model and text are those of
+            the cache, and need not be said again.
         target_site: What a transcoder predicts; null: what it reads.
         batch_tokens: Tokens in a training batch of one device.
         buffer_tokens: Tokens of a fill: what the model is run over at once, then shuffled and served. More mixes better
@@ -62,6 +64,8 @@ class DataSettings:
             with it; else float32), `float32`, `bfloat16`, `float16`. A resumed run goes on with what `auto` chose.
         model_batch_tokens: Tokens in one forward pass of the language model.
         num_workers: Above 0, text is tokenised in the background; 0: when it is needed. The rows are the same.
+        prefetch: Make the next buffer_tokens while the ones before are trained on: a second buffer of memory, the same
+            batches. None: on a GPU; on a CPU both would share the cores.
         seed: Seed for every draw of the stream; None: seed_everything's.
         trust_remote_code: Run code that a Hub model brings along.
 
@@ -73,6 +77,7 @@ class DataSettings:
     site: SiteNames = None
     dataset: str | None = None
     activations: str | None = None
+    cache: str | None = None
     target_site: SiteNames = None
     batch_tokens: int = 4096
     buffer_tokens: int = 262_144
@@ -97,6 +102,7 @@ class DataSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     model_batch_tokens: int = 8192
     num_workers: int = 2
+    prefetch: bool | None = None
     seed: int | None = None
     trust_remote_code: bool = False
 
@@ -107,7 +113,7 @@ class DataSettings:
 
     @property
     def reads_text(self) -> bool:
-        """Whether activations are made from text by a language model."""
+        """Whether activations are, or were, made from text by a language model."""
         return self.activations is None and self.dataset != "synthetic"
 
     @property
@@ -139,6 +145,9 @@ class DataSettings:
         if not 0 <= self.skip_positions < self.context_size:
             raise ConfigError("skip_positions", self.skip_positions, f"it must lie in 0..{self.context_size - 1}")
         self._check_buffer()
+        if self.cache is not None and not self.reads_text:
+            other = arg("activations" if self.activations is not None else "dataset")
+            raise ConfigError(f"{arg('cache')} is {self.cache!r}, and {other} names other data; give one of them.")
         if self.more_models and not self.reads_text:
             raise ConfigError(f"{arg('more_models')}: there is no text to run them over; give {arg('dataset')}.")
         for name in self.more_models or {}:

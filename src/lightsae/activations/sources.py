@@ -21,11 +21,12 @@ from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.files import ActivationFiles, Chunks, FileFills, held_out_chunks
 from lightsae.activations.fills import LanguageModelFills, ReadSettings, validation_rows
 from lightsae.activations.settings import DataSettings
-from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan, Timings
+from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan
 from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
 from lightsae.activations.synthetic.fills import SyntheticFills, held_out_samples
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, SiteError, arg, did_you_mean, under
 from lightsae.lm import LanguageModel, ModelDescription, describe
 from lightsae.lm.dtypes import dtype_name
@@ -47,6 +48,11 @@ class ActivationSource(ABC):
     def predicts_tokens(self) -> bool:
         """Whether there is a language model here that predicts the next token."""
         return False
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """Return the dtype in which activations of a language model are stored; None if none are."""
+        return None
 
     def preflight(self) -> None:  # noqa: B027
         """Check that everything exists and fits, without loading weights or text."""
@@ -90,16 +96,17 @@ class TextSource(ActivationSource):
     def __init__(self, settings: DataSettings, timings: Timings) -> None:
         super().__init__(settings, timings)
         self.more_models = settings.more_models or {}
+        self._descriptions: dict[str, ModelDescription] = {}
 
     @property
     def predicts_tokens(self) -> bool:
-        return self._description(self.settings.model).has_next_token_head
+        return self.description(self.settings.model).has_next_token_head
 
     def preflight(self) -> None:
         settings = self.settings
         _ = settings.text  # missing is said before the model is looked for
         for name in (settings.model, *self.more_models.values()):
-            longest = self._description(name).max_context
+            longest = self.description(name).max_context
             if longest is not None and settings.context_size > longest:
                 raise ConfigError(
                     f"{arg('context_size')} is {settings.context_size}, but {name!r} reads {longest} tokens at most."
@@ -124,13 +131,17 @@ class TextSource(ActivationSource):
         return SiteRef(self.more_models[model], site)
 
     def width(self, site: SiteRef) -> int:
-        description = self._description(site.model)
+        description = self.description(site.model)
         with self._argument_of(site.model):
             return description.width(site.site)
 
-    def _description(self, name: str) -> ModelDescription:
-        with self._argument_of(name):
-            return describe(name, revision=self._revision(name), trust_remote_code=self.settings.trust_remote_code)
+    def description(self, name: str) -> ModelDescription:
+        """Describe one of the models by its config.json, which is read once."""
+        if name not in self._descriptions:
+            trust = self.settings.trust_remote_code
+            with self._argument_of(name):
+                self._descriptions[name] = describe(name, revision=self._revision(name), trust_remote_code=trust)
+        return self._descriptions[name]
 
     def _revision(self, name: str) -> str | None:
         return self.settings.model_revision if name == self.settings.model else None
@@ -148,31 +159,33 @@ class TextSource(ActivationSource):
     def fill_tokens(self, world: int) -> int:
         return self._fill_rows * (self.settings.context_size - self.settings.skip_positions)
 
-    def fills(self, plan: StreamPlan, process: Process) -> LanguageModelFills:
-        settings, models, fill_rows = self.settings, self._models(process), self._fill_rows
+    def fills(self, plan: StreamPlan, process: Process) -> FillSource:
+        settings, models, fill_rows = self.settings, self.models(process), self._fill_rows
         fills = -(-plan.total_batches // plan.batches_per_fill)
         per_block = max(1, min(fills, settings.shuffle_tokens // (fill_rows * settings.context_size * plan.world)))
-        rows, read = self._rows("train"), self._read_settings(process)
+        rows, read = self.rows("train"), self.read_settings(process)
         return LanguageModelFills(rows, models, read, plan, fill_rows, per_block, self.timings)
 
     def held_out(self, process: Process) -> HeldOut:
-        settings, models = self.settings, self._models(process)
-        source = self._rows("validation")
+        settings, models = self.settings, self.models(process)
+        source = self.rows("validation")
         rows = source.take(max(1, settings.val_tokens // settings.context_size))
         source.close()
         if rows.tokens.size < settings.val_tokens // 2:
             rank_zero_warn(f"Only {rows.tokens.size} held-out tokens; val_tokens asks for {settings.val_tokens}.")
         in_batch = max(1, settings.batch_tokens // settings.context_size)
-        read = self._read_settings(process)
+        read = self.read_settings(process)
         return validation_rows(rows, models, read, in_batch, process, self.timings)
 
-    def _rows(self, split: Split) -> RowSource:
+    def rows(self, split: Split, *, once: bool = False) -> RowSource:
+        """Return the token rows of one side of the corpus, for models that are loaded; see `RowSource`."""
         main = self.language_models[self.settings.model].vocabulary
         # Every model gets the same ids.
         sizes = [size for model in self.language_models.values() if (size := model.vocabulary.size) is not None]
-        return RowSource(self.settings, replace(main, size=min(sizes, default=None)), split)
+        return RowSource(self.settings, replace(main, size=min(sizes, default=None)), split, once=once)
 
-    def _read_settings(self, process: Process) -> ReadSettings:
+    def read_settings(self, process: Process) -> ReadSettings:
+        """Return how token rows become activations."""
         settings = self.settings
         return ReadSettings(
             sites=process.sites,
@@ -182,7 +195,7 @@ class TextSource(ActivationSource):
             skip_positions=settings.skip_positions,
         )
 
-    def _models(self, process: Process) -> dict[str, LanguageModel]:
+    def models(self, process: Process) -> dict[str, LanguageModel]:
         """Load the models that are read, the main one first: it brings the tokenizer."""
         settings, models = self.settings, self.language_models
         for name in dict.fromkeys([settings.model, *(site.model for site in process.sites)]):
@@ -222,17 +235,22 @@ class TextSource(ActivationSource):
         return self.language_models[name]
 
     def contents(self) -> Contents:
-        documents, models = open_documents(self.settings, "train"), dict[str, str]()
+        documents = open_documents(self.settings, "train")
         dataset = documents.contents()
         documents.close()
+        return {"dataset": dataset, "model": self.contents_of_models()}
+
+    def contents_of_models(self) -> dict[str, str]:
+        """Return a digest of each file of the models; the commit of one from the Hub."""
+        models: dict[str, str] = {}
         for name in dict.fromkeys([self.settings.model, *self.more_models.values()]):
-            description = self._description(name)
+            description = self.description(name)
             if files := description.files:
                 held = digests_of_files(files, files[0].parent)
                 models |= {f"{file} of {name}": content for file, content in held.items()}
             elif description.revision is not None:
                 models[name] = description.revision
-        return {"dataset": dataset, "model": models}
+        return models
 
     def describe(self) -> dict[str, Any]:
         settings, main = self.settings, self.language_models.get(self.settings.model)

@@ -5,18 +5,17 @@ which tokens it holds follows from (seed, n, rank, world size) and the source al
 number, the same on all ranks, plus the cursor that the source stored at the start of the fill's block.
 """
 
-import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightsae.activations.ahead import Ahead, InTurn
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.timings import Timings
 from lightsae.errors import ActivationError, CheckpointError, arg, section
 from lightsae.metrics.conventions import is_sink
 from lightsae.randomness import keyed_generator
@@ -30,44 +29,6 @@ _SETTINGS = {
     "seed": f"{arg('seed')} (or seed_everything)",
     "world": arg("devices", "trainer"),
 }
-
-
-class Timings:
-    """Sums the seconds spent in named stretches.
-
-    On a GPU a stretch is measured by events on its stream, read only when the totals are asked for: measuring never
-    makes the host wait. Elsewhere it is the wall clock's.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-
-    @contextmanager
-    def measure(self, name: str, device: torch.device | None = None) -> Iterator[None]:
-        """Add the time of the block to `name`. `device`: where its work runs; None for the host."""
-        if device is not None and device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record(torch.cuda.current_stream(device))
-            try:
-                yield
-            finally:
-                end.record(torch.cuda.current_stream(device))
-                self._events.append((name, start, end))
-        else:
-            began = time.perf_counter()
-            try:
-                yield
-            finally:
-                self._seconds[name] += time.perf_counter() - began
-
-    def totals(self) -> dict[str, float]:
-        """Return the seconds so far, by name. Waits for the last stretch to end."""
-        for name, start, end in self._events:
-            end.synchronize()
-            self._seconds[name] += start.elapsed_time(end) / 1000
-        self._events.clear()
-        return dict(self._seconds)
 
 
 @dataclass(frozen=True)
@@ -103,6 +64,7 @@ class StreamPlan:
         batch_tokens: Tokens in a batch of one rank.
         batches_per_fill: Batches that one rank serves from a fill.
         total_batches: Batches of the run, or of an epoch for a source that has epochs.
+        epochs: How many of these the run has.
         seed: Of all draws of the stream.
         rank: This process.
         world: Number of processes.
@@ -114,6 +76,11 @@ class StreamPlan:
     seed: int
     rank: int = 0
     world: int = 1
+    epochs: int = 1
+
+    def needs_fill(self, number: int) -> bool:
+        """Return whether the run takes a batch from this fill."""
+        return number * self.batches_per_fill < self.total_batches * self.epochs
 
 
 @dataclass(frozen=True)
@@ -125,11 +92,19 @@ class Fill:
 
 
 class FillSource(ABC):
-    """Makes the numbered fills of one rank. If the number alone says what a fill holds, `fill` is all that it takes."""
+    """Makes the numbered fills of one rank. If the number alone says what a fill holds, `fill` is all that it takes.
+
+    Attributes:
+        slots: How many fills are in memory at once: 2 where the next is made while one is served.
+        stopped: Nobody will take the fill that is being made.
+    """
+
+    slots = 1
+    stopped = False
 
     @abstractmethod
     def fill(self, number: int) -> Fill:
-        """Return the fill; the buffers of the one before may be overwritten."""
+        """Return the fill; the buffers of the fill `slots` before may be overwritten."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it takes to make the present fill again, in another process."""
@@ -150,17 +125,48 @@ class FillSource(ABC):
         """End threads, and close files."""
 
 
+def slot(buffers: list[Tensor], number: int, slots: int) -> Tensor:
+    """Return the buffer of a fill; those beyond the first are made when they are first needed."""
+    while len(buffers) < slots:
+        buffers.append(torch.empty_like(buffers[0]))
+    return buffers[number % slots]
+
+
+@dataclass(frozen=True)
+class _MadeFill:
+    """A fill, the order in which it is served, and the state of the source that makes it again."""
+
+    number: int
+    fill: Fill
+    order: Tensor
+    state: dict[str, Any]
+
+
 class ActivationStream:
     """Serves batches from fills. Iterating goes on from where the last iteration stopped.
 
     It has a length: Lightning would fetch one batch ahead from a loader that has none, and a checkpoint would then say
     one batch too many.
+
+    Args:
+        source: Makes the fills.
+        plan: The numbers that all ranks share.
+        timings: Where the time is counted for which the caller waits for a fill made ahead, as "waiting".
+        ahead: The device on which the next fill is made while one is served; None: fills are made when they are needed.
+            The batches are the same.
     """
 
-    def __init__(self, source: FillSource, plan: StreamPlan, timings: Timings) -> None:
+    def __init__(
+        self, source: FillSource, plan: StreamPlan, timings: Timings, ahead: torch.device | None = None
+    ) -> None:
         self.source, self.plan, self.timings = source, plan, timings
         self.served_batches = 0
-        self._current: tuple[int, Fill, Tensor] | None = None
+        self._current: _MadeFill | None = None
+        self._state = source.state_dict()
+        self._fills: InTurn[_MadeFill] = InTurn(self._make)
+        if ahead is not None:
+            source.slots = 2
+            self._fills = Ahead(self._make, plan.needs_fill, ahead)
 
     def __len__(self) -> int:
         return self.plan.total_batches
@@ -168,10 +174,10 @@ class ActivationStream:
     def __iter__(self) -> Iterator[ActivationBatch]:
         while True:
             number, place = divmod(self.served_batches, self.plan.batches_per_fill)
-            fill, order = self._fill(number)
+            made = self._fill(number)
             start = place * self.plan.batch_tokens
-            chosen = order[start : start + self.plan.batch_tokens]
-            batch = take_tokens(fill.everything, chosen, self.served_batches)
+            chosen = made.order[start : start + self.plan.batch_tokens]
+            batch = take_tokens(made.fill.everything, chosen, self.served_batches)
             self.served_batches += 1
             yield batch
             if self.served_batches % self.plan.total_batches == 0:
@@ -179,17 +185,18 @@ class ActivationStream:
 
     def sample(self) -> ActivationBatch:
         """Return the present fill whole, in source order."""
-        return self._fill(self.served_batches // self.plan.batches_per_fill)[0].everything
+        return self._fill(self.served_batches // self.plan.batches_per_fill).fill.everything
 
     def present_fill(self) -> Fill:
         """Return the fill that the last batch came from."""
-        return self._fill(max(0, self.served_batches - 1) // self.plan.batches_per_fill)[0]
+        return self._fill(max(0, self.served_batches - 1) // self.plan.batches_per_fill).fill
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "served_batches": self.served_batches,
             "schedule": {key: getattr(self.plan, key) for key in _SETTINGS},
-            "source": self.source.state_dict(),
+            # Not the source's own: it may be at the next fill already.
+            "source": self._state,
         }
 
     def check(self, state: Any) -> None:
@@ -206,20 +213,30 @@ class ActivationStream:
         """
         self.check(state)
         self.served_batches = state["served_batches"]
+        self._fills.forget()
         self.source.load_state_dict(state["source"])
-        self._current = None
+        self._current, self._state = None, self.source.state_dict()
 
     def close(self) -> None:
+        """End threads, and close files. A fill that is being made is given up."""
+        self.source.stopped = True
+        self._fills.close()
         self.source.close()
 
-    def _fill(self, number: int) -> tuple[Fill, Tensor]:
-        if self._current is None or self._current[0] != number:
-            self._current = None  # frees nothing yet, but a failure below must not leave a stale fill
+    def _fill(self, number: int) -> _MadeFill:
+        if self._current is None or self._current.number != number:
+            self._current = None  # a failure below must not leave a stale fill
             with section("data"):  # Lightning calls the loader, not the data module that would say so
-                fill = self.source.fill(number)
-                check_finite(fill.everything, f"of training, from batch {number * self.plan.batches_per_fill} on")
-            self._current = (number, fill, self._order(number, fill.served))
-        return self._current[1], self._current[2]
+                with self.timings.measure("waiting"):
+                    made = self._fills.get(number)
+            self._current, self._state = made, made.state
+            self._fills.begin_next(number)
+        return self._current
+
+    def _make(self, number: int) -> _MadeFill:
+        fill = self.source.fill(number)
+        check_finite(fill.everything, f"of training, from batch {number * self.plan.batches_per_fill} on")
+        return _MadeFill(number, fill, self._order(number, fill.served), self.source.state_dict())
 
     def _order(self, number: int, served: Tensor) -> Tensor:
         """Return the order in which the fill's tokens are served; a fill that is short of tokens begins again."""

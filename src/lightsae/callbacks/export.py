@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from lightsae.activations.stream import Timings
+from lightsae.activations.timings import Timings
 from lightsae.callbacks.base import SAECallback
 from lightsae.compat import writes_files
 from lightsae.formats.files import replace_folder_atomically

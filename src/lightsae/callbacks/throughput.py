@@ -11,12 +11,13 @@ import psutil
 import torch
 from lightning import LightningModule, Trainer
 
-from lightsae.activations.stream import Timings
+from lightsae.activations.timings import Timings
 from lightsae.callbacks.base import SAECallback, log_once
 from lightsae.compat import savers, writes_files
 from lightsae.formats.files import write_atomically
 
 PARTS = ("language_model", "sae_step", "text")
+WAITING = "waiting"
 MIB = 2**20
 
 
@@ -26,7 +27,10 @@ class Throughput(SAECallback):
     Time runs from the start of training, without validation and without the saving of checkpoints and exports. A share
     is a part's own time over that time: the language model's forward passes, the SAE's step (forward, backward,
     optimiser), waiting for text; `other` is the rest. On a GPU the parts are timed on the device, so that waiting for
-    text may overlap with them; the totals wait for the device, hence only every `every_n_steps`.
+    text may overlap with them; the totals wait for the device, hence only every `every_n_steps`. Where the next fill is
+    made while one is trained on (`data.prefetch`), model and text run beside the step: their shares then do not add up
+    with the others, and `waiting` is the share for which the step stood still for activations. Otherwise it stands
+    still for all of both.
 
     The language model runs once a fill, so that figures over fewer steps than a fill has jump.
 
@@ -81,7 +85,7 @@ class Throughput(SAECallback):
         spent = _minus(self._read(trainer), self._start)
         report = {
             "tokens": int(spent["tokens"]),
-            "seconds": {name: round(spent[name], 3) for name in ("total", *PARTS)},
+            "seconds": {name: round(spent[name], 3) for name in ("total", *PARTS, WAITING) if name in spent},
             **{name: round(value, 4) for name, value in (rates(spent) | memory(self.module.device)).items()},
             "machine": machine(self.module.device),
         }
@@ -95,7 +99,8 @@ class Throughput(SAECallback):
     def _totals(self, trainer: Trainer) -> dict[str, float]:
         timings = getattr(self.data, "timings", None)
         measured = self.module.timings.totals() | (timings.totals() if timings is not None else {})
-        parts = {name: measured.get(name, 0.0) for name in PARTS}
+        ahead = getattr(self.data, "makes_fills_ahead", False)
+        parts = {name: measured.get(name, 0.0) for name in (*PARTS, *([WAITING] if ahead else []))}
         return {"tokens": float(self.module.tokens_seen), "total": _clock(trainer), **parts}
 
 
@@ -103,16 +108,18 @@ def rates(spent: Mapping[str, float]) -> dict[str, float]:
     """Return tokens per second and each part's share of the time.
 
     Args:
-        spent: "tokens", and seconds: "total" and those of each part.
+        spent: "tokens", and seconds: "total" and those of each part; "waiting" where fills are made ahead.
     """
     total = max(spent["total"], 1e-9)
     shares = {name: spent[name] / total for name in PARTS}
+    waiting = spent[WAITING] / total if WAITING in spent else shares["language_model"] + shares["text"]
     return {
         "tokens_per_second": spent["tokens"] / total,
         "share_language_model": shares["language_model"],
         "share_sae_step": shares["sae_step"],
         "share_text": shares["text"],
-        "share_other": max(0.0, 1 - sum(shares.values())),
+        "share_waiting": waiting,
+        "share_other": max(0.0, 1 - shares["sae_step"] - waiting),
     }
 
 

@@ -12,6 +12,7 @@ from lightsae.version import version
 
 COMMANDS = {
     "fit": "Train a sparse autoencoder on a language model's activations; go on with a run that was stopped.",
+    "cache": "Write a language model's activations to disk once, for many runs to train on at full speed.",
     "validate": "Measure a trained one on held-out text: a table, TensorBoard, validation.json.",
     "evaluate": "Judge SAEs on held-out text: figures with their noise, beside an SAE that learned nothing.",
     "diagnose": "Search for the reason why an SAE reconstructs badly: site, scale, threshold, ...",

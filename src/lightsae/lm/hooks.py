@@ -22,6 +22,21 @@ from lightsae.lm.sites import Site
 
 Intervention = Callable[[Float[Tensor, "B S D"]], Float[Tensor, "B S D"]]
 
+_thread = threading.local()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """While open, the passes of this thread do not see what other threads have attached.
+
+    For what reads a model beside a thread that intervenes in it.
+    """
+    was, _thread.is_apart = getattr(_thread, "is_apart", False), True
+    try:
+        yield
+    finally:
+        _thread.is_apart = was
+
 
 @contextmanager
 def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
@@ -34,6 +49,7 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
         SiteError: In the forward pass, where the site does not hold one vector a token.
     """
     rows_now = PerThread(torch.Size())  # (B, S) of the pass under way
+    here = threading.get_ident()
 
     def note_rows(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = args[0] if args else kwargs.get("input_ids")
@@ -41,6 +57,8 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
 
     def replaced(value: Any) -> Any:
         """What has to stand where the module took or returned `value`; None where nothing changes."""
+        if getattr(_thread, "is_apart", False) and threading.get_ident() != here:
+            return None
         seen = value[0] if isinstance(value, tuple | list) else value
         if not isinstance(seen, Tensor):
             raise SiteError(f"{site.name!r} holds {type(seen).__name__}, not a tensor. Write a module nearer to it.")

@@ -1,5 +1,7 @@
 """Which token ids a model takes, and what makes them of text."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,14 @@ class Vocabulary:
     def of(cls, tokenizer: Any | None, size: int | None = None) -> "Vocabulary":
         """Return that of a model which has this tokenizer."""
         return cls(tokenizer, *separators(tokenizer), size)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all words with their ids; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        words = json.dumps(sorted(self.tokenizer.get_vocab().items()), ensure_ascii=False)
+        return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()
 
     def has_words_of(self, other: "Vocabulary") -> bool:
         """Whether both tokenizers give the same ids to the same words; if neither model has one, whether they may."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from lightsae.activations.stream import Timings
+from lightsae.activations.timings import Timings
 from lightsae.formats.checkpoint import read_checkpoint
 from lightsae.formats.files import write_atomically
 

@@ -17,7 +17,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Timings
+from lightsae.activations.timings import Timings
 from lightsae.compat import keep_from_ddp, logs_after
 from lightsae.errors import ConfigError, arg, section, under
 from lightsae.formats.checkpoint import present_names

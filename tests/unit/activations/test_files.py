@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from helpers.errors import refused
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.files import CHUNK_ROWS, ActivationFiles, Chunks, FileFills, held_out_chunks
-from lightsae.activations.stream import ActivationStream, Process, StreamPlan, Timings
+from lightsae.activations.stream import ActivationStream, Process, StreamPlan
+from lightsae.activations.timings import Timings
 from lightsae.errors import ActivationError, CorpusError
 
 

@@ -19,11 +19,11 @@ from lightsae.activations.stream import (
     Fill,
     Process,
     StreamPlan,
-    Timings,
     check_finite,
     take_tokens,
     with_sinks,
 )
+from lightsae.activations.timings import Timings
 from lightsae.errors import ActivationError
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef

@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.stats import foldnorm, multivariate_normal, norm
 
-from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan, Timings
+from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan
 from lightsae.activations.synthetic.fills import SITE, SyntheticFills, held_out_samples
 from lightsae.activations.synthetic.world import SyntheticConfig, SyntheticWorld, mean_max_cosine, spread_out
+from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SparseLatents

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Timings
+from lightsae.activations.timings import Timings
 from lightsae.sae import ReLU, SiteRef, Widths
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.entries import Entry

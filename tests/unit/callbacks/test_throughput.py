@@ -27,9 +27,18 @@ def test_rates_divide_by_the_time():
             "share_language_model": 0.5,
             "share_sae_step": 0.25,
             "share_text": 0.1,
+            "share_waiting": 0.6,
             "share_other": 0.15,
         }
     )
+
+
+def test_what_runs_beside_the_step_is_no_waiting():
+    spent = {"tokens": 3000.0, "total": 2.0, "language_model": 1.6, "sae_step": 1.5, "text": 0.2, "waiting": 0.3}
+    shares = rates(spent)
+    assert shares["share_language_model"] == 0.8
+    assert shares["share_waiting"] == 0.15
+    assert shares["share_other"] == pytest.approx(0.1)
 
 
 def test_the_rest_is_never_negative():
@@ -47,8 +56,8 @@ def test_it_logs_every_n_steps_and_never_repeats(small_run):
     events = EventAccumulator(str(run.folder))
     events.Reload()
     logged = {tag for tag in events.Tags()["scalars"] if tag.startswith("perf/")}
-    names = ("tokens_per_second", "share_language_model", "share_sae_step", "share_text", "share_other", "memory_mb")
-    assert logged == {f"perf/{name}" for name in names}
+    parts = ("language_model", "sae_step", "text", "waiting", "other")
+    assert logged == {"perf/tokens_per_second", "perf/memory_mb", *(f"perf/share_{part}" for part in parts)}
     assert [event.step for event in events.Scalars("perf/tokens_per_second")] == [3, 7]
 
 

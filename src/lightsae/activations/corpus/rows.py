@@ -67,6 +67,7 @@ class RowSource:
         settings: The corpus, and how rows are made of it.
         vocabulary: The token ids of the model, or of the smallest of several.
         split: `train` goes round a finite corpus for ever; `validation` ends.
+        once: Let `train` end too.
 
     Attributes:
         epoch: How often the corpus had been read through before the last token that was read.
@@ -82,10 +83,10 @@ class RowSource:
     _documents: NDArray[np.int64]
     _rows: int
 
-    def __init__(self, settings: DataSettings, vocabulary: Vocabulary, split: Split) -> None:
+    def __init__(self, settings: DataSettings, vocabulary: Vocabulary, split: Split, *, once: bool = False) -> None:
         self.settings, self.vocabulary = settings, vocabulary
         self.epoch = 0
-        self._split = split
+        self._split, self._goes_round = split, split == "train" and not once
         self._source = open_documents(settings, split)
         self.fingerprint = self._source.fingerprint
         self._start = self._source.cursor()
@@ -110,7 +111,7 @@ class RowSource:
         self._begin_at({"cursor": self._start, "epoch": 0, "document": 0, "used": 0, "rows": 0})
 
     def take(self, n: int) -> TokenRows:
-        """Return the next `n` rows; fewer at the end of the validation split, and none after it.
+        """Return the next `n` rows; fewer at the end of a split that ends, and none after it.
 
         Raises:
             CorpusError: The whole split is shorter than one row; a document cannot be read; the tokenizer failed.
@@ -134,7 +135,7 @@ class RowSource:
         rows = min(n, have // self._payload)
         flat, numbers = np.concatenate(tokens), np.concatenate(documents)
         shape, end = (rows, self._payload), rows * self._payload
-        # Less than a row can be left over only at the end of validation, where it is dropped.
+        # Less than a row can be left over only at the end, where it is dropped.
         self._tokens, self._documents = (flat[end:], numbers[end:]) if rows == n else (flat[:0], numbers[:0])
         self._rows += rows
         return self._with_bos(flat[:end].reshape(shape), numbers[:end].reshape(shape))
@@ -188,9 +189,9 @@ class RowSource:
         return self._in_flight.popleft() if self._in_flight else None
 
     def _read_chunk(self) -> _Chunk | None:
-        """Read the next documents, and begin to tokenise them; None at the end of the validation split."""
+        """Read the next documents, and begin to tokenise them; None at the end of a split that ends."""
         cursor, documents = self._source.cursor(), self._read_documents()
-        if not documents and self._split == "train":
+        if not documents and self._goes_round:
             self._reading_epoch += 1
             self._source.seek(self._start)
             cursor, documents = self._start, self._read_documents()

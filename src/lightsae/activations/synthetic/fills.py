@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, Timings
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, slot
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timings import Timings
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
 
@@ -23,18 +24,19 @@ class SyntheticFills(FillSource):
 
     def __init__(self, world: SyntheticWorld, plan: StreamPlan, buffer: Float[Tensor, "T D"], timings: Timings) -> None:
         self.world, self.plan, self.timings = world, plan, timings
-        self._buffer = buffer
+        self._buffers = [buffer]
 
     def fill(self, number: int) -> Fill:
-        tokens, device = len(self._buffer), self._buffer.device
+        buffer = slot(self._buffers, number, self.slots)
+        tokens, device = len(buffer), buffer.device
         with self.timings.measure("text", device):
             generator = _generator(self.plan.seed, f"synthetic, rank {self.plan.rank}", number, device)
             for start in range(0, tokens, _TOKENS_AT_ONCE):
-                part = self._buffer[start : start + _TOKENS_AT_ONCE]
+                part = buffer[start : start + _TOKENS_AT_ONCE]
                 part.copy_(self.world.activations(self.world.sample(len(part), generator), generator))
         served = torch.arange(tokens, device=device)
         first = (number * self.plan.world + self.plan.rank) * tokens
-        return Fill(ActivationBatch.without_text(SITE, self._buffer, first + served), served)
+        return Fill(ActivationBatch.without_text(SITE, buffer, first + served), served)
 
 
 def held_out_samples(world: SyntheticWorld, tokens: int, batch_tokens: int, seed: int, process: Process) -> HeldOut:

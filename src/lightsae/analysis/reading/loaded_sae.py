@@ -1,8 +1,6 @@
 """An SAE with what it needs to be read: the language models of its sites and its corpus, as its export tells."""
 
-import hashlib
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -169,11 +167,7 @@ class LoadedSAE:
 
     def tokenizer_entry(self) -> dict[str, Any]:
         """Return what a manifest says of the tokenizer: a hash of its vocabulary."""
-        vocabulary = json.dumps(sorted(self.main_model.tokenizer.get_vocab().items()), ensure_ascii=False)
-        return {
-            "name": self.main_model.name,
-            "vocabulary": hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest(),
-        }
+        return {"name": self.main_model.name, "vocabulary": self.main_model.vocabulary.digest}
 
     def corpus_entry(self) -> dict[str, Any]:
         """Return what a manifest says of the corpus."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.fills import ReadSettings, read_rows
-from lightsae.activations.stream import Timings, check_finite
+from lightsae.activations.stream import check_finite
+from lightsae.activations.timings import Timings
 from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.lm import LanguageModel
 from lightsae.progress import Progress

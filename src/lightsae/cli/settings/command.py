@@ -15,7 +15,17 @@ from typing import Any, NoReturn, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, set_loader
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 from tqdm import tqdm
 
 from lightsae.analysis.reading.loaded_sae import TextSettings
@@ -166,12 +176,25 @@ def check_folder(out: Path, mark: str) -> None:
         raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
 
 
+class _Rate(ProgressColumn):
+    """Steps per second, as far as they are known."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s")
+
+
 class Bars:
     """Progress bars on a terminal; elsewhere a line as a stage begins, and one at least every 30 seconds in it.
 
     Args:
         console: Where they are drawn; standard error if left out.
         announce: Whether a stage begins with a line if no terminal is attached.
+        unit: What the steps are called, to show how many are done per second.
         line_seconds: Most seconds between two lines if no terminal is attached.
         clock: Gives seconds.
     """
@@ -181,11 +204,12 @@ class Bars:
         console: Console | None = None,
         *,
         announce: bool = True,
+        unit: str | None = None,
         line_seconds: float = LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or Console(stderr=True)
-        self._announce, self._line_seconds, self._clock = announce, line_seconds, clock
+        self._announce, self._unit, self._line_seconds, self._clock = announce, unit, line_seconds, clock
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -194,7 +218,9 @@ class Bars:
             with self._lines(name, total) as report:
                 yield report
             return
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn())
+        columns: list[ProgressColumn] = [TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn()]
+        if self._unit is not None:
+            columns.append(_Rate(self._unit))
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
             task = bar.add_task(name, total=total)
             yield lambda done: bar.update(task, completed=done)
@@ -212,6 +238,8 @@ class Bars:
                 (first_seconds, first), (seconds, done) = reports[0], reports[-1]
                 words.append(f"{done:,} of {total:,}")
                 if done > first:
+                    if self._unit is not None:
+                        words.append(f"{(done - first) / (seconds - first_seconds):,.0f} {self._unit}/s")
                     left = (total - done) * (seconds - first_seconds) / (done - first)
                     words.append(f"{tqdm.format_interval(left)} left")
             print(", ".join(words), file=sys.stderr, flush=True)

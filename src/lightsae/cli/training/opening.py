@@ -34,7 +34,7 @@ def announce(
     """
     data = config.data
     goes_on = command == "fit" and config.ckpt_path is not None
-    reads = data.activations is None and data.dataset != "synthetic"
+    reads = data.activations is None and data.cache is None and data.dataset != "synthetic"
     lines = {
         "SAE" if len(saes) == 1 else "SAEs": _sae(saes),
         "site": _sites(saes),
@@ -88,6 +88,8 @@ def _sites(saes: Mapping[str, SparseAutoencoder]) -> str:
 def _source(data: Any) -> str:
     if data.activations is not None:
         return str(shown(data.activations))
+    if data.cache is not None:
+        return f"cache {shown(data.cache)}"
     if data.dataset == "synthetic":
         return "synthetic features"
     return f"{data.dataset}, rows of {data.context_size} tokens"

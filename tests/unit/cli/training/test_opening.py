@@ -21,6 +21,7 @@ WIDTHS = Widths.autoencoder(SITE, 16)
 def config(ckpt_path: str | None = None, **data: Any) -> Any:
     defaults = {
         "activations": None,
+        "cache": None,
         "dataset": "builtin",
         "context_size": 128,
         "batch_tokens": 64,
@@ -113,6 +114,7 @@ def test_a_plain_variant_is_named_once(name: str, opening: Any) -> None:
         ({"training_tokens": 6400}, {"max_steps": -1}, f"{ROWS}: 6,400 tokens in 100 steps of 64"),
         ({}, {"accumulate_grad_batches": 4}, f"{ROWS}: 128,000 tokens in 500 steps of 256"),
         ({}, {"max_steps": -1, "max_epochs": 2}, f"{ROWS}: 2 epochs, 64 tokens per step"),
+        ({"cache": "stored"}, {}, "data    cache stored: 32,000 tokens in 500 steps of 64"),
         ({"activations": "rows.npy"}, {}, "data    rows.npy: 32,000 tokens in 500 steps of 64"),
         ({"dataset": "synthetic"}, {}, "data    synthetic features: 32,000 tokens in 500 steps of 64"),
     ],
