@@ -16,11 +16,14 @@ import pytest
 import torch
 
 from helpers.pages import PAGES, ROOT, Block, blocks_of, commands_of
+from helpers.tiny_families import CASES
 from lightsae.cli import main
 from lightsae.formats.convert import writable
 from lightsae.formats.layouts import LAYOUTS
+from lightsae.lm.families import FAMILIES, PARTS
 from lightsae.production.registry.log import read_state
 
+PAGES_BY_NAME = {page.name: page.read_text() for page in PAGES}
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # What stands in a page, and what is run in its place. Longer names first.
 STAND_INS = {
@@ -106,6 +109,18 @@ def test_the_table_of_layouts_is_whole() -> None:
     rows = re.findall(r"^\| `(\w+)` .*\| (\S.*?) \|$", (ROOT / "docs" / "guide" / "open.md").read_text(), re.M)
     assert {name for name, _ in rows} == {"native", *LAYOUTS}
     assert {name for name, written in rows if written != "no"} == set(writable())
+
+
+def test_the_table_of_architectures_is_that_of_the_code() -> None:
+    """`yes` where every layer of the tested models has the site, `no` where none has, other words where some have."""
+    rows = re.findall(r"^\| (`.*?) \| .*? \| (.*?) \| (.*?) \|", PAGES_BY_NAME["architectures.md"], re.M)
+    table = {name: cells for names, *cells in rows[1:] for name in re.findall(r"`([\w-]+)`", names)}
+    assert set(table) == {*FAMILIES, *PARTS}
+    for name, cells in table.items():
+        layers = [kinds for case, tiny in CASES.items() if case.split(":")[0] == name for kinds in tiny.kinds]
+        for kind, cell in zip(("attn_out", "mlp_act"), cells, strict=True):
+            has = {kind in kinds for kinds in layers} or {True}
+            assert (cell == "yes", cell == "no") == (has == {True}, has == {False}), (name, kind)
 
 
 def test_stand_ins_stand_in_for_something() -> None:

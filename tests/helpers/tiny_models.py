@@ -1,4 +1,6 @@
-"""Tiny random models of every architecture with portable sites, and how each block is wired, written out by hand.
+"""Tiny random models of thirteen architectures, and how each block is wired, written out by hand.
+
+The others are in `tiny_families`.
 
 Widths differ wherever the architecture lets them (24 residual, 40 joined heads, 52 neurons), so that a mix-up shows.
 """
@@ -14,9 +16,11 @@ import torch
 import transformers
 from torch import nn
 
-from lightsae.lm import LanguageModel
+from lightsae.lm import PORTABLE, LanguageModel
 
 VOCAB, WIDTH, NEURONS, LAYERS = 61, 24, 52, 3
+# The portable sites of every block here.
+SITE_KINDS = tuple(kind for kind in PORTABLE if kind != "mixer_out")
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,13 @@ class TextSource(ActivationSource):
         settings = self.settings
         _ = settings.text  # missing is said before the model is looked for
         for name in (settings.model, *self.more_models.values()):
-            longest = self.description(name).max_context
+            description = self.description(name)
+            if description.reads_images:
+                raise ConfigError(
+                    f"{arg('model')} is {name!r}, which reads images, not text. Write its activations to a file "
+                    f"(`LanguageModel.capture` takes pixel values) and train on that: {arg('activations')}."
+                )
+            longest = description.max_context
             if longest is not None and settings.context_size > longest:
                 raise ConfigError(
                     f"{arg('context_size')} is {settings.context_size}, but {name!r} reads {longest} tokens at most."

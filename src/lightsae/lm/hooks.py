@@ -43,17 +43,18 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
     """While open, call `visit` with the (B, S, D) at `site` whenever its module runs.
 
     What `visit` returns takes the activations' place; None leaves them. Functions at the same site run in the order in
-    which they were attached, each on what the one before it left. Several threads may run the model.
+    which they were attached, each on what the one before it left. Several threads may run the model. Of images S counts
+    the model's own positions: patches, and the class token.
 
     Raises:
         SiteError: In the forward pass, where the site does not hold one vector a token.
     """
-    rows_now = PerThread(torch.Size())  # (B, S) of the pass under way
+    rows_now = PerThread(torch.Size())  # (B, S) of the pass under way; (B,) of images
     here = threading.get_ident()
 
     def note_rows(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = args[0] if args else kwargs.get("input_ids")
-        rows_now.set((kwargs["inputs_embeds"] if tokens is None else tokens).shape[:2])
+        given = args[0] if args else kwargs.get(model.main_input_name)
+        rows_now.set((kwargs["inputs_embeds"] if given is None else given).shape[: 1 if reads_images(model) else 2])
 
     def replaced(value: Any) -> Any:
         """What has to stand where the module took or returned `value`; None where nothing changes."""
@@ -63,16 +64,22 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
         if not isinstance(seen, Tensor):
             raise SiteError(f"{site.name!r} holds {type(seen).__name__}, not a tensor. Write a module nearer to it.")
         rows = rows_now.get()
-        # OPT's MLP works on (B * S, D).
-        vectors = seen.reshape(*rows, -1) if seen.ndim == 2 and len(seen) == rows.numel() else seen
-        if vectors.ndim != 3 or vectors.shape[:2] != rows:
+        # OPT's MLP and mixtures of experts work on (B * S, D).
+        vectors = seen.reshape(*rows, -1) if seen.ndim == 2 and len(rows) == 2 and len(seen) == rows.numel() else seen
+        if vectors.ndim != 3 or not rows or vectors.shape[: len(rows)] != rows:
             if not rows_now.is_own():  # another thread's pass, which began before this opened
                 return None
             raise SiteError(
                 f"{site.name!r} has shape {tuple(seen.shape)} for tokens of shape {tuple(rows)}; "
                 "a site holds one vector a token."
             )
-        new = visit(vectors)
+        if site.scale == 1:
+            new = visit(vectors)
+        else:
+            scaled = vectors * site.scale
+            new = visit(scaled)
+            # The change alone, so that what stays as it was changes no bit.
+            new = None if new is None else vectors + (new - scaled) / site.scale
         return None if new is None else _with_activations(value, new.reshape(seen.shape))
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -159,7 +166,9 @@ class _AllRead(Exception):
 
 
 @torch.inference_mode()
-def capture(model: Any, tokens: Int[Tensor, "B S"], sites: Sequence[Site]) -> dict[str, Float[Tensor, "B S _"]]:
+def capture(
+    model: Any, tokens: Int[Tensor, "B S"] | Float[Tensor, "B C H W"], sites: Sequence[Site]
+) -> dict[str, Float[Tensor, "B S _"]]:
     """Return the activations at each site, by name, in the order asked; dtype and device of the model.
 
     Modules after the last of the sites do not run. No KV cache is kept. Of a module that runs twice in a pass the first
@@ -193,6 +202,11 @@ def capture(model: Any, tokens: Int[Tensor, "B S"], sites: Sequence[Site]) -> di
             return {name: read[name] for name in by_name}
     missing = ", ".join(name for name in by_name if name not in read)
     raise SiteError(f"{missing}: does not run in a forward pass on tokens alone.")
+
+
+def reads_images(model: Any) -> bool:
+    """Return whether a transformers model takes images, (B, C, H, W), in the place of tokens."""
+    return bool(model.main_input_name == "pixel_values")
 
 
 def no_cache(model: Any) -> dict[str, bool]:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils.tqdm import enable_progress_bars
 from safetensors import SafetensorError
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForTextEncoding, AutoTokenizer
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from lightsae.errors import ModelError, arg
+from lightsae.lm.families import ENCODERS, PARTS
 from lightsae.lm.random_weights import randomise, split_name
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -31,6 +32,8 @@ _EXAMPLES = "Write a local folder, a Hub name such as 'openai-community/gpt2', o
 # By one of these weights are found.
 _WEIGHTS = tuple(f"{file}{end}" for file in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json"))
 _MEND = "Download or save it again."
+# Lists in config.json that name layers by number. Others with one entry per layer are cut with the model.
+_NUMBERS_OF_LAYERS = ("mlp_only_layers", "moe_layers")
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ def _named(name: str) -> str:
 
 
 def load_config(name: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """Read config.json.
+    """Read config.json; of a model of several parts (`PARTS`) that of the part which is read.
 
     Raises:
         ModelError: There is no such model, or its config.json cannot be used.
@@ -80,12 +83,27 @@ def load_config(name: str, revision: str | None, trust_remote_code: bool) -> Any
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # OSError, ValueError, KeyError, and those of the config's own validators
         raise ModelError(_config_problem(name, revision, error, folder.exists())) from None
-    if config.is_encoder_decoder:
-        raise ModelError(f"{named}, an encoder-decoder. Causal language models and encoders are supported.")
+    if config.is_encoder_decoder and config.model_type not in ENCODERS:
+        raise ModelError(
+            f"{named}, an encoder-decoder. Causal language models and encoders are supported, that of "
+            f"{', '.join(ENCODERS)} too."
+        )
+    config = _read_part(config)
     # The chunks would hide the whole MLP from a hook; they save memory only.
     if getattr(config, "chunk_size_feed_forward", 0):
         config.chunk_size_feed_forward = 0
     return config
+
+
+def _read_part(config: Any) -> Any:
+    name = PARTS.get(config.model_type)
+    if name is None:
+        return config
+    part = getattr(config, name)
+    for setting in ("_commit_hash", "quantization_config"):
+        if (value := getattr(config, setting, None)) is not None:
+            setattr(part, setting, value)
+    return part
 
 
 def _config_problem(name: str, revision: str | None, error: Exception, is_local: bool) -> str:
@@ -117,28 +135,43 @@ def has_next_token_head(config: Any) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder and not saved_without_head
 
 
-def skeleton(name: str, config: Any, trust_remote_code: bool) -> tuple[Any, FakeTensorMode]:
+def _loader(config: Any, with_head: bool) -> Any:
+    """Return transformers' class that builds and loads the model."""
+    if with_head:
+        return AutoModelForCausalLM
+    return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+
+
+def skeleton(name: str, config: Any, trust_remote_code: bool) -> tuple[Any, FakeTensorMode | None]:
     """Build the model without memory for its weights. Forward passes run inside the mode, on shapes alone.
 
     Unlike the meta device, fake tensors also pass the checks on values that transformers makes. Nothing is initialised:
-    some architectures look at the values that they have drawn.
+    some architectures look at the values that they have drawn. What can't be built of fake tensors is built on the
+    meta device, as transformers does before it reads the weights; then there is no mode.
 
     Raises:
         ModelError: transformers cannot build what config.json describes, or lacks a library for it.
     """
-    loader = AutoModelForCausalLM if has_next_token_head(config) else AutoModel
+    loader = _loader(config, has_next_token_head(config))
+
+    def built() -> Any:
+        # bfloat16: the fused products of mixtures of experts take nothing else
+        model = loader.from_config(copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+        return model.eval()
+
     mode = FakeTensorMode()
     try:
-        with (
-            on_shapes(mode),
-            no_init_weights(),
-        ):  # bfloat16: the fused products of mixtures of experts take nothing else
-            model = loader.from_config(copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+        with no_init_weights():
+            try:
+                with on_shapes(mode):
+                    return built(), mode
+            except RuntimeError:  # a value was asked for
+                with torch.device("meta"):
+                    return built(), None
     except ImportError as error:
         raise _lacks_library(name, error) from None
     except Exception as error:  # whatever a modelling file raises at numbers that do not fit together
         raise ModelError(f"{_named(name)}, but its config.json cannot be used: {short(error)}") from None
-    return model.eval(), mode
 
 
 @contextmanager
@@ -165,7 +198,7 @@ def truncated(config: Any, n_layers: int) -> Any:
     text.num_hidden_layers = n_layers
     for name, value in list(vars(text).items()):
         # One entry a layer: layer_types, attention_layers, ...
-        if "layer" in name and isinstance(value, list) and len(value) == full:
+        if "layer" in name and name not in _NUMBERS_OF_LAYERS and isinstance(value, list) and len(value) == full:
             setattr(text, name, value[:n_layers])
     return config
 
@@ -181,16 +214,18 @@ def load_weights(
     Raises:
         ModelError: Weights are absent, damaged, incomplete, or of other shapes; or a library is missing.
     """
-    loader = AutoModelForCausalLM if with_head else AutoModel
+    # Llama 4 as shipped: its model without a head does not find its weights in the whole of them.
+    renamed = {r"^language_model\.model\.": ""} if config.model_type == "llama4_text" and not with_head else None
     try:
         # Weights that are absent get random values before they are reported.
         with _quiet(), torch.random.fork_rng(devices=[]):
-            model, info = loader.from_pretrained(
+            model, info = _loader(config, with_head).from_pretrained(
                 source_of(name),
                 config=config,
                 revision=revision,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
+                key_mapping=renamed,
                 ignore_mismatched_sizes=True,  # reported below, in one line
                 output_loading_info=True,
             )

@@ -4,17 +4,16 @@ Axes: B rows, S positions, D width of a site, V vocabulary.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
-from pathlib import Path
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightsae.errors import ModelError, SiteError, arg, under
+from lightsae.lm.description import ModelDescription
 from lightsae.lm.dtypes import choose_dtype
 from lightsae.lm.hooks import Intervention, capture, computed_once, hooked, no_cache
 from lightsae.lm.load import (
@@ -23,101 +22,11 @@ from lightsae.lm.load import (
     load_config,
     load_tokenizer,
     load_weights,
-    on_shapes,
-    short,
     skeleton,
-    source_of,
     truncated,
 )
-from lightsae.lm.sites import Site, SiteInfo, blocks_before, find_site, portable_names
+from lightsae.lm.sites import Site, blocks_before, find_site
 from lightsae.lm.vocabulary import Vocabulary
-
-
-class ModelDescription:
-    """What config.json tells about a language model: layers, sites and widths. Holds no weights; see `describe`.
-
-    Attributes:
-        name: As the user wrote it: Hub name, local folder, or `builtin`.
-        revision: The commit where the Hub told it, otherwise as given.
-        model: The transformers model.
-        n_layers: Blocks of the whole model.
-        max_context: Longest row that the model takes, in tokens; None where nothing limits it.
-        has_next_token_head: Whether it predicts the next token. False for encoders such as BERT.
-    """
-
-    def __init__(
-        self, name: str, revision: str | None, config: Any, model: Any, mode: FakeTensorMode | None = None
-    ) -> None:
-        # `mode`, for a model without memory: its forward passes run inside.
-        text = config.get_text_config()
-        self.name = name
-        self.revision = getattr(config, "_commit_hash", None) or revision
-        self.model = model
-        if not hasattr(text, "num_hidden_layers"):
-            raise ModelError(f"{arg('name_or_path')} is {name!r}, and its config.json tells of no blocks.")
-        self.n_layers: int = text.num_hidden_layers
-        self.max_context: int | None = getattr(text, "max_position_embeddings", None)
-        self.has_next_token_head = has_next_token_head(config)
-        self._mode: FakeTensorMode | None = mode
-        self._sites: dict[str, Site] = {}
-        self._widths: dict[str, int] = {}
-
-    @property
-    def files(self) -> list[Path]:
-        """The files of weights and tokens, where the model is a local folder; none where it is from the Hub."""
-        folder = Path(source_of(self.name))
-        patterns = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json")
-        return sorted(path for pattern in patterns for path in folder.glob(pattern))
-
-    def site(self, name: str) -> Site:
-        """Find a site by name.
-
-        Args:
-            name: Portable name, or module path with `.input` / `.output`.
-
-        Raises:
-            SiteError: There is no such site.
-        """
-        if name not in self._sites:
-            self._sites[name] = find_site(self.model, name, model_name=self.name, n_layers=self.n_layers)
-        return self._sites[name]
-
-    def width(self, site: str) -> int:
-        """Return the width of a site, measured on a few tokens.
-
-        Raises:
-            SiteError: There is no such site, or it does not hold one vector a token.
-            ModelError: The architecture cannot be measured from its config.json; loaded models always can.
-        """
-        self._measure([self.site(site)])
-        return self._widths[site]
-
-    def sites(self) -> list[SiteInfo]:
-        """List the portable sites of all layers in memory, in the order of computation; empty where none are known."""
-        n_loaded = self.model.config.get_text_config().num_hidden_layers
-        sites = [self.site(name) for name in portable_names(self.model, n_loaded)]
-        self._measure(sites)
-        return [SiteInfo(s.name, self._widths[s.name], s.path, s.side) for s in sites]
-
-    def _measure(self, sites: list[Site]) -> None:
-        new = [site for site in sites if site.name not in self._widths]
-        if not new:
-            return
-        try:
-            with nullcontext() if self._mode is None else on_shapes(self._mode):
-                # Two rows of three: a tensor that is the same for all rows, or has its axes swapped, is found out.
-                rows = torch.zeros(2, 3, dtype=torch.long, device=self.model.device)
-                captured = capture(self.model, rows, new)
-        except SiteError:
-            raise
-        except Exception as error:  # whatever a modelling file raises at tokens alone, and at shapes alone
-            if self._mode is None:
-                raise
-            raise ModelError(
-                f"{arg('name_or_path')} is {self.name!r}, whose sites cannot be measured from its config.json: "
-                f"{short(error)}"
-            ) from None
-        self._widths |= {name: activations.shape[-1] for name, activations in captured.items()}
 
 
 class LanguageModel(ModelDescription):
@@ -195,7 +104,9 @@ class LanguageModel(ModelDescription):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, loaded at first use; `ModelError` where the model comes without one."""
+        """The tokenizer, loaded at first use; `ModelError` where the model comes without one, or reads images."""
+        if self.reads_images:
+            raise ModelError(f"{arg('name_or_path')} is {self.name!r}, which reads images, and has no tokenizer.")
         return load_tokenizer(self.name, self.revision, self._trust_remote_code)
 
     @property
@@ -238,15 +149,19 @@ class LanguageModel(ModelDescription):
         self.model.to(check_device(device))
         return self
 
-    def capture(self, tokens: Int[Tensor, "B S"], sites: Sequence[str]) -> dict[str, Float[Tensor, "B S _"]]:
+    def capture(
+        self, tokens: Int[Tensor, "B S"] | Float[Tensor, "B C H W"], sites: Sequence[str]
+    ) -> dict[str, Float[Tensor, "B S _"]]:
         """Return the activations at each site, by name; the forward pass stops at the last of them.
 
         Args:
-            tokens: Token ids on the model's device, rows without padding.
+            tokens: Token ids on the model's device, rows without padding; of a model that reads images (`reads_images`)
+                the pixel values, as the model's image processor makes them.
             sites: Names of sites.
 
         Returns:
-            One (B, S, D) tensor a site, in the model's dtype, made under inference mode. Open interventions are seen.
+            One (B, S, D) tensor a site, in the model's dtype, made under inference mode; of images S counts patches and
+            class token. Open interventions are seen.
 
         Raises:
             SiteError: There is no such site.
@@ -292,13 +207,16 @@ class LanguageModel(ModelDescription):
                     f"the intervention at {site!r} returned shape {tuple(new.shape)}; "
                     f"it was given {tuple(activations.shape)} and must keep it."
                 )
-            return new.to(activations.dtype)
+            # A copy: some blocks (Falcon, Llama 4) add to it in place, and the caller may use its own tensor again.
+            return new if new is activations else new.to(activations.dtype, copy=True)
 
         return hooked(self.model, self.site(site), replace)
 
 
 def describe(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelDescription:
     """Describe a model from its config.json alone, in well under a second; no weights are read or made.
+
+    Widths that config.json alone does not tell are measured on the loaded model when they are asked for.
 
     Args:
         name_or_path: Hub name, local folder, or `builtin`.
@@ -309,7 +227,12 @@ def describe(name_or_path: str, *, revision: str | None = None, trust_remote_cod
         ModelError: There is no such model, or its config.json cannot be used.
     """
     config = load_config(name_or_path, revision, trust_remote_code)
-    return ModelDescription(name_or_path, revision, config, *skeleton(name_or_path, config, trust_remote_code))
+    load = partial(_load_to, name_or_path, revision, trust_remote_code)
+    return ModelDescription(name_or_path, revision, config, *skeleton(name_or_path, config, trust_remote_code), load)
+
+
+def _load_to(name: str, revision: str | None, trust_remote_code: bool, sites: Sequence[str]) -> LanguageModel:
+    return LanguageModel.from_pretrained(name, revision=revision, sites=sites, trust_remote_code=trust_remote_code)
 
 
 def name_of(model: Any) -> str:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether a module is a LayerNorm or an RMSNorm, of which each library has its own."""
-    return isinstance(module, nn.LayerNorm) or "RMSNorm" in type(module).__name__
+    """Return whether a module is a LayerNorm or an RMSNorm, of which each architecture may have its own."""
+    name = type(module).__name__
+    return isinstance(module, nn.LayerNorm) or "RMSNorm" in name or name.endswith("LayerNorm")
 
 
 def gain_and_bias(norm: nn.Module, like: Float[Tensor, "*batch D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
@@ -24,9 +25,31 @@ def gain_and_bias(norm: nn.Module, like: Float[Tensor, "*batch D"]) -> tuple[Flo
         bias = getattr(norm, "bias", None)
         gain = ones if norm.weight is None else norm.weight.float()
         return gain, torch.zeros_like(ones) if bias is None else bias.float()
-    # Some multiply by the weight, some by 1 + weight: equal entries come back as the gain. They are large beside
-    # epsilon, and go through `forward`, so that no hook sees them.
-    return norm.forward(1000 * ones), torch.zeros_like(ones)
+    # Some multiply by the weight, some by 1 + weight, T5's LayerNorm does not centre: a vector of mean 0 comes back as
+    # what it is normalised to, times the gain, and its negative as the opposite. Large beside epsilon, and through
+    # `forward`, so that no hook sees them.
+    probe = 1000 * _of_mean_zero(like)
+    normalised = probe / probe.square().mean().sqrt()
+    up, down = norm.forward(probe).float(), norm.forward(-probe).float()
+    return (up - down) / (2 * normalised), (up + down) / 2
+
+
+def is_centred(norm: nn.Module, like: Float[Tensor, "*batch D"]) -> bool:
+    """Return whether a norm subtracts the mean over the width: a LayerNorm in more than its name."""
+    if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+        return isinstance(norm, nn.LayerNorm)
+    probe = 1000 * _of_mean_zero(like)
+    return bool(torch.allclose(norm.forward(probe + 1000), norm.forward(probe), rtol=1e-3, atol=1e-5))
+
+
+def _of_mean_zero(like: Float[Tensor, "*batch D"]) -> Float[Tensor, " D"]:
+    """Return 1, -1, 1, -1 ...; of an odd width the last three are 1, 1, -2."""
+    width = like.shape[-1]
+    probe = torch.ones(width, device=like.device)
+    probe[1::2] = -1
+    if width % 2:
+        probe[-3:] = torch.tensor([1.0, 1.0, -2.0], device=like.device)
+    return probe
 
 
 def without_gain(

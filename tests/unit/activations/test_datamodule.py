@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
+from transformers import ViTConfig
 
 from helpers.errors import refused
 from lightsae.activations.datamodule import ActivationDataModule
@@ -312,6 +313,14 @@ def test_several_models_and_sites_that_cannot_work(text: dict[str, Any], setting
 def test_a_context_that_the_second_model_cannot_read(two_models: dict[str, Any]) -> None:
     with refused(ConfigError, r"data\.context_size is 65.*64 tokens at most"):
         ActivationDataModule(**(two_models | {"context_size": 65, "buffer_tokens": 650})).preflight()
+
+
+def test_a_model_of_images_is_refused_with_what_to_do_instead(text: dict[str, Any], tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ViTConfig(**small, image_size=28, patch_size=14).save_pretrained(tmp_path / "vit")
+    data = ActivationDataModule(**(text | {"model": str(tmp_path / "vit")}))
+    with refused(ConfigError, r"^data\.model is '.*vit', which reads images.* train on that: data\.activations"):
+        data.preflight()
 
 
 def test_a_second_model_that_is_not_there_is_named_as_it_was_written(text: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.tiny_models import SITE_KINDS
 from lightsae.errors import SiteError
-from lightsae.lm import PORTABLE, LanguageModel
+from lightsae.lm import LanguageModel
 
 WIDTH, LAYERS = 24, 3
 
@@ -23,7 +24,7 @@ def direction() -> Tensor:
     return torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("kind", PORTABLE)
+@pytest.mark.parametrize("kind", SITE_KINDS)
 def test_identity_changes_no_bit(tiny, kind: str) -> None:
     clean = output(tiny.lm, tiny.tokens)
     shapes = []
@@ -32,18 +33,18 @@ def test_identity_changes_no_bit(tiny, kind: str) -> None:
     assert shapes == [(2, 9, tiny.lm.width(f"{kind}.1"))]
 
 
-@pytest.mark.parametrize("kind", PORTABLE)
+@pytest.mark.parametrize("kind", SITE_KINDS)
 def test_what_is_written_is_what_later_modules_read(tiny, kind: str) -> None:
     """Each site, seen again through the block's own arithmetic after a write."""
     block, wiring = tiny.blocks[1], tiny.wiring
-    clean = tiny.lm.capture(tiny.tokens, [f"{k}.1" for k in PORTABLE])
+    clean = tiny.lm.capture(tiny.tokens, [f"{k}.1" for k in SITE_KINDS])
     fresh = torch.randn(clean[f"{kind}.1"].shape, generator=torch.Generator().manual_seed(3))
     with tiny.lm.intervene(f"{kind}.1", lambda x: fresh):
-        found = tiny.lm.capture(tiny.tokens, [f"{k}.1" for k in PORTABLE])
+        found = tiny.lm.capture(tiny.tokens, [f"{k}.1" for k in SITE_KINDS])
         written = output(tiny.lm, tiny.tokens)
     assert torch.equal(found[f"{kind}.1"], fresh)
     assert not torch.allclose(written, output(tiny.lm, tiny.tokens), atol=1e-3)
-    pre, z, attn, mlp_in, act, mlp, _ = (found[f"{k}.1"] for k in PORTABLE)
+    pre, z, attn, mlp_in, act, mlp, _ = (found[f"{k}.1"] for k in SITE_KINDS)
     with torch.inference_mode():
 
         def apply(path: str, x: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def test_steering_equals_a_hand_written_forward(tiny, direction: Tensor) -> None
     assert not torch.allclose(output(tiny.lm, tiny.tokens), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", PORTABLE)
+@pytest.mark.parametrize("kind", SITE_KINDS)
 def test_blocks_before_a_site_compute_once_for_the_same_bits(tiny, kind: str) -> None:
     writes = (lambda x: x, lambda x: -x, torch.zeros_like)
     expected = []

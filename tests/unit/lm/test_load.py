@@ -12,11 +12,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.utils import logging as transformers_logging
 
 from lightsae.errors import ModelError, SiteError, under
 from lightsae.lm import LanguageModel, describe
+from lightsae.lm.load import truncated
 
 
 @pytest.fixture
@@ -229,7 +231,7 @@ def test_sites_outside_the_blocks_load_everything(folder: Path, tokens: torch.Te
 
 
 def test_raw_paths_of_an_architecture_outside_the_table(folder: Path, tokens: torch.Tensor) -> None:
-    edit_config(folder, model_type="cohere", layer_norm_eps=1e-5, architectures=["CohereForCausalLM"])
+    edit_config(folder, model_type="arcee", architectures=["ArceeForCausalLM"])
     description = describe(str(folder))
     assert description.width("model.layers.1.mlp.down_proj.input") == 52
     assert description.sites() == []
@@ -246,10 +248,66 @@ def test_config_that_no_model_can_be_built_from(folder: Path) -> None:
 
 
 def test_config_that_no_forward_pass_fits(folder: Path) -> None:
+    """It is not measured from config.json, and the weights have other shapes."""
     edit_config(folder, num_key_value_heads=3)
     with pytest.raises(ModelError) as error:
         describe(str(folder)).width("resid_post.1")
-    assert "cannot be measured from its config.json" in message(error)
+    assert "do not fit its config.json" in message(error)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that are loaded."""
+    names: list[str] = []
+    load = LanguageModel.from_pretrained
+
+    def noted(name: str, **kwargs: object) -> LanguageModel:
+        names.append(name)
+        return load(name, **kwargs)
+
+    monkeypatch.setattr(LanguageModel, "from_pretrained", noted)
+    return names
+
+
+def test_a_pass_that_asks_for_values_is_measured_on_the_loaded_model(
+    folder: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = LlamaMLP.forward
+    assert describe(str(folder)).width("mlp_act.1") == 52
+    assert loads == []
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x) if float(x.sum()) < 1e9 else x)
+    description = describe(str(folder))
+    assert description.width("resid_pre.0") == 24  # the pass stops before
+    assert loads == []
+    assert description.width("mlp_act.1") == 52
+    assert loads == [str(folder)]
+
+
+def test_a_model_that_asks_for_values_while_it_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = LlamaModel.__init__
+
+    def asking(self: LlamaModel, config: LlamaConfig) -> None:
+        assert torch.linspace(0, 1, 3, device="cpu").tolist() == [0.0, 0.5, 1.0]
+        built(self, config)
+
+    monkeypatch.setattr(LlamaModel, "__init__", asking)
+    assert describe(str(folder)).width("mlp_act.1") == 52
+    assert LanguageModel.from_pretrained(str(folder), sites=["mlp_act.1"]).width("mlp_act.1") == 52
+
+
+def test_a_model_that_runs_on_no_tokens_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(self: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("pixel_values are missing")
+
+    monkeypatch.setattr(LlamaMLP, "forward", refusing)
+    with pytest.raises(ModelError) as error:
+        describe(str(folder)).width("resid_post.1")
+    assert "does not run on tokens alone: pixel_values are missing." in message(error)
+
+
+def test_lists_of_layers_by_number_are_not_cut() -> None:
+    config = transformers.Qwen2MoeConfig(num_hidden_layers=2, mlp_only_layers=[1, 0])
+    assert truncated(config, 1).mlp_only_layers == [1, 0]
 
 
 # -- architectures outside the table -----------------------------------------------------------------------------------
@@ -276,14 +334,29 @@ def test_weights_that_look_at_themselves_while_they_are_drawn(kind: str, device:
     assert lm.capture(torch.full((2, 5), 7), ["layers.1.output"])["layers.1.output"].shape == (2, 5, 24)
 
 
-@pytest.mark.parametrize("kind", ["ViTModel", "CLIPModel", "ResNetModel"])
-def test_models_that_read_no_text(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["ASTModel", "ResNetModel"])
+def test_models_that_read_neither_text_nor_images(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = getattr(transformers, kind).config_class()
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError) as error:
-        describe(str(tmp_path)).width("embeddings.output" if kind == "ViTModel" else "text_model.embeddings.output")
+        describe(str(tmp_path)).width("embeddings.output")
     assert message(error).startswith(f"name_or_path is {str(tmp_path)!r}, ")
     assert capfd.readouterr().err == ""
+
+
+def test_a_model_of_images_is_no_language_model(family_folder: Callable[[str], Path], tokens: torch.Tensor) -> None:
+    lm = LanguageModel.from_pretrained(str(family_folder("vit")))
+    with pytest.raises(ModelError, match="reads images, and has no tokenizer"):
+        _ = lm.tokenizer
+    with pytest.raises(ModelError, match="without a next-token head"):
+        lm.logits(tokens)
+
+
+def test_an_encoder_decoder_of_which_nothing_is_read(tmp_path: Path) -> None:
+    transformers.BartConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as error:
+        describe(str(tmp_path))
+    assert "an encoder-decoder. Causal language models and encoders are supported, that of t5" in message(error)
 
 
 def test_the_head_of_a_model_that_does_not_know_its_body(tmp_path: Path, tokens: torch.Tensor) -> None:

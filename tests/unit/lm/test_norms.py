@@ -1,11 +1,15 @@
 """The side `normalised` of a norm: what TransformerLens calls hook_normalized, by the formulas of the norms."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lightsae.errors import SiteError
-from lightsae.lm import describe
+from lightsae.lm import LanguageModel, describe
+from lightsae.lm.norms import is_centred
 
 
 def by_formula(norm: nn.Module, x: Tensor) -> Tensor:
@@ -63,3 +67,22 @@ def test_other_modules_have_no_such_side(tiny, path: str) -> None:
         pytest.skip("named otherwise")
     with pytest.raises(SiteError, match="only a norm has that side"):
         tiny.lm.site(f"{tiny.wiring.blocks}.1.{path}.normalised")
+
+
+# A LayerNorm of its own, one without gain, and one that does not centre.
+OWN_NORMS = {
+    "cohere": ("layers.1.input_layernorm", True),
+    "olmo": ("layers.1.input_layernorm", True),
+    "t5": ("encoder.block.1.layer.0.layer_norm", False),
+}
+
+
+@pytest.mark.parametrize("name", OWN_NORMS)
+def test_norms_of_an_architecture_s_own(name: str, family_folder: Callable[[str], Path]) -> None:
+    path, centred = OWN_NORMS[name]
+    lm = LanguageModel.from_pretrained(str(family_folder(name)))
+    tokens = torch.randint(3, 61, (2, 9), generator=torch.Generator().manual_seed(1))
+    read, found = lm.capture(tokens, [f"{path}.input", f"{path}.normalised"]).values()
+    x = read - read.mean(-1, keepdim=True) if centred else read
+    torch.testing.assert_close(found, x / x.square().mean(-1, keepdim=True).sqrt(), rtol=1e-3, atol=1e-4)
+    assert is_centred(lm.site(f"{path}.output").module, read) == centred

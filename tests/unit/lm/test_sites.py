@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.tiny_models import SITE_KINDS
 from lightsae.errors import ModelError, SiteError
-from lightsae.lm import FAMILIES, PORTABLE, LanguageModel, describe
+from lightsae.lm import LanguageModel, describe
 
 LAYERS, WIDTH, NEURONS = 3, 24, 52
 
@@ -38,10 +39,6 @@ def part(block: nn.Module, path: str) -> Callable[[Tensor], Tensor]:
     return block.get_submodule(path) if path else lambda x: x
 
 
-def test_every_family_is_tested(architectures: list[str]) -> None:
-    assert {name.split("-")[0] for name in architectures} == set(FAMILIES)
-
-
 def test_resid_equals_hidden_states(tiny) -> None:
     sites = [f"resid_pre.{i}" for i in range(LAYERS)] + [f"resid_post.{i}" for i in range(LAYERS)]
     found = tiny.lm.capture(tiny.tokens, sites)
@@ -61,8 +58,8 @@ def test_sites_equal_hand_written_hooks(tiny, layer: int) -> None:
         for name, path in {"block": "", "attention": wiring.attention, "up": wiring.up, "down": wiring.down}.items()
     }
     seen = run_with_hooks(tiny.lm, tiny.tokens, hooks)
-    found = tiny.lm.capture(tiny.tokens, [f"{kind}.{layer}" for kind in PORTABLE])
-    site = {kind: found[f"{kind}.{layer}"] for kind in PORTABLE}
+    found = tiny.lm.capture(tiny.tokens, [f"{kind}.{layer}" for kind in SITE_KINDS])
+    site = {kind: found[f"{kind}.{layer}"] for kind in SITE_KINDS}
     with torch.inference_mode():
         assert torch.equal(site["resid_pre"], seen["block.in"])
         assert torch.equal(site["resid_post"], seen["block.out"])
@@ -76,8 +73,8 @@ def test_sites_equal_hand_written_hooks(tiny, layer: int) -> None:
 def test_block_is_rebuilt_from_its_sites(tiny) -> None:
     wiring = tiny.wiring
     for layer, block in enumerate(tiny.blocks):
-        found = tiny.lm.capture(tiny.tokens, [f"{kind}.{layer}" for kind in PORTABLE])
-        pre, z, attn, mlp_in, act, mlp, post = (found[f"{kind}.{layer}"] for kind in PORTABLE)
+        found = tiny.lm.capture(tiny.tokens, [f"{kind}.{layer}" for kind in SITE_KINDS])
+        pre, z, attn, mlp_in, act, mlp, post = (found[f"{kind}.{layer}"] for kind in SITE_KINDS)
         with torch.inference_mode():
             read = pre if wiring.parallel else pre + attn
             expected = {
@@ -99,7 +96,7 @@ def test_description_measures_without_weights(tiny) -> None:
     description = describe(str(tiny.folder))
     sites = description.sites()
     assert sites == tiny.lm.sites()
-    assert [s.name for s in sites] == [f"{kind}.{layer}" for layer in range(LAYERS) for kind in PORTABLE]
+    assert [s.name for s in sites] == [f"{kind}.{layer}" for layer in range(LAYERS) for kind in SITE_KINDS]
     joined_heads = tiny.blocks[0].get_submodule(tiny.wiring.attention).weight.numel() // WIDTH
     widths = {"attn_z": joined_heads, "mlp_act": NEURONS}
     assert [s.width for s in sites] == [widths.get(s.name.split(".")[0], WIDTH) for s in sites]
@@ -138,7 +135,7 @@ def test_forward_stops_at_the_last_site(tiny, site: str) -> None:
 
 
 def test_truncated_load_reads_the_same_bits(tiny) -> None:
-    sites = [f"{kind}.1" for kind in PORTABLE]
+    sites = [f"{kind}.1" for kind in SITE_KINDS]
     part = LanguageModel.from_pretrained(str(tiny.folder), sites=[*sites[1:], f"{tiny.wiring.blocks}.0.output"])
     assert part.n_layers == LAYERS
     assert len(part.model.get_submodule(part.site("resid_post.0").path.removesuffix(".0"))) == 2

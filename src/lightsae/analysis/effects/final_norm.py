@@ -4,34 +4,19 @@ Axes: B rows, S positions, D width of the residual stream.
 
 LayerNorm: y = gain * (x - mean x) / sqrt(var x + eps) + bias. RMSNorm: y = gain * x / sqrt(mean x^2 + eps), where Gemma
 keeps gain - 1. The bias is the same whatever a feature does, so that it is left out.
-Source: the modelling files of transformers, read one by one.
 """
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightsae.lm import LanguageModel
+from lightsae.lm.norms import gain_and_bias, is_centred
+from lightsae.lm.sites import family_of, path_in_body
 from lightsae.metrics.conventions import is_sink
 
-# From the base model, by `model_type` of config.json. OPT's may be absent: its post-norm models have none.
-FINAL_NORMS = {
-    "gpt2": "ln_f",
-    "gpt_neo": "ln_f",
-    "gpt_neox": "final_layer_norm",
-    "llama": "norm",
-    "mistral": "norm",
-    "qwen2": "norm",
-    "qwen3": "norm",
-    "gemma2": "norm",
-    "gemma3": "language_model.norm",
-    "gemma3_text": "norm",
-    "phi": "final_layernorm",
-    "opt": "decoder.final_layer_norm",
-}
-_GAIN_FROM_ONE = {"gemma2", "gemma3", "gemma3_text"}
 _ROWS_AT_ONCE = 16
 
 
@@ -66,20 +51,17 @@ class FinalNorm:
 
 def final_norm(model: LanguageModel) -> FinalNorm | None:
     """Return the norm before the unembedding; None where there is none (post-norm models) or it is not known."""
-    kind = model.model.config.model_type
-    path = FINAL_NORMS.get(kind)
+    family = family_of(model.model)
+    # OPT's post-norm models keep None where the others have the norm.
+    path = path_in_body(model.model, family.final_norm) if family and family.final_norm else None
     if path is None:
         return None
-    base = model.model.base_model
-    try:
-        norm: nn.Module = base.get_submodule(path)
-    except AttributeError:  # OPT's post-norm models keep None there
-        return None
-    prefix = "" if base is model.model else f"{model.model.base_model_prefix}."
-    weight: Tensor = norm.weight.detach().float()  # type: ignore[operator]
-    gain = 1 + weight if kind in _GAIN_FROM_ONE else weight
-    eps = float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)  # type: ignore[arg-type]
-    return FinalNorm(prefix + path, gain, isinstance(norm, nn.LayerNorm), eps)
+    norm = model.model.get_submodule(path)
+    like = torch.zeros(model.model.config.get_text_config().hidden_size, device=model.device)
+    gain = gain_and_bias(norm, like)[0].detach()
+    # OLMo's has none and computes with 1e-5.
+    eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-5)))
+    return FinalNorm(path, gain, is_centred(norm, like), eps)
 
 
 def final_norm_scale(model: LanguageModel, rows: Int[Tensor, "B S"]) -> float:

@@ -24,7 +24,7 @@ from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef, SparseAutoencoder
 
 # Sites that are written to the residual stream; what stands at the others is read by a layer first.
-WRITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+WRITES = ("resid_pre", "attn_out", "mixer_out", "mlp_out", "resid_post")
 CONCENTRATED_ON = 10
 
 
@@ -97,15 +97,18 @@ def writes_to_stream(model: LanguageModel, site: str) -> bool:
     """
     chosen = model.site(site)
     written = [info for info in model.sites() if info.name.split(".")[0] in WRITES]
-    return (chosen.path, chosen.side) in {(info.path, info.side) for info in written}
+    return (chosen.path, chosen.side, chosen.scale) in {(info.path, info.side, info.scale) for info in written}
 
 
 def logits_of(
     model: LanguageModel, norm: FinalNorm, vectors: Float[Tensor, "F D"], norm_scale: float
 ) -> Float[Tensor, "F V"]:
     """Return what vectors of the residual stream add to the logits, with the norm's denominator fixed."""
+    config = model.model.config.get_text_config()
+    # Cohere multiplies its logits, Granite divides them.
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
     logits: Tensor = norm.fold(vectors, norm_scale) @ model.model.get_output_embeddings().weight.float().T
-    return logits
+    return scale * logits
 
 
 def _effects(logits: Float[Tensor, "F V"], top: int) -> tuple[NDArray[np.generic], ...]:

@@ -111,10 +111,10 @@ def module_of_site(site: str, model: str | None) -> str | None:
     if known is None:
         return None
     # Here: transformers takes seconds to import, and few files name a module.
-    from lightsae.lm.sites import FAMILIES
+    from lightsae.lm.families import FAMILIES
 
     family = FAMILIES[known[0]]
-    return f"{known[1]}.{family.blocks}.{found[2]}.{getattr(family, found[1])}"
+    return f"{known[1]}.{family.blocks}.{found[2]}.{family.paths(found[1])[0]}"
 
 
 def is_module_path(name: str) -> bool:

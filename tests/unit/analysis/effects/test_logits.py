@@ -1,15 +1,19 @@
 """Direct logit effects: the folded norm against every architecture's own, the statistics against scipy's."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
+from helpers.tiny_models import SITE_KINDS
 from lightsae.analysis.effects.directions import directions
-from lightsae.analysis.effects.final_norm import FINAL_NORMS, final_norm, final_norm_scale, mean_site_norm
+from lightsae.analysis.effects.final_norm import final_norm, final_norm_scale, mean_site_norm
 from lightsae.analysis.effects.logits import direct_logits, logits_of, writes_to_stream
 from lightsae.errors import ModelError, SiteError
-from lightsae.lm import FAMILIES, PORTABLE, LanguageModel
+from lightsae.lm import LanguageModel
 from lightsae.sae import MECHANISMS, Crosscoder, SiteRef, TopK, Transcoder, Widths
 
 WITHOUT = ("bert", "opt-post-norm")
@@ -21,10 +25,6 @@ def dictionary(site: str, width: int, d_sae: int = 40) -> TopK:
         sae = TopK(Widths.autoencoder(SiteRef("m", site), width), d_sae=d_sae, k=4)
     sae.output_scale.fill_(0.25)
     return sae
-
-
-def test_every_family_is_known() -> None:
-    assert set(FINAL_NORMS) == set(FAMILIES) - {"bert"}
 
 
 def test_folded_norm_is_the_models_own(tiny) -> None:
@@ -63,8 +63,34 @@ def test_logits_are_the_models_own(tiny) -> None:
     torch.testing.assert_close(shift, logits_of(tiny.lm, norm, d, 3.0).expand_as(shift), rtol=1e-3, atol=2e-5)
 
 
+# Norms and heads of their own kind, and a body that is found in its own way.
+@pytest.mark.parametrize("name", ["cohere", "granite", "olmo", "llama4", "gemma", "mamba", "stablelm", "bloom"])
+def test_logits_of_other_architectures(name: str, family_folder: Callable[[str], Path]) -> None:
+    lm = LanguageModel.from_pretrained(str(family_folder(name)))
+    tokens = torch.randint(3, 61, (2, 9), generator=torch.Generator().manual_seed(1))
+    norm = final_norm(lm)
+    assert norm is not None
+    module = lm.model.get_submodule(norm.path)
+    read, out = lm.capture(tokens, [f"{norm.path}.input", f"{norm.path}.output"]).values()
+    bias = getattr(module, "bias", None)
+    folded = norm.fold(read, 1.0) / norm.denominator(read)[..., None] + (0 if bias is None else bias)
+    torch.testing.assert_close(out, folded, rtol=1e-3, atol=1e-4)
+    d = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
+    with lm.intervene(f"{norm.path}.output", lambda x: x + norm.fold(d[0], 3.0)):
+        shift = lm.logits(tokens)
+    shift = shift - lm.logits(tokens)
+    torch.testing.assert_close(shift, logits_of(lm, norm, d, 3.0).expand_as(shift), rtol=1e-3, atol=1e-4)
+
+
+def test_a_scaled_branch_writes_by_its_name_alone(family_folder: Callable[[str], Path]) -> None:
+    lm = LanguageModel.from_pretrained(str(family_folder("granite")))
+    assert writes_to_stream(lm, "mlp_out.0")
+    assert not writes_to_stream(lm, "model.layers.0.mlp.output")
+    assert writes_to_stream(LanguageModel.from_pretrained(str(family_folder("mamba"))), "mixer_out.0")
+
+
 def test_sites_that_write(tiny) -> None:
-    kinds = {kind for kind in PORTABLE if writes_to_stream(tiny.lm, f"{kind}.1")}
+    kinds = {kind for kind in SITE_KINDS if writes_to_stream(tiny.lm, f"{kind}.1")}
     assert kinds == {"resid_pre", "attn_out", "mlp_out", "resid_post"}
     raw = tiny.lm.site("mlp_out.1")
     assert writes_to_stream(tiny.lm, f"{raw.path}.{raw.side}")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.tiny_models import SITE_KINDS
 from lightsae.analysis.steering import Ablate, Add, Clamp, Fires, MinClamp, ProjectOut, steer
-from lightsae.lm import PORTABLE, LanguageModel
+from lightsae.lm import LanguageModel
 from lightsae.sae import SparseAutoencoder
 
 KINDS = ["ReLU", "ReLU-unit", "JumpReLU", "Gated", "TopK", "BatchTopK", "Matryoshka", "ReLU-layer_norm", "TopK-rescale"]
@@ -100,7 +101,7 @@ def test_the_identity_dose_on_every_architecture(tiny, make_sae: Make) -> None:
             assert not torch.equal(last(tiny.lm, row), clean)
 
 
-@pytest.mark.parametrize("kind", PORTABLE)
+@pytest.mark.parametrize("kind", SITE_KINDS)
 def test_every_site(tiny, make_sae: Make, kind: str) -> None:
     site = f"{kind}.1"
     sae = make_sae(tiny.lm, site)

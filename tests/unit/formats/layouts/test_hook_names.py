@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from helpers.tiny_models import ARCHITECTURES
+from helpers.tiny_models import ARCHITECTURES, SITE_KINDS
 from lightsae.formats.layouts.hook_names import (
     hook_of_site,
     hub_name,
@@ -14,7 +14,6 @@ from lightsae.formats.layouts.hook_names import (
     site_of_hook,
     site_of_module,
 )
-from lightsae.lm import PORTABLE
 from lightsae.lm.sites import find_site
 
 # A model of the Hub for every architecture whose modules are known by its models' names.
@@ -32,7 +31,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", PORTABLE)
+@pytest.mark.parametrize("kind", SITE_KINDS)
 def test_every_portable_site_has_a_hook_and_back(kind: str) -> None:
     hook = hook_of_site(f"{kind}.11")
     assert hook is not None
@@ -56,7 +55,7 @@ def test_a_hook_s_name_is_not_taken_for_a_module() -> None:
 def test_paths_name_the_modules_of_our_sites(architecture: str) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[architecture][0])
-    for kind in PORTABLE:
+    for kind in SITE_KINDS:
         path = module_of_site(f"{kind}.1", MODELS[architecture])
         assert path is not None
         module, _, side = path.rpartition(".")

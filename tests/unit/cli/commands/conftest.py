@@ -1,0 +1,1 @@
+from helpers.tiny_families import family_folder
