@@ -17,6 +17,7 @@ from lightsae.analysis.concepts.stage import Scored, report_of, task_of
 from lightsae.analysis.concepts.truth import Truth
 from lightsae.analysis.evaluate.document_sums import FEWEST, draws
 from lightsae.analysis.evaluate.report import Figure
+from lightsae.analysis.evaluate.spread import Spread, spreads
 from lightsae.analysis.evaluate.summaries import figures_of
 from lightsae.analysis.reading.features import SAEFeatures
 from lightsae.analysis.reading.firing_collector import FiringCollector
@@ -85,9 +86,12 @@ class Concepts:
         """Return how often each document of the tests is in each draw."""
         return draws(scored.documents, self.seed)
 
-    def figures(self, scored: Scored) -> dict[str, Figure]:
-        """Return the figures of one SAE."""
-        return figures_of(scored.figures(self.times(scored)), scored.documents, scored.tokens)
+    def figures(self, scored: Scored) -> tuple[dict[str, Figure], dict[str, Spread]]:
+        """Return the figures of one SAE, and how they vary with the text: with the documents of the tests."""
+        values = scored.figures(self.times(scored))
+        task = scored.detection.task
+        sizes = np.bincount(task.document_of[task.testing], minlength=scored.documents).astype(np.float64)
+        return figures_of(values, scored.documents, scored.tokens), spreads(values, sizes)
 
     def report(self, scored: Mapping[str, Scored]) -> ConceptReport:
         """Return the report of the SAE, with the others beside."""

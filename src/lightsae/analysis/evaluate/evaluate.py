@@ -25,13 +25,14 @@ from lightsae.analysis.evaluate.spread import Spread
 from lightsae.analysis.evaluate.summaries import bands, faithfulness_figures, histogram, reconstruction_figures
 from lightsae.analysis.reading.firing_collector import FiringCollector
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
+from lightsae.analysis.reading.models import LanguageModels
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.progress import NullProgress, Progress
 from lightsae.sae import SparseAutoencoder, Widths
 
-Control = Literal["random_sae"]
+Control = Literal["random_sae", "random_model"]
 # Of which the mean is taken that sums are centred by, and what the control is given.
 _SAMPLE = 16_384
 
@@ -45,7 +46,9 @@ class EvaluateSettings:
         ce_tokens: So many of them, from all over the text, measure what splicing costs the language model; 0: not
             measured.
         controls: SAEs that learned nothing, measured beside. `random_sae`: as wide, with as many latents per token,
-            directions drawn at random; it is given the mean and the best single gain.
+            directions drawn at random; it is given the mean and the best single gain. `random_model`: the same recipe,
+            trained on the language model with random weights; of a run's SAE, from the command line, takes as long as
+            the training did, once.
         seed: Of the controls, and of the draws that give the intervals.
         concepts: The truth that latents are held against. `auto`: what Python's parser says of the text, if it is
             Python, and what its characters are; FILE: documents with named spans, see the guide; `none`: nothing.
@@ -80,6 +83,7 @@ def evaluate(
     text: TextSettings | None = None,
     settings: EvaluateSettings | None = None,
     progress: Progress | None = None,
+    shared: LanguageModels | None = None,
 ) -> Evaluation:
     """Judge an SAE on held-out text.
 
@@ -88,23 +92,34 @@ def evaluate(
         text: What differs from the training.
         settings: What is measured.
         progress: Who is told.
+        shared: Language models that the evaluations of other SAEs have loaded; None: none.
 
     Raises:
         FormatError, ConfigError, ModelError, SiteError: As `LoadedSAE.load`.
+        ConfigError: `random_model` is among the controls.
         CorpusError: The text has no held-out rows, or none of the documents of the concepts' file.
     """
-    return evaluate_on_text(sae, text or TextSettings(), settings or EvaluateSettings(), progress or NullProgress())[0]
+    text, settings, progress = text or TextSettings(), settings or EvaluateSettings(), progress or NullProgress()
+    if "random_model" in settings.controls:
+        raise ConfigError(
+            f"{arg('controls')} has 'random_model', which is trained by the command line: lightsae evaluate."
+        )
+    return evaluate_on_text(sae, text, settings, progress, shared)[0]
 
 
 def evaluate_on_text(
-    sae: SavedSAE | str | Path, text: TextSettings, settings: EvaluateSettings, progress: Progress
+    sae: SavedSAE | str | Path,
+    text: TextSettings,
+    settings: EvaluateSettings,
+    progress: Progress,
+    shared: LanguageModels | None = None,
 ) -> tuple[Evaluation, Mapping[str, Spread], str]:
     """Return an evaluation, how its figures vary with the text, and a hash of the rows that were read.
 
     The spreads of two SAEs can be subtracted where the hashes are equal, and the seeds.
     """
     file = None if settings.concepts in (AUTO, NONE) else ConceptFile.read(settings.concepts)
-    loaded = LoadedSAE.load(sae, text, whole_model=bool(settings.ce_tokens or settings.probes))
+    loaded = LoadedSAE.load(sae, text, whole_model=bool(settings.ce_tokens or settings.probes), shared=shared)
     on_text = _Text.read(loaded, settings, progress, file)
     evaluation, spread = on_text.evaluation(str(sae))
     return evaluation, spread, on_text.sha256
@@ -162,11 +177,13 @@ class _Text:
         if self.concepts is not None and (scored := self.concepts.scored(collectors)):
             report = self.concepts.report(scored)
             for one, its_own in scored.items():
-                figures[one] |= self.concepts.figures(its_own)
+                found, of_text = self.concepts.figures(its_own)
+                figures[one] |= found
+                spread |= of_text if one == SAE else {}
             if count := self.settings.probes:
                 report, of_probes = self.concepts.probed(report, scored[SAE], saes, loaded, count)
-                for one, found in of_probes.items():
-                    figures[one] = figures.get(one, {}) | found
+                for one, of_one in of_probes.items():
+                    figures[one] = figures.get(one, {}) | of_one
         text = {
             "model": loaded.main_model.name,
             "model_revision": loaded.main_model.revision,
