@@ -4,6 +4,7 @@ Axes:    T tokens, D width read, O width predicted, F latents.
 Units:   raw activations.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,11 @@ _TOKENS = 1024
 _MOST_ERROR = 2.0
 # Of 16 SAEs after 200 steps on the built-in model the own site had the least misfit in all, the least error in 14.
 _WEIGHT_OF_BIAS = 5.0
+# Twice the latents per token that the file says count as much as so much error; other text than the publisher's
+# changes them by less than the factor that is free.
+_WEIGHT_OF_L0, _FREE = 0.1, math.log(1.25)
+# An SAE of which nothing fires is as far off as one with so many times the latents.
+_MOST_APART = math.log(20.0)
 # Names of texts in a sample.
 SAID, OTHER_BOS, OTHER_MODEL = "as said", "other BOS", "other model"
 
@@ -60,12 +66,21 @@ class Case:
         read: Where.
         predicted: What it is held against.
         text: Which rows of the sample.
+        l0: Latents per token, as the file says; None: it does not, or the SAE always has as many.
     """
 
     sae: PortableSAE
     read: SiteRef
     predicted: SiteRef
     text: str = SAID
+    l0: float | None = None
+
+    @classmethod
+    def of(cls, sae: PortableSAE, read: SiteRef, predicted: SiteRef) -> "Case":
+        """Return the SAE as its file has it."""
+        # Of TopK k is how latents are chosen, and may be the mistake; of a threshold it is what the training aimed at.
+        aimed_at = sae.k if sae.activation == "jumprelu" else None
+        return cls(sae, read, predicted, l0=dict(sae.source.published).get("l0", aimed_at))
 
     @property
     def is_autoencoder(self) -> bool:
@@ -101,6 +116,7 @@ class Score:
             activations are, which another site or a norm changes.
         bias: |mean of x - x_hat|^2 as a share of the variance. A trained b_dec leaves hardly any in its own place,
             while neighbouring layers differ in their means more than in all else.
+        l0_apart: |log(l0 / what the file says)|; 0: it says nothing.
     """
 
     fve: float
@@ -110,11 +126,12 @@ class Score:
     dead: float
     error: float
     bias: float
+    l0_apart: float = 0.0
 
     @property
     def misfit(self) -> float:
         """By this one hypotheses are compared."""
-        return self.error + _WEIGHT_OF_BIAS * self.bias
+        return self.error + _WEIGHT_OF_BIAS * self.bias + _WEIGHT_OF_L0 * max(0.0, self.l0_apart - _FREE)
 
 
 @torch.no_grad()
@@ -153,12 +170,14 @@ def score(case: Case, sample: Sample) -> Score | None:
     fve = sums.fve
     if not bool(fve[0].isfinite()):
         return None
+    l0 = float(sums.l0[0])
     return Score(
         fve=float(fve[1]),
         fve_no_sinks=float(fve[0]),
         fve_of_sinks=float(of_sinks),
-        l0=float(sums.l0[0]),
+        l0=l0,
         dead=float(1 - fires.double().mean()),
         error=float(torch.cat(relative)[ordinary].double().mean()),
         bias=float((off / sums.tokens[0]).square().sum() / (sums.spread[0] / sums.tokens[0])),
+        l0_apart=0.0 if case.l0 is None else min(_MOST_APART, abs(math.log(max(l0, 1e-9) / case.l0))),
     )
