@@ -141,7 +141,8 @@ class Text:
     @torch.no_grad()
     def read(self, sae: SparseAutoencoder) -> Read:
         sae.widths = Widths.autoencoder(SITE, WORLD.width)
-        measured = measure(sae, self.batches(), self.values.mean(0), np.zeros(1), DOCUMENTS)
+        batches = ((batch, np.ones((1, len(batch)), np.bool_)) for batch in self.batches())
+        measured = measure({"sae": sae}, batches, self.values.mean(0), np.zeros(1), DOCUMENTS)["sae"]
         pairs = match(sae.W_dec, self.world.features)
         fires = (sae.encode(self.values) > 0).numpy()
         # (T, n) whether the latent of each true feature fires; features without a latent have none.

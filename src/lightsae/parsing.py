@@ -86,6 +86,36 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     return value
 
 
+def parse_json_entries(text: str | bytes) -> list[Any]:
+    r"""Return the entries of a text that is one JSON list, or JSON Lines; empty lines are passed over.
+
+    Raises:
+        ValueError: It is neither, or beyond the bounds; one line, which says which line it is.
+
+    Example:
+        >>> parse_json_entries('[1, 2]'), parse_json_entries('{"a": 1}\n\n{"a": 2}')
+        ([1, 2], [{'a': 1}, {'a': 2}])
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    if text.lstrip()[:1] == "[":
+        try:
+            entries = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"it is not valid JSON ({error})") from None
+        assert isinstance(entries, list)
+        return entries
+    entries = []
+    # Not splitlines(): JSON strings may hold characters at which that splits.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                entries.append(parse_json(line))
+            except ValueError as error:
+                raise ValueError(f"line {number} is not valid JSON ({error})") from None
+    return entries
+
+
 def with_none_for_nan(value: Any) -> Any:
     """Return nested values with None for what JSON has no number for: NaN and infinity."""
     if isinstance(value, float):

@@ -12,6 +12,7 @@ import torch
 
 from lightsae.formats.native import save_sae
 from lightsae.formats.saved_sae import SavedSAE
+from lightsae.lm import LanguageModel
 
 TEXT = ("--model_batch_tokens", "512", "--tokens", "1600")
 
@@ -33,6 +34,34 @@ def runs(fit: Callable[..., Any], tmp_path: Path) -> Path:
             sae.W_enc.copy_(random.T)
         save_sae(sae, f"slow_{seed}", told | {"tokens_seen": 64})
     return tmp_path
+
+
+def test_concepts_are_judged_and_the_model_is_loaded_once(
+    runs: Path, inputs: Path, lightsae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = LanguageModel.from_pretrained
+
+    def noting(name: str, **settings: Any) -> LanguageModel:
+        loaded.append(name)
+        return load(name, **settings)
+
+    monkeypatch.setattr(LanguageModel, "from_pretrained", noting)
+    judged = ("--judged", "[fve_no_sinks, concept_f1]", "--ce_tokens", "0", "--model_batch_tokens", "512")
+    saes = ("good=good_1,good_2", "slow=slow_1,slow_2")
+    # All documents, so that there are enough to test on.
+    text = ("--dataset", str(inputs / "text.jsonl"), "--validation_split", str(inputs / "text.jsonl"))
+    sizes = ("--tokens", "4000", "--concepts", "auto")
+    ended = lightsae("compare", *saes, *judged, *text, *sizes, "--out", "c.json")
+    assert ended.code == 0, ended.err
+    assert len(loaded) == 1
+    (pair,) = json.loads((runs / "c.json").read_text())["pairs"]
+    found = {one["figure"]: one for one in pair["verdicts"]}
+    assert found["concept_f1"]["text"]
+    assert found["concept_f1"]["low"] < found["concept_f1"]["difference"] < found["concept_f1"]["high"]
+    ended = lightsae("compare", *saes, *judged)
+    assert ended.code == 2
+    assert "judged has 'concept_f1', but concepts is 'none'; write auto or a file." in ended.err
 
 
 def test_recipes_with_reseeds(runs: Path, inputs: Path, lightsae: Any) -> None:

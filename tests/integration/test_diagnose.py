@@ -140,6 +140,23 @@ def test_open_measures_beside_what_is_published(
     assert "not checked: model is 'nothing/here'" in good("open", "sound", "--model", "nothing/here", "--site", SITE)
 
 
+def test_rows_are_as_long_as_the_model_reads(
+    folder: Path, good: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightsae.cli.commands.open._TOKENS", 256)
+    (folder / "long").mkdir()
+    sae = PortableSAE.of(load_sae(folder / "sound"), Source())
+    longer = replace(sae, source=Source(model="builtin", site=SITE, context_size=8192))
+    layout("sae_lens").write(longer, folder / "long")
+    line = "rows of 256 tokens, the most that 'builtin' reads: the SAE's file says 8,192"
+    said = good("diagnose", "--sae", "long", *TEXT[:-2], "--out", "report/long.json")
+    assert line in said.splitlines()
+    report = json.loads((folder / "report" / "long.json").read_text())
+    assert (report["notes"], report["text"]["context_size"]) == ([line], 256)
+    assert line in good("open", "long").splitlines()
+    assert "rows of" not in good("diagnose", "--sae", "long", *TEXT)
+
+
 def test_open_without_its_model_says_so(folder: Path, good: Callable[..., str], tmp_path: Path) -> None:
     (folder / "far").mkdir()
     sae = PortableSAE.of(load_sae(folder / "sound"), Source())

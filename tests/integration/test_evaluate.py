@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from helpers.fake_clearml import FakeClearML
 from lightsae.analysis.concepts.figures import PROBES, WORDS
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import read_report
+from lightsae.cli import main
+from lightsae.formats.native import save_sae
+from lightsae.formats.saved_sae import SavedSAE
 
 SAE = "lightning_logs/version_0/sae"
 TEXT = ("--model_batch_tokens", "256", "--dtype", "float32")
@@ -78,6 +81,46 @@ def test_a_report_says_it_all_and_its_page_shows_it(fit: Callable[..., Any], lig
     assert first.controls["neurons"]["probe_auc_k2"].value == pytest.approx(mean, abs=1e-3)
     assert first.figures["probe_auc_full"].tokens == sum(one.tokens for one in first.concepts.probes)
     assert f"{len(first.concepts.concepts)} of {first.concepts.named} concepts (characters)" in page
+
+
+def test_the_recipe_is_trained_on_random_weights(
+    fit: Callable[..., Any], lightsae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_of(fit)
+    commands: list[Sequence[str]] = []
+
+    def in_this_process(command: Sequence[str]) -> int:
+        commands.append(command)
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        return int(str(end.value.code))
+
+    monkeypatch.setattr("lightsae.cli.random_model.run_command", in_this_process)
+    sizes = ("--tokens", "128", "--ce_tokens", "128", "--concepts", "none", "--controls", "[random_model]")
+    for _ in range(2):
+        ended = lightsae("evaluate", "--sae", SAE, *sizes, "--out", "e.json", *TEXT)
+        assert ended.code == 0, ended.err
+    (command,) = commands  # the second time it was there
+    assert command[:2] == ["fit", "--config"]
+    evaluation = read_report(tmp_path / "e.json")[0]
+    assert list(evaluation.controls) == ["random_model"]
+    control, figures = evaluation.controls["random_model"], evaluation.figures
+    assert set(control) == set(figures)
+    # Of a model that learned nothing the next token is no better known than by chance.
+    assert control["ce_clean"].value > figures["ce_clean"].value
+    trained = SavedSAE.open("lightning_logs/version_0/random_model/lightning_logs/version_0/sae")
+    ours = SavedSAE.open(SAE)
+    assert trained.provenance.model == f"{ours.provenance.model}@random"
+    assert (trained.variant, trained.settings) == (ours.variant, ours.settings)
+    save_sae(ours.sae, tmp_path / "moved", ours.provenance.values)
+    for sae, said in (
+        ("moved", "'moved' lies in no run's folder: its recipe is not known; leave random_model out."),
+        (str(trained.folder), "whose weights are random already."),
+    ):
+        ended = lightsae("evaluate", "--sae", sae, *sizes, *TEXT)
+        assert ended.code == 2
+        assert said in ended.err
+    assert len(commands) == 1
 
 
 def test_clearml_gets_figures_and_report(

@@ -11,8 +11,8 @@ from lightsae.analysis.compare.noise import Readings, Seeds
 from lightsae.analysis.compare.run import Compared, Comparison
 from lightsae.analysis.compare.verdicts import Verdict
 from lightsae.analysis.evaluate.figures import DEFINITIONS
-from lightsae.analysis.evaluate.markdown import markdown_row
 from lightsae.formats.files import write_atomically
+from lightsae.markdown import markdown_row
 from lightsae.parsing import with_none_for_nan
 
 FORMAT_VERSION = 1

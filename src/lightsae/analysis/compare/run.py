@@ -12,11 +12,13 @@ import numpy as np
 from lightsae.analysis.compare.noise import Readings
 from lightsae.analysis.compare.recipes import Recipe, check_recipes, read_words, with_seeds
 from lightsae.analysis.compare.verdicts import Verdict, dominant, same_l0, verdicts
+from lightsae.analysis.concepts.figures import PROBES, WORDS
 from lightsae.analysis.evaluate.evaluate import EvaluateSettings, evaluate_on_text
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import Evaluation
 from lightsae.analysis.evaluate.spread import Spread
 from lightsae.analysis.reading.loaded_sae import TextSettings, open_sae
+from lightsae.analysis.reading.models import LanguageModels
 from lightsae.errors import ConfigError, arg, did_you_mean, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.progress import NullProgress, Progress
@@ -38,9 +40,11 @@ class CompareSettings:
         ce_tokens: So many of them, from all over the text, measure what splicing costs the language model; 0: not
             measured.
         seed: Of the draws of documents.
+        concepts: The truth that latents are held against: `auto` or a file, as for `evaluate`, which adds figures of
+            concepts and takes longer; `none`: nothing. Verdicts on them are for `judged` to ask for.
 
     Raises:
-        ConfigError: A number is out of its range, or a figure is unknown or has no better value.
+        ConfigError: A number is out of its range, or a figure is unknown, has no better value or is not measured.
     """
 
     judged: tuple[str, ...] = JUDGED
@@ -49,6 +53,7 @@ class CompareSettings:
     tokens: int = 200_000
     ce_tokens: int = 20_000
     seed: int = 0
+    concepts: str = "none"
 
     def __post_init__(self) -> None:
         for name in self.judged:
@@ -56,6 +61,12 @@ class CompareSettings:
                 raise ConfigError(f"{arg('judged')} has {name!r}, which is no figure.{did_you_mean(name, DEFINITIONS)}")
             if DEFINITIONS[name].better is None:
                 raise ConfigError(f"{arg('judged')} has {name!r}, of which no value is the better one; leave it out.")
+            if name in PROBES:
+                raise ConfigError(f"{arg('judged')} has {name!r}, and nothing is probed here; leave it out.")
+            if name in WORDS and self.concepts == "none":
+                raise ConfigError(
+                    f"{arg('judged')} has {name!r}, but {arg('concepts')} is 'none'; write auto or a file."
+                )
         if not self.judged or len(set(self.judged)) < len(self.judged):
             raise ConfigError("judged", list(self.judged), "name figures, each once")
         if not 0 < self.level < 1:
@@ -66,7 +77,7 @@ class CompareSettings:
 
     def evaluation(self) -> EvaluateSettings:
         """Return how each SAE is evaluated."""
-        return EvaluateSettings(self.tokens, self.ce_tokens, (), self.seed, concepts="none")
+        return EvaluateSettings(self.tokens, self.ce_tokens, (), self.seed, self.concepts)
 
 
 @dataclass(frozen=True)
@@ -178,11 +189,11 @@ def _evaluated(
     recipes: Sequence[Recipe], text: TextSettings, settings: CompareSettings, progress: Progress
 ) -> list[Compared]:
     first: tuple[Evaluation, str] | None = None
-    compared = []
+    compared, shared = [], LanguageModels()
     for recipe in recipes:
         evaluations, spreads = [], []
         for name in recipe.saes:
-            evaluation, spread, rows = evaluate_on_text(name, text, settings.evaluation(), progress)
+            evaluation, spread, rows = evaluate_on_text(name, text, settings.evaluation(), progress, shared)
             first = first or (evaluation, rows)
             if rows != first[1]:
                 raise ConfigError(_other_text(evaluation, first[0]))

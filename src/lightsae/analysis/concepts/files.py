@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lightsae.analysis.concepts.documents import DocumentText
 from lightsae.analysis.concepts.truth import Marks
 from lightsae.errors import ConfigError, FormatError
-from lightsae.parsing import parse_json, read_bytes
+from lightsae.parsing import parse_json_entries, read_bytes
 
 _AS = 'one object a line, {"text": "...", "spans": [[START, END, "NAME"], ...]}'
 _MOST_BYTES = 1 << 30
@@ -61,7 +61,7 @@ class ConceptFile:
             raise ConfigError("concepts", path, "name a file that exists, or write auto or none")
         made = cls(path)
         try:
-            for number, entry in enumerate(_entries(read_bytes(Path(path), _MOST_BYTES))):
+            for number, entry in enumerate(parse_json_entries(read_bytes(Path(path), _MOST_BYTES))):
                 made._add(entry, number + 1)
         except OSError as error:
             raise FormatError(f"{path!r} cannot be read ({error.strerror}).") from error
@@ -108,22 +108,6 @@ class ConceptFile:
             return sorted(self._documents.get(signs[:_KEY], []), key=lambda one: len(one.signs))
         found = (one for key, some in self._documents.items() if key.startswith(signs) for one in some)
         return sorted(found, key=lambda one: len(one.signs))
-
-
-def _entries(content: bytes) -> list[Any]:
-    text = content.decode("utf-8-sig")
-    if text.lstrip()[:1] == "[":
-        found = parse_json(text)
-        assert isinstance(found, list)
-        return found
-    entries = []
-    for number, line in enumerate(text.split("\n")):
-        if line.strip():
-            try:
-                entries.append(parse_json(line))
-            except ValueError as error:
-                raise ValueError(f"line {number + 1} is not JSON ({error})") from None
-    return entries
 
 
 def _span(span: Any, length: int, number: int) -> tuple[int, int, str]:

@@ -1,8 +1,7 @@
 """The concepts of an evaluation as tables of Markdown."""
 
-from collections.abc import Sequence
-
 from lightsae.analysis.concepts.report import ConceptReport, families
+from lightsae.markdown import markdown_row
 
 _PAIRS = 20
 _HEAD = ("concepts", "scored", "mean F1", "found by a latent", "latents each", "always firing")
@@ -16,7 +15,7 @@ def concept_lines(report: ConceptReport) -> list[str]:
         f"latents and thresholds chosen on {report.tokens[0]:,} tokens of {report.documents[0]} documents, tested on "
         f"{report.tokens[1]:,} tokens of {report.documents[1]} others.",
         "",
-        _row([*_HEAD, *(name.replace("_", " ") for name in controls)]),
+        markdown_row([*_HEAD, *(name.replace("_", " ") for name in controls)]),
         "|---" * (len(_HEAD) + len(controls)) + "|",
     ]
     for name, some in families(report):
@@ -30,16 +29,16 @@ def concept_lines(report: ConceptReport) -> list[str]:
             f"{sum(len(one.latents) for one in some) / len(some):.1f}",
             f"{sum(one.always for one in some) / len(some):.2f}",
         ]
-        lines.append(_row([*cells, *(f"{mean:.2f}" for mean in means)]))
+        lines.append(markdown_row([*cells, *(f"{mean:.2f}" for mean in means)]))
     absorbed = sorted(report.pairs, key=lambda pair: -pair.absorbed)[:_PAIRS]
     if absorbed:
-        lines += ["", _row(["parent", "child", "its latent", "tokens", "parent silent", "elsewhere"]), "|---" * 6 + "|"]
+        lines += [
+            "",
+            markdown_row(["parent", "child", "its latent", "tokens", "parent silent", "elsewhere"]),
+            "|---" * 6 + "|",
+        ]
         for pair in absorbed:
             elsewhere = "" if pair.elsewhere is None else f"{pair.elsewhere:.2f}"
             cells = [f"`{pair.parent}`", f"`{pair.child}`", str(pair.latent), f"{pair.tokens:,}"]
-            lines.append(_row([*cells, f"{pair.absorbed:.2f}", elsewhere]))
+            lines.append(markdown_row([*cells, f"{pair.absorbed:.2f}", elsewhere]))
     return lines
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

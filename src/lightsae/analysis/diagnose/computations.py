@@ -42,9 +42,10 @@ def transposed(case: Case, sample: Sample) -> Iterator[Alternative]:
     if sae.W_skip is not None:
         matrices.append(("W_skip", {"W_skip": _other_order(sae.W_skip)}))
     for name, changes in matrices:
+        verb, whose = ("were", "their") if len(changes) > 1 else ("was", "its")
         yield Alternative(
             "transposed",
-            f"{name} was read in the other order of its axes",
+            f"{name} {verb} read in the other order of {whose} axes",
             f"transpose {name} where the file is read or was written",
             case.with_sae(**changes),
         )

@@ -1,29 +1,20 @@
 """The diagnosis of one SAE: its sample, the hypotheses, each one's figures, the verdict."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from lightsae.analysis.diagnose.alternative import Alternative, Cause
-from lightsae.analysis.diagnose.case import OTHER_BOS, OTHER_MODEL, Case, Sample, Score, score
-from lightsae.analysis.diagnose.computations import activations, b_dec, transposed
-from lightsae.analysis.diagnose.frames import decoder_norms, scales, thresholds, token_norms
+from lightsae.analysis.diagnose.case import Case, score
+from lightsae.analysis.diagnose.hypotheses import try_all
 from lightsae.analysis.diagnose.report import Diagnosis, Tried
 from lightsae.analysis.diagnose.sample import read_sample
-from lightsae.analysis.diagnose.sites import Neighbour, neighbours, other_sites
+from lightsae.analysis.diagnose.sites import near_sites
 from lightsae.analysis.diagnose.verdict import judge
-from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings, on_some_text, open_sae
+from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings, on_some_text, open_sae, within_context
 from lightsae.errors import ConfigError, FormatError, arg, under
 from lightsae.formats.layouts import PortableSAE
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.progress import NullProgress, Progress
-from lightsae.sae import SiteRef
-
-# In the order in which they are listed where figures are equal.
-_CAUSES: tuple[Cause, ...] = (scales, b_dec, transposed, thresholds, decoder_norms, token_norms, activations)
-# All hypotheses are held against each other on a part of the sample, and the best ones of a cause on all of it.
-_SCREENED, _KEPT = 1024, 2
 
 
 @dataclass(frozen=True)
@@ -69,16 +60,16 @@ def diagnose(
     text, settings, progress = text or TextSettings(), settings or DiagnoseSettings(), progress or NullProgress()
     saved = open_sae(sae, text)
     portable = _portable(saved, str(sae))
-    loaded = LoadedSAE.load(saved, on_some_text(text, saved))
+    text, shortened = within_context(on_some_text(text, saved), saved)
+    loaded = LoadedSAE.load(saved, text)
+    near = near_sites(loaded)
+    sample = read_sample(loaded, near, settings.tokens, _other_model(settings, text, loaded), progress)
     (read,), (predicted,) = loaded.sae.widths.read, loaded.sae.widths.predicted
-    case = Case(portable, read, predicted)
-    near = {site: neighbours(loaded.models[site.model], site.site) for site in {read, predicted}}
-    sites = [SiteRef(site.model, one.name) for site, found in near.items() for one in found]
-    sample = read_sample(loaded, sites, settings.tokens, _other_model(settings, text, loaded), progress)
+    case = Case.of(portable, read, predicted)
     said = score(case, sample)
     if said is None:
         raise FormatError(f"{str(sae)!r} predicts no numbers on this text, or the text has no spread.")
-    tried = _tried(case, said, sample, near, settings.other_model, progress)
+    tried = try_all(case, said, sample, near, settings.other_model, progress)
     verdict = judge(said, tried, saved.source.sees_bos)
     return Diagnosis(
         name=str(sae),
@@ -92,6 +83,7 @@ def diagnose(
         tried=tuple(Tried.of(alternative, its) for alternative, its in tried),
         verdict=verdict,
         published={name: float(value) for name, value in saved.source.published},
+        notes=() if shortened is None else (shortened,),
     )
 
 
@@ -116,53 +108,4 @@ def _other_model(settings: DiagnoseSettings, text: TextSettings, loaded: LoadedS
             dtype=loaded.main_model.dtype,
             device=text.device,
             trust_remote_code=text.trust_remote_code,
-        )
-
-
-def _tried(
-    case: Case,
-    said: Score,
-    sample: Sample,
-    near: dict[SiteRef, list[Neighbour]],
-    other_model: str | None,
-    progress: Progress,
-) -> list[tuple[Alternative, Score]]:
-    few = {name: text.first(_SCREENED) for name, text in sample.items()}
-    alternatives = list(_alternatives(case, sample, near, other_model))
-    by_cause: dict[str, list[tuple[float, int]]] = {}
-    with progress.stage("hypotheses", len(alternatives)) as report:
-        for number, one in enumerate(alternatives):
-            if (its := score(one.case, few)) is not None:
-                by_cause.setdefault(one.cause, []).append((its.misfit, number))
-            report(number + 1)
-    kept = [alternatives[number] for found in by_cause.values() for _, number in sorted(found)[:_KEPT]]
-    scored = []
-    with progress.stage("the best of each", len(kept)) as report:
-        for number, one in enumerate(kept):
-            # What changes nothing is no hypothesis.
-            if (its := score(one.case, sample)) is not None and its != said:
-                scored.append((one, its))
-            report(number + 1)
-    return sorted(scored, key=lambda found: found[1].misfit)
-
-
-def _alternatives(
-    case: Case, sample: Sample, near: dict[SiteRef, list[Neighbour]], other_model: str | None
-) -> Iterator[Alternative]:
-    yield from other_sites(case, sample, near)
-    for cause in _CAUSES:
-        yield from cause(case, sample)
-    if OTHER_BOS in sample:
-        yield Alternative(
-            "bos",
-            "rows began the other way in training: with BOS, or without",
-            "set prepend_bos the other way",
-            replace(case, text=OTHER_BOS),
-        )
-    if OTHER_MODEL in sample:
-        yield Alternative(
-            "model",
-            f"it is of {other_model}",
-            f"write model {other_model}",
-            replace(case, text=OTHER_MODEL),
         )

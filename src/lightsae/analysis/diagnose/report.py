@@ -40,6 +40,7 @@ class Diagnosis:
         tried: The best hypotheses of each cause, the one that leaves the least error first.
         verdict: Which one explains the data, or that none does.
         published: What the publisher says, by the names of the figures.
+        notes: What else a reader has to know, a line each.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Diagnosis:
     tried: Sequence[Tried]
     verdict: Verdict
     published: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def write_report(diagnosis: Diagnosis, path: Path) -> None:

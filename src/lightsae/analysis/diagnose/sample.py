@@ -1,12 +1,13 @@
 """The sample on which hypotheses are held against each other: one text, run through the model once for all sites."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightsae.analysis.diagnose.case import OTHER_BOS, OTHER_MODEL, SAID, Sample, Text
+from lightsae.analysis.diagnose.sites import Neighbour
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.errors import ConfigError, CorpusError, arg
@@ -17,7 +18,7 @@ from lightsae.sae import SiteRef
 
 def read_sample(
     loaded: LoadedSAE,
-    sites: Sequence[SiteRef],
+    near: Mapping[SiteRef, Sequence[Neighbour]],
     tokens: int,
     other_model: LanguageModel | None,
     progress: Progress,
@@ -26,7 +27,7 @@ def read_sample(
 
     Args:
         loaded: The SAE with its model and text.
-        sites: Where it is read beside the SAE's own sites, on the text as the file has it.
+        near: Where it is read beside the SAE's own sites, on the text as the file has it.
         tokens: About how many.
         other_model: Read at the SAE's sites, under the name of the first.
         progress: Who is told.
@@ -36,6 +37,7 @@ def read_sample(
         ConfigError: The other model's tokens or widths are others.
     """
     own = tuple(dict.fromkeys((*loaded.sae.widths.read, *loaded.sae.widths.predicted)))
+    sites = (SiteRef(site.model, one.name) for site, found in near.items() for one in found)
     sample = {SAID: _read(loaded, loaded.models, (*own, *sites), tokens, progress, "activations")}
     if loaded.main_model.bos_token_id is not None:
         flipped = replace(loaded, corpus=replace(loaded.corpus, prepend_bos=loaded.corpus.prepend_bos is False))

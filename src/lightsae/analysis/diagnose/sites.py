@@ -11,6 +11,7 @@ import torch
 
 from lightsae.analysis.diagnose.alternative import Alternative
 from lightsae.analysis.diagnose.case import SAID, Case, Sample
+from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.errors import LightsaeError
 from lightsae.lm import LanguageModel
 from lightsae.lm.norms import is_norm
@@ -33,6 +34,12 @@ class Neighbour:
 
     name: str
     cause: str
+
+
+def near_sites(loaded: LoadedSAE) -> dict[SiteRef, list[Neighbour]]:
+    """Return the sites near what an SAE reads, and near what it predicts."""
+    widths = loaded.sae.widths
+    return {site: neighbours(loaded.models[site.model], site.site) for site in {**widths.read, **widths.predicted}}
 
 
 def neighbours(model: LanguageModel, site: str) -> list[Neighbour]:

@@ -3,11 +3,59 @@
 Axes: T tokens, D width read, O width predicted, F latents.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightsae.activations.batch import ActivationBatch
 from lightsae.sae import SparseAutoencoder, TopK, Transcoder, Widths, mechanisms
+
+# Tokens that are encoded at once.
+_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some rows from all over the text, without sinks.
+
+    Attributes:
+        read: (T, D) what is read, raw.
+        predicted: (T, O) what is predicted.
+    """
+
+    read: Tensor
+    predicted: Tensor
+
+    @classmethod
+    def of(cls, widths: Widths, batches: Iterator[ActivationBatch]) -> "Sample":
+        """Gather what an SAE of some sites reads and predicts."""
+        parts = []
+        for batch in batches:
+            kept = ~batch.sinks_at((*widths.read, *widths.predicted))
+            parts.append(
+                tuple(Widths.join(batch.activations, side)[kept].float() for side in (widths.read, widths.predicted))
+            )
+        read, predicted = (torch.cat(side) for side in zip(*parts, strict=True))
+        return cls(read, predicted)
+
+    @cached_property
+    def centre(self) -> Float[Tensor, " O"]:
+        """The mean of what is predicted."""
+        return self.predicted.mean(0)
+
+    @torch.no_grad()
+    def l0(self, sae: SparseAutoencoder) -> float:
+        """Return how many latents fire on a token of the sample, on average."""
+        fired = sum(int((sae.encode_sparse(part).values > 0).sum()) for part in self.read.split(_TOKENS))
+        return fired / len(self.read)
+
+    def random_sae(self, sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
+        """Return an SAE with the shape and the L0 of another, which knows of the sample what costs nothing to learn."""
+        return random_sae(sae.widths, sae.d_sae, self.l0(sae), self.read, self.predicted, seed)
 
 
 @torch.no_grad()

@@ -24,11 +24,13 @@ class DocumentSums:
 
     def add(self, documents: NDArray[np.int64], values: Mapping[str, NDArray[np.float64]]) -> None:
         """Add the tokens of a batch; each batch has the same names."""
-        present, place = np.unique(documents, return_inverse=True)
+        order = np.argsort(documents, kind="stable")
+        present, starts = np.unique(documents[order], return_index=True)
         self._documents.append(present)
+        # Whole rows have their documents in order.
+        in_order = bool((order[1:] > order[:-1]).all())
         for name, of_tokens in values.items():
-            summed = np.zeros((len(present), *of_tokens.shape[1:]))
-            np.add.at(summed, place, of_tokens)
+            summed = np.add.reduceat(of_tokens if in_order else of_tokens[order], starts, axis=0, dtype=np.float64)
             self._sums.setdefault(name, []).append(summed)
 
     def tables(self) -> dict[str, NDArray[np.float64]]:

@@ -4,48 +4,35 @@ Axes: N documents, B draws.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.concepts.files import ConceptFile
-from lightsae.analysis.concepts.probe_stage import SAE, Probed, probe
-from lightsae.analysis.concepts.read import read_truth, said_by
-from lightsae.analysis.concepts.report import ConceptReport
-from lightsae.analysis.concepts.stage import Scored, report_of, task_of
-from lightsae.analysis.concepts.truth import Truth
-from lightsae.analysis.evaluate.control import random_sae
-from lightsae.analysis.evaluate.document_sums import FEWEST, draws, interval
+from lightsae.analysis.concepts.probe_stage import SAE
+from lightsae.analysis.evaluate.concepts import AUTO, NONE, Concepts
+from lightsae.analysis.evaluate.control import Sample
+from lightsae.analysis.evaluate.document_sums import DocumentSums
 from lightsae.analysis.evaluate.faithfulness import splice
-from lightsae.analysis.evaluate.figures import (
-    DEFINITIONS,
-    dense_fractions,
-    faithfulness,
-    l0_quantiles,
-    reconstruction,
-)
-from lightsae.analysis.evaluate.measure import FREQUENCIES, POSITIONS, Measured, measure, names_of
-from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
-from lightsae.analysis.evaluate.spread import Spread, dead_spread, spreads
-from lightsae.analysis.reading.features import SAEFeatures
+from lightsae.analysis.evaluate.figures import DEFINITIONS
+from lightsae.analysis.evaluate.measure import Measured, measure
+from lightsae.analysis.evaluate.report import Evaluation, Figure
+from lightsae.analysis.evaluate.spread import Spread
+from lightsae.analysis.evaluate.summaries import bands, faithfulness_figures, histogram, reconstruction_figures
 from lightsae.analysis.reading.firing_collector import FiringCollector
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
-from lightsae.analysis.reading.neurons import neuron_sites
+from lightsae.analysis.reading.models import LanguageModels
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.progress import NullProgress, Progress
 from lightsae.sae import SparseAutoencoder, Widths
 
-Control = Literal["random_sae"]
+Control = Literal["random_sae", "random_model"]
 # Of which the mean is taken that sums are centred by, and what the control is given.
 _SAMPLE = 16_384
 
@@ -59,7 +46,9 @@ class EvaluateSettings:
         ce_tokens: So many of them, from all over the text, measure what splicing costs the language model; 0: not
             measured.
         controls: SAEs that learned nothing, measured beside. `random_sae`: as wide, with as many latents per token,
-            directions drawn at random; it is given the mean and the best single gain.
+            directions drawn at random; it is given the mean and the best single gain. `random_model`: the same recipe,
+            trained on the language model with random weights; of a run's SAE, from the command line, takes as long as
+            the training did, once.
         seed: Of the controls, and of the draws that give the intervals.
         concepts: The truth that latents are held against. `auto`: what Python's parser says of the text, if it is
             Python, and what its characters are; FILE: documents with named spans, see the guide; `none`: nothing.
@@ -83,7 +72,7 @@ class EvaluateSettings:
             raise ConfigError("ce_tokens", self.ce_tokens, "write how many, 0 for none")
         if self.probes < 0:
             raise ConfigError("probes", self.probes, "write how many concepts, 0 for none")
-        if self.probes and self.concepts == "none":
+        if self.probes and self.concepts == NONE:
             raise ConfigError(
                 f"{arg('probes')} is {self.probes}, but {arg('concepts')} is 'none'; write auto or a file."
             )
@@ -94,6 +83,7 @@ def evaluate(
     text: TextSettings | None = None,
     settings: EvaluateSettings | None = None,
     progress: Progress | None = None,
+    shared: LanguageModels | None = None,
 ) -> Evaluation:
     """Judge an SAE on held-out text.
 
@@ -102,50 +92,53 @@ def evaluate(
         text: What differs from the training.
         settings: What is measured.
         progress: Who is told.
+        shared: Language models that the evaluations of other SAEs have loaded; None: none.
 
     Raises:
         FormatError, ConfigError, ModelError, SiteError: As `LoadedSAE.load`.
+        ConfigError: `random_model` is among the controls.
         CorpusError: The text has no held-out rows, or none of the documents of the concepts' file.
     """
-    return evaluate_on_text(sae, text or TextSettings(), settings or EvaluateSettings(), progress or NullProgress())[0]
+    text, settings, progress = text or TextSettings(), settings or EvaluateSettings(), progress or NullProgress()
+    if "random_model" in settings.controls:
+        raise ConfigError(
+            f"{arg('controls')} has 'random_model', which is trained by the command line: lightsae evaluate."
+        )
+    return evaluate_on_text(sae, text, settings, progress, shared)[0]
 
 
 def evaluate_on_text(
-    sae: SavedSAE | str | Path, text: TextSettings, settings: EvaluateSettings, progress: Progress
+    sae: SavedSAE | str | Path,
+    text: TextSettings,
+    settings: EvaluateSettings,
+    progress: Progress,
+    shared: LanguageModels | None = None,
 ) -> tuple[Evaluation, Mapping[str, Spread], str]:
     """Return an evaluation, how its figures vary with the text, and a hash of the rows that were read.
 
     The spreads of two SAEs can be subtracted where the hashes are equal, and the seeds.
     """
-    told = None if settings.concepts in ("auto", "none") else ConceptFile.read(settings.concepts)
-    loaded = LoadedSAE.load(sae, text, whole_model=bool(settings.ce_tokens or settings.probes))
-    on_text = _Text.read(loaded, settings, progress, told)
-    evaluation, measured = on_text.evaluation(str(sae))
-    return evaluation, measured.spreads, on_text.sha256
+    file = None if settings.concepts in (AUTO, NONE) else ConceptFile.read(settings.concepts)
+    loaded = LoadedSAE.load(sae, text, whole_model=bool(settings.ce_tokens or settings.probes), shared=shared)
+    on_text = _Text.read(loaded, settings, progress, file)
+    evaluation, spread = on_text.evaluation(str(sae))
+    return evaluation, spread, on_text.sha256
 
 
+@dataclass(frozen=True)
 class _Text:
-    """A text with what an evaluation needs to know of it before the SAE is run."""
+    """A text with what an evaluation needs to know of it before SAEs are run."""
 
-    def __init__(
-        self,
-        loaded: LoadedSAE,
-        settings: EvaluateSettings,
-        progress: Progress,
-        rows: TextRows,
-        sample: "_Sample",
-        truth: Truth | None,
-    ) -> None:
-        self.loaded, self.settings, self.progress, self.rows, self.sample = loaded, settings, progress, rows, sample
-        self.truth = truth
-        self.reader = loaded.reader(tuple(loaded.sae.widths.predicted))
-        counts = np.bincount(rows.tokens.ravel(), minlength=1)
-        self.share_of_token: NDArray[np.float64] = counts / counts.sum()
-        self.documents = int(rows.documents.max()) + 1
+    loaded: LoadedSAE
+    settings: EvaluateSettings
+    progress: Progress
+    rows: TextRows
+    sample: Sample
+    concepts: Concepts | None
 
     @classmethod
     def read(
-        cls, loaded: LoadedSAE, settings: EvaluateSettings, progress: Progress, told: ConceptFile | None
+        cls, loaded: LoadedSAE, settings: EvaluateSettings, progress: Progress, file: ConceptFile | None
     ) -> "_Text":
         with progress.stage("text", settings.tokens) as report:
             rows = loaded.held_out_rows(settings.tokens)
@@ -154,131 +147,78 @@ class _Text:
             raise CorpusError("dataset", loaded.corpus.dataset, "it has no held-out text: name one that has")
         reader = loaded.reader(tuple(loaded.sae.widths.predicted))
         spread = rows.spread(max(1, _SAMPLE // rows.tokens.shape[1]))
-        sample = _Sample.of(loaded, (batch for batch, _ in reader.batches(spread)))
-        truth = None
-        if settings.concepts != "none":
-            with progress.stage("concepts of the text", rows.n_tokens) as report:
-                truth = read_truth(rows, said_by(loaded.main_model), report, told)
-        return cls(loaded, settings, progress, rows, sample, truth)
+        sample = Sample.of(loaded.sae.widths, (batch for batch, _ in reader.batches(spread)))
+        concepts = None
+        if settings.concepts != NONE:
+            concepts = Concepts.read(loaded, rows, file, progress, settings.seed)
+        return cls(loaded, settings, progress, rows, sample, concepts)
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.rows.tokens.tobytes() + self.rows.documents.tobytes()).hexdigest()
 
-    def evaluation(self, name: str) -> tuple[Evaluation, Measured]:
-        sae = self.loaded.sae
-        figures, measured, scored = self._figures(sae, "the SAE")
-        controls: dict[str, Mapping[str, Figure]] = {}
-        saes, beside = {SAE: sae}, dict[str, Scored]()
-        for control in self.settings.controls:
-            learned_nothing = self.sample.random_sae(sae, figures["l0"].value, self.settings.seed)
-            controls[control], _, its_own = self._figures(learned_nothing, control.replace("_", " "))
-            saes[control] = learned_nothing
-            if its_own is not None:
-                beside[control] = its_own
-        concepts = self._concepts(scored, beside) if scored is not None else None
-        if scored is not None and concepts is not None and self.settings.probes:
-            probed = self._probed(scored, saes)
-            concepts = replace(concepts, probes=probed.scores)
-            named = {name: self._as_figures(values, scored, probed.tokens) for name, values in probed.figures.items()}
-            figures = self._in_order(figures | named.pop(SAE, {}))
-            controls |= {name: self._in_order({**controls.get(name, {}), **own}) for name, own in named.items()}
+    def evaluation(self, name: str) -> tuple[Evaluation, Mapping[str, Spread]]:
+        seed, loaded = self.settings.seed, self.loaded
+        saes = {SAE: loaded.sae}
+        if "random_sae" in self.settings.controls:
+            saes["random_sae"] = self.sample.random_sae(loaded.sae, seed)
+        collectors = {} if self.concepts is None else {one: Concepts.collector(sae) for one, sae in saes.items()}
+        measured = self._measured(saes, collectors)
+        own = measured[SAE]
+        figures, spread = dict[str, dict[str, Figure]](), dict[str, Spread]()
+        for one, its in measured.items():
+            figures[one], of_text = reconstruction_figures(its, seed)
+            spread |= of_text if one == SAE else {}
+        for one, sums in self._spliced(saes, own).items():
+            costs, of_text = faithfulness_figures(sums, seed)
+            figures[one] |= costs
+            spread |= of_text if one == SAE else {}
+        report = None
+        if self.concepts is not None and (scored := self.concepts.scored(collectors)):
+            report = self.concepts.report(scored)
+            for one, its_own in scored.items():
+                found, of_text = self.concepts.figures(its_own)
+                figures[one] |= found
+                spread |= of_text if one == SAE else {}
+            if count := self.settings.probes:
+                report, of_probes = self.concepts.probed(report, scored[SAE], saes, loaded, count)
+                for one, of_one in of_probes.items():
+                    figures[one] = figures.get(one, {}) | of_one
         text = {
-            "model": self.loaded.main_model.name,
-            "model_revision": self.loaded.main_model.revision,
+            "model": loaded.main_model.name,
+            "model_revision": loaded.main_model.revision,
             "tokens": self.rows.n_tokens,
-            "documents": len(measured.tables["tokens"]),
-            **self.loaded.corpus_entry(),
+            "documents": len(own.tables["tokens"]),
+            **loaded.corpus_entry(),
         }
-        published = self.loaded.saved.provenance.values.get("published") or {}
+        published = loaded.saved.provenance.values.get("published") or {}
+        ordered = {one: _in_order(found) for one, found in figures.items()}
         evaluation = Evaluation(
             name=name,
-            sae=self.loaded.saved.entry,
+            sae=loaded.saved.entry,
             text=text,
-            figures=figures,
-            positions=self._bands(measured, "positions", names_of(POSITIONS, "on")),
-            frequencies=self._bands(measured, "frequencies", names_of(FREQUENCIES, "or more", "%")),
-            firing_histogram=_histogram(measured, self.rows.n_tokens),
+            figures=ordered.pop(SAE),
+            **bands(own, seed),
+            firing_histogram=histogram(own, self.rows.n_tokens),
             published={key: float(value) for key, value in published.items()},
-            controls=controls,
-            concepts=concepts,
+            controls=ordered,
+            concepts=report,
         )
-        return evaluation, measured
+        return evaluation, spread
 
-    def _figures(self, sae: SparseAutoencoder, what: str) -> tuple[dict[str, Figure], Measured, Scored | None]:
-        nothing = np.zeros(sae.d_sae, np.float32)
-        collector = FiringCollector(SAEFeatures(sae), nothing, keep_values=True) if self.truth is not None else None
-        with self.progress.stage(f"reconstructions: {what}", self.rows.n_tokens) as report:
-            batches = self._batches(self.rows, report, collector)
-            measured = measure(sae, batches, self.sample.centre, self.share_of_token, self.documents)
-        tables = measured.tables
-        documents = len(tables["tokens"])
-        times = draws(documents, self.settings.seed)
-        values = reconstruction(tables, times)
-        values |= l0_quantiles(*measured.l0_table(), times)
-        fires = measured.fires_table
-        values |= dense_fractions(fires, tables["tokens"], times)
-        tokens = int(tables["tokens"].sum())
-        ordinary = int(tables["tokens_no_sinks"].sum())
-        figures = {
-            name: Figure(float(of_draws[0]), *interval(of_draws, documents), ordinary if "no_sinks" in name else tokens)
-            for name, of_draws in values.items()
-        }
-        # Draws of the same text leave out documents: they would find more dead latents, not about as many.
-        figures["dead_fraction"] = Figure(float((fires.sum(0) == 0).mean()), None, None, tokens)
-        measured.spreads |= spreads(values, tables["tokens"])
-        if (spread := dead_spread(fires, tables["tokens"])) is not None:
-            measured.spreads["dead_fraction"] = spread
-        figures |= self._faithfulness(sae, what, measured)
-        scored = self._scored(collector, what)
-        return self._in_order(figures | self._of_concepts(scored)), measured, scored
+    def _measured(
+        self, saes: Mapping[str, SparseAutoencoder], collectors: Mapping[str, FiringCollector]
+    ) -> dict[str, Measured]:
+        counts = np.bincount(self.rows.tokens.ravel(), minlength=1)
+        reader = self.loaded.reader(tuple(self.loaded.sae.widths.predicted))
+        batches = reader.read(self.rows, "reconstructions", self.progress)
+        documents = int(self.rows.documents.max()) + 1
+        return measure(saes, batches, self.sample.centre, counts / counts.sum(), documents, collectors)
 
-    def _scored(self, collector: FiringCollector | None, what: str) -> Scored | None:
-        if self.truth is None or collector is None:
-            return None
-        with self.progress.stage(f"concepts: {what}", 1) as report:
-            firings = collector.lists()
-            task = task_of(self.truth, firings)
-            scored = None if task is None else Scored.of(task, firings)
-            report(1)
-        return scored
-
-    def _of_concepts(self, scored: Scored | None) -> dict[str, Figure]:
-        if scored is None:
-            return {}
-        return self._as_figures(scored.figures(draws(scored.documents, self.settings.seed)), scored, scored.tokens)
-
-    @staticmethod
-    def _as_figures(values: Mapping[str, NDArray[np.float64]], scored: Scored, tokens: int) -> dict[str, Figure]:
-        return {
-            name: Figure(float(of_draws[0]), *interval(of_draws, scored.documents), tokens)
-            for name, of_draws in values.items()
-        }
-
-    def _probed(self, scored: Scored, saes: Mapping[str, SparseAutoencoder]) -> Probed:
-        neurons = neuron_sites(self.loaded.sae, self.loaded.models)
-        reader, times = self.loaded.reader(tuple(neurons)), draws(scored.documents, self.settings.seed)
-        return probe(
-            scored.detection.task,
-            self.settings.probes,
-            saes,
-            neurons,
-            reader,
-            self.rows,
-            times,
-            self.settings.seed,
-            self.progress,
-        )
-
-    def _concepts(self, scored: Scored, beside: Mapping[str, Scored]) -> ConceptReport:
-        source = "python" if self.truth is not None and "keyword" in self.truth.place else "characters"
-        source = source if self.settings.concepts == "auto" else self.settings.concepts
-        times = draws(scored.documents, self.settings.seed)
-        return report_of(scored, source, times, scored.documents >= FEWEST, beside)
-
-    def _faithfulness(self, sae: SparseAutoencoder, what: str, measured: Measured) -> dict[str, Figure]:
-        model = self.loaded.main_model
-        ours = all(site.model == model.name for site in sae.widths.predicted)
+    def _spliced(self, saes: Mapping[str, SparseAutoencoder], measured: Measured) -> dict[str, DocumentSums]:
+        """Return what splicing costs the language model; nothing where it is not asked for, or cannot be had."""
+        model, widths = self.loaded.main_model, self.loaded.sae.widths.predicted
+        ours = all(site.model == model.name for site in widths)
         if not self.settings.ce_tokens or not model.has_next_token_head or not ours:
             return {}
         tables = measured.tables
@@ -286,85 +226,9 @@ class _Text:
         rows = self.rows.spread(max(1, self.settings.ce_tokens // self.rows.tokens.shape[1]))
         offset = tables["offset_no_sinks"].sum(0) / tables["tokens_no_sinks"].sum()
         mean = self.sample.centre + torch.from_numpy(offset).to(self.sample.centre)
-        with self.progress.stage(f"splicing: {what}", rows.n_tokens) as report:
-            of_sites = Widths.split(mean, sae.widths.predicted)
-            sums = splice(sae, model, self._batches(rows, report), of_sites)
-        of_documents = sums.tables()
-        documents, predictions = len(of_documents["predictions"]), int(of_documents["predictions"].sum())
-        values = faithfulness(of_documents, draws(documents, self.settings.seed))
-        measured.spreads |= spreads(values, of_documents["predictions"])
-        return {
-            name: Figure(float(of_draws[0]), *interval(of_draws, documents), predictions)
-            for name, of_draws in values.items()
-        }
-
-    def _batches(
-        self, rows: TextRows, report: Callable[[int], None], collector: FiringCollector | None = None
-    ) -> Iterator[ActivationBatch]:
-        done = 0
-        for batch, counted in self.reader.batches(rows):
-            yield batch
-            if collector is not None:
-                collector.update(batch, counted)
-            done += len(batch)
-            report(done)
-
-    def _bands(self, measured: Measured, side: str, names: Sequence[str]) -> list[Band]:
-        tables, whole = measured.bands[side].tables(), measured.tables
-        documents = len(whole["tokens"])
-        times = draws(documents, self.settings.seed)
-        tokens, error, square, fired = (times @ tables[name] for name in ("tokens", "error", "square", "fired"))
-        # Squares around the mean of all tokens but sinks; how far that lies from the fixed vector moves no interval.
-        mean = whole["offset_no_sinks"].sum(0) / whole["tokens_no_sinks"].sum()
-        moved = tokens[0] * (mean @ mean) - 2 * measured.band_offsets[side] @ mean
-        with np.errstate(divide="ignore", invalid="ignore"):
-            fve = 1 - error / (square * (1 + moved / square[0]))
-            l0 = fired / tokens
-        bands = []
-        for place, name in enumerate(names):
-            if (count := int(tokens[0, place])) > 0:
-                pair = (
-                    Figure(float(values[0, place]), *interval(values[:, place], documents), count)
-                    for values in (fve, l0)
-                )
-                bands.append(Band(name, *pair))
-        return bands
-
-    @staticmethod
-    def _in_order(figures: Mapping[str, Figure]) -> dict[str, Figure]:
-        return {name: figures[name] for name in DEFINITIONS if name in figures}
+        batches = self.loaded.reader(tuple(widths)).read(rows, "splicing", self.progress)
+        return splice(saes, model, (batch for batch, _ in batches), Widths.split(mean, widths))
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Some rows from all over the text, without sinks: what is read, what is predicted."""
-
-    read: Tensor
-    predicted: Tensor
-
-    @classmethod
-    def of(cls, loaded: LoadedSAE, batches: Iterator[ActivationBatch]) -> "_Sample":
-        widths = loaded.sae.widths
-        parts = []
-        for batch in batches:
-            kept = ~batch.sinks_at((*widths.read, *widths.predicted))
-            parts.append(
-                tuple(Widths.join(batch.activations, side)[kept].float() for side in (widths.read, widths.predicted))
-            )
-        read, predicted = (torch.cat(side) for side in zip(*parts, strict=True))
-        return cls(read, predicted)
-
-    @cached_property
-    def centre(self) -> Tensor:
-        return self.predicted.mean(0)
-
-    def random_sae(self, sae: SparseAutoencoder, l0: float, seed: int) -> SparseAutoencoder:
-        return random_sae(sae.widths, sae.d_sae, l0, self.read, self.predicted, seed)
-
-
-def _histogram(measured: Measured, tokens: int) -> dict[str, int]:
-    """Return how many latents fire how often, by powers of ten of the share of tokens."""
-    rates = np.asarray(measured.fires_table.sum(0)).ravel() / tokens
-    powers = np.floor(np.log10(np.where(rates > 0, rates, 1))).astype(np.int64)
-    counts = {f"1e{power}": int((powers[rates > 0] == power).sum()) for power in range(int(powers.min()), 1)}
-    return {"never": int((rates == 0).sum())} | counts
+def _in_order(figures: Mapping[str, Figure]) -> dict[str, Figure]:
+    return {name: figures[name] for name in DEFINITIONS if name in figures}

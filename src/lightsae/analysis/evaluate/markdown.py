@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lightsae.analysis.concepts.markdown import concept_lines
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
+from lightsae.markdown import markdown_row
 
 
 def to_markdown(evaluations: Sequence[Evaluation]) -> str:
@@ -13,7 +14,7 @@ def to_markdown(evaluations: Sequence[Evaluation]) -> str:
     lines = [line for one in evaluations for line in _of_one(one)]
     lines += ["## What the figures are", "", "| figure | definition | better |", "|---|---|---|"]
     lines += [
-        f"| `{name}` | {_cell(definition.text)} | {definition.better or ''} |"
+        markdown_row([f"`{name}`", definition.text, definition.better or ""])
         for name, definition in DEFINITIONS.items()
         if name in shown
     ]
@@ -75,12 +76,3 @@ def firing_rate(name: str) -> str:
 
 def _maybe(figure: Figure | None) -> str:
     return "" if figure is None else str(figure)
-
-
-def markdown_row(cells: Sequence[str]) -> str:
-    """Return a line of a table."""
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,9 +1,9 @@
-"""One pass over text for each SAE: sums over documents of what its reconstructions and firings are.
+"""One pass over text for all SAEs: sums over documents of what their reconstructions and firings are.
 
 Axes:    T tokens, D width read, O width predicted, F latents, N documents, S positions in a row.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.evaluate.document_sums import DocumentSums
-from lightsae.analysis.evaluate.spread import Spread
+from lightsae.analysis.reading.firing_collector import FiringCollector
+from lightsae.analysis.reading.reader import Batches
 from lightsae.metrics.reconstruction import token_terms
 from lightsae.sae import SparseAutoencoder, Widths
-from lightsae.sae.sparse_ops import as_sparse
+from lightsae.sae.sparse_ops import SparseLatents, as_sparse
 
 # Bands of positions begin at these.
 POSITIONS = (0, 1, 4, 16, 64, 256, 1024)
@@ -38,7 +39,6 @@ class Measured:
             each band stands in `band_offsets`.
         l0: How many latents fire on each token, and its document.
         fires: On how many tokens of a document each latent fires.
-        spreads: Of figures that came of it, how they vary with the text.
     """
 
     sums: DocumentSums = field(default_factory=DocumentSums)
@@ -48,7 +48,6 @@ class Measured:
     band_offsets: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     l0: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     fires: list[sparse.coo_array] = field(default_factory=list)
-    spreads: dict[str, Spread] = field(default_factory=dict)
 
     @cached_property
     def tables(self) -> dict[str, NDArray[np.float64]]:
@@ -72,40 +71,47 @@ class Measured:
         return sparse.csr_array(stacked)[numbers]
 
 
+@torch.no_grad()
 def measure(
-    sae: SparseAutoencoder,
-    batches: Iterator[ActivationBatch],
+    saes: Mapping[str, SparseAutoencoder],
+    batches: Batches,
     centre: Float[Tensor, " O"],
     share_of_token: NDArray[np.float64],
     documents: int,
-) -> Measured:
-    """Run an SAE over a text.
+    collectors: Mapping[str, FiringCollector] | None = None,
+) -> dict[str, Measured]:
+    """Run SAEs over a text; each token is encoded once by each.
 
     Args:
-        sae: In eval mode.
-        batches: Whole rows, with what it reads and what it predicts.
+        saes: By name, in eval mode; they read and predict the same sites.
+        batches: Whole rows, with what they read and what they predict, and which tokens count.
         centre: About the mean of what is predicted, so that sums of squares keep their digits.
         share_of_token: By token id, its share of the text.
         documents: One more than the largest number of a document.
+        collectors: By the same names, who is given the firings too.
     """
-    measured = Measured()
-    for batch in batches:
-        _add(measured, sae, batch, centre, share_of_token, documents)
+    measured = {name: Measured() for name in saes}
+    for batch, counted in batches:
+        for name, sae in saes.items():
+            output = sae(Widths.join(batch.activations, sae.widths.read))
+            latents = as_sparse(output.latents)
+            _add(measured[name], sae, batch, output.x_hat.float(), latents, centre, share_of_token, documents)
+            if collectors is not None and name in collectors:
+                collectors[name].update(batch, counted, latents)
     return measured
 
 
-@torch.no_grad()
 def _add(
     measured: Measured,
     sae: SparseAutoencoder,
     batch: ActivationBatch,
+    x_hat: Tensor,
+    latents: SparseLatents,
     centre: Tensor,
     share_of_token: NDArray[np.float64],
     documents: int,
 ) -> None:
     target = Widths.join(batch.activations, sae.widths.predicted).float()
-    output = sae(Widths.join(batch.activations, sae.widths.read))
-    x_hat, latents = output.x_hat.float(), as_sparse(output.latents)
     terms, offset = token_terms(target, x_hat), target - centre
     norm = terms.square.sqrt().clamp_min(torch.finfo(target.dtype).tiny)
     fires = latents.values > 0

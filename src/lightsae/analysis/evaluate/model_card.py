@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from lightsae.analysis.evaluate.markdown import markdown_row, to_markdown
+from lightsae.analysis.evaluate.markdown import to_markdown
 from lightsae.analysis.evaluate.report import Evaluation, read_report
 from lightsae.errors import ConfigError
 from lightsae.formats.saved_sae import SavedSAE
+from lightsae.markdown import markdown_row
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 # Figures of the metadata, which the Hub lists beside the card.

@@ -13,7 +13,7 @@ from typing import Any
 
 from lightsae.analysis.dictionary.schema import LABELS
 from lightsae.errors import ConfigError, reading
-from lightsae.parsing import MOST_BYTES, parse_json, read_bytes
+from lightsae.parsing import MOST_BYTES, parse_json_entries, read_bytes
 
 SOURCE = "neuronpedia"
 _LONGEST_LABEL = 1000
@@ -78,22 +78,10 @@ def _entries(path: Path, where: str) -> list[Any]:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ConfigError(f"{where} unpacks to more than {MOST_BYTES:,} bytes, which are not read.")
-    data = data.removeprefix(b"\xef\xbb\xbf").strip()
     try:
-        if data[:1] == b"[":
-            entries = parse_json(data)
-            assert isinstance(entries, list)
-            return entries
+        return parse_json_entries(data)
     except ValueError as error:
-        raise ConfigError(f"{where} is not valid JSON ({error}).") from error
-    entries = []
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
-            if line.strip():
-                entries.append(parse_json(line))
-        except ValueError as error:
-            raise ConfigError(f"{where}, line {number}: not valid JSON ({error}).") from error
-    return entries
+        raise ConfigError(f"{where}: {error}.") from error
 
 
 def _told(entry: Any, at: str) -> Mapping[str, str]:

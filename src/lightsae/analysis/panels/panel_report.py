@@ -19,6 +19,7 @@ from lightsae.analysis.panels.panel import FLOORS, HARMFUL, RELIABLE, WEAK, Test
 from lightsae.analysis.panels.settings import SCHEMA
 from lightsae.analysis.panels.summary import ROWS, summary
 from lightsae.formats.files import replace_folder_atomically
+from lightsae.markdown import markdown_row
 from lightsae.plotting import STYLE, write_scalars
 from lightsae.version import version
 
@@ -169,7 +170,7 @@ def _markdown(tested: Sequence[Tested], report: Mapping[str, Any]) -> str:
             _gain(one, FEATURE, "ppl_untouched"),
             str(one.side_effects.ce_rise),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(markdown_row(cells))
     lines += ["", "## One text each", ""]
     for one in tested:
         lines.append(f"**{one.sweep.concept.feature}** {_label(one, 100)}")
@@ -245,5 +246,5 @@ def _gain(one: Tested, arm: Arm, measure: str) -> str:
 
 
 def _label(one: Tested, most: int) -> str:
-    """Return a feature's label as a cell of a table."""
-    return shortened(one.sweep.concept.label or "unlabelled", most).replace("|", "\\|").replace("\n", " ")
+    """Return a feature's label in one line."""
+    return shortened(one.sweep.concept.label or "unlabelled", most).replace("\n", " ")

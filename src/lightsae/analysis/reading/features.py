@@ -46,9 +46,7 @@ class SAEFeatures:
     def above(
         self, activations: Mapping[SiteRef, Float[Tensor, "T _"]], least: Float[Tensor, " F"]
     ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]:
-        latents = self.encode(activations)
-        fires = (latents.values > 0) & (latents.values > least[latents.indices])
-        return latents.pattern.token_of[fires], latents.indices[fires], latents.values[fires]
+        return firings_above(self.encode(activations), least)
 
     @torch.no_grad()
     def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
@@ -56,6 +54,14 @@ class SAEFeatures:
 
     def _read(self, activations: Mapping[SiteRef, Tensor]) -> Tensor:
         return read_sites(activations, self.sae.widths.read)
+
+
+def firings_above(
+    latents: SparseLatents, least: Float[Tensor, " F"]
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]:
+    """Return the tokens, ascending, the features and the values of the firings that exceed `least`."""
+    fires = (latents.values > 0) & (latents.values > least[latents.indices])
+    return latents.pattern.token_of[fires], latents.indices[fires], latents.values[fires]
 
 
 def read_sites(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Mapping[SiteRef, int]) -> Tensor:

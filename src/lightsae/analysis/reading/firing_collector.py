@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.analysis.reading.features import FeatureSource
+from lightsae.analysis.reading.features import FeatureSource, firings_above
 from lightsae.analysis.reading.firing_lists import FiringLists
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
+from lightsae.sae.sparse_ops import SparseLatents
 
 # Firings that are kept of a population. Raw neurons fire so often that a part of the text tells all.
 _MOST_FIRINGS = 40_000_000
@@ -41,14 +42,24 @@ class FiringCollector:
         self._tokens_met = self._kept = self._tokens_read = 0
 
     @torch.no_grad()
-    def update(self, batch: ActivationBatch, counted: NDArray[np.bool_]) -> None:
+    def update(self, batch: ActivationBatch, counted: NDArray[np.bool_], latents: SparseLatents | None = None) -> None:
+        """Take in a batch of whole rows.
+
+        Args:
+            batch: What the features read.
+            counted: (rows, S) which tokens count.
+            latents: The features of these tokens, if the caller has computed them; None: the source does.
+        """
         self._counted.append(counted.ravel())
         self._documents.append(batch.documents.cpu().numpy())
         start, self._tokens_met = self._tokens_met, self._tokens_met + counted.size
         if self._kept > _MOST_FIRINGS:
             return
         self.least = self.least.to(next(iter(batch.activations.values())).device)
-        firings = self.source.above(batch.activations, self.least)
+        if latents is None:
+            firings = self.source.above(batch.activations, self.least)
+        else:
+            firings = firings_above(latents, self.least)
         tokens, features, values = (part.cpu().numpy() for part in firings)
         kept = counted.ravel()[tokens]
         self._tokens.append((tokens[kept] + start).astype(np.int32))

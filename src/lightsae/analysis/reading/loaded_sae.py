@@ -10,11 +10,12 @@ import torch
 
 from lightsae.activations.fills import ReadSettings
 from lightsae.activations.settings import DataSettings, described
+from lightsae.analysis.reading.models import LanguageModels
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.errors import ConfigError, ModelError, arg, under
 from lightsae.formats.saved_sae import SavedSAE
-from lightsae.lm import LanguageModel
+from lightsae.lm import LanguageModel, describe
 from lightsae.lm.random_weights import split_name
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -93,13 +94,21 @@ class LoadedSAE:
     reading: ReadSettings
 
     @classmethod
-    def load(cls, sae: SavedSAE | str | Path, settings: TextSettings, *, whole_model: bool = True) -> "LoadedSAE":
+    def load(
+        cls,
+        sae: SavedSAE | str | Path,
+        settings: TextSettings,
+        *,
+        whole_model: bool = True,
+        shared: LanguageModels | None = None,
+    ) -> "LoadedSAE":
         """Load an SAE, and the language models that it reads.
 
         Args:
             sae: It, or its folder or file; see `SavedSAE.open`.
             settings: What differs from the training.
             whole_model: Load all layers and the head, not only what lies before the sites.
+            shared: Language models that other SAEs have loaded, to which these are added; None: none.
 
         Raises:
             FormatError: The folder holds no SAE.
@@ -123,8 +132,9 @@ class LoadedSAE:
         for name in names:
             is_main = name == names[0]
             with under(name_or_path="model", revision="model_revision"):
-                model = LanguageModel.from_pretrained(
+                model = (shared or LanguageModels()).load(
                     settings.model if settings.model is not None and is_main else name,
+                    known_as=name,
                     revision=settings.model_revision or (trained.revision if is_main else None),
                     dtype=settings.dtype or trained.dtype or "auto",
                     device=settings.device,
@@ -185,6 +195,35 @@ def on_text_at_hand(settings: TextSettings, saved: SavedSAE) -> TextSettings:
     told = settings.dataset or saved.provenance.data.get("dataset")
     here = told is not None and (told == "builtin" or settings.dataset or Path(str(told)).exists())
     return settings if here else replace(settings, dataset="builtin")
+
+
+def within_context(settings: TextSettings, saved: SavedSAE) -> tuple[TextSettings, str | None]:
+    """Return the settings with rows as long as the language model reads, where the SAE's file says longer ones.
+
+    Args:
+        settings: A context size that they name stays.
+        saved: Model and sites are known.
+
+    Returns:
+        The settings, and a line that says what was changed; None: nothing.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    said = saved.provenance.data.get("context_size")
+    if settings.context_size is not None or not isinstance(said, int) or saved.unknown:
+        return settings, None
+    name = settings.model or next(iter(saved.sae.widths.read)).model
+    with under(name_or_path="model", revision="model_revision"):
+        longest = describe(
+            name,
+            revision=settings.model_revision or saved.provenance.revision,
+            trust_remote_code=settings.trust_remote_code,
+        ).max_context
+    if longest is None or said <= longest:
+        return settings, None
+    note = f"rows of {longest:,} tokens, the most that {name!r} reads: the SAE's file says {said:,}"
+    return replace(settings, context_size=longest), note
 
 
 def open_sae(sae: SavedSAE | str | Path, settings: TextSettings) -> SavedSAE:

@@ -42,6 +42,8 @@ def run_diagnose(sae: str, settings: DiagnoseSettings, text: TextSettings, out: 
 
 def _print(found: Diagnosis) -> None:
     print(f"{found.name}: {found.text['tokens']:,} tokens of {found.text['dataset']}, read by {found.text['model']}")
+    for note in found.notes:
+        print(note)
     rows = table("cause", "what is supposed", "error", "bias", "FVE", "no sinks", "L0", "dead", words=(0, 1))
     rows.add_row("", "as the file has it", *_figures(found.said))
     for one in found.tried:

@@ -1,7 +1,7 @@
 """`lightsae evaluate`: figures of SAEs with their noise, beside an SAE that learned nothing."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from lightsae.analysis.evaluate.report import write_report
 from lightsae.analysis.evaluate.saebench import write_core_results
 from lightsae.analysis.evaluate.tensorboard import write_tensorboard
 from lightsae.analysis.reading.loaded_sae import TextSettings
+from lightsae.analysis.reading.models import LanguageModels
+from lightsae.cli.random_model import RANDOM_MODEL, Recipe, beside_random_model
 from lightsae.cli.settings.command import Bars, command
 from lightsae.cli.tables import console, print_paths, table
 from lightsae.errors import ConfigError
@@ -23,6 +25,7 @@ _EXAMPLES = (
     "lightsae evaluate --sae lightning_logs/version_0/sae --out evaluation.json",
     "lightsae evaluate --sae '[run_1/sae, run_2/sae]' --tokens 500000 --out evaluation.json",
     "lightsae evaluate --sae RUN/sae --out evaluation.json --tensorboard RUN --saebench results",
+    "lightsae evaluate --sae RUN/sae --controls '[random_sae, random_model]' --out evaluation.json",
 )
 # Of the figures, those that are printed.
 _SHOWN = (
@@ -84,8 +87,12 @@ def run_evaluate(
     names = [sae] if isinstance(sae, str) else sae
     if not names:
         raise ConfigError("sae", sae, "name at least one")
-    bars = Bars()
-    evaluations = [evaluate(name, text, settings, bars) for name in names]
+    bars, shared = Bars(), LanguageModels()
+    recipes = {name: Recipe(name, text.model) for name in names if RANDOM_MODEL in settings.controls}
+    untrained = replace(settings, controls=tuple(one for one in settings.controls if one != RANDOM_MODEL))
+    evaluations = [evaluate(name, text, untrained, bars, shared) for name in names]
+    if recipes:
+        evaluations = [beside_random_model(one, recipes[one.name], text, untrained, bars) for one in evaluations]
     for one in evaluations:
         _print(one)
     written: list[tuple[str, str | Path]] = []

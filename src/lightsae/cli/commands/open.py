@@ -73,7 +73,7 @@ def run_open(args: Sequence[str]) -> int:
 def _check(saved: "SavedSAE", model: str | None, dataset: str | None) -> None:
     """Measure an SAE whose model is at hand, or say in a line why not."""
     from lightsae.analysis.evaluate import EvaluateSettings, evaluate
-    from lightsae.analysis.reading.loaded_sae import TextSettings, on_text_at_hand
+    from lightsae.analysis.reading.loaded_sae import TextSettings, on_text_at_hand, within_context
     from lightsae.cli.settings.command import Bars
     from lightsae.lm.load import is_at_hand
 
@@ -84,11 +84,13 @@ def _check(saved: "SavedSAE", model: str | None, dataset: str | None) -> None:
     settings = EvaluateSettings(_TOKENS, _TOKENS, controls=(), concepts="none")
     try:
         with under(name_or_path="model", revision="model_revision"):
-            text = on_text_at_hand(TextSettings(model=model, dataset=dataset), saved)
+            text, shortened = within_context(on_text_at_hand(TextSettings(model=model, dataset=dataset), saved), saved)
             found = evaluate(saved, text, settings, Bars())
     except LightsaeError as error:
         print(f"not checked: {' '.join(error.as_typed().split())}")
         return
+    if shortened is not None:
+        print(shortened)
     _print_check(found, dict(source.published), saved)
 
 

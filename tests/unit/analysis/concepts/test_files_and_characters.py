@@ -44,7 +44,7 @@ def test_spaces_may_differ_and_the_text_may_end_before_the_document(tmp_path: Pa
     [
         ("", "names no concept"),
         ('{"text": "a"}', "names no concept"),
-        ("{", "line 1 is not JSON"),
+        ("{", "line 1 is not valid JSON"),
         ('{"spans": []}', "document 1 has no text"),
         ('{"text": "a", "spans": 3}', "the spans of document 1 are no list"),
         ('{"text": "ab", "spans": [[0, 3, "x"]]}', "goes from 0 to 3, and its text has 2 characters"),

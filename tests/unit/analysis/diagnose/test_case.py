@@ -1,12 +1,14 @@
 """The figures of a case, held against their definitions."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from helpers.planted_sae import HERE, THRESHOLD, F, T, case, sae, sample
-from lightsae.analysis.diagnose.case import SAID, score
+from lightsae.analysis.diagnose.case import SAID, Case, score
+from lightsae.formats.layouts import Source
 
 
 def test_figures_are_those_of_their_definitions() -> None:
@@ -27,9 +29,23 @@ def test_figures_are_those_of_their_definitions() -> None:
     assert its.error == pytest.approx(float(relative.clamp_max(2).mean()), abs=1e-5)
     off = (x - x_hat)[12:].mean(0).square().sum() / (x[12:] - x[12:].mean(0)).square().sum(1).mean()
     assert its.bias == pytest.approx(float(off), abs=1e-6)
-    assert its.misfit == pytest.approx(its.error + 5 * its.bias)
+    assert its.misfit == pytest.approx(its.error + 5 * its.bias + 20 * its.gradient)
     assert its.l0 == pytest.approx(float((latents[12:] > 0).sum(1).double().mean()))
     assert its.dead == pytest.approx(float((~(latents[12:] > 0).any(0)).double().mean()))
+
+
+def test_latents_that_the_file_says_are_held_against_those_that_fire() -> None:
+    published = replace(sae(), source=Source(published=(("l0", 16.0),)))
+    trained_to = replace(sae(), k=16)
+    for one in (published, trained_to):
+        its = score(Case.of(one, HERE, HERE), sample())
+        assert its is not None
+        assert its.l0_apart == pytest.approx(math.log(16 / its.l0))
+        free = its.error + 5 * its.bias + 20 * its.gradient
+        assert its.misfit == pytest.approx(free + 0.15 * (its.l0_apart - math.log(1.25)))
+    # Of TopK it says nothing, since it cannot differ.
+    assert Case.of(sae("topk"), HERE, HERE).l0 is None
+    assert Case.of(sae(), HERE, HERE).l0 is None
 
 
 def test_tokens_that_training_left_out_count_in_no_figure_of_all() -> None:

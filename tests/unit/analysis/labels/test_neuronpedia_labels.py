@@ -56,7 +56,7 @@ def test_a_source_is_chosen_among_several(tmp_path: Path) -> None:
     [
         ("", "holds no explanation"),
         ("[1", "not valid JSON"),
-        ('{"a": 1}\n{', "line 2: not valid JSON"),
+        ('{"a": 1}\n{', "line 2 is not valid JSON"),
         ("[1]", "explanation 1: no object"),
         (json.dumps([entry(1) | {"description": None}]), "description is None"),
         (json.dumps([entry(1) | {"layer": "6 res"}]), "no names of Neuronpedia"),
