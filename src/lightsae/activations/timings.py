@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -13,13 +14,20 @@ class Timings:
     """Sums the seconds spent in named stretches.
 
     On a GPU a stretch is measured by events on its stream, read only when the totals are asked for: measuring never
-    makes the host wait. Elsewhere it is the wall clock's. Several threads may measure, each under names of its own.
+    makes the host wait. Elsewhere it is the wall clock's. Several threads may measure at once.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Modules that hold one are copied, by weight averaging for example; a lock cannot be.
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @contextmanager
     def measure(self, name: str, device: torch.device | None = None) -> Iterator[None]:

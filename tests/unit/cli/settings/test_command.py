@@ -134,6 +134,23 @@ def test_a_resumed_stage_is_not_taken_to_be_fast(capsys: pytest.CaptureFixture[s
     assert last.endswith("3,020 of 4,000, 40:50 left")
 
 
+def test_a_unit_says_how_many_are_done_per_second(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with Bars(clock=clock, unit="tokens").stage("caching, resumed", 40_000) as done:
+        for tokens in (20_000, 25_000, 30_000):
+            clock.now += 25
+            done(tokens)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "caching, resumed: 01:15 so far, 30,000 of 40,000, 200 tokens/s, 00:50 left"
+    )
+    stream = io.StringIO()
+    bars = Bars(Console(file=stream, force_terminal=True, width=140), unit="tokens")
+    with bars.stage("caching", 1000) as done:
+        for tokens in (100, 500, 1000):
+            done(tokens)
+    assert re.search(r"[\d,]+ tokens/s", stream.getvalue())
+
+
 def test_a_line_also_of_a_stage_that_does_not_report(capsys: pytest.CaptureFixture[str]) -> None:
     written = threading.Event()
 
