@@ -20,7 +20,8 @@ _HOOKS = {
 }
 _KINDS = {hook: kind for kind, hook in _HOOKS.items()}
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
-_PORTABLE = re.compile(rf"({'|'.join(_HOOKS)})\.(\d+)")
+# TransformerLens has no hook for what a state-space mixer adds.
+_PORTABLE = re.compile(rf"({'|'.join(_HOOKS)}|mixer_out)\.(\d+)")
 _MODULE_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 
 # Short names that are not the end of the Hub's.
@@ -74,7 +75,7 @@ def hook_of_site(site: str) -> str | None:
     ('blocks.3.attn.hook_z', None)
     """
     if found := _PORTABLE.fullmatch(site):
-        return f"blocks.{found[2]}.{_HOOKS[found[1]]}"
+        return f"blocks.{found[2]}.{_HOOKS[found[1]]}" if found[1] in _HOOKS else None
     return site if _HOOK.fullmatch(site) or site.startswith("hook_") else None
 
 
@@ -114,7 +115,8 @@ def module_of_site(site: str, model: str | None) -> str | None:
     from lightsae.lm.families import FAMILIES
 
     family = FAMILIES[known[0]]
-    return f"{known[1]}.{family.blocks}.{found[2]}.{family.paths(found[1])[0]}"
+    path = next(iter(family.paths(found[1])), None)
+    return None if path is None else f"{known[1]}.{family.blocks}.{found[2]}.{path}"
 
 
 def is_module_path(name: str) -> bool:

@@ -44,6 +44,12 @@ def test_a_hook_without_a_portable_site_keeps_its_name(hook: str) -> None:
     assert site_of_hook(hook) == hook
 
 
+def test_a_mixer_has_no_hook_and_is_no_module() -> None:
+    assert hook_of_site("mixer_out.3") is None
+    assert module_of_site("mixer_out.3", "state-spaces/mamba-130m-hf") is None
+    assert module_of_site("mixer_out.3", MODELS["llama"]) is None
+
+
 def test_a_hook_s_name_is_not_taken_for_a_module() -> None:
     assert hook_of_site("blocks.3.hook_resid_mid") == "blocks.3.hook_resid_mid"
     assert module_of_site("blocks.3.hook_resid_mid", MODELS["gpt2"]) is None
