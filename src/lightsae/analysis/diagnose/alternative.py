@@ -30,12 +30,14 @@ class Alternative:
         what: What is supposed, in words: "it reads resid_post.1".
         mend: What to do if it is so.
         case: What is then computed.
+        searched: Whether its number is searched for, so that some improvement has to be expected of it.
     """
 
     cause: str
     what: str
     mend: str
     case: Case
+    searched: bool = False
 
 
 # Gives the alternatives of one cause. The sample is what scales are measured on.

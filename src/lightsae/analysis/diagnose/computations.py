@@ -77,6 +77,7 @@ def activations(case: Case, sample: Sample) -> Iterator[Alternative]:
                 f"each token keeps its {k} largest latents (TopK)",
                 f"read it as TopK with k {k}",
                 bare.with_sae(activation="topk", k=k),
+                searched=True,
             )
         if k in limits:
             yield Alternative(
@@ -84,6 +85,7 @@ def activations(case: Case, sample: Sample) -> Iterator[Alternative]:
                 f"latents fire above one threshold, {k} a token on average (BatchTopK)",
                 f"read it as JumpReLU with the threshold {limits[k]:.4g} for all latents",
                 bare.with_sae(activation="jumprelu", threshold=torch.full_like(sae.b_enc, limits[k])),
+                searched=True,
             )
 
 

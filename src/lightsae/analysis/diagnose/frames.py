@@ -59,7 +59,7 @@ def scales(case: Case, sample: Sample) -> Iterator[Alternative]:
     if 1 / _NEAR_ONE < factor < _NEAR_ONE:
         return
     words, mend = _named(factor, known_scales(x))
-    yield Alternative("scale", words, mend, replace(case, sae=case.sae.with_scales(factor, factor)))
+    yield Alternative("scale", words, mend, replace(case, sae=case.sae.with_scales(factor, factor)), searched=True)
 
 
 def _some(text: Text, site: SiteRef) -> Text:
@@ -99,6 +99,7 @@ def _scales_of_two(case: Case, x: Tensor, y: Tensor) -> Iterator[Alternative]:
                 f"the scale{side} ({name}) {way}: factors {factors[0]:.4g} and {factors[1]:.4g}",
                 f"multiply W_enc by {factors[0]:.4g}, divide W_dec and b_dec by {factors[1]:.4g}",
                 replace(case, sae=case.sae.with_scales(*factors)),
+                searched=True,
             )
 
 

@@ -10,12 +10,13 @@ from lightsae.analysis.diagnose.case import Score
 # whose neighbours are alike; and where it is searched for by numbers that the file does not say, so that some
 # improvement has to be expected of it.
 _SHARE_LEFT, _PLACE_LEFT, _SEARCHED_LEFT = 0.95, 0.97, 0.85
-_PLACES, _SEARCHED = ("site", "norm", "gain", "model"), ("scale", "activation")
+_PLACES = ("site", "norm", "gain", "model")
 # What a misfit is multiplied by where causes are ranked: a free number of latents, chosen for the least misfit, must
 # not take the place of a fault that explains nearly as much without.
 _HANDICAP = {"activation": 1.25}
-# Above this nothing is explained.
-_MOST_ERROR = 0.9
+# Above this nothing is explained. A choice of fewer latents has hardly any bias or gradient where nothing was learned,
+# and may not leave so many times as much error.
+_MOST_ERROR, _MORE_ERROR = 0.9, 1.2
 # Others whose misfit is at most so much larger than the least could be it as well.
 _AS_GOOD = 1.02
 # A sink is hardly more than one vector, which is explained before all else: also after 4 steps of training sinks have
@@ -48,7 +49,7 @@ def judge(said: Score, tried: Sequence[tuple[Alternative, Score]], sees_bos: boo
         tried: Hypotheses.
         sees_bos: Whether the file says that first tokens were seen in training.
     """
-    enough = best_of_causes([found for found in tried if _explains(found[0].cause, said, found[1])])
+    enough = best_of_causes([found for found in tried if _explains(found[0], said, found[1])])
     if enough:
         ranked = list(enough.values())
         alternative, score = ranked[0]
@@ -76,7 +77,11 @@ def _rank(alternative: Alternative, score: Score) -> float:
     return score.misfit * _HANDICAP.get(alternative.cause, 1.0)
 
 
-def _explains(cause: str, said: Score, score: Score) -> bool:
-    share = _PLACE_LEFT if cause in _PLACES else _SEARCHED_LEFT if cause in _SEARCHED else _SHARE_LEFT
+def _explains(alternative: Alternative, said: Score, score: Score) -> bool:
+    share = _PLACE_LEFT if alternative.cause in _PLACES else _SHARE_LEFT
+    if alternative.searched:
+        share = _SEARCHED_LEFT
+        if score.error > _MORE_ERROR * said.error:
+            return False
     # What lets more latents fire explains more of sound SAEs as well, but leaves their predictions off on average.
     return score.error <= _MOST_ERROR and score.misfit <= share * said.misfit and score.bias <= said.bias

@@ -48,6 +48,22 @@ def test_what_leaves_predictions_further_off_on_average_is_no_cause() -> None:
     assert judge(replace(of(0.5), bias=0.03), [(alternative, more)], None).cause == "activation"
 
 
+def test_a_choice_of_latents_that_explains_far_less_is_no_cause() -> None:
+    """Of an SAE that hardly learned, too many latents fire: with fewer of them less is left to learn, and explained."""
+    said, fewer = replace(of(0.5), bias=0.06, gradient=0.03), of(0.35)
+    known = found("activation", 0.35)[0]
+    searched = replace(known, searched=True)
+    assert judge(said, [(searched, fewer)], None).cause is None
+    assert judge(said, [(known, fewer)], None).cause == "activation"
+    assert judge(said, [(searched, of(0.45))], None).cause == "activation"
+
+
+def test_what_is_searched_for_has_to_explain_more() -> None:
+    known = found("activation", 0.56)[0]
+    assert judge(of(0.5), [(known, of(0.56))], None).cause == "activation"
+    assert judge(of(0.5), [(replace(known, searched=True), of(0.56))], None).cause is None
+
+
 def test_of_a_cause_the_best_counts() -> None:
     best = best_of_causes([found("site", 0.3, "a"), found("b_dec", 0.5), found("site", 0.7, "b")])
     assert [(cause, its[0].what) for cause, its in best.items()] == [("site", "b"), ("b_dec", "so")]
