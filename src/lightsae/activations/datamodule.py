@@ -65,7 +65,6 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         timings: Seconds spent on text and in the language model.
         run_tokens: Training tokens of the run over all devices, once its length is known.
         chosen_dtype: What `dtype` means in this run, from `setup` on.
-        makes_fills_ahead: Whether the next fill is made while one is trained on.
     """
 
     seed: int
@@ -81,7 +80,6 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         self.source = self._make_source(stored)
         self.run_tokens: int | None = None
         self.chosen_dtype: torch.dtype | None = None
-        self.makes_fills_ahead = False
         self._stream: ActivationStream | None = None
         self._ended_at: dict[str, Any] = {}
         self._validation: HeldOut | None = None
@@ -203,8 +201,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     def _open_stream(self, trainer: Trainer, process: Process) -> ActivationStream:
         _ = self._contents  # as it was when the run began
         plan = self._plan(process.world, process.rank, *self._set_run_length(trainer))
-        self.makes_fills_ahead = self.prefetch if self.prefetch is not None else process.device.type == "cuda"
-        ahead = process.device if self.makes_fills_ahead else None
+        ahead = process.device if self.prefetch else None
         return ActivationStream(self.source.fills(plan, process), plan, self.timings, ahead)
 
     def _plan(self, world: int, rank: int = 0, total_batches: int = 0, epochs: int = 1) -> StreamPlan:

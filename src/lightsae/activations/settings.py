@@ -65,7 +65,7 @@ class DataSettings:
         model_batch_tokens: Tokens in one forward pass of the language model.
         num_workers: Above 0, text is tokenised in the background; 0: when it is needed. The rows are the same.
         prefetch: Make the next buffer_tokens while the ones before are trained on: a second buffer of memory, the same
-            batches. None: on a GPU; on a CPU both would share the cores.
+            batches. For a language model on an accelerator; on a CPU both would share the cores.
         seed: Seed for every draw of the stream; None: seed_everything's.
         trust_remote_code: Run code that a Hub model brings along.
 
@@ -102,7 +102,7 @@ class DataSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     model_batch_tokens: int = 8192
     num_workers: int = 2
-    prefetch: bool | None = None
+    prefetch: bool = False
     seed: int | None = None
     trust_remote_code: bool = False
 

@@ -99,7 +99,7 @@ class Throughput(SAECallback):
     def _totals(self, trainer: Trainer) -> dict[str, float]:
         timings = getattr(self.data, "timings", None)
         measured = self.module.timings.totals() | (timings.totals() if timings is not None else {})
-        ahead = getattr(self.data, "makes_fills_ahead", False)
+        ahead = getattr(self.data, "prefetch", False)
         parts = {name: measured.get(name, 0.0) for name in (*PARTS, *([WAITING] if ahead else []))}
         return {"tokens": float(self.module.tokens_seen), "total": _clock(trainer), **parts}
 

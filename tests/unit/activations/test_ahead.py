@@ -50,7 +50,7 @@ def _nothing_is_left_running() -> Iterator[None]:
     assert [thread.name for thread in threading.enumerate() if "lightsae-fills" in thread.name] == []
 
 
-def opened(settings: dict[str, Any], quiet: dict[str, Any], *, prefetch: bool | None) -> ActivationDataModule:
+def opened(settings: dict[str, Any], quiet: dict[str, Any], *, prefetch: bool) -> ActivationDataModule:
     data = ActivationDataModule(**settings, prefetch=prefetch)
     data.trainer = Trainer(**quiet, max_steps=BATCHES)
     data.setup("fit")
@@ -142,13 +142,12 @@ def test_no_fill_is_made_that_the_run_does_not_need(
     assert numbers == list(range(8))
 
 
-def test_on_a_cpu_it_is_off_unless_it_is_asked_for(activation_file: Any, quiet: dict[str, Any]) -> None:
-    for prefetch, expected in ((None, False), (False, False), (True, True)):
+def test_it_takes_a_second_buffer(activation_file: Any, quiet: dict[str, Any]) -> None:
+    for prefetch in (False, True):
         data = opened(
             {"activations": activation_file(300), "batch_tokens": 16, "buffer_tokens": 64}, quiet, prefetch=prefetch
         )
-        assert data.makes_fills_ahead is expected
-        assert data.train_dataloader().source.slots == 1 + expected
+        assert data.train_dataloader().source.slots == 1 + prefetch
         data.teardown("fit")
 
 
