@@ -82,14 +82,15 @@ class ConversationWriter:
             lambda found: json.dumps(_DAY.strftime(found["format"])), _template_of(tokenizer, template)
         )
         self._special = {"date_string": _DAY.strftime("%d %b %Y"), **tokenizer.special_tokens_map}
-        self._warned = False
+        self._told_any = self._warned = False
         self._bos, self._eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
 
     def write(self, conversation: Conversation) -> Written | str:
-        """Return the conversation in the template; text alone where nothing says whose words are whose.
+        """Return the conversation in the template; text alone where the tokenizer does not say where a token stands.
 
         Raises:
-            CorpusError: The template does not take it; or roles are needed and cannot be told.
+            CorpusError: The template does not take it; or roles are needed, and can be told neither in it nor in one
+                before it.
         """
         try:
             text, generated = render_chat(self._template, conversation, self._special)
@@ -105,10 +106,9 @@ class ConversationWriter:
         tagged = has_generation_tags(self._template)
         if spans is None:
             self._say_unknown(conversation, needed=self._needed_beside_tags if tagged else self._needed)
-        if tagged:
-            spans = [span for span in spans or [] if span[2] != ASSISTANT]
-            spans += [(start, end, ASSISTANT) for start, end in generated]
-        return self._without_ends(text, spans)
+        self._told_any |= spans is not None
+        spans = [span for span in spans or [] if not tagged or span[2] != ASSISTANT]
+        return self._without_ends(text, [*spans, *((start, end, ASSISTANT) for start, end in generated)])
 
     def _without_ends(self, text: str, spans: list[Span] | None) -> Written | str:
         """Take off the BOS and EOS around it: rows have a BOS of their own, and an EOS between documents."""
@@ -138,13 +138,13 @@ class ConversationWriter:
         return None
 
     def _say_unknown(self, conversation: Conversation, *, needed: bool) -> None:
-        """Say that roles cannot be told."""
+        """Say that roles cannot be told; a single conversation among others does not end a run."""
         found = (
             f"{arg('dataset')}: the chat template of {arg('model')} writes other text where a message begins and ends "
             f"with a mark, so that roles cannot be told in a conversation ({str(conversation[0])[:80]} ...)"
         )
         advice = f"Put generation tags into it, and name its file ({arg('chat_template')})"
-        if needed:
+        if needed and not self._told_any:
             raise CorpusError(f"{found}. {advice}, or leave {arg('roles')} out.")
         if not self._warned:
             rank_zero_warn(str(CorpusError(f"{found}; its tokens count as {ROLES[MARKUP]}. {advice}.")))

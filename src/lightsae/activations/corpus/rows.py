@@ -88,7 +88,7 @@ class RowSource:
         self._source.seek(self._start)
         if first is None:
             raise CorpusError(no_text(settings, split))
-        self.conversations = self.with_roles = self._writer is not None
+        self.conversations = self.with_roles = isinstance(first, Written)
         is_text = isinstance(first, str | Written)
         self._tokeniser = Tokeniser(vocabulary.tokenizer, settings.num_workers) if is_text else None
         # Rows that somebody has packed already: the lengths say so.

@@ -197,7 +197,12 @@ def test_a_template_that_looks_at_marks(tokenizer: Any, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it is said once
         assert writer.write(TALKS["plain"]) == text
-    assert text == "Athe cat sat on userBassistant: a mat, Größe 数据 xBmodelBa"
+    assert text == Written("Athe cat sat on userBassistant: a mat, Größe 数据 xBmodelBa", ())
+    # One conversation among others ends no run.
+    writer = ConversationWriter(tokenizer, template, ["user"])
+    assert isinstance(writer.write([{"role": "user", "content": "a cat"}]), Written)
+    with pytest.warns(UserWarning, match="its tokens count as markup"):
+        writer.write(TALKS["plain"])
     # Tags say what the assistant says, whatever becomes of the others.
     tagged = LOOKS.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
     writer = ConversationWriter(tokenizer, template_file(tmp_path, tagged), ["assistant"])
