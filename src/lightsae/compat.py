@@ -1,6 +1,6 @@
-"""What this package uses of Lightning and PyTorch beyond their public interfaces, each in one function with a test.
+"""What this package uses of others beyond their public interfaces, each in one function with a test.
 
-Held against Lightning 2.6 and PyTorch 2.13: when a version breaks something, it breaks here.
+Held against Lightning 2.6, PyTorch 2.13 and transformers 5.23: when a version breaks something, it breaks here.
 """
 
 import re
@@ -12,6 +12,29 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers import subprocess_script
+
+
+def render_chat(
+    template: str, messages: list[dict[str, Any]], special_tokens: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return a conversation in a chat template, and the stretches of it that stand in the template's generation tags.
+
+    Transformers says them in characters here; `apply_chat_template` only in tokens of its own making.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    # As `apply_chat_template` does: templates ask whether a key is there, not whether it is null.
+    plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    tagged = has_generation_tags(template)
+    (text,), spans = render_jinja_template(
+        [plain], chat_template=template, return_assistant_tokens_mask=tagged, **special_tokens
+    )
+    return text, [(start, end) for start, end in spans[0]] if tagged else []
+
+
+def has_generation_tags(template: str) -> bool:
+    """Return whether a chat template says itself what the assistant generates."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 
 def is_dry_run(trainer: Trainer) -> bool:

@@ -1,4 +1,4 @@
-"""Lightning's private parts do what this package needs of them, in the version that is installed."""
+"""Private parts of Lightning, PyTorch and transformers do what this package needs of them, as installed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -106,3 +106,14 @@ def test_ddp_reads_which_tensors_to_leave_alone() -> None:
         assert wrapped.parameters_to_ignore == {"layer.bias"}
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_chat_template_says_what_stands_in_its_generation_tags() -> None:
+    template = "{{ bos_token }}{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}"
+    talk = [{"role": "assistant", "content": "ab", "tool_calls": None}, {"role": "assistant", "content": "c"}]
+    text, spans = compat.render_chat(template, talk, {"bos_token": "<s>"})
+    assert (text, spans) == ("<s>ab;c;", [(3, 5), (6, 7)])
+    assert compat.has_generation_tags(template)
+    plain = "{% for m in messages %}{{ 'x' if 'tool_calls' in m }}{{ m.content }}{% endfor %}"
+    assert compat.render_chat(plain, talk, {}) == ("abc", [])
+    assert not compat.has_generation_tags(plain)

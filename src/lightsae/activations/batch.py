@@ -9,7 +9,7 @@ from functools import reduce
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lightsae.sae.sites import SiteRef
@@ -35,6 +35,8 @@ class ActivationBatch:
         index: Number of the batch in the run, from 0. With gradient accumulation several batches make a step.
         rows_shape: (rows, context) for whole rows; None for permuted tokens.
         truth: Held-out synthetic data only: the true features of each token, with their magnitudes.
+        roles: Whose words each token is, by its number in `roles`; None where no text is a conversation.
+        datasets: Place of each token's dataset in a mixture; None where there is none.
     """
 
     activations: dict[SiteRef, Float[Tensor, "T _"]]
@@ -47,6 +49,8 @@ class ActivationBatch:
     index: int = 0
     rows_shape: tuple[int, int] | None = None
     truth: SparseLatents | None = None
+    roles: UInt8[Tensor, " T"] | None = None
+    datasets: Int[Tensor, " T"] | None = None
 
     @classmethod
     def without_text(
@@ -68,6 +72,8 @@ class ActivationBatch:
         """Return the batch with every tensor of one entry per token changed, and `others` set."""
         names = ("tokens", "positions", "documents", "rows", "special")
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        for name in ("roles", "datasets"):
+            changed[name] = None if getattr(self, name) is None else change(getattr(self, name))
         for name in ("activations", "sinks"):
             changed[name] = {site: change(values) for site, values in getattr(self, name).items()}
         return replace(self, **changed, **others)

@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.corpus.rows import RowSource, TokenRows
+from lightsae.activations.corpus.mixture import Rows
+from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, refuse_place, with_sinks
 from lightsae.activations.timings import Timings
-from lightsae.errors import ConfigError, arg
+from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import apart
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
 from lightsae.stored import misfit
 
-# What a `RowSource` needs to go on.
-_ROW_STATE = ("fingerprint", "cursor", "epoch", "document", "used", "rows")
+# A block without a token of the roles in so many times its rows is given up.
+_HOPELESS = 8
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ReadSettings:
         rows_at_once: Token rows in one forward pass of the language model.
         skip_special: Leave special tokens out of training.
         skip_positions: Leave the first positions of each row out of training.
+        roles: Train on tokens of these roles alone; None: on all.
     """
 
     sites: tuple[SiteRef, ...]
@@ -47,6 +49,7 @@ class ReadSettings:
     rows_at_once: int
     skip_special: bool = False
     skip_positions: int = 0
+    roles: tuple[str, ...] | None = None
 
 
 class LanguageModelFills(FillSource):
@@ -54,7 +57,7 @@ class LanguageModelFills(FillSource):
 
     def __init__(
         self,
-        rows: RowSource,
+        rows: Rows,
         models: Mapping[str, LanguageModel],
         reading: ReadSettings,
         plan: StreamPlan,
@@ -74,6 +77,7 @@ class LanguageModelFills(FillSource):
 
     @property
     def block_rows(self) -> int:
+        """Rows of a block, as many as its tokens take where all are trained on."""
         return self.fill_rows * self.fills_per_block * self.plan.world
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,7 +85,7 @@ class LanguageModelFills(FillSource):
 
     def check_state(self, state: Any, number: int) -> None:
         super().check_state(state, number)
-        refuse_place(misfit(state, {"block": 0, "fills_per_block": 0, "block_start": dict.fromkeys(_ROW_STATE)}))
+        refuse_place(misfit(state, {"block": 0, "fills_per_block": 0, "block_start": self.rows.state_kinds}))
         fills, block = state["fills_per_block"], state["block"]
         if fills == 0 or block > number // fills:
             refuse_place(f"fill {number} does not come after block {block} of {fills} fills each")
@@ -103,18 +107,28 @@ class LanguageModelFills(FillSource):
         block_number, place = divmod(number, self.fills_per_block)
         block = self._block_rows(block_number)
         generator = keyed_generator(self.plan.seed, "rows of a block", block_number)
-        mine = torch.randperm(self.block_rows, generator=generator).numpy()[self.plan.rank :: self.plan.world]
-        chosen = mine[place * self.fill_rows : (place + 1) * self.fill_rows]
+        mine = torch.randperm(len(block), generator=generator).numpy()[self.plan.rank :: self.plan.world]
+        trained = None
+        if self.reading.roles is None:
+            rows = mine[place * self.fill_rows : (place + 1) * self.fill_rows]
+        else:
+            # Every fill gets its share of the tokens to train on, in however many rows they stand.
+            trained = block.chosen(self.reading.roles, self.reading.skip_positions)
+            counts = trained.sum(1)
+            mine = mine[counts[mine] > 0]
+            before = np.cumsum(counts[mine]) - counts[mine]
+            rows = mine[before * self.fills_per_block // max(1, int(counts[mine].sum())) == place]
+            trained = trained[rows]
         # Another thread may be changing what the model predicts, in a validation.
         with apart():
             everything = read_rows(
                 self.models,
-                block.tokens[chosen],
-                block.documents[chosen],
-                block_number * self.block_rows + chosen,
+                block.taken(rows),
+                self._block_state["rows"] + rows,
                 self.reading,
                 self._buffers.setdefault(number % self.slots, {}),
                 self.timings,
+                kept=trained,
                 before_pass=self._check_wanted,
             )
         return served_fill(everything, self.reading)
@@ -141,59 +155,90 @@ class LanguageModelFills(FillSource):
     def _read_block(self) -> tuple[TokenRows, dict[str, Any]]:
         """Return a block's rows, and the state of the source before it."""
         start = self.rows.state_dict()
-        return self.rows.take(self.block_rows), start
+        block = self.rows.take(self.block_rows)
+        roles, skip = self.reading.roles, self.reading.skip_positions
+        if roles is None:
+            return block, start
+        # Rows are read until they hold the tokens that the batches of the block take, whatever share of them has roles.
+        needed = self.plan.batches_per_fill * self.plan.batch_tokens * self.fills_per_block * self.plan.world
+        parts, found = [block], int(block.chosen(roles, skip).sum())
+        while found < needed:
+            if len(parts) == _HOPELESS and found == 0:
+                raise CorpusError(
+                    f"{arg('roles')}: there is no token of {', '.join(roles)} in {_HOPELESS * self.block_rows} rows of "
+                    "text; name other roles."
+                )
+            parts.append(self.rows.take(self.fill_rows * self.plan.world))
+            found += int(parts[-1].chosen(roles, skip).sum())
+        return TokenRows.joined(parts), start
 
 
 def read_rows(
     models: Mapping[str, LanguageModel],
-    tokens: np.ndarray,
-    documents: np.ndarray,
-    row_numbers: np.ndarray,
+    rows: TokenRows,
+    row_numbers: NDArray[np.int64],
     reading: ReadSettings,
     buffers: dict[SiteRef, Tensor],
     timings: Timings,
+    kept: NDArray[np.bool_] | None = None,
     before_pass: Callable[[], None] = lambda: None,
 ) -> ActivationBatch:
     """Run token rows through the models and return every token's activations, in row order.
 
     Args:
         models: Frozen language models by name; the first one says which tokens are special.
-        tokens: (rows, context) ids.
-        documents: (rows, context) running document numbers.
+        rows: The rows.
         row_numbers: (rows,) running row numbers.
         reading: Sites, dtype, rows of one forward pass.
         buffers: Reused from call to call; filled in here.
         timings: The forward passes are counted as "language_model".
-        before_pass: Called before each of them; what it raises ends the reading.
+        kept: (rows, context) tokens that the batch holds; None: all, in whole rows.
+        before_pass: Called before each forward pass; what it raises ends the reading.
     """
-    rows, context = tokens.shape
+    count, context = rows.tokens.shape
     main = next(iter(models.values()))
     device = main.device
-    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
+    ids = torch.from_numpy(rows.tokens.astype(np.int64)).to(device)
+    chosen = None if kept is None else torch.from_numpy(kept).to(device)
+    total = count * context if kept is None else int(kept.sum())
     for name, model in models.items():
-        sites = [ref.site for ref in reading.sites if ref.model == name]
-        for start in range(0, rows if sites else 0, reading.rows_at_once):
+        sites, end = [ref.site for ref in reading.sites if ref.model == name], 0
+        for start in range(0, count if sites else 0, reading.rows_at_once):
             before_pass()
-            part = ids[start : start + reading.rows_at_once]
+            part = slice(start, start + reading.rows_at_once)
             with timings.measure("language_model", device):
-                captured = model.capture(part, sites)
+                captured = model.capture(ids[part], sites)
+            first = end
             for site, values in captured.items():
                 # Written into a buffer made outside inference mode: slices of it may meet autograd.
                 ref, width = SiteRef(name, site), values.shape[-1]
-                if ref not in buffers or len(buffers[ref]) < rows * context:
-                    buffers[ref] = torch.empty(rows * context, width, dtype=reading.dtype, device=device)
-                buffers[ref][start * context : (start + len(part)) * context].copy_(values.flatten(0, 1))
-    flat = ids.flatten()
-    special = torch.isin(flat, torch.tensor(main.special_token_ids, device=device, dtype=flat.dtype))
+                if ref not in buffers or len(buffers[ref]) < total:
+                    # Fills of chosen tokens differ a little in size.
+                    size = total if chosen is None else total + total // 16
+                    buffers[ref] = torch.empty(size, width, dtype=reading.dtype, device=device)
+                flat = values.flatten(0, 1) if chosen is None else values[chosen[part]]
+                end = first + len(flat)
+                buffers[ref][first:end].copy_(flat)
+
+    def of_tokens(values: NDArray[Any] | Tensor) -> Tensor:
+        values = torch.as_tensor(values, device=device)
+        return values.flatten() if chosen is None else values[chosen]
+
+    def of_rows(values: NDArray[Any]) -> Tensor:
+        return of_tokens(torch.from_numpy(values).to(device).repeat_interleave(context).view(count, context))
+
+    tokens = of_tokens(ids)
     batch = ActivationBatch(
-        activations={ref: buffers[ref][: rows * context] for ref in reading.sites},
-        tokens=flat,
-        positions=torch.arange(context, device=device).repeat(rows),
-        documents=torch.from_numpy(documents.astype(np.int64)).to(device).flatten(),
-        rows=torch.from_numpy(row_numbers).to(device).repeat_interleave(context),
-        special=special,
+        activations={ref: buffers[ref][:total] for ref in reading.sites},
+        tokens=tokens,
+        positions=of_tokens(torch.arange(context, device=device).repeat(count, 1)),
+        documents=of_tokens(rows.documents.astype(np.int64)),
+        rows=of_rows(row_numbers),
+        special=torch.isin(tokens, torch.tensor(main.special_token_ids, device=device, dtype=tokens.dtype)),
         sinks={},
-        rows_shape=(rows, context),
+        rows_shape=(count, context) if chosen is None else None,
+        roles=None if rows.roles is None else of_tokens(rows.roles),
+        datasets=None if rows.datasets is None else of_rows(rows.datasets.astype(np.int64)),
     )
     return with_sinks(batch)
 
@@ -226,7 +271,7 @@ def validation_rows(
     buffers: dict[SiteRef, Tensor] = {}
 
     def read(some: NDArray[np.int64]) -> ActivationBatch:
-        return read_rows(models, rows.tokens[some], rows.documents[some], some, reading, buffers, timings)
+        return read_rows(models, rows.taken(some), some, reading, buffers, timings)
 
     return HeldOut(read, rows_of_rank(len(rows), rows_in_batch, process))
 

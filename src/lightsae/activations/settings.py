@@ -5,17 +5,44 @@ what reads text takes them too.
 """
 
 import inspect
+import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
+from lightsae.activations.roles import ROLES, check_roles
 from lightsae.activations.synthetic.config import SyntheticConfig, check_known
 from lightsae.errors import ConfigError, arg
 from lightsae.lm.dtypes import DTYPES
 from lightsae.sae import NORMALISATIONS
 
 SiteNames = str | list[str] | None
+
+
+@dataclass(frozen=True)
+class MixedDataset:
+    """A dataset of a mixture; what it leaves out is that of `data`.
+
+    Args:
+        name: What figures call it; if `dataset` is not given, also the dataset.
+        weight: Its share of the tokens, relative to the other weights.
+        dataset: A Hub name, a file, ...; as data.dataset.
+        text_column: As data.text_column.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: As data.dataset_split.
+        dataset_revision: Revision of a Hub dataset.
+        validation_split: Split, file, folder or glob to validate on; None: hold out a share of the documents.
+    """
+
+    name: str
+    weight: float = 1.0
+    dataset: str | None = None
+    text_column: str | None = None
+    dataset_config: str | None = None
+    dataset_split: str | None = None
+    dataset_revision: str | None = None
+    validation_split: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +95,11 @@ class DataSettings:
             batches. For a language model on an accelerator; on a CPU both would share the cores.
         seed: Seed for every draw of the stream; None: seed_everything's.
         trust_remote_code: Run code that a Hub model brings along.
+        datasets: In place of dataset, a mixture: [{name: X, weight: 2}, {name: chat, dataset: Y, weight: 1}]. Tokens
+            come in proportion to the weights, and documents of each are held out.
+        roles: Of conversations, train on the tokens of these roles alone: [assistant], or more of system, developer,
+            user, assistant, tool, other; markup is what no message says, text a document that is no conversation.
+        chat_template: File with the chat template for conversations; None: the tokenizer's own.
 
     Raises:
         ConfigError: A setting cannot work.
@@ -105,6 +137,9 @@ class DataSettings:
     prefetch: bool = False
     seed: int | None = None
     trust_remote_code: bool = False
+    datasets: list[MixedDataset] | None = None
+    roles: list[str] | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         if self.seed is None:
@@ -138,6 +173,8 @@ class DataSettings:
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ConfigError(name, getattr(self, name), f"write {least} or more")
+        check_roles(self.roles)
+        self._check_mixture()
         check_known("normalisation", self.normalisation, NORMALISATIONS)
         check_known("dtype", self.dtype, ("auto", *DTYPES))
         if not 0 < self.validation_fraction < 1:
@@ -155,6 +192,42 @@ class DataSettings:
                 raise ConfigError(
                     f"{arg('more_models')}: {name!r} is no name; write letters, digits and _ (chat: PATH)."
                 )
+
+    def each_dataset(self) -> "dict[str, DataSettings]":
+        """Return the settings of every dataset by its name: one, or those of a mixture.
+
+        Raises:
+            ConfigError: None is named.
+        """
+        if self.datasets is None:
+            return {self.text: self}
+        shared = {field.name: getattr(self, field.name) for field in fields(DataSettings)}
+        parts = {}
+        for part in self.datasets:
+            own = {name: value for name, value in vars(part).items() if name in shared and value is not None}
+            parts[part.name] = DataSettings(**{**shared, "datasets": None, "dataset": part.name, **own})
+        return parts
+
+    def _check_mixture(self) -> None:
+        if self.datasets is None:
+            return
+        if not self.datasets:
+            raise ConfigError("datasets", self.datasets, "name one or more: [{name: X, weight: 2}, ...]")
+        for name in ("dataset", "activations", "dataset_config", "dataset_revision", "validation_split"):
+            if (value := getattr(self, name)) is not None:
+                advice = "leave it out" if name in ("dataset", "activations") else "write it in the entries"
+                raise ConfigError(name, value, f"but there is {arg('datasets')}, too; {advice}")
+        names = [part.name for part in self.datasets]
+        for part in self.datasets:
+            entry = f"datasets.{part.name}"
+            if names.count(part.name) > 1:
+                raise ConfigError(f"{arg('datasets')} names {part.name!r} twice; give one of them another name.")
+            if part.name in ROLES or not part.name:
+                raise ConfigError(f"{arg('datasets')}: {part.name!r} is no name for a dataset; choose another one.")
+            if not 0 < part.weight < math.inf:
+                raise ConfigError(f"{entry}.weight", part.weight, "it must be above 0")
+            if (part.dataset or part.name) == "synthetic":
+                raise ConfigError(f"{arg('datasets')}: {part.name!r} is no text.")
 
     def _check_buffer(self) -> None:
         buffer, batch = self.buffer_tokens, self.batch_tokens

@@ -5,7 +5,7 @@ Each source knows its sites, makes the fills of the stream, and holds out data f
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightsae.activations.contents import Contents, digest, digests_of_files
 from lightsae.activations.corpus.documents import Split
+from lightsae.activations.corpus.mixture import Rows, entry_of, open_rows
 from lightsae.activations.corpus.open import check_corpus, open_documents
-from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.files import ActivationFiles, Chunks, FileFills, held_out_chunks
 from lightsae.activations.fills import LanguageModelFills, ReadSettings, validation_rows
 from lightsae.activations.settings import DataSettings
@@ -104,7 +104,7 @@ class TextSource(ActivationSource):
 
     def preflight(self) -> None:
         settings = self.settings
-        _ = settings.text  # missing is said before the model is looked for
+        datasets = settings.each_dataset()  # missing is said before the model is looked for
         for name in (settings.model, *self.more_models.values()):
             description = self.description(name)
             if description.reads_images:
@@ -117,7 +117,9 @@ class TextSource(ActivationSource):
                 raise ConfigError(
                     f"{arg('context_size')} is {settings.context_size}, but {name!r} reads {longest} tokens at most."
                 )
-        check_corpus(settings)
+        for name, dataset in datasets.items():
+            with nullcontext() if settings.datasets is None else entry_of(name):
+                check_corpus(dataset)
 
     def site(self, name: str | None) -> SiteRef:
         if name is None:
@@ -183,12 +185,20 @@ class TextSource(ActivationSource):
         read = self.read_settings(process)
         return validation_rows(rows, models, read, in_batch, process, self.timings)
 
-    def rows(self, split: Split, *, once: bool = False) -> RowSource:
+    def rows(self, split: Split, *, once: bool = False) -> Rows:
         """Return the token rows of one side of the corpus, for models that are loaded; see `RowSource`."""
         main = self.language_models[self.settings.model].vocabulary
         # Every model gets the same ids.
         sizes = [size for model in self.language_models.values() if (size := model.vocabulary.size) is not None]
-        return RowSource(self.settings, replace(main, size=min(sizes, default=None)), split, once=once)
+        rows = open_rows(self.settings, replace(main, size=min(sizes, default=None)), split, once=once)
+        roles = self.settings.roles
+        for name, source in rows.sources.items():
+            if roles is not None and not source.conversations and "text" not in roles:
+                raise ConfigError(
+                    f"{arg('roles')} is {roles}, but {name} holds no conversations; add text to train on all of it, or "
+                    "leave it out."
+                )
+        return rows
 
     def read_settings(self, process: Process) -> ReadSettings:
         """Return how token rows become activations."""
@@ -199,6 +209,7 @@ class TextSource(ActivationSource):
             rows_at_once=max(1, settings.model_batch_tokens // settings.context_size),
             skip_special=settings.skip_special_tokens,
             skip_positions=settings.skip_positions,
+            roles=None if settings.roles is None else tuple(settings.roles),
         )
 
     def models(self, process: Process) -> dict[str, LanguageModel]:
@@ -241,10 +252,16 @@ class TextSource(ActivationSource):
         return self.language_models[name]
 
     def contents(self) -> Contents:
-        documents = open_documents(self.settings, "train")
-        dataset = documents.contents()
-        documents.close()
-        return {"dataset": dataset, "model": self.contents_of_models()}
+        contents: Contents = {}
+        for name, dataset in self.settings.each_dataset().items():
+            with nullcontext() if self.settings.datasets is None else entry_of(name):
+                documents = open_documents(dataset, "train")
+                contents["dataset" if self.settings.datasets is None else f"datasets.{name}"] = documents.contents()
+                documents.close()
+        if (template := self.settings.chat_template) is not None:
+            path = Path(template).expanduser()
+            contents["chat_template"] = digests_of_files([path], path.parent)
+        return {**contents, "model": self.contents_of_models()}
 
     def contents_of_models(self) -> dict[str, str]:
         """Return a digest of each file of the models; the commit of one from the Hub."""
@@ -264,11 +281,16 @@ class TextSource(ActivationSource):
             *("model", "model_revision", "more_models", "site", "target_site"),
             *("dataset", "dataset_config", "dataset_split", "dataset_revision", "context_size", "prepend_bos"),
             *("normalisation", "skip_special_tokens", "skip_positions", "seed"),
+            *("datasets", "roles", "chat_template"),
         )
         values = {name: getattr(settings, name) for name in names}
+        if settings.datasets is not None:
+            parts = [vars(part).items() for part in settings.datasets]
+            values["datasets"] = [{name: value for name, value in part if value is not None} for part in parts]
         if main is not None:
             values |= {"model_revision": main.revision, "dtype": dtype_name(main.dtype)}
-        return {name: value for name, value in values.items() if value or name not in ("more_models", "target_site")}
+        optional = ("more_models", "target_site", "datasets", "roles", "chat_template")
+        return {name: value for name, value in values.items() if value or name not in optional}
 
 
 class FileSource(ActivationSource):

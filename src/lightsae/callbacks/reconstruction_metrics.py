@@ -11,8 +11,9 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.roles import ROLES
 from lightsae.callbacks.base import SAECallback, add_histogram, log_once
-from lightsae.metrics import LatentFrequencies, ReconstructionStatistics, TokenMean
+from lightsae.metrics import GroupedReconstruction, LatentFrequencies, ReconstructionStatistics, TokenMean
 from lightsae.sae import SAEOutput, SparseAutoencoder
 from lightsae.sae.sparse_ops import Latents, as_sparse
 
@@ -33,6 +34,9 @@ class ReconstructionMetrics(SAECallback):
     log10 of the firing frequencies, the first batch's positive latents without those of sinks (normalised units, at
     most 100,000), and the norms of decoder rows.
 
+    Of conversations also by role (`val/fve/assistant`, `val/fve_no_sinks/...`, `val/l0/...`, `val/dead_fraction/...`,
+    `val/tokens/...`; `markup` is what no message says), and of a mixture by the dataset's name.
+
     Where a run has several SAEs, each figure's name begins with the SAE's.
 
     Args:
@@ -50,6 +54,8 @@ class ReconstructionMetrics(SAECallback):
         self._statistics: dict[str, ReconstructionStatistics] = {}
         self._frequencies: dict[str, LatentFrequencies] = {}
         self._l0_in_training: dict[str, TokenMean] = {}
+        # By what the groups are (roles, datasets) and the SAE's name; made when there are any.
+        self._groups: dict[tuple[str, str], GroupedReconstruction] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ActivationBatch, batch_idx: int
@@ -95,6 +101,7 @@ class ReconstructionMetrics(SAECallback):
             self._frequencies[name].update(firing_counts(output.latents), len(batch))
             if name in self._l0_in_training:
                 self._l0_in_training[name].update(l0_per_token(latents_in_training(sae, output)))
+            self._update_groups(name, batch, output)
             if batch_idx == 0 and not trainer.sanity_checking:
                 values = positive_latents(output, ~sinks)
                 add_histogram(trainer, self.module.tag(name, "histogram/latent_activations"), values)
@@ -104,11 +111,28 @@ class ReconstructionMetrics(SAECallback):
             figures = self._statistics.pop(name).compute() | self._frequencies.pop(name).compute()
             if name in self._l0_in_training:
                 figures["l0_in_training"] = self._l0_in_training.pop(name).compute()
+            for groups in ("roles", "datasets"):
+                if (name, groups) in self._groups:
+                    figures |= self._groups.pop((name, groups)).compute()
             frequencies = figures.pop("log10_frequencies")
             self.log_pooled(name, figures)
             if not trainer.sanity_checking:
                 add_histogram(trainer, self.module.tag(name, "histogram/log10_firing_frequency"), frequencies)
                 add_histogram(trainer, self.module.tag(name, "histogram/decoder_norm"), sae.W_dec.detach().norm(dim=1))
+
+    def _update_groups(self, name: str, batch: ActivationBatch, output: SAEOutput) -> None:
+        """Add a batch to the figures by role and by dataset."""
+        sae, x = self.module.each_sae()[name], self.module.targets(name, batch)
+        sinks, fired = batch.sinks_at(sae.widths.predicted), l0_per_token(output.latents)
+        names = {"roles": ROLES, "datasets": [part.name for part in getattr(self.data, "datasets", None) or []]}
+        for groups, numbers in (("roles", batch.roles), ("datasets", batch.datasets)):
+            if numbers is None:
+                continue
+            if (name, groups) not in self._groups:
+                metric = GroupedReconstruction(names[groups], sae.d_out, sae.d_sae)
+                self._groups[name, groups] = metric.to(self.module.device)
+            firings = firings_by_group(output.latents, numbers.long(), len(names[groups]))
+            self._groups[name, groups].update(x, output.x_hat, fired, firings, numbers, sinks)
 
 
 @torch.no_grad()
@@ -135,6 +159,17 @@ def firing_counts(latents: Latents) -> Int[Tensor, " F"]:
         return (latents > 0).sum(0, dtype=torch.int32)
     counts = torch.zeros(latents.pattern.width, dtype=torch.int32, device=latents.values.device)
     return counts.scatter_add_(0, latents.indices.long(), (latents.values > 0).int())
+
+
+def firings_by_group(latents: Latents, groups: Int[Tensor, " T"], count: int) -> Int[Tensor, "G F"]:
+    """Return on how many tokens of each of `count` groups each latent fires."""
+    if isinstance(latents, Tensor):
+        firings = torch.zeros(count, latents.shape[1], dtype=torch.long, device=latents.device)
+        return firings.index_add_(0, groups, (latents > 0).long())
+    width = latents.pattern.width
+    places = groups[latents.pattern.token_of] * width + latents.indices.long()
+    firings = torch.zeros(count * width, dtype=torch.long, device=latents.values.device)
+    return firings.scatter_add_(0, places, (latents.values > 0).long()).view(count, width)
 
 
 def positive_latents(output: SAEOutput, mask: Tensor, limit: int = HISTOGRAM_VALUES) -> Float[Tensor, " N"]:

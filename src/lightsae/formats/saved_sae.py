@@ -35,7 +35,8 @@ from lightsae.sae import SparseAutoencoder
 
 # What others read of the settings of `data:`.
 _KINDS: dict[str, type] = {
-    **dict.fromkeys(("model", "model_revision", "normalisation", "dtype"), str),
+    **dict.fromkeys(("model", "model_revision", "normalisation", "dtype", "chat_template"), str),
+    **dict.fromkeys(("datasets", "roles"), list),
     "skip_special_tokens": bool,
     "skip_positions": int,
 }
@@ -62,6 +63,13 @@ class Provenance:
     def revision(self) -> str | None:
         """The revision of that model."""
         return self.data.get("model_revision")
+
+    @property
+    def datasets(self) -> list[str]:
+        """The text: the dataset, or those of a mixture; empty where none is told."""
+        parts = [part for part in self.data.get("datasets") or [] if isinstance(part, Mapping)]
+        names = [part.get("dataset") or part.get("name") for part in parts] or [self.data.get("dataset")]
+        return [str(name) for name in names if name]
 
     @property
     def normalisation(self) -> str | None:

@@ -1,5 +1,6 @@
 """Figures over all tokens seen: tensors in, numbers out."""
 
+from lightsae.metrics.grouped import GroupedReconstruction
 from lightsae.metrics.language_model import (
     counted_targets,
     cross_entropy_recovered,
@@ -11,6 +12,7 @@ from lightsae.metrics.reconstruction import FractionOfVarianceExplained, Reconst
 
 __all__ = [
     "FractionOfVarianceExplained",
+    "GroupedReconstruction",
     "LatentFrequencies",
     "PooledMetric",
     "ReconstructionStatistics",

@@ -41,6 +41,8 @@ def check_kl(data: "ActivationDataModule", sae: SparseAutoencoder) -> None:
         raise ConfigError(f"{named} compares what a language model predicts, and there is none here; leave it out.")
     if data.cache is not None:
         raise ConfigError(f"{named} needs whole rows of text, and a cache serves pieces of them; train from the text.")
+    if data.roles is not None:
+        raise ConfigError(f"{named} needs whole rows of text, and {arg('roles', 'data')} leaves parts of them out.")
     if not data.predicts_tokens:
         raise ConfigError(
             f"{named} compares what a model predicts, and {data.model!r} predicts no token; leave it out."

@@ -22,8 +22,8 @@ VERSION = 1
 # Settings that say what the tokens are and who reads them. A run on a cache has those of the cache.
 TEXT_SETTINGS = (
     *("model", "model_revision", "more_models", "context_size", "prepend_bos"),
-    *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "streaming"),
-    *("validation_split", "validation_fraction"),
+    *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "chat_template"),
+    *("streaming", "validation_split", "validation_fraction"),
 )
 AGAIN = "`lightsae cache` with the same settings makes it again"
 
@@ -269,6 +269,9 @@ class Cache:
         Raises:
             ConfigError: They do.
         """
+        for name in ("datasets", "roles"):
+            if getattr(settings, name) is not None:
+                raise ConfigError(f"{arg(name)}: {arg('cache')} keeps neither datasets nor roles apart; leave it out.")
         for name, stored in self.identity.settings.items():
             value = getattr(settings, name)
             if value not in (stored, getattr(DataSettings, name)):

@@ -141,6 +141,9 @@ def plan_cache(
 def _source(settings: DataSettings) -> TextSource:
     if not settings.reads_text or settings.cache is not None:
         raise ConfigError(f"{arg('dataset')}: there is no text to run a language model over; name one.")
+    for name in ("datasets", "roles"):
+        if getattr(settings, name) is not None:
+            raise ConfigError(f"{arg(name)}: a cache keeps neither datasets nor roles apart; leave it out.")
     source = TextSource(settings, Timings())
     source.preflight()
     return source

@@ -15,7 +15,8 @@ from lightsae.activations.cache.manifest import Manifest, ShardEntry
 from lightsae.activations.cache.plan import SPLITS, CachePlan
 from lightsae.activations.cache.shards import COLUMNS, TOKENS, damage, token_columns, write_shard
 from lightsae.activations.corpus.documents import Split
-from lightsae.activations.corpus.rows import RowSource, TokenRows
+from lightsae.activations.corpus.mixture import Rows
+from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.fills import read_rows
 from lightsae.activations.stream import check_finite
 from lightsae.errors import ActivationError, arg, section
@@ -104,7 +105,7 @@ class _Writer:
         self.manifest = replace(self.manifest, complete=True)
         self.manifest.write(self.plan.folder)
 
-    def _write_again(self, split: Split, rows: RowSource, damaged: set[str]) -> None:
+    def _write_again(self, split: Split, rows: Rows, damaged: set[str]) -> None:
         """Write damaged shards, and leave the source behind the last shard."""
         done, start = 0, rows.state_dict()
         for entry in self.manifest.of(split):
@@ -114,7 +115,7 @@ class _Writer:
             done, start = done + entry.rows, entry.end
         rows.load_state_dict(start)
 
-    def _add(self, split: Split, file: str, block: TokenRows, first: int, rows: RowSource) -> None:
+    def _add(self, split: Split, file: str, block: TokenRows, first: int, rows: Rows) -> None:
         """Write the shard of some rows, whose numbers begin with `first`, and then the manifest."""
         if len(block) > self.plan.shard_rows:
             # An earlier writer had larger ones.
@@ -133,10 +134,10 @@ class _Writer:
         reading = source.read_settings(self.plan.process)
         for start in range(0, len(block), reading.rows_at_once):
             stop = min(start + reading.rows_at_once, len(block))
-            tokens, documents, numbers = block.tokens[start:stop], block.documents[start:stop], np.arange(start, stop)
+            some, numbers = block.taken(slice(start, stop)), np.arange(first + start, first + stop)
             models, buffers = source.language_models, self._buffers
             with section("data"):
-                batch = read_rows(models, tokens, documents, first + numbers, reading, buffers, source.timings)
+                batch = read_rows(models, some, numbers, reading, buffers, source.timings)
                 check_finite(batch, f"of {file}")
             place = slice(start * context, stop * context)
             self._tensors[TOKENS][place] = token_columns(batch)
@@ -152,5 +153,5 @@ class _Writer:
 
 
 @section("data")
-def _take(rows: RowSource, count: int) -> TokenRows:
+def _take(rows: Rows, count: int) -> TokenRows:
     return rows.take(count)

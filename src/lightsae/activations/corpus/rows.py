@@ -9,18 +9,20 @@ Resume:  The state names the chunk of documents that the next token comes from, 
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightsae.activations.corpus.columns import IDS_COLUMN, MASK_COLUMN
-from lightsae.activations.corpus.conversation import written_out
+from lightsae.activations.corpus.conversation import ConversationWriter, Written
 from lightsae.activations.corpus.documents import Cursor, Split
 from lightsae.activations.corpus.open import BUILTIN, no_text, open_documents
-from lightsae.activations.corpus.tokenise import Ids, Tokeniser
+from lightsae.activations.corpus.token_rows import TokenRows
+from lightsae.activations.corpus.tokenise import Encoded, Ids, Roles, Tokeniser
+from lightsae.activations.roles import MARKUP, TEXT
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.lm.vocabulary import Vocabulary
@@ -33,29 +35,13 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TokenRows:
-    """Rows for the language model.
-
-    Attributes:
-        tokens: (n, context) token ids.
-        documents: (n, context) running number of each token's document, from 0; it goes on when a corpus is read again.
-            A separator has the number of the document before it, a row's BOS that of the token after it.
-    """
-
-    tokens: NDArray[np.int32]
-    documents: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclass(frozen=True)
 class _Chunk:
     """Consecutive documents on their way through the tokeniser."""
 
     cursor: Cursor
     epoch: int
-    result: Callable[[], tuple[NDArray[np.integer[Any]], list[int]]]
+    closings: list[int]  # the role of the separator after each document
+    result: Callable[[], Encoded]
 
 
 class RowSource:
@@ -67,9 +53,11 @@ class RowSource:
         settings: The corpus, and how rows are made of it.
         vocabulary: The token ids of the model, or of the smallest of several.
         split: `train` goes round a finite corpus for ever; `validation` ends.
-        once: Let `train` end too.
+        once: The training documents end too.
 
     Attributes:
+        conversations: The documents are chat messages.
+        with_roles: Rows say whose words each token is; if not set, conversations' do.
         epoch: How often the corpus had been read through before the last token that was read.
         fingerprint: Names the corpus and tells two versions of it apart; holds no path of the machine.
 
@@ -81,12 +69,18 @@ class RowSource:
     # Read from the chunk of the state, and not yet in a row.
     _tokens: Ids
     _documents: NDArray[np.int64]
+    _roles: Roles
     _rows: int
+    # What a state holds.
+    state_kinds: ClassVar[Mapping[str, Any]] = dict.fromkeys(
+        ("fingerprint", "cursor", "epoch", "document", "used", "rows")
+    )
 
     def __init__(self, settings: DataSettings, vocabulary: Vocabulary, split: Split, *, once: bool = False) -> None:
         self.settings, self.vocabulary = settings, vocabulary
         self.epoch = 0
-        self._split, self._goes_round = split, split == "train" and not once
+        self._split, self._begins_again = split, split == "train" and not once
+        self._writer: ConversationWriter | None = None
         self._source = open_documents(settings, split)
         self.fingerprint = self._source.fingerprint
         self._start = self._source.cursor()
@@ -94,9 +88,11 @@ class RowSource:
         self._source.seek(self._start)
         if first is None:
             raise CorpusError(no_text(settings, split))
-        self._tokeniser = Tokeniser(vocabulary.tokenizer, settings.num_workers) if isinstance(first, str) else None
+        self.conversations = self.with_roles = isinstance(first, Written)
+        is_text = isinstance(first, str | Written)
+        self._tokeniser = Tokeniser(vocabulary.tokenizer, settings.num_workers) if is_text else None
         # Rows that somebody has packed already: the lengths say so.
-        is_row = not isinstance(first, str) and len(first) == settings.context_size
+        is_row = not is_text and len(first) == settings.context_size
         self._packed = is_row and settings.prepend_bos is None
         self._bos, self._eos = (None, None) if self._packed else (vocabulary.bos, vocabulary.eos)
         if settings.prepend_bos and self._bos is None:
@@ -110,13 +106,18 @@ class RowSource:
         self._in_flight: deque[_Chunk] = deque()
         self._begin_at({"cursor": self._start, "epoch": 0, "document": 0, "used": 0, "rows": 0})
 
+    @property
+    def sources(self) -> "dict[str, RowSource]":
+        """Every dataset by its name; of a mixture there are several."""
+        return {self.settings.text: self}
+
     def take(self, n: int) -> TokenRows:
         """Return the next `n` rows; fewer at the end of a split that ends, and none after it.
 
         Raises:
             CorpusError: The whole split is shorter than one row; a document cannot be read; the tokenizer failed.
         """
-        tokens, documents = [self._tokens], [self._documents]
+        parts: list[tuple[Ids, NDArray[np.int64], Roles]] = [(self._tokens, self._documents, self._roles)]
         have, needed = len(self._tokens), n * self._payload
         while have < needed:
             chunk = self._next_chunk()
@@ -128,17 +129,16 @@ class RowSource:
                 if self.epoch == 0:
                     _log.warning("The dataset has been read through once and is read again: %s", self.fingerprint)
                 self.epoch = chunk.epoch
-            ids, numbers = self._join(chunk)
-            tokens.append(ids)
-            documents.append(numbers)
-            have += len(ids)
+            parts.append(self._join(chunk))
+            have += len(parts[-1][0])
         rows = min(n, have // self._payload)
-        flat, numbers = np.concatenate(tokens), np.concatenate(documents)
+        tokens, documents, roles = map(np.concatenate, zip(*parts, strict=True))
         shape, end = (rows, self._payload), rows * self._payload
-        # Less than a row can be left over only at the end, where it is dropped.
-        self._tokens, self._documents = (flat[end:], numbers[end:]) if rows == n else (flat[:0], numbers[:0])
+        # Less than a row can be left over only where the documents end; it is dropped.
+        kept = slice(end, None) if rows == n else slice(0)
+        self._tokens, self._documents, self._roles = tokens[kept], documents[kept], roles[kept]
         self._rows += rows
-        return self._with_bos(flat[:end].reshape(shape), numbers[:end].reshape(shape))
+        return self._with_bos(tokens[:end].reshape(shape), documents[:end].reshape(shape), roles[:end].reshape(shape))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place after the last `take`: small; numbers, strings, lists, dicts, None."""
@@ -149,6 +149,7 @@ class RowSource:
             "document": self._mark_document,
             "used": self._chunk_length - len(self._tokens),
             "rows": self._rows,
+            **({"closing": self._mark_closing} if self._mark_closing != MARKUP else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -176,10 +177,12 @@ class RowSource:
         self._source.seek(state["cursor"])
         self._reading_epoch = self.epoch = state["epoch"]
         self._mark, self._mark_document, self._document = state["cursor"], state["document"], state["document"]
+        self._mark_closing = self._closing = state.get("closing", MARKUP)
         self._skip = self._chunk_length = state["used"]
         self._rows = state["rows"]
         self._tokens = np.empty(0, np.int32)
         self._documents = np.empty(0, np.int64)
+        self._roles = np.empty(0, np.uint8)
 
     def _next_chunk(self) -> _Chunk | None:
         """Return the next chunk in order, having sent those after it to be tokenised."""
@@ -189,9 +192,9 @@ class RowSource:
         return self._in_flight.popleft() if self._in_flight else None
 
     def _read_chunk(self) -> _Chunk | None:
-        """Read the next documents, and begin to tokenise them; None at the end of a split that ends."""
+        """Read the next documents, and begin to tokenise them; None where they end."""
         cursor, documents = self._source.cursor(), self._read_documents()
-        if not documents and self._goes_round:
+        if not documents and self._begins_again:
             self._reading_epoch += 1
             self._source.seek(self._start)
             cursor, documents = self._start, self._read_documents()
@@ -199,24 +202,30 @@ class RowSource:
                 raise CorpusError(no_text(self.settings, self._split))
         if not documents:
             return None
-        texts = [document for document in documents if isinstance(document, str)]
+        texts = [document for document in documents if isinstance(document, str | Written)]
         if texts and self._tokeniser:
-            return _Chunk(cursor, self._reading_epoch, self._tokeniser.submit(texts))
-        ids = [self._unwrapped(document) for document in documents if not isinstance(document, str)]
-        joined = np.concatenate(ids), [len(document) for document in ids]
-        return _Chunk(cursor, self._reading_epoch, lambda: joined)
+            closings = [text.closing if isinstance(text, Written) else MARKUP for text in texts]
+            return _Chunk(cursor, self._reading_epoch, closings, self._tokeniser.submit(texts))
+        ids = [self._unwrapped(document) for document in documents if isinstance(document, np.ndarray)]
+        joined, lengths = np.concatenate(ids), [len(document) for document in ids]
+        encoded = Encoded(joined, np.full(len(joined), TEXT, np.uint8), lengths)
+        return _Chunk(cursor, self._reading_epoch, [MARKUP] * len(ids), lambda: encoded)
 
-    def _read_document(self) -> str | NDArray[np.integer[Any]] | None:
+    def _read_document(self) -> str | Written | NDArray[np.integer[Any]] | None:
         document, tokenizer = self._source.read(), self.vocabulary.tokenizer
         if isinstance(document, str | list) and tokenizer is None:
             raise CorpusError(
                 f"{arg('dataset')} is text, and {arg('model')} comes without a tokenizer that can be read. Save one "
                 f"beside its weights (tokenizer.save_pretrained), or give token ids ({IDS_COLUMN})."
             )
-        return written_out(document, tokenizer) if isinstance(document, list) else document
+        if not isinstance(document, list):
+            return document
+        if self._writer is None:
+            self._writer = ConversationWriter(tokenizer, self.settings.chat_template, self.settings.roles)
+        return self._writer.write(document)
 
-    def _read_documents(self) -> list[str | NDArray[np.integer[Any]]]:
-        documents: list[str | NDArray[np.integer[Any]]] = []
+    def _read_documents(self) -> list[str | Written | NDArray[np.integer[Any]]]:
+        documents: list[str | Written | NDArray[np.integer[Any]]] = []
         size = 0
         while len(documents) < _CHUNK_DOCUMENTS and size < _CHUNK_CHARACTERS:
             if (document := self._read_document()) is None:
@@ -257,35 +266,42 @@ class RowSource:
         last = len(ids) - int(len(ids) > first and ids[-1] == self._eos)
         return ids[first:last]
 
-    def _join(self, chunk: _Chunk) -> tuple[Ids, NDArray[np.int64]]:
-        """Return the chunk's tokens with separators, and the documents' numbers; makes it the chunk of the state."""
-        found, lengths = chunk.result()
-        ids = self._checked(found, made_here=self._tokeniser is not None)
-        self._mark, self._mark_document = chunk.cursor, self._document
-        tokens: list[Ids] = []
+    def _join(self, chunk: _Chunk) -> tuple[Ids, NDArray[np.int64], Roles]:
+        """Return the chunk's tokens with separators, the documents' numbers, the roles; makes it that of the state."""
+        encoded = chunk.result()
+        ids = self._checked(encoded.ids, made_here=self._tokeniser is not None)
+        self._mark, self._mark_document, self._mark_closing = chunk.cursor, self._document, self._closing
+        tokens, roles = [np.empty(0, np.int32)], [np.empty(0, np.uint8)]
         runs: list[tuple[int, int]] = []  # document, tokens
         end = 0
-        for length in lengths:
+        for length, closing in zip(encoded.lengths, chunk.closings, strict=True):
             start, end = end, end + length
             if length == 0:
                 continue
             if self._eos is not None and self._document > 0:
                 tokens.append(np.array([self._eos], np.int32))
+                roles.append(np.array([self._closing], np.uint8))
                 runs.append((self._document - 1, 1))
             tokens.append(ids[start:end])
+            roles.append(encoded.roles[start:end])
             runs.append((self._document, length))
             self._document += 1
-        flat = np.concatenate([np.empty(0, np.int32), *tokens])
+            self._closing = closing
+        flat = np.concatenate(tokens)
         numbers = np.repeat(*np.array(runs, np.int64).reshape(-1, 2).T)
         self._chunk_length = len(flat)
         skip, self._skip = self._skip, 0
-        return flat[skip:], numbers[skip:]
+        return flat[skip:], numbers[skip:], np.concatenate(roles)[skip:]
 
-    def _with_bos(self, tokens: Ids, documents: NDArray[np.int64]) -> TokenRows:
+    def _with_bos(self, tokens: Ids, documents: NDArray[np.int64], roles: Roles) -> TokenRows:
         if self._bos is None:
-            return TokenRows(tokens, documents)
-        bos = np.full((len(tokens), 1), self._bos, np.int32)
-        return TokenRows(np.hstack([bos, tokens]), np.hstack([documents[:, :1], documents]))
+            return TokenRows(tokens, documents, roles if self.with_roles else None)
+        bos, markup = np.full((len(tokens), 1), self._bos, np.int32), np.full((len(tokens), 1), MARKUP, np.uint8)
+        return TokenRows(
+            np.hstack([bos, tokens]),
+            np.hstack([documents[:, :1], documents]),
+            np.hstack([markup, roles]) if self.with_roles else None,
+        )
 
     def _too_short(self, tokens: int) -> str:
         advice = f"take a larger corpus or a smaller {arg('context_size')}"

@@ -123,7 +123,7 @@ def _activations(
     """Return what the SAE reads, (n, D), and the neurons, at the tokens of the samples."""
     context = rows.tokens.shape[1]
     places = np.unique(samples.tokens // context)
-    wanted = TextRows(rows.tokens[places], rows.documents[places], rows.numbers[places])
+    wanted = rows.taken(places)
     # Within the rows that are read.
     tokens: Ints = np.searchsorted(places, samples.tokens // context) * context + samples.tokens % context
     parts, start = [], 0

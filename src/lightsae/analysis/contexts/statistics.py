@@ -19,6 +19,7 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.contexts.cofiring import Cofiring
 from lightsae.analysis.contexts.moments import Moments
 from lightsae.analysis.contexts.reservoirs import Reservoir, weighted_scores
+from lightsae.analysis.contexts.role_counts import RoleCounts
 from lightsae.analysis.contexts.token_counts import PairCounts
 from lightsae.analysis.reading.features import FeatureSource
 from lightsae.analysis.reading.firings import Firings
@@ -54,6 +55,7 @@ class ContextStatistics:
     Attributes:
         moments: Frequencies, sizes, histograms, documents.
         top, sampled, near_misses: Windows.
+        roles: In whose words.
         on, before, after: Tokens on which a feature fires, and beside which it does.
         cofiring: Which features fire together; None if it is not asked for.
         batches: Batches that have been counted.
@@ -65,6 +67,7 @@ class ContextStatistics:
         self.source, self.settings = source, settings
         n = source.n_features
         self.moments = Moments(n)
+        self.roles = RoleCounts(n)
         self.top = Reservoir(n, settings.top)
         self.sampled = Reservoir(n, settings.sampled)
         self.near_misses = Reservoir(n, settings.near_misses)
@@ -103,6 +106,7 @@ class ContextStatistics:
 
     def _count(self, firings: Firings, near: NearMisses | None) -> None:
         self.moments.update(firings)
+        self.roles.update(firings)
         self.top.update(firings, firings.feature_of, firings.token_of, firings.values)
         scores = weighted_scores(firings, self.settings.seed)
         self.sampled.update(firings, firings.feature_of, firings.token_of, scores)
@@ -148,6 +152,7 @@ class ContextStatistics:
     def _parts(self) -> dict[str, Any]:
         parts = {
             "moments": self.moments,
+            "roles": self.roles,
             "top": self.top,
             "sampled": self.sampled,
             "near_misses": self.near_misses,

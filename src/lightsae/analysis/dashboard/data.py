@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lightsae.analysis.dictionary.schema import ROLE_SHARES
+
 _DIGITS = 4
 _HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
@@ -72,6 +74,7 @@ NUMBERS = (
     "s_in",
     "s_out",
     "logit_kurtosis",
+    *ROLE_SHARES,
 )
 _TOKENS_LISTED = 4
 

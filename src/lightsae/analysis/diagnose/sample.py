@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightsae.activations.roles import among
 from lightsae.analysis.diagnose.case import OTHER_BOS, OTHER_MODEL, SAID, Sample, Text
 from lightsae.analysis.diagnose.sites import Neighbour
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
@@ -74,7 +75,7 @@ def _read(
 ) -> Text:
     rows = loaded.held_out_rows(tokens)
     if not len(rows):
-        raise CorpusError("dataset", loaded.corpus.dataset, "it has no held-out text: name one that has")
+        raise CorpusError("dataset", loaded.corpus_entry()["dataset"], "it has no held-out text: name one that has")
     reader = ActivationReader(models, loaded.reading, tuple(sites))
     values: dict[SiteRef, list[Tensor]] = {site: [] for site in sites}
     sinks: dict[SiteRef, list[Tensor]] = {site: [] for site in sites}
@@ -85,7 +86,11 @@ def _read(
                 values[site].append(batch.activations[site].float().clone())
                 sinks[site].append(batch.sinks[site])
             skipped = batch.positions < loaded.reading.skip_positions
-            seen.append(~(skipped | batch.special) if loaded.reading.skip_special else ~skipped)
+            if loaded.reading.skip_special:
+                skipped |= batch.special
+            if batch.roles is not None:
+                skipped |= ~among(batch.roles, loaded.reading.roles)
+            seen.append(~skipped)
             report(sum(map(len, seen)))
     joined = {site: torch.cat(parts) for site, parts in values.items()}
     return Text(joined, {site: torch.cat(parts) for site, parts in sinks.items()}, torch.cat(seen))

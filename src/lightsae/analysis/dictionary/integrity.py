@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lightsae.analysis.dictionary.schema import SCHEMA_VERSION, SINCE_2, TABLES, file_of
+from lightsae.analysis.dictionary.schema import ROLE_SHARES, SCHEMA_VERSION, SINCE_2, TABLES, file_of
 from lightsae.analysis.dictionary.writer import DESCRIPTION, KIND, manifest_id
 from lightsae.errors import FormatError, reading
 from lightsae.formats.files import check_fields, check_version, hash_file, locate, read_json
@@ -51,7 +51,7 @@ def read_manifest(folder: str | Path, verify: bool) -> tuple[Path, dict[str, Any
             )
         with reading(FormatError, f"{written!r} is not a Parquet file", AGAIN):
             columns = pq.read_schema(file).names
-        later = SINCE_2.get(name, ()) if manifest["schema_version"] < 2 else ()
+        later = (*ROLE_SHARES, *(SINCE_2.get(name, ()) if manifest["schema_version"] < 2 else ()))
         if lacking := sorted(set(schema.names) - set(columns) - set(later)):
             raise FormatError(f"{written!r} lacks the column {lacking[0]!r}; build the dictionary again.")
     return path, manifest

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from lightsae.activations.roles import ROLES
+
 # 2: labels are rules of at most three patterns, long ones stand beside them as detectors.
 SCHEMA_VERSION = 2
 # By table, what a dictionary of version 1 lacks; it is null there.
@@ -15,6 +17,9 @@ SINCE_2 = {
     "features": ("label_patterns", "detector_patterns", "detector_precision", "detector_recall", "detector_passed"),
     "labels": ("patterns",),
 }
+# Of the firings of a feature, the share on tokens of each role; null where no text is a conversation. A dictionary of
+# this version may lack these columns.
+ROLE_SHARES = tuple(f"{role}_share" for role in ROLES)
 # A rule's most patterns in a dictionary of version 1, whose words said the most telling of them.
 PATTERNS_BEFORE_2 = 64
 
@@ -41,6 +46,7 @@ FEATURES = pa.schema(
         ("tokens_after", pa.list_(_TOKEN)),
         ("window_coherence", pa.float32()),
         ("document_coherence", pa.float32()),
+        *((name, pa.float32()) for name in ROLE_SHARES),
         # What it writes: the direct effect on next-token logits.
         ("promoted", pa.list_(_LOGIT)),
         ("suppressed", pa.list_(_LOGIT)),

@@ -144,7 +144,7 @@ class _Text:
             rows = loaded.held_out_rows(settings.tokens)
             report(rows.n_tokens)
         if not len(rows):
-            raise CorpusError("dataset", loaded.corpus.dataset, "it has no held-out text: name one that has")
+            raise CorpusError("dataset", loaded.corpus_entry()["dataset"], "it has no held-out text: name one that has")
         reader = loaded.reader(tuple(loaded.sae.widths.predicted))
         spread = rows.spread(max(1, _SAMPLE // rows.tokens.shape[1]))
         sample = Sample.of(loaded.sae.widths, (batch for batch, _ in reader.batches(spread)))

@@ -64,7 +64,7 @@ def _facts(saved: SavedSAE) -> list[tuple[str, str]]:
         if side == "read" or sites != sides["read"]:
             places = ", ".join(f"{one['model']} {one['site']} ({one['width']})" for one in sites)
             facts.append((side, places))
-    facts += [("text", str(told.data["dataset"]))] if told.data.get("dataset") else []
+    facts += [("text", ", ".join(told.datasets))] if told.datasets else []
     facts += [("training tokens", f"{told.values['tokens_seen']:,}")] if told.values.get("tokens_seen") else []
     return [*facts, ("SHA-256 of the tensors", saved.sha256)]
 
@@ -76,9 +76,8 @@ def _metadata(saved: SavedSAE, title: str, evaluation: Evaluation | None, licenc
         entry["license"] = licence
     if told.model is not None and _is_public(told.model):
         entry["base_model"] = told.model
-    dataset = told.data.get("dataset")
-    if isinstance(dataset, str) and _is_public(dataset):
-        entry["datasets"] = [dataset]
+    if public := [dataset for dataset in told.datasets if _is_public(dataset)]:
+        entry["datasets"] = public
     if evaluation is not None:
         entry["model-index"] = [{"name": title, "results": [_results(evaluation)]}]
     text: str = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True)

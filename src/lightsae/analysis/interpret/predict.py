@@ -1,6 +1,6 @@
 """The sparse activations themselves, written to Parquet as they stream by: one row per firing.
 
-Columns: document, row (running numbers), position (in its row), token (id), latent, value (normalised units).
+Columns: document, row (running numbers), position (in its row), token (id), latent, value (normalised units), role.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lightsae.activations.corpus.documents import Split
+from lightsae.activations.roles import ROLES
 from lightsae.analysis.reading.features import SAEFeatures
 from lightsae.analysis.reading.firings import Firings
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
@@ -25,6 +26,7 @@ FIRINGS = pa.schema(
         ("token", pa.int32()),
         ("latent", pa.int32()),
         ("value", pa.float32()),
+        ("role", pa.string()),  # whose words the token is; null where no text is a conversation
     ]
 )
 
@@ -60,5 +62,9 @@ def _table(firings: Firings) -> pa.Table:
         firings.flat_tokens[places],
         firings.feature_of,
         firings.values,
+        pa.nulls(len(places)) if firings.roles is None else pa.array(ROLES).take(pa.array(firings.roles[places])),
     )
-    return pa.table([pa.array(c).cast(f.type) for c, f in zip(columns, FIRINGS, strict=True)], schema=FIRINGS)
+    return pa.table(
+        [(c if isinstance(c, pa.Array) else pa.array(c)).cast(f.type) for c, f in zip(columns, FIRINGS, strict=True)],
+        schema=FIRINGS,
+    )

@@ -192,8 +192,8 @@ def _texts(loaded: LoadedSAE, settings: InterpretSettings) -> Texts:
     texts = Texts.read(loaded.corpus, loaded.main_model.vocabulary, **counts)
     if not len(texts.contexts) or not len(texts.scores):
         raise CorpusError(
-            f"{arg('dataset')} is {loaded.corpus.dataset!r}, whose held-out documents are too few to show contexts "
-            "from some and test labels on others; give more text, or a larger validation split."
+            f"{arg('dataset')} is {loaded.corpus_entry()['dataset']!r}, whose held-out documents are too few to show "
+            "contexts from some and test labels on others; give more text, or a larger validation split."
         )
     return texts
 
@@ -242,6 +242,7 @@ def _manifest(
             "scores": int(latents.labels.scored.counted.sum()),
             "mining": texts.mining.n_tokens,
             "rows_left_out": texts.left_out,
+            **({"by_role": by_role} if (by_role := latents.counted.roles.by_role) else {}),
         },
         "seeds": {"seed": settings.seed},
         "code_version": version(),

@@ -60,6 +60,7 @@ def _features(
         "document_spread": moments.document_spread,
         "window_coherence": effects.window_coherence.values,
         "document_coherence": effects.document_coherence.values,
+        **{f"{role}_share": shares for role, shares in statistics.roles.shares().items()},
         "s_in": effects.s_in,
         "s_out": effects.s_out,
         "label": [words if ok else None for words, ok in zip(labels.words, passed, strict=True)],

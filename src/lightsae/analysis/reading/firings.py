@@ -34,6 +34,7 @@ class Firings:
         documents: (rows, S) running document numbers.
         rows: (rows,) running row numbers.
         counted: (rows, S) which tokens count.
+        roles: (T,) whose words each token is; None where no text is a conversation.
     """
 
     token_of: Ints
@@ -44,6 +45,7 @@ class Firings:
     documents: Ints
     rows: Ints
     counted: NDArray[np.bool_]
+    roles: NDArray[np.uint8] | None = None
 
     @classmethod
     def of(cls, latents: SparseLatents, batch: ActivationBatch, counted: NDArray[np.bool_]) -> "Firings":
@@ -61,6 +63,7 @@ class Firings:
             batch.documents.reshape(batch.rows_shape).cpu().numpy(),
             batch.rows.reshape(batch.rows_shape)[:, 0].cpu().numpy(),
             counted,
+            None if batch.roles is None else batch.roles.cpu().numpy(),
         )
 
     @property

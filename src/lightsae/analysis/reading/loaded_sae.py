@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from lightsae.activations.fills import ReadSettings
-from lightsae.activations.settings import DataSettings, described
+from lightsae.activations.settings import DataSettings, MixedDataset, described
 from lightsae.analysis.reading.models import LanguageModels
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import CorpusRows, TextRows
-from lightsae.errors import ConfigError, ModelError, arg, under
+from lightsae.errors import ConfigError, FormatError, ModelError, arg, reading, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel, describe
 from lightsae.lm.random_weights import split_name
@@ -31,7 +31,11 @@ _CORPUS = (
     "streaming",
     "context_size",
     "prepend_bos",
+    "datasets",
+    "roles",
+    "chat_template",
 )
+_OPTIONAL = ("datasets", "roles", "chat_template")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class TextSettings:
     dataset_revision: str | None = None
     validation_split: str | None = None
     text_column: str | None = None
+    roles: list[str] | None = None
+    chat_template: str | None = None
     context_size: int | None = None
     dtype: str | None = None
     model_batch_tokens: int = DataSettings.model_batch_tokens
@@ -152,6 +158,7 @@ class LoadedSAE:
             rows_at_once=max(1, settings.model_batch_tokens // corpus.context_size),
             skip_special=trained.skip_special_tokens,
             skip_positions=trained.skip_positions,
+            roles=None if corpus.roles is None else tuple(corpus.roles),
         )
         return cls(saved, models, corpus, reading)
 
@@ -181,19 +188,25 @@ class LoadedSAE:
 
     def corpus_entry(self) -> dict[str, Any]:
         """Return what a manifest says of the corpus."""
-        return {name: getattr(self.corpus, name) for name in _CORPUS if name != "streaming"}
+        entry = {name: getattr(self.corpus, name) for name in _CORPUS if name != "streaming"}
+        # Files of runs without them are as they were.
+        entry = {name: value for name, value in entry.items() if value is not None or name not in _OPTIONAL}
+        if self.corpus.datasets is not None:
+            entry["dataset"] = " + ".join(f"{part.weight:g} x {part.name}" for part in self.corpus.datasets)
+            entry["datasets"] = [vars(part) for part in self.corpus.datasets]
+        return entry
 
 
 def on_some_text(settings: TextSettings, saved: SavedSAE) -> TextSettings:
     """Return the settings with the corpus `builtin` where neither they nor the SAE say a text to read."""
-    told = settings.dataset or saved.provenance.data.get("dataset")
-    return settings if told and told != "synthetic" else replace(settings, dataset="builtin")
+    told = [settings.dataset] if settings.dataset else saved.provenance.datasets
+    return settings if told and told != ["synthetic"] else replace(settings, dataset="builtin")
 
 
 def on_text_at_hand(settings: TextSettings, saved: SavedSAE) -> TextSettings:
     """Return the settings with a corpus that nothing has to be fetched for: that of the training, or `builtin`."""
-    told = settings.dataset or saved.provenance.data.get("dataset")
-    here = told is not None and (told == "builtin" or settings.dataset or Path(str(told)).exists())
+    told = saved.provenance.datasets
+    here = settings.dataset or (told and all(one == "builtin" or Path(one).exists() for one in told))
     return settings if here else replace(settings, dataset="builtin")
 
 
@@ -261,10 +274,13 @@ def _check_weights(model: LanguageModel, name: str) -> None:
 
 def _corpus(trained: Mapping[str, Any], settings: TextSettings, sae: SavedSAE | str | Path) -> DataSettings:
     # Of another corpus what was said of the old one does not hold.
-    kept = _CORPUS if settings.dataset is None else ("context_size", "prepend_bos")
+    kept = _CORPUS if settings.dataset is None else ("context_size", "prepend_bos", "roles", "chat_template")
     chosen = {name: trained[name] for name in kept if trained.get(name) is not None}
     chosen |= {name: value for name in _CORPUS if (value := getattr(settings, name, None)) is not None}
-    if not chosen.get("dataset") or chosen["dataset"] == "synthetic":
+    if chosen.get("datasets"):
+        with reading(FormatError, f"{str(sae)!r} says that it was trained on datasets which cannot be read"):
+            chosen["datasets"] = [MixedDataset(**entry) for entry in chosen["datasets"]]
+    elif not chosen.get("dataset") or chosen["dataset"] == "synthetic":
         raise ConfigError(
             f"{arg('dataset')} is missing: {str(sae)!r} does not say what text it was trained on; name one."
         )

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.fills import ReadSettings, read_rows
+from lightsae.activations.roles import among
 from lightsae.activations.stream import check_finite
 from lightsae.activations.timings import Timings
 from lightsae.analysis.reading.text import CorpusRows, TextRows
@@ -54,14 +56,16 @@ class ActivationReader:
     def batches(self, rows: TextRows | CorpusRows, start: int = 0) -> Batches:
         """Yield activations of whole rows, from row `start` on, and which of their tokens count.
 
-        Left out are attention sinks at the sites read, special tokens, and the positions that training skipped.
+        Left out are attention sinks at the sites read, special tokens, the positions that training skipped,
+        and roles that it did.
         """
         everything = replace(self.reading, sites=tuple(dict.fromkeys((*self.reading.sites, *self.beside))))
         for part in rows.batches(self.reading.rows_at_once, start):
-            batch = read_rows(
-                self.models, part.tokens, part.documents, part.numbers, everything, self._buffers, self.timings
-            )
+            tokens = TokenRows(part.tokens, part.documents, part.roles)
+            batch = read_rows(self.models, tokens, part.numbers, everything, self._buffers, self.timings)
             check_finite(batch, "of the text")
             left_out = batch.sinks_at(self.reading.sites) | batch.special
             left_out |= batch.positions < self.reading.skip_positions
+            if batch.roles is not None:
+                left_out |= ~among(batch.roles, self.reading.roles)
             yield batch, ~left_out.reshape(part.tokens.shape).cpu().numpy()

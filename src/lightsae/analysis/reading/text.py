@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightsae.activations.corpus.documents import Split
-from lightsae.activations.corpus.rows import RowSource
+from lightsae.activations.corpus.mixture import open_rows
+from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.settings import DataSettings
 from lightsae.lm.vocabulary import Vocabulary
 
@@ -54,8 +55,8 @@ class DocumentUses:
         return np.isin(documents, list(self.scores))
 
 
-# Tokens of a row, documents of its tokens, running number of the row.
-Row = tuple[NDArray[np.int32], NDArray[np.int64], int]
+# One row of the corpus, and its running number.
+Row = tuple[TokenRows, int]
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,26 @@ class TextRows:
         tokens: (n, S) token ids.
         documents: (n, S) running numbers of the documents.
         numbers: (n,) running numbers of the rows.
+        roles: (n, S) whose words each token is; None where no text is a conversation.
     """
 
     tokens: NDArray[np.int32]
     documents: NDArray[np.int64]
     numbers: NDArray[np.int64]
+    roles: NDArray[np.uint8] | None = None
 
     @classmethod
     def gather(cls, rows: Sequence[Row], context: int) -> "TextRows":
         """Stack single rows of `context` tokens; there may be none."""
         if not rows:
-            return cls(np.empty((0, context), np.int32), np.empty((0, context), np.int64), np.empty(0, np.int64))
-        tokens, documents, numbers = zip(*rows, strict=True)
-        return cls(np.stack(tokens), np.stack(documents), np.array(numbers))
+            return cls.of(TokenRows.empty(context), np.empty(0, np.int64))
+        parts, numbers = zip(*rows, strict=True)
+        return cls.of(TokenRows.joined(parts), np.array(numbers))
+
+    @classmethod
+    def of(cls, rows: TokenRows, numbers: NDArray[np.int64]) -> "TextRows":
+        """Return rows of a corpus with their running numbers."""
+        return cls(rows.tokens, rows.documents, numbers, rows.roles)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -87,16 +95,21 @@ class TextRows:
     def n_tokens(self) -> int:
         return self.tokens.size
 
+    def taken(self, places: NDArray[np.int64] | slice) -> "TextRows":
+        """Return some of the rows."""
+        roles = None if self.roles is None else self.roles[places]
+        return TextRows(self.tokens[places], self.documents[places], self.numbers[places], roles)
+
     def spread(self, count: int) -> "TextRows":
         """Return `count` of the rows, evenly from first to last; all of them if there are fewer."""
-        places = np.unique(np.linspace(0, max(0, len(self) - 1), min(count, len(self))).round().astype(np.int64))
-        return TextRows(self.tokens[places], self.documents[places], self.numbers[places])
+        return self.taken(
+            np.unique(np.linspace(0, max(0, len(self) - 1), min(count, len(self))).round().astype(np.int64))
+        )
 
     def batches(self, rows: int, start: int = 0) -> Iterator["TextRows"]:
         """Yield the rows from `start` on, `rows` at a time."""
         for begin in range(start, len(self), rows):
-            part = slice(begin, begin + rows)
-            yield TextRows(self.tokens[part], self.documents[part], self.numbers[part])
+            yield self.taken(slice(begin, begin + rows))
 
 
 @dataclass(frozen=True)
@@ -118,10 +131,10 @@ class CorpusRows:
     def batches(self, rows: int, start: int = 0) -> Iterator[TextRows]:
         """Yield the rows, `rows` at a time."""
         assert start == 0, "a corpus is read from its start"
-        source = RowSource(self.corpus, self.vocabulary, self.split)
+        source = open_rows(self.corpus, self.vocabulary, self.split)
         number, count = 0, max(1, self.n_tokens // self.corpus.context_size)
         while number < count and len(part := source.take(min(rows, count - number))):
-            yield TextRows(part.tokens, part.documents, number + np.arange(len(part)))
+            yield TextRows.of(part, number + np.arange(len(part)))
             number += len(part)
         source.close()
 
@@ -156,16 +169,16 @@ class Texts:
         counts = {False: tokens // context, True: score_tokens // context}
         rows: dict[bool, list[Row]] = {False: [], True: []}
         uses = DocumentUses(score_tokens / (tokens + score_tokens))
-        source, number, left_out = RowSource(corpus, vocabulary, "validation"), 0, 0
+        source, number, left_out = open_rows(corpus, vocabulary, "validation"), 0, 0
         while any(len(rows[use]) < counts[use] for use in counts):
             part = source.take(_READ_ROWS)
-            for ids, documents in zip(part.tokens, part.documents, strict=True):
-                for_scores = uses.is_for_scores(documents)
+            for place in range(len(part)):
+                for_scores = uses.is_for_scores(part.documents[place])
                 use = bool(for_scores[0])
                 if for_scores.any() != for_scores.all():
                     left_out += 1
                 elif len(rows[use]) < counts[use]:
-                    rows[use].append((ids, documents, number))
+                    rows[use].append((part.taken(slice(place, place + 1)), number))
                 number += 1
             if len(part) < _READ_ROWS:
                 break
@@ -177,15 +190,10 @@ class Texts:
 
 
 def _training_rows(corpus: DataSettings, vocabulary: Vocabulary, count: int) -> TextRows:
-    rows: list[Row] = []
-    if count:
-        source = RowSource(corpus, vocabulary, "train")
-        # A small corpus is not read twice: the same text again would teach a label nothing. A row at a time, for the
-        # one in which it begins again has to be known.
-        while len(rows) < count:
-            row = source.take(1)
-            if source.epoch > 0:
-                break
-            rows.append((row.tokens[0], row.documents[0], len(rows)))
-        source.close()
-    return TextRows.gather(rows, corpus.context_size)
+    if not count:
+        return TextRows.gather([], corpus.context_size)
+    # A small corpus is not read twice: the same text again would teach a label nothing.
+    source = open_rows(corpus, vocabulary, "train", once=True)
+    rows = source.take(count)
+    source.close()
+    return TextRows.of(rows, np.arange(len(rows)))

@@ -26,7 +26,8 @@ _EXAMPLES = {
       --ckpt_path last""",
 }
 _DATA = (
-    *("model", "site", "target_site", "dataset", "text_column", "activations", "cache", "context_size"),
+    *("model", "site", "target_site", "dataset", "datasets", "text_column", "roles"),
+    *("activations", "cache", "context_size"),
     *("batch_tokens", "buffer_tokens", "training_tokens", "val_tokens"),
 )
 _TRAINER = (

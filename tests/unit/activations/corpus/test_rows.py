@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from helpers.errors import refused
 from lightsae.activations.corpus import rows as module
 from lightsae.activations.corpus.open import check_corpus, open_documents
-from lightsae.activations.corpus.rows import RowSource, TokenRows
+from lightsae.activations.corpus.rows import RowSource
+from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError
 from lightsae.lm.vocabulary import Vocabulary
@@ -409,12 +410,9 @@ TALK = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content":
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-@pytest.mark.parametrize("template", [TEMPLATE, None])
-def test_conversations_are_written_out(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str, template: str | None
-) -> None:
+def test_conversations_are_written_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
     own = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, bos_token="<bos>", eos_token="<eos>")
-    own.chat_template = template
+    own.chat_template = TEMPLATE
     talks = [[*TALK[:1], {"role": "assistant", "content": f"sat {i}"}] for i in range(20)]
     path = tmp_path / f"a.{kind}"
     if kind == "jsonl":
@@ -422,7 +420,7 @@ def test_conversations_are_written_out(
     else:
         datasets.Dataset.from_list([{"messages": talk} for talk in talks]).to_parquet(path)
     config = DataSettings(dataset=str(path), validation_split=str(path), context_size=8, num_workers=0)
-    written = "[user]the cat[assistant]sat {}" if template else "user: the cat\n\nassistant: sat {}"
+    written = "[user]the cat[assistant]sat {}"
     source = RowSource(config, Vocabulary.of(own), "validation")
     ids = joined([ids_of(own, written.format(i)) for i in range(20)], own.eos_token_id)[0]
     rows = everything(source)

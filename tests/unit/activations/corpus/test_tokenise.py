@@ -51,17 +51,19 @@ def test_results_come_in_order_and_equal_those_of_this_process(background: Token
     alone = Tokeniser(Fast(), 0)
     pending = [background.submit(chunk) for chunk in chunks]
     for chunk, result in zip(chunks, pending, strict=True):
-        ids, lengths = result()
+        encoded = result()
+        ids, lengths = encoded.ids, encoded.lengths
         assert lengths == [3] * (len(chunk) - 3) + [1, 0, 2]
         assert ids[-3:].tolist() == [3, 0, 1]
-        expected, expected_lengths = alone.submit(chunk)()
+        other = alone.submit(chunk)()
+        expected, expected_lengths = other.ids, other.lengths
         assert ids.tolist() == expected.tolist()
         assert lengths == expected_lengths
 
 
 def test_large_requests_and_answers_do_not_block_each_other(background: Tokeniser) -> None:
     pending = [background.submit(["a b " * 200_000]) for _ in range(4)]
-    assert [result()[1] for result in pending] == [[400_000]] * 4
+    assert [result().lengths for result in pending] == [[400_000]] * 4
 
 
 def test_very_long_texts_are_tokenised_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,14 +75,15 @@ def test_very_long_texts_are_tokenised_in_pieces(monkeypatch: pytest.MonkeyPatch
         longest.append(max(map(len, texts)))
         return encode(texts)
 
-    _, lengths = tokenise.encode_documents(spy, ["a b\n" * 10, "c", "abcdefghijklmno"])
+    lengths = tokenise.encode_documents(spy, None, ["a b\n" * 10, "c", "abcdefghijklmno"]).lengths
     assert longest == [10]
     assert lengths == [20, 1, 2]  # a word that is longer than a piece is cut
 
 
 def test_nothing_to_tokenise_is_no_ids(background: Tokeniser) -> None:
     for tokeniser in (background, Tokeniser(Fast(), 0)):
-        ids, lengths = tokeniser.submit(["", ""])()
+        encoded = tokeniser.submit(["", ""])()
+        ids, lengths = encoded.ids, encoded.lengths
         assert (ids.tolist(), ids.dtype, lengths) == ([], "int32", [0, 0])
 
 
@@ -92,7 +95,7 @@ def test_a_tokenizer_that_fails_is_an_error() -> None:
         result = tokeniser.submit(["a b"])
         with pytest.raises(CorpusError, match=r"tokenizer failed in the background: \w+: .*num_workers: 0"):
             result()
-        assert tokeniser.submit(["a"])()[0].tolist() == [0]
+        assert tokeniser.submit(["a"])().ids.tolist() == [0]
     finally:
         tokeniser.close()
 
@@ -117,7 +120,7 @@ def test_close_leaves_no_thread_and_drops_what_waits(background: Tokeniser) -> N
     assert len(threads()) == 1
     background.close()
     assert threads() == []
-    assert background.submit(["a"])()[0].tolist() == [1]
+    assert background.submit(["a"])().ids.tolist() == [1]
 
 
 def test_an_abandoned_tokeniser_leaves_no_thread() -> None:
@@ -134,7 +137,7 @@ def test_it_has_a_tokenizer_of_its_own(background: Tokeniser) -> None:
     given.backend_tokenizer.enable_padding(length=9)
     for workers in (0, 1):
         tokeniser = Tokeniser(copy.copy(given), workers)
-        assert tokeniser.submit(["a b c"])()[0].tolist() == [1, 2, 3]
+        assert tokeniser.submit(["a b c"])().ids.tolist() == [1, 2, 3]
         tokeniser.close()
     assert given.backend_tokenizer.encode("a b c").ids == [1, *[0] * 8], "that of the model is left as it was"
 
@@ -156,7 +159,7 @@ def test_slow_tokenizers_work_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 
     tokeniser = Tokeniser(Slow(), 1)
     try:
-        assert tokeniser.submit(["ab", "c"])()[0].tolist() == [97, 98, 99]
+        assert tokeniser.submit(["ab", "c"])().ids.tolist() == [97, 98, 99]
     finally:
         tokeniser.close()
 

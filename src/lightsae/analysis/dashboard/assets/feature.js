@@ -102,6 +102,7 @@
       one("Maximum", ls.number(row.max), "largest activation, in normalised units"),
       one("Mean", ls.number(row.mean), `mean activation where it fires; standard deviation ${ls.number(row.std)}`),
       one("Documents", ls.count(row.documents), `in which it fires; ${ls.percent(row.document_spread)} of the documents that as many random firings would reach`),
+      ["system", "developer", "user", "assistant", "tool", "other", "markup", "text"].filter((role) => row[`${role}_share`]).map((role) => one(`In ${role}`, ls.percent(row[`${role}_share`]), `of its firings are on tokens of the role ${role}`)),
       one("KL when removed", ls.number(row.ablation_kl), `nats a token, on ${ls.count(row.ablation_tokens)} tokens of texts where it fires`),
       one("CE when removed", ls.number(row.ablation_ce), "rise of the cross entropy in nats a token: above 0, the feature helps"),
       one("S in", ls.number(row.s_in), "input score: share of its strongest firings on tokens that it promotes"),
