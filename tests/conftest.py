@@ -3,6 +3,8 @@
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
+# Kernels are interpreted on the CPU; read where Triton is imported first.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import json
 import random

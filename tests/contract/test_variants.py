@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.host_syncs import HostSyncs
 from lightsae.errors import ConfigError
 from lightsae.formats.native import load_sae, plain, save_sae
 from lightsae.sae import (
@@ -32,6 +33,7 @@ from lightsae.sae import (
     Widths,
     mechanisms,
 )
+from lightsae.training.optimiser import normalise_gradients
 
 T, F = 48, 40
 A, B = SiteRef("tiny", "mlp_in.1"), SiteRef("tiny", "mlp_out.1")
@@ -577,6 +579,53 @@ def test_a_few_steps_lower_the_loss(in_training: SparseAutoencoder, x: Tensor, y
         usage.commit()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+# -- on a device -----------------------------------------------------------------------------------------------------
+
+
+def host_syncs(
+    sae: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage, device: str, step: Callable[[], None]
+) -> list[str]:
+    """Return what made the host wait in training steps, after the first refresh of the usage, which waits once."""
+    usage._steps_to_refresh = usage.REFRESH_STEPS = 2
+    with HostSyncs(device) as syncs:
+        for number in range(6):
+            if number == 2:
+                syncs.found.clear()
+            sae.zero_grad()
+            output = sae(x)
+            sum(sae.loss_terms(y, output, usage).values()).backward()
+            usage.observe(output.latents)
+            sae.observe(output)
+            sae.before_step()
+            normalise_gradients(sae.parameters())
+            step()
+            sae.commit()
+            usage.commit()
+    return syncs.found
+
+
+def test_a_training_step_does_not_wait_for_a_device(
+    in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With values, on the CPU: dead latents come and go, and Adam steps."""
+    monkeypatch.setattr("lightsae.sae.mechanisms.batch_topk.searches_near", lambda pre: False)
+    adam = torch.optim.Adam(in_training.parameters(), lr=1e-3, fused=True)
+    assert host_syncs(in_training, x, y, usage, "cpu", adam.step) == []
+
+
+def test_a_training_step_copies_nothing_to_or_from_a_device(
+    in_training: SparseAutoencoder, x: Tensor, y: Tensor, usage: LatentUsage
+) -> None:
+    """On meta tensors, so that it takes the path of a device."""
+    sae, usage = in_training.to("meta"), usage.to("meta")
+
+    def step() -> None:
+        for parameter in sae.parameters():
+            parameter.data.sub_(parameter.grad)
+
+    assert host_syncs(sae, x.to("meta"), y.to("meta"), usage, "meta", step) == []
 
 
 # -- precision -------------------------------------------------------------------------------------------------------

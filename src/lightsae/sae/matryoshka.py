@@ -129,12 +129,12 @@ class Matryoshka(SparseAutoencoder):
 
     def _group_of_latents(self) -> Int[Tensor, " F"]:
         """Return the first prefix that each latent belongs to."""
-        bounds = torch.tensor(self._bounds, device=self.W_dec.device)
         place = torch.arange(self.d_sae, device=self.W_dec.device)
         if self.order == "frequency":
             # Stable: latents of equal frequency, all of them at the start, keep their order.
             place = torch.empty_like(place).scatter_(0, self.frequency.argsort(descending=True, stable=True), place)
-        return torch.bucketize(place, bounds, right=True)
+        # Compared one by one: a tensor of the bounds would have to be copied to the device, which waits for it.
+        return torch.stack([place >= bound for bound in self._bounds]).sum(0)
 
     def _by_prefix(self, latents: SparseLatents) -> Float[Tensor, "T P O"]:
         """Return what each prefix adds to the prediction: one decoding, a bag for each token and prefix."""

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightsae.sae import kernels
+
 
 @dataclass(frozen=True)
 class SparsePattern:
@@ -147,13 +149,20 @@ def encode_selected(
 
 def _weighted_rows(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """Return, for each bag, the sum of `weights[n] * table[rows[n]]` over its entries."""
-    return F.embedding_bag(
-        rows, table, offsets, mode="sum", per_sample_weights=weights.to(table.dtype), include_last_offset=True
-    )
+    weights = weights.to(table.dtype)
+    if kernels.used_for(table):
+        from lightsae.sae.kernels.weighted_rows import weighted_rows
+
+        return weighted_rows(table, rows, offsets, weights)
+    return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 << 13) -> Tensor:
     """Return <a[token(n)], b[latent(n)]> for every entry n, a chunk at a time: gathered rows stay in the cache."""
+    if kernels.used_for(a, b):
+        from lightsae.sae.kernels import row_products as kernel
+
+        return kernel.row_products(a, b, pattern.token_of, pattern.indices)
     out = a.new_empty(len(pattern.indices))
     if pattern.per_token:
         # A token's entries lie together: one small matrix product per token, and no copies of `a`.

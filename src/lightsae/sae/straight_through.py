@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightsae.sae import kernels
+
 
 def jump_relu(pre: Float[Tensor, "T F"], threshold: Float[Tensor, " F"], bandwidth: float) -> Float[Tensor, "T F"]:
     """Return z where z > theta, else 0. The gradient passes to `pre` where it is kept, to `threshold` near it."""
@@ -30,12 +32,21 @@ class _JumpReLU(torch.autograd.Function):
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
+        if kernels.used_for(pre, threshold):
+            from lightsae.sae.kernels import jump_relu as kernel
+
+            return kernel.forward(pre, threshold)
         return torch.where(pre > threshold, pre, 0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         pre, threshold = ctx.saved_tensors
         grad_pre = grad_threshold = None
+        if kernels.used_for(pre, threshold, grads[0]):
+            from lightsae.sae.kernels import jump_relu as kernel
+
+            grad_pre, near_grads = kernel.backward(pre, threshold, grads[0], ctx.bandwidth)
+            return grad_pre, -(threshold / ctx.bandwidth) * near_grads, None
         if ctx.needs_input_grad[0]:
             grad_pre = torch.where(pre > threshold, grads[0], 0)
         if ctx.needs_input_grad[1]:
@@ -49,12 +60,21 @@ class _MeanCount(torch.autograd.Function):
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(pre, threshold)
         ctx.bandwidth = bandwidth
+        if kernels.used_for(pre, threshold):
+            from lightsae.sae.kernels import jump_relu as kernel
+
+            return kernel.counts(pre, threshold, None).sum() / len(pre)
         return (pre > threshold).sum(dtype=threshold.dtype) / len(pre)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, None]:
         pre, threshold = ctx.saved_tensors
-        near = _is_near(pre, threshold, ctx.bandwidth).sum(0, dtype=threshold.dtype)
+        if kernels.used_for(pre, threshold):
+            from lightsae.sae.kernels import jump_relu as kernel
+
+            near = kernel.counts(pre, threshold, ctx.bandwidth)
+        else:
+            near = _is_near(pre, threshold, ctx.bandwidth).sum(0, dtype=threshold.dtype)
         return None, -grads[0] * near / (ctx.bandwidth * len(pre)), None
 
 

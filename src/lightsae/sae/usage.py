@@ -130,4 +130,6 @@ class LatentUsage(nn.Module):
 
 
 def _indices(mask: Tensor, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(mask.numpy())).to(device)
+    indices = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    # From pinned memory the copy is queued; from other memory the host may wait until it is made.
+    return (indices.pin_memory() if device.type == "cuda" else indices).to(device, non_blocking=True)

@@ -84,7 +84,7 @@ class BatchTopK(TopK):
     ) -> tuple[Float[Tensor, " N"], SparsePattern]:
         tokens, width = pre.shape
         flat = pre.flatten()
-        if pre.is_cpu and len(near := (flat > NEAR * threshold).nonzero().squeeze(1)) >= tokens * k:
+        if searches_near(pre) and len(near := (flat > NEAR * threshold).nonzero().squeeze(1)) >= tokens * k:
             # A partial sort of all T * F entries would take longer than the products.
             chosen = near[flat[near].topk(tokens * k, sorted=False).indices]
         else:
@@ -116,6 +116,11 @@ class BatchTopK(TopK):
         # One threshold served both steps once; with it twice, the SAE is the one that was saved.
         if self.passes > 1 and f"{prefix}threshold" in tensors:
             tensors.setdefault(f"{prefix}first_threshold", tensors[f"{prefix}threshold"].clone())
+
+
+def searches_near(pre: Float[Tensor, "T F"]) -> bool:
+    """Return whether to look for the largest among those near them alone, for which a host would wait for a device."""
+    return pre.is_cpu
 
 
 def above(pre: Float[Tensor, "T F"], threshold: Float[Tensor, ""]) -> tuple[Float[Tensor, " N"], SparsePattern]:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.errors import ConfigError
+from lightsae.sae import kernels
 from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.sites import Widths
@@ -117,7 +118,12 @@ class TopK(Mechanism):
 
 def largest_of_each(pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
     """Keep each row's k largest; one that is not positive counts as 0."""
-    values, indices = pre.topk(k, dim=1, sorted=False)
+    if kernels.used_for(pre):
+        from lightsae.sae.kernels.topk import topk_relu
+
+        values, indices = topk_relu(pre, k)
+    else:
+        values, indices = pre.topk(k, dim=1, sorted=False)
     return values.relu().flatten(), SparsePattern.from_rows(indices, pre.shape[1])
 
 
