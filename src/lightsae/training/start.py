@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightsae.errors import ActivationError, ConfigError, arg, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae.initialise import Normalisation
+from lightsae.sae.ranks import alone, is_distributed
+from lightsae.training.latent_parallel import is_dealt_out, share_start
 
 TIED, DATA = "tied", "data"
 
@@ -77,3 +81,28 @@ def start_weights(
             if name in state and state[name].shape == tensor.shape:
                 state[name].copy_(tensor)
     sae.constrain()
+
+
+def start_in_run(
+    sae: SparseAutoencoder,
+    start: str,
+    sample: Mapping[SiteRef, Tensor],
+    normalisation: Normalisation,
+    seed: int,
+    trainer: Trainer,
+) -> None:
+    """Start an SAE on every process of a run alike, wherever its latents lie; see `start_weights`.
+
+    Each process has a sample of its own: the first one's start is that of all.
+    """
+    if is_dealt_out(sae):
+        # A start looks at all latents at once: the whole SAE, on the host, for as long as that takes.
+        with alone():
+            whole = type(sae)(sae.widths, **sae.settings)
+            start_weights(whole, start, {site: values.cpu() for site, values in sample.items()}, normalisation, seed)
+        share_start(sae, whole, trainer)
+        return
+    start_weights(sae, start, sample, normalisation, seed)
+    if is_distributed():
+        for tensor in sae.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
