@@ -43,12 +43,12 @@ class ModelDescription:
         n_layers: Blocks of the whole model.
         max_context: Longest row that the model takes, in tokens; None where nothing limits it.
         has_next_token_head: Whether it predicts the next token. False for encoders such as BERT.
+        shapes_only: Inside of what the forward passes of a model without memory run; None where there are weights.
     """
 
     def __init__(
         self, name: str, revision: str | None, config: Any, model: Any, mode: FakeTensorMode | None = None
     ) -> None:
-        # `mode`, for a model without memory: its forward passes run inside.
         text = config.get_text_config()
         self.name = name
         self.revision = getattr(config, "_commit_hash", None) or revision
@@ -58,7 +58,7 @@ class ModelDescription:
         self.n_layers: int = text.num_hidden_layers
         self.max_context: int | None = getattr(text, "max_position_embeddings", None)
         self.has_next_token_head = has_next_token_head(config)
-        self._mode: FakeTensorMode | None = mode
+        self.shapes_only = mode
         self._sites: dict[str, Site] = {}
         self._widths: dict[str, int] = {}
 
@@ -104,14 +104,14 @@ class ModelDescription:
         if not new:
             return
         try:
-            with nullcontext() if self._mode is None else on_shapes(self._mode):
+            with nullcontext() if self.shapes_only is None else on_shapes(self.shapes_only):
                 # Two rows of three: a tensor that is the same for all rows, or has its axes swapped, is found out.
                 rows = torch.zeros(2, 3, dtype=torch.long, device=self.model.device)
                 captured = capture(self.model, rows, new)
         except SiteError:
             raise
         except Exception as error:  # whatever a modelling file raises at tokens alone, and at shapes alone
-            if self._mode is None:
+            if self.shapes_only is None:
                 raise
             raise ModelError(
                 f"{arg('name_or_path')} is {self.name!r}, whose sites cannot be measured from its config.json: "
