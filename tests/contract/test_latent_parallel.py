@@ -4,7 +4,7 @@ import os
 import socket
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lightsae.sae import (
     Gated,
     GroupMax,
     JumpReLU,
+    LatentUsage,
     Matryoshka,
     Refinements,
     ReLU,
@@ -36,12 +37,12 @@ from lightsae.sae import (
 )
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.entries import Entry
-from lightsae.training.latent_parallel import LatentParallelStrategy, check_supported
+from lightsae.training.latent_parallel import LatentParallelStrategy, check_supported, whole_tensor
 from lightsae.training.module import SAEModule
 
-D, F, STEPS = 8, 24, 20
+D, F, STEPS = 8, 60, 20
 SAES: dict[str, Callable[[Widths], SparseAutoencoder]] = {
-    "topk": lambda w: TopK(w, F, k=3, k_aux=2),
+    "topk": lambda w: TopK(w, F, k=2, k_aux=2),
     "batch_topk": lambda w: BatchTopK(w, F, k=3, k_aux=2),
     "relu": lambda w: ReLU(w, F, "unit"),
     "relu_free": lambda w: ReLU(w, F),
@@ -67,7 +68,7 @@ def train(
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     entries = {name: Entry(make) for name, make in SAES.items()}
-    module = SAEModule(saes=entries, lr=0.01, dead_after=200)
+    module = SAEModule(saes=entries, lr=0.01, dead_after=64)
     data = ActivationDataModule(
         activations=rows, batch_tokens=64, buffer_tokens=512, val_tokens=256, seed=3, dtype="float32"
     )
@@ -89,7 +90,8 @@ def train(
     )
     trainer.fit(module, data, ckpt_path=goes_on)
     figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/" in key}
-    return {"losses": losses.losses, "figures": figures, "tokens": module.tokens_seen}
+    dead = {name: int(whole_tensor(module.latent_usage(name).known_dead).sum()) for name in SAES}
+    return {"losses": losses.losses, "figures": figures, "tokens": module.tokens_seen, "dead": dead}
 
 
 def in_processes(devices: int, *args: Any) -> list[dict[str, Any]]:
@@ -121,6 +123,14 @@ def _rank(rank: int, devices: int, port: int, queue: Any, args: tuple[Any, ...])
         queue.put((rank, train(folder, rows, strategy, devices, steps, goes_on)))
     except BaseException:
         queue.put((rank, traceback.format_exc()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_refresh() -> Iterator[None]:
+    """Dead latents are known after two steps, not after thirty, in all processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatentUsage, "REFRESH_STEPS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +177,9 @@ def test_two_shares_train_as_the_whole(rows: str, alone: tuple[Path, dict[str, A
     for result in in_processes(2, tmp_path, rows, (1, 2), STEPS, None):
         assert result["losses"] == pytest.approx(whole["losses"], rel=1e-4)
         assert result["tokens"] == whole["tokens"]
+        assert result["dead"] == whole["dead"]
+        # More dead latents than learn from a token's error: they are chosen among those of both processes.
+        assert whole["dead"]["topk"] > 2
         assert result["figures"] == pytest.approx(whole["figures"], rel=2e-3, abs=1e-4)
     agree(folder, tmp_path)
 

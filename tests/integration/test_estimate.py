@@ -65,6 +65,7 @@ def test_another_machine_is_worked_out(lightsae: Run, complete: Run, tmp_path: P
         (["--trainer.accelerator", "gpu"], "not at hand to be measured"),
         (["--data.site", "resid_post.9"], "data.site is 'resid_post.9'"),
         (["--price_per_hour", "0"], "price_per_hour is 0.0"),
+        (["--trainer.strategy", "model_parallel"], "estimate one of that share"),
         (["--trainer.max_steps", "-1"], "The length of the run is missing"),
     ],
 )

@@ -19,6 +19,7 @@ from lightsae.estimate import Forecast, Machine, RunPlan, Seconds, forecast, lan
 from lightsae.estimate.forecast import seconds_of
 from lightsae.formats.files import write_atomically
 from lightsae.lm.dtypes import DTYPES
+from lightsae.training.latent_parallel import NAME
 from lightsae.training.module import SAEModule
 
 _PARTS = {
@@ -162,6 +163,11 @@ def plan_of(config: Any, module: SAEModule, data: ActivationDataModule, tokens: 
         tokens: Another length.
     """
     trainer = config.trainer
+    if trainer.strategy == NAME:
+        raise ConfigError(
+            f"trainer.strategy is {NAME!r}, and an estimate knows devices with whole SAEs alone; for a dictionary of "
+            "which each device has a share, estimate one of that share (--model.sae.d_sae)."
+        )
     with section("data"):
         if data.reads_text:
             _ = data.text
