@@ -6,12 +6,15 @@ Held against Lightning 2.6, PyTorch 2.13 and transformers 5.23: when a version b
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
 
 
 def render_chat(
@@ -125,3 +128,28 @@ def without_observer() -> Iterator[None]:
 def keep_from_ddp(module: LightningModule, names: Iterable[str]) -> None:
     """Have DDP leave these parameters and buffers as each rank has them."""
     module._ddp_params_and_buffers_to_ignore = list(names)  # type: ignore[assignment]
+
+
+def swapped_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> AbstractContextManager[None]:
+    """While open, a module's parameters and buffers of these names are the given tensors, whatever is called."""
+    context: AbstractContextManager[None] = _reparametrize_module(module, tensors)
+    return context
+
+
+def data_ranks(trainer: Trainer) -> tuple[int, int]:
+    """Return this process's number among those with batches of their own, and how many there are.
+
+    With a model-parallel strategy several processes share a batch; otherwise each has its own.
+    """
+    data, shards = grid_of(trainer)
+    return trainer.global_rank // shards, data
+
+
+def grid_of(trainer: Trainer) -> tuple[int, int]:
+    """Return how many processes have batches of their own, and to how many a model is dealt; also before they start."""
+    strategy: Any = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return trainer.num_devices * trainer.num_nodes, 1
+    sizes = strategy._data_parallel_size, strategy._tensor_parallel_size
+    data = trainer.num_nodes if sizes[0] == "auto" else int(sizes[0])
+    return data, trainer.num_devices if sizes[1] == "auto" else int(sizes[1])

@@ -159,6 +159,9 @@ def _follow(words: list[str], where: str, command: Callable[..., str], monkeypat
             _parse(args, where, monkeypatch)
         else:
             command(*args, *RUN[beginning].split())
+    elif program in ("torchrun", "srun"):
+        # What starts the processes of a run; behind it the command as it would be typed.
+        _parse(args[args.index("lightsae") + 1 :], where, monkeypatch)
     elif program == "python":
         script = (ROOT / args[0]).read_text()
         assert all(f'"{option}"' in script for option in args if option.startswith("--")), where

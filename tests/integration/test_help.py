@@ -28,7 +28,7 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return int(request.param)
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "open", "convert", "sites"])
+@pytest.mark.parametrize("command", ["fit", "estimate", "validate", "open", "convert", "sites"])
 def test_fits_into_the_terminal(command: str, width: int, lightsae: Run) -> None:
     shown = lightsae(command, "--help")
     assert shown.code == 0

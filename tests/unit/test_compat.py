@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
+from torch import nn
 
 from lightsae import compat
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
@@ -117,3 +120,27 @@ def test_a_chat_template_says_what_stands_in_its_generation_tags() -> None:
     plain = "{% for m in messages %}{{ 'x' if 'tool_calls' in m }}{{ m.content }}{% endfor %}"
     assert compat.render_chat(plain, talk, {}) == ("abc", [])
     assert not compat.has_generation_tags(plain)
+
+
+def test_swapped_tensors_are_seen_by_all_that_is_called() -> None:
+    module = nn.Linear(2, 1)
+    before, other = module.weight, torch.ones(1, 2)
+    with compat.swapped_tensors(module, {"weight": other}):
+        assert module.weight is other
+        assert module(torch.ones(2)).item() == pytest.approx(2 + module.bias.item())
+    assert module.weight is before
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "grid"),
+    [
+        ("auto", 1, (1, 1)),
+        ("ddp", 2, (2, 1)),
+        (ModelParallelStrategy(), 4, (1, 4)),
+        (ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=2), 4, (2, 2)),
+    ],
+)
+def test_the_grid_of_processes_is_known_before_they_start(strategy: Any, devices: int, grid: tuple[int, int]) -> None:
+    trainer = Trainer(accelerator="cpu", devices=devices, strategy=strategy, logger=False, enable_checkpointing=False)
+    assert compat.grid_of(trainer) == grid
+    assert compat.data_ranks(trainer) == (0, grid[0])

@@ -31,7 +31,7 @@ from lightsae.activations.stream import (
 )
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timings import Timings
-from lightsae.compat import set_max_steps
+from lightsae.compat import data_ranks, set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section
 from lightsae.lm import LanguageModel
 from lightsae.lm.dtypes import DTYPES, choose_dtype, dtype_name, warn_if_slow
@@ -192,7 +192,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             self.source.language_models.clear()
         self.chosen_dtype, device = dtype, trainer.strategy.root_device
         whole = any(getattr(callback, "needs_full_language_model", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        process = Process(self._sites_of_the_run(), device, dtype, trainer.global_rank, trainer.world_size, whole)
+        process = Process(self._sites_of_the_run(), device, dtype, *data_ranks(trainer), whole)
         if stage == "fit" and self._stream is None:
             self._stream = self._open_stream(trainer, process)
         if self._validation is None:
@@ -228,15 +228,15 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         if trainer.max_steps > 0:
             batches = trainer.max_steps * accumulated
         elif self.training_tokens is not None:
-            batches = max(1, self.training_tokens // (self.batch_tokens * trainer.world_size))
+            batches = max(1, self.training_tokens // (self.batch_tokens * data_ranks(trainer)[1]))
             set_max_steps(trainer, max(1, batches // accumulated))
         elif epoch_tokens is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            batches = max(1, epoch_tokens // (self.batch_tokens * trainer.world_size))
+            batches = max(1, epoch_tokens // (self.batch_tokens * data_ranks(trainer)[1]))
             epochs = trainer.max_epochs
         else:
             length = f"{arg('max_steps', 'trainer')} or {arg('training_tokens')}"
             raise ConfigError(f"How long is the run? Give {length}.")
-        self.run_tokens = batches * epochs * self.batch_tokens * trainer.world_size
+        self.run_tokens = batches * epochs * self.batch_tokens * data_ranks(trainer)[1]
         return batches, epochs
 
     # -- what Lightning calls -----------------------------------------------------------------------------------------

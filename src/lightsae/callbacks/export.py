@@ -69,10 +69,10 @@ class ExportSAE(SAECallback):
             self._exported_step = trainer.global_step
 
     def _write(self, trainer: Trainer, folder: Path) -> None:
+        saes = self.module.whole_saes()
         if not writes_files(trainer):
             return
         where = provenance(trainer, self.module, self.folder)
-        saes = self.module.each_sae()
         with self.timings.measure("saving"), replace_folder_atomically(folder) as staged:
             if len(saes) == 1:
                 write_sae(next(iter(saes.values())), staged, where)

@@ -25,6 +25,7 @@ from lightsae.metrics import (
     token_kl_divergence,
 )
 from lightsae.sae import SiteRef, SparseAutoencoder, Widths
+from lightsae.sae.ranks import shard
 
 Sites = tuple[SiteRef, ...]
 
@@ -108,7 +109,8 @@ class LanguageModelMetrics(SAECallback):
         dataloader_idx: int = 0,
     ) -> None:
         model = self._language_model
-        if model is None or (rows := self._take_rows(batch)) is None:
+        # Of the processes that share a batch, since each has some of the latents, one measures.
+        if model is None or shard() > 0 or (rows := self._take_rows(batch)) is None:
             return
         self._rows.append(rows)
         counted_tokens = rows.tokens.numel()

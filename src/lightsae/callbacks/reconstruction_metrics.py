@@ -3,6 +3,7 @@
 Axes: T tokens, F latents.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from lightsae.activations.roles import ROLES
 from lightsae.callbacks.base import SAECallback, add_histogram, log_once
 from lightsae.metrics import GroupedReconstruction, LatentFrequencies, ReconstructionStatistics, TokenMean
 from lightsae.sae import SAEOutput, SparseAutoencoder
+from lightsae.sae.ranks import shard
 from lightsae.sae.sparse_ops import Latents, as_sparse
+from lightsae.training.latent_parallel import own_share, whole_output, whole_tensor
 
 HISTOGRAM_VALUES = 100_000
 
@@ -65,12 +68,13 @@ class ReconstructionMetrics(SAECallback):
         if step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        for name, output in outputs["outputs"].items():
+        for name, of_device in outputs["outputs"].items():
+            output = whole_output(self.module.each_sae()[name], of_device)
             statistics = ReconstructionStatistics(output.x_hat.shape[1], sync_on_compute=False).to(self.module.device)
             sinks = batch.sinks_at(self.module.each_sae()[name].widths.predicted)
             statistics.update(self.module.targets(name, batch), output.x_hat, l0_per_token(output.latents), sinks)
             figures = statistics.compute()
-            dead = self.module.latent_usage(name).dead.double().mean()
+            dead = whole_tensor(self.module.latent_usage(name).dead).double().mean()
             # One wait for the device here. Lightning reads what is on the progress bar in every later step too, and
             # would wait each time if it were still on the device.
             values = torch.stack([figures["fve"], figures["fve_no_sinks"], figures["l0"], dead]).float().tolist()
@@ -96,11 +100,15 @@ class ReconstructionMetrics(SAECallback):
         dataloader_idx: int = 0,
     ) -> None:
         for name, sae in self.module.each_sae().items():
+            if name in self._l0_in_training:
+                in_training = latents_in_training(sae, outputs[name])
+            if shard() > 0:
+                continue  # another process has the same batch
             x, output, sinks = self.module.targets(name, batch), outputs[name], batch.sinks_at(sae.widths.predicted)
             self._statistics[name].update(x, output.x_hat, l0_per_token(output.latents), sinks)
             self._frequencies[name].update(firing_counts(output.latents), len(batch))
             if name in self._l0_in_training:
-                self._l0_in_training[name].update(l0_per_token(latents_in_training(sae, output)))
+                self._l0_in_training[name].update(l0_per_token(in_training))
             self._update_groups(name, batch, output)
             if batch_idx == 0 and not trainer.sanity_checking:
                 values = positive_latents(output, ~sinks)
@@ -116,9 +124,10 @@ class ReconstructionMetrics(SAECallback):
                     figures |= self._groups.pop((name, groups)).compute()
             frequencies = figures.pop("log10_frequencies")
             self.log_pooled(name, figures)
+            norms = whole_tensor(sae.W_dec.detach()).norm(dim=1)
             if not trainer.sanity_checking:
                 add_histogram(trainer, self.module.tag(name, "histogram/log10_firing_frequency"), frequencies)
-                add_histogram(trainer, self.module.tag(name, "histogram/decoder_norm"), sae.W_dec.detach().norm(dim=1))
+                add_histogram(trainer, self.module.tag(name, "histogram/decoder_norm"), norms)
 
     def _update_groups(self, name: str, batch: ActivationBatch, output: SAEOutput) -> None:
         """Add a batch to the figures by role and by dataset."""
@@ -140,9 +149,11 @@ def latents_in_training(sae: SparseAutoencoder, output: SAEOutput) -> Latents:
     """Return the latents that the same input would have in training."""
     sae.train()
     try:
-        return sae.encode_normalised(output.x_normalised)
+        with own_share(sae):
+            latents = sae.encode_normalised(output.x_normalised)
     finally:
         sae.eval()
+    return whole_output(sae, replace(output, latents=latents)).latents
 
 
 def l0_per_token(latents: Latents) -> Int[Tensor, " T"]:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.callbacks.base import SAECallback
+from lightsae.errors import ConfigError, arg
 from lightsae.randomness import keyed_generator
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
+from lightsae.training.latent_parallel import NAME, LatentParallelStrategy
 
 ENCODER_NORM_SHARE = 0.2
 POOL_TOKENS = 819_200
@@ -49,6 +51,14 @@ class DeadLatentResampling(SAECallback):
         self._refuse_if(at_most is not None and at_most < 1, "at_most", at_most, "write 1 or more, or leave it out")
         self.steps, self.at_most = frozenset(steps), at_most
         self._step_before = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if isinstance(trainer.strategy, LatentParallelStrategy):
+            raise ConfigError(
+                f"{type(self).__name__} does not go with {arg('strategy', 'trainer')} {NAME}: it draws for latents of "
+                "all devices. Leave it out; JumpReLU and TopK bring dead latents back by their losses."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step_before = trainer.global_step

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightsae.callbacks.base import run_folder
 from lightsae.compat import save_now, validate_after_this_batch
-from lightsae.sae.usage import is_distributed, over_ranks
+from lightsae.sae.ranks import is_distributed, over_all
 
 
 class Interrupted(KeyboardInterrupt):
@@ -94,7 +94,7 @@ class RunCheckpoint(ModelCheckpoint):
         if not is_distributed():
             return self._asked_to_stop
         asked = torch.tensor(self._asked_to_stop, device=trainer.strategy.root_device)
-        return int(over_ranks(asked, "max"))
+        return int(over_all(asked, "max"))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)

@@ -13,6 +13,7 @@ from lightsae.version import version
 COMMANDS = {
     "fit": "Train a sparse autoencoder on a language model's activations; go on with a run that was stopped.",
     "cache": "Write a language model's activations to disk once, for many runs to train on at full speed.",
+    "estimate": "Say what a run will take before it is begun: tokens per second, hours, memory, cost.",
     "validate": "Measure a trained one on held-out text: a table, TensorBoard, validation.json.",
     "evaluate": "Judge SAEs on held-out text: figures with their noise, beside an SAE that learned nothing.",
     "diagnose": "Search for the reason why an SAE reconstructs badly: site, scale, threshold, ...",
@@ -83,6 +84,10 @@ def _runner(command: str, args: list[str]) -> Callable[[list[str]], int]:
         from lightsae.cli.training.training_cli import run_training
 
         return lambda rest: run_training(command, rest)
+    if command == "estimate":
+        from lightsae.cli.training.estimating import run_estimate
+
+        return run_estimate
     run = getattr(import_module(f"lightsae.cli.commands.{command}"), f"run_{command}")
     return run
 

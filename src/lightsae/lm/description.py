@@ -32,6 +32,7 @@ class ModelDescription:
         max_context: Longest row that the model takes, in tokens; None where nothing limits it.
         has_next_token_head: Whether it predicts the next token. False for encoders such as BERT.
         reads_images: Whether it takes pixel values in the place of tokens, as ViT does.
+        shapes_only: Inside of what the forward passes of a model without memory run; None where there are weights.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class ModelDescription:
         self.max_context: int | None = getattr(text, "max_position_embeddings", None)
         self.has_next_token_head = has_next_token_head(config)
         self.reads_images = reads_images(model)
-        self._mode: FakeTensorMode | None = mode
+        self.shapes_only = mode
         self._load = load
         self._sites: dict[str, Site] = {}
         self._widths: dict[str, int] = {}
@@ -107,7 +108,7 @@ class ModelDescription:
         if not new:
             return
         try:
-            with nullcontext() if self._mode is None else on_shapes(self._mode):
+            with nullcontext() if self.shapes_only is None else on_shapes(self.shapes_only):
                 captured = capture(self.model, self._small_input(), new)
             self._widths |= {name: activations.shape[-1] for name, activations in captured.items()}
         except SiteError:

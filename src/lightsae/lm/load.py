@@ -254,6 +254,23 @@ def load_weights(
     return model.eval().requires_grad_(False)
 
 
+def random_model(name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """Make the model that `config` describes, without a head, with the random weights of a training's start.
+
+    Raises:
+        ModelError: transformers cannot build it, or lacks a library for it.
+    """
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            model = AutoModel.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise _lacks_library(name, error) from None
+    except Exception as error:  # whatever a modelling file raises at numbers that do not fit together
+        raise ModelError(f"{_named(name)}, but its config.json cannot be used: {short(error)}") from None
+    model.config.pad_token_id = None
+    return model.eval().requires_grad_(False)
+
+
 def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> Any:
     """Load the tokenizer.
 

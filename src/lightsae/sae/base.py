@@ -19,6 +19,7 @@ from lightsae.errors import ActivationError, ConfigError, arg, under
 from lightsae.sae.initialise import Normalisation, geometric_median, measure_scale, random_like
 from lightsae.sae.mechanisms.base import Encoding, Mechanism
 from lightsae.sae.output import SAEOutput
+from lightsae.sae.ranks import sum_over_shards, used_by_shards
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements, align
 from lightsae.sae.sites import SiteRef, Widths
 from lightsae.sae.sparse_ops import Latents, Selection, SparseLatents, as_sparse, decode, encode_selected
@@ -243,7 +244,7 @@ class SparseAutoencoder(nn.Module):
 
     def decode_frozen(self, latents: Latents, x: Float[Tensor, "T D"]) -> Float[Tensor, "T O"]:
         """Return the normalised prediction from latents, with no gradient to the decoder."""
-        return decode(latents, self.W_dec.detach()) + self.b_dec.detach()
+        return sum_over_shards(decode(latents, self.W_dec.detach())) + self.b_dec.detach()
 
     def decoder_norms(self) -> Float[Tensor, " F"]:
         """Return the norm of each latent's decoder row, as sparsity penalties weigh it."""
@@ -309,7 +310,7 @@ class SparseAutoencoder(nn.Module):
     def centre(self) -> Float[Tensor, " D"] | None:
         """What is subtracted from normalised inputs before encoding."""
         chosen = self.refinements.centre_input
-        return self.b_dec if (self.mechanism.centres_input if chosen is None else chosen) else None
+        return used_by_shards(self.b_dec) if (self.mechanism.centres_input if chosen is None else chosen) else None
 
     def _encoding(self, x: Tensor) -> Encoding:
         first = self._first(x) if self.refinements.second_step else None
@@ -332,7 +333,7 @@ class SparseAutoencoder(nn.Module):
 
     def _decoded(self, latents: Latents, x: Tensor) -> Tensor:
         """Return the normalised prediction; `x` is the normalised input, for structures that use it here too."""
-        return decode(latents, self.W_dec) + self.b_dec
+        return sum_over_shards(decode(latents, self.W_dec)) + self.b_dec
 
     def _pre(self, x: Tensor) -> Tensor:
         centred = x if self.centre is None else x - self.centre

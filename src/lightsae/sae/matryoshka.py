@@ -20,10 +20,10 @@ from lightsae.sae.mechanisms.base import Mechanism
 from lightsae.sae.mechanisms.group_max import GroupMax
 from lightsae.sae.mechanisms.topk import TopK
 from lightsae.sae.output import SAEOutput
+from lightsae.sae.ranks import over_ranks
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import SparseLatents, SparsePattern, decode
-from lightsae.sae.usage import over_ranks
 
 GROUPS = 5
 DECAY = 0.99
@@ -115,17 +115,19 @@ class Matryoshka(SparseAutoencoder):
         if self.order == "frequency":
             latents = output.latents
             assert isinstance(latents, SparseLatents)
-            counts = torch.zeros_like(self.frequency)
+            # Counts, and last the tokens: whole numbers, whose sum is the same however they are dealt to ranks.
+            counts = torch.zeros(self.d_sae + 1, dtype=torch.float32, device=self.frequency.device)
             fired = (latents.values.detach() > 0).to(counts.dtype)
-            self._fired.append(counts.scatter_add_(0, latents.indices, fired) / latents.pattern.tokens)
+            counts[-1] = latents.pattern.tokens
+            self._fired.append(counts.scatter_add_(0, latents.indices, fired))
 
     @torch.no_grad()
     def commit(self) -> None:
         super().commit()
         if self.order == "frequency":
-            fired = over_ranks(torch.stack(self._fired).mean(0), "mean")
+            counts = over_ranks(torch.stack(self._fired).sum(0), "sum")
             self._fired.clear()
-            self.frequency.lerp_(fired, 1 - DECAY)
+            self.frequency.lerp_((counts[:-1] / counts[-1]).to(self.frequency.dtype), 1 - DECAY)
 
     def _group_of_latents(self) -> Int[Tensor, " F"]:
         """Return the first prefix that each latent belongs to."""

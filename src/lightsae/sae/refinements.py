@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.errors import ConfigError, arg
+from lightsae.sae.ranks import over_batch, softmax_over_batch
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import Latents, SparseLatents, as_sparse, row_products
 from lightsae.sae.token_norm import TokenNorm
@@ -65,8 +66,8 @@ class Refinements:
         if not self.tilt:
             return errors.mean()
         fixed = errors.detach()
-        weights = (self.tilt * fixed / fixed.mean().clamp_min(torch.finfo(fixed.dtype).tiny)).softmax(0)
-        return weights @ errors
+        mean = over_batch(fixed.mean(), "mean").clamp_min(torch.finfo(fixed.dtype).tiny)
+        return softmax_over_batch(self.tilt * fixed / mean) @ errors
 
     def pruned(
         self, latents: Latents, residual: Float[Tensor, "T D"], W_dec: Float[Tensor, "F D"], threshold: float

@@ -5,29 +5,13 @@ Axes: F latents. Windows are counted in tokens, never in steps.
 Lives beside the SAE, not in it: an export does not carry it, a checkpoint does.
 """
 
-from typing import Literal
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from lightsae.sae.ranks import over_ranks
 from lightsae.sae.sparse_ops import Latents
-
-
-def is_distributed() -> bool:
-    """Return whether several processes train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def over_ranks(values: Tensor, reduction: Literal["sum", "mean", "max"]) -> Tensor:
-    """Reduce a tensor over all processes, in place, and return it; with a single one it stays as it is."""
-    if is_distributed():
-        op = torch.distributed.ReduceOp.MAX if reduction == "max" else torch.distributed.ReduceOp.SUM
-        torch.distributed.all_reduce(values, op)
-        if reduction == "mean":
-            values /= torch.distributed.get_world_size()
-    return values
 
 
 class LatentUsage(nn.Module):

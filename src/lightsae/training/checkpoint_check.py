@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.compat import batches_trained, fit_progress, forget_loaders, steps_trained
+from lightsae.compat import batches_trained, data_ranks, fit_progress, forget_loaders, steps_trained
 from lightsae.errors import CheckpointError
 from lightsae.formats.checkpoint import present_names
 from lightsae.formats.native import plain
@@ -101,7 +101,7 @@ def check_resumable(
         place = checkpoint.get(type(data).__qualname__)
         if place is None:
             raise _unusable(name, "it does not say where in the data the run stopped")
-        data.check_place(place, trainer.num_devices * trainer.num_nodes)
+        data.check_place(place, data_ranks(trainer)[1])
         if (served := place["served_batches"]) != (trained := batches_trained(progress)):
             raise _unusable(name, f"it stopped after batch {served} of the data, but has trained on {trained}")
 

@@ -18,20 +18,29 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timings import Timings
-from lightsae.compat import keep_from_ddp, logs_after
+from lightsae.compat import data_ranks, keep_from_ddp, logs_after
 from lightsae.errors import ConfigError, arg, section, under
 from lightsae.formats.checkpoint import present_names
 from lightsae.formats.native import widths_entry
 from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
-from lightsae.sae.usage import is_distributed
+from lightsae.sae.ranks import one_batch
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable, describe, leave_out
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
 from lightsae.training.kl import KL, SMALLEST_KL, check_kl, kl_term, rows_for_kl
+from lightsae.training.latent_parallel import (
+    check_run,
+    deal_out,
+    latent_mesh,
+    mean_gradients,
+    own_share,
+    whole_output,
+    whole_sae,
+)
 from lightsae.training.optimiser import normalise_gradients
 from lightsae.training.resumed import ResumedFrom
 from lightsae.training.schedules import Schedule
-from lightsae.training.start import TIED, check_start, start_weights
+from lightsae.training.start import TIED, check_start, start_in_run
 
 if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
@@ -119,9 +128,13 @@ class SAEModule(LightningModule):
             dead_after = DEAD_AFTER
             if data.run_tokens is not None:
                 dead_after = max(1, min(DEAD_AFTER, int(DEAD_AFTER_SHARE * data.run_tokens)))
-        for name, sae in self.build(data).items():
+        built, mesh = self.build(data), latent_mesh(self.trainer)
+        check_run(self.trainer, built, data, self.coefficients)
+        for name, sae in built.items():
             self.saes[name] = sae
-            self.usage[name] = LatentUsage(sae.d_sae, dead_after)
+            self.usage[name] = usage = LatentUsage(sae.d_sae, dead_after)
+            if mesh is not None:
+                deal_out(sae, usage, mesh)
         # What is measured in training is reduced by `commit`; DDP would overwrite it with what rank 0 has.
         ignored = [f"usage.{name}" for name, _ in self.usage.named_buffers()]
         ignored += [f"saes.{name}" for name, _ in self.saes.named_buffers()]
@@ -180,16 +193,17 @@ class SAEModule(LightningModule):
         data = self.data
         for name, sae in self.each_sae().items():
             sample = data.sample_without_sinks({**sae.widths.read, **sae.widths.predicted})
-            start_weights(sae, self.entries[name].start or self.start, sample, data.normalisation, data.seed)
-            if is_distributed():
-                # Each rank measured its own fill, and DDP has shared the weights already: rank 0's start is all's.
-                for tensor in sae.state_dict().values():
-                    torch.distributed.broadcast(tensor, src=0)
+            start = self.entries[name].start or self.start
+            start_in_run(sae, start, sample, data.normalisation, data.seed, self.trainer)
         self._started = True
 
     def each_sae(self) -> dict[str, SparseAutoencoder]:
         """Return the SAEs by name, typed."""
         return {name: sae for name, sae in self.saes.items() if isinstance(sae, SparseAutoencoder)}
+
+    def whole_saes(self) -> dict[str, SparseAutoencoder]:
+        """Return the SAEs with all their latents, wherever those lie; every process has to ask for it."""
+        return {name: whole_sae(sae) for name, sae in self.each_sae().items()}
 
     def latent_usage(self, name: str) -> LatentUsage:
         usage = self.usage[name]
@@ -228,8 +242,12 @@ class SAEModule(LightningModule):
         for name, sae in self.each_sae().items():
             sae.progress = step / total
             target = self.targets(name, batch).float()
-            output = sae(self.inputs(name, batch))
-            terms = sae.loss_terms(target, output, self.latent_usage(name))
+            usage = self.latent_usage(name)
+            with own_share(sae, usage), one_batch():
+                output = sae(self.inputs(name, batch))
+                terms = sae.loss_terms(target, output, usage)
+                usage.observe(output.latents)
+                sae.observe(output)
             weights = {term: self.coefficients[name][term].at(step, total) for term in terms}
             loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
             if KL in self.coefficients[name] and (weight := self.coefficients[name][KL].at(step, total)):
@@ -237,20 +255,24 @@ class SAEModule(LightningModule):
                 # One is in nats, the other in squared activations: each step brings them to the same size.
                 weights[KL] = weight * loss.detach() / terms[KL].detach().clamp_min(SMALLEST_KL)
                 loss = loss + weights[KL] * terms[KL]
-            self.latent_usage(name).observe(output.latents)
-            sae.observe(output)
             if logs:
                 figures: dict[str, Tensor | float] = {"train/loss": loss.detach()}
                 figures |= {f"train/{term}": value.detach() for term, value in terms.items()}
                 figures |= {f"train/coefficient/{term}": weight for term, weight in weights.items()}
-                self.log_dict({self.tag(name, key): value for key, value in figures.items()}, batch_size=len(batch))
+                tagged = {self.tag(name, key): value for key, value in figures.items()}
+                self.log_dict(tagged, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
             losses.append(loss)
             outputs[name] = output.detach()
-        self._tokens_in_step += len(batch) * self.trainer.world_size
+        self._tokens_in_step += len(batch) * data_ranks(self.trainer)[1]
         return {"loss": torch.stack(losses).sum(), "outputs": outputs}
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, SAEOutput]:
-        return {name: sae(self.inputs(name, batch)) for name, sae in self.each_sae().items()}
+        outputs = {}
+        for name, sae in self.each_sae().items():
+            with own_share(sae):
+                output = sae(self.inputs(name, batch))
+            outputs[name] = whole_output(sae, output)
+        return outputs
 
     def configure_gradient_clipping(
         self,
@@ -267,7 +289,9 @@ class SAEModule(LightningModule):
             # With 16-mixed the loss is scaled, and fused Adam would take the scale out after this.
             scaler.unscale_(optimizer)
         for sae in self.each_sae().values():
-            sae.before_step()
+            mean_gradients(sae)
+            with torch.no_grad(), own_share(sae):
+                sae.before_step()
             if not gradient_clip_val:
                 normalise_gradients(sae.parameters())
             elif gradient_clip_algorithm == "value":
@@ -285,8 +309,10 @@ class SAEModule(LightningModule):
         with self.timings.measure("sae_step", self.device):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             for name, sae in self.each_sae().items():
-                sae.commit()
-                self.latent_usage(name).commit()
+                usage = self.latent_usage(name)
+                with torch.no_grad(), own_share(sae, usage):
+                    sae.commit()
+                    usage.commit()
         self.tokens_seen += self._tokens_in_step
         self._tokens_in_step = 0
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 @torch.no_grad()
@@ -16,5 +17,8 @@ def normalise_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """
     for parameter in parameters:
         if parameter.grad is not None:
-            norm = torch.linalg.vector_norm(parameter.grad)
-            parameter.grad.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))
+            gradient, norm = parameter.grad, torch.linalg.vector_norm(parameter.grad)
+            if isinstance(gradient, DTensor):
+                norm = norm.full_tensor()
+                gradient = gradient.to_local()
+            gradient.div_(norm.clamp_min(torch.finfo(norm.dtype).tiny))

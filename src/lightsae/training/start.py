@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -11,7 +12,10 @@ from lightsae.errors import ActivationError, ConfigError, arg, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.randomness import keyed_generator
 from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae.initialise import Normalisation
+from lightsae.sae.ranks import alone, is_distributed
 from lightsae.sae.units import bring_rows_to_norm_1, normalise
+from lightsae.training.latent_parallel import is_dealt_out, share_start
 
 TIED, DATA = "tied", "data"
 # By this share norms differ where they are meant to be the same.
@@ -95,3 +99,28 @@ def start_weights(
                     "are now chosen by what they add, so that the training starts near the saved SAE and not at it."
                 )
     sae.constrain()
+
+
+def start_in_run(
+    sae: SparseAutoencoder,
+    start: str,
+    sample: Mapping[SiteRef, Tensor],
+    normalisation: Normalisation,
+    seed: int,
+    trainer: Trainer,
+) -> None:
+    """Start an SAE on every process of a run alike, wherever its latents lie; see `start_weights`.
+
+    Each process has a sample of its own: the first one's start is that of all.
+    """
+    if is_dealt_out(sae):
+        # A start looks at all latents at once: the whole SAE, on the host, for as long as that takes.
+        with alone():
+            whole = type(sae)(sae.widths, **sae.settings)
+            start_weights(whole, start, {site: values.cpu() for site, values in sample.items()}, normalisation, seed)
+        share_start(sae, whole, trainer)
+        return
+    start_weights(sae, start, sample, normalisation, seed)
+    if is_distributed():
+        for tensor in sae.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)

@@ -232,9 +232,9 @@ def test_it_settles_where_the_l0_of_both_modes_agree(normal: Normal) -> None:
 
 
 def test_the_smallest_above_zero() -> None:
-    otherwise = torch.tensor(7.0)
-    assert smallest_positive(torch.tensor([0.0, 3.0, 2.0, 0.0]), otherwise) == 2
-    assert smallest_positive(torch.tensor([0.0, 0.0]), otherwise) == 7
+    assert smallest_positive(torch.tensor([0.0, 3.0, 2.0, 0.0])) == 2
+    assert smallest_positive(torch.tensor([0.0, 0.0])) == torch.inf
+    assert smallest_positive(torch.tensor([])) == torch.inf
 
 
 # -- losses ----------------------------------------------------------------------------------------------------------

@@ -312,8 +312,8 @@ def test_two_processes_agree_on_all_that_is_measured(
     assert first["smallest"] != second["smallest"], "each rank has batches of its own"
     assert (first["state"]["saes.matryoshka.frequency"] > 0).any()
     assert first["state"]["saes.annealed.mechanism.rescale"] != 1
-    # The threshold moves towards the mean of what the ranks' batches kept.
+    # The threshold moves towards the smallest that the batch of all ranks kept.
     thresholds = first["thresholds"]
-    means = [(a + b) / 2 for a, b in zip(first["smallest"], second["smallest"], strict=True)]
-    expected = [DECAY * before + (1 - DECAY) * mean for before, mean in zip(thresholds, means[1:], strict=False)]
+    smallest = [min(pair) for pair in zip(first["smallest"], second["smallest"], strict=True)]
+    expected = [DECAY * before + (1 - DECAY) * kept for before, kept in zip(thresholds, smallest[1:], strict=False)]
     assert thresholds[1:] == pytest.approx(expected, rel=1e-5)

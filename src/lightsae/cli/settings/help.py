@@ -21,6 +21,11 @@ _EXAMPLES = {
       --model.sae.k 32 --trainer.max_steps 20000
 
   lightsae fit --config lightning_logs/version_0/config.yaml --ckpt_path last""",
+    "estimate": """\
+  lightsae estimate --config configs/quickstart.yaml
+
+  lightsae estimate --config FILE.yaml --tokens 1_000_000_000 \
+      --trainer.devices 8 --price_per_hour 3 --flops 4e14 --bandwidth 3e12""",
     "validate": """\
   lightsae validate --config lightning_logs/version_0/config.yaml \\
       --ckpt_path last""",
@@ -74,6 +79,7 @@ _REFINEMENTS = "model.sae.refinements"
 _CKPT_PATH = {
     "fit": "Go on from this checkpoint. `last`, with --config RUN/config.yaml: that run's own, in that run's folder.",
     "validate": "The checkpoint to measure. `last`, with --config RUN/config.yaml: that run's own.",
+    "estimate": "Not looked at: the estimate is of the whole run.",
 }
 _NAMES_OF_VALUES = {
     "config": "FILE",
@@ -141,7 +147,7 @@ def arranged(
     """Return the settings of a command in the order in which a newcomer needs them.
 
     Args:
-        command: `fit` or `validate`.
+        command: `fit`, `validate` or `estimate`.
         actions: All of them.
         actions_of: Gives those of a variant, named as they are written behind --model.sae.
     """
@@ -157,6 +163,10 @@ def arranged(
     def take_all(*sections: str) -> list[argparse.Action]:
         return take(*[name for name in left if name.startswith(tuple(f"{section}." for section in sections))])
 
+    if command == "estimate":
+        own = take("config", "tokens", "price_per_hour", "flops", "bandwidth", "out", "help")
+        others = "Everything in `lightsae fit --help` can be set here too, in the same words."
+        return [Section("Examples", _EXAMPLES[command]), Section("General", None, own), Section("Further", others)]
     begin = take("config", "ckpt_path", "seed_everything", "allow_classes", "print_config", "help")
     data = take(*(f"data.{name}" for name in _DATA))
     model = take("model.sae", "model.saes")

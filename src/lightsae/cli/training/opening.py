@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lightsae.callbacks.base import run_folder
+from lightsae.compat import data_ranks
 from lightsae.formats.files import shown
 from lightsae.lm.dtypes import dtype_name, speed_of_bfloat16
 from lightsae.sae import SparseAutoencoder
@@ -98,7 +99,7 @@ def _source(data: Any) -> str:
 def _length(command: str, data: Any, trainer: Trainer) -> str:
     if command == "validate":
         return f"{data.val_tokens:,} held-out tokens"
-    per_step = data.batch_tokens * trainer.num_devices * trainer.num_nodes * trainer.accumulate_grad_batches
+    per_step = data.batch_tokens * data_ranks(trainer)[1] * trainer.accumulate_grad_batches
     if trainer.max_steps > 0:
         steps = trainer.max_steps
     elif data.training_tokens is not None:

@@ -27,6 +27,7 @@ from lightsae.formats.checkpoint import read_checkpoint
 from lightsae.sae import VARIANTS, SparseAutoencoder
 from lightsae.tracking import is_installed
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable
+from lightsae.training.latent_parallel import check_run
 from lightsae.training.module import SAEModule
 
 _ACCELERATORS = {"cpu": CPUAccelerator, "cuda": CUDAAccelerator, "mps": MPSAccelerator, "tpu": XLAAccelerator}
@@ -49,7 +50,7 @@ def check_settings(command: str, config: Any) -> None:
     """Raise where settings contradict each other, or ask for hardware that is not there.
 
     Args:
-        command: `fit` or `validate`.
+        command: `fit`, `validate` or `estimate`.
         config: The settings, parsed, nothing made of them yet.
     """
     data, trainer = config.data, config.trainer
@@ -74,10 +75,11 @@ def check_settings(command: str, config: Any) -> None:
             f"write 32-true or bf16-mixed."
         )
     endless = trainer.max_steps < 1 and data.training_tokens is None and trainer.max_epochs is None
-    if command == "fit" and endless and not trainer.fast_dev_run:
+    if command != "validate" and endless and not trainer.fast_dev_run and not config.get("tokens"):
         raise ConfigError("The length of the run is missing; give trainer.max_steps or data.training_tokens.")
     _check_loggers(trainer.logger if isinstance(trainer.logger, list) else [trainer.logger])
-    if isinstance(trainer.accelerator, str):
+    # What is to be estimated may be elsewhere.
+    if isinstance(trainer.accelerator, str) and command != "estimate":
         _check_accelerator(trainer.accelerator)
 
 
@@ -125,6 +127,7 @@ def preflight(
     data.preflight()
     with torch.device("meta"):
         saes = module.build(data)
+    check_run(trainer, saes, data, module.coefficients)
     checkpoint: dict[str, Any] = {}
     if ckpt_path is not None:
         checkpoint = read_checkpoint(ckpt_path, mmap=True)

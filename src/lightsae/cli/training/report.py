@@ -62,6 +62,7 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str, options: 
     folder, module = run_folder(trainer), trainer.lightning_module
     assert isinstance(module, SAEModule)
     figures = {key: float(value) for key, value in trainer.callback_metrics.items() if "val/" in key}
+    saes = module.whole_saes() if command == "validate" else {}
     if not trainer.is_global_zero:
         return
     if command == "validate" and not is_dry_run(trainer):
@@ -70,7 +71,7 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str, options: 
             "checkpoint": shown(trainer.ckpt_path or ""),
             "data": data.describe(),
             # As sae.json has them: figures can be told apart from those of another step of the same run.
-            "sha256": {name: tensor_hash(sae) for name, sae in module.each_sae().items()},
+            "sha256": {name: tensor_hash(sae) for name, sae in saes.items()},
         }
         with write_atomically(folder / "validation.json") as partial:
             partial.write_text(json.dumps(document, indent=2) + "\n")

@@ -3,9 +3,10 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -93,7 +94,15 @@ _NO_NEWS = (
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI for one of the two commands."""
+    """LightningCLI for one of the two commands.
+
+    Attributes:
+        descriptions: What each command does.
+        trainer_kind: Class of the Trainer; commands are methods of it.
+    """
+
+    descriptions: ClassVar[dict[str, str]] = DESCRIPTIONS
+    trainer_kind: ClassVar[type[Trainer]] = Trainer
 
     def __init__(self, command: str, args: Sequence[str]) -> None:
         self.typed, self._options = list(args), dict(options_of(args))
@@ -103,13 +112,14 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             SAEModule,
             ActivationDataModule,
+            trainer_class=self.trainer_kind,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
             parser_class=Parser,
             parser_kwargs={
                 name: {"command": name, "description": text, "usage": f"lightsae {name} [--config FILE.yaml] [OPTIONS]"}
-                for name, text in DESCRIPTIONS.items()
+                for name, text in self.descriptions.items()
             },
             args=[command, *args],
             auto_configure_optimizers=False,
@@ -234,14 +244,20 @@ def _listed(setting: Any) -> list[Any]:
 
 def run_training(command: str, args: list[str]) -> int:
     """Run fit or validate with command-line arguments."""
-    with warnings.catch_warnings():
-        _quiet_third_parties()
+    with quiet_third_parties():
         TrainingCLI(command, args)
     return 0
 
 
-def _quiet_third_parties() -> None:
-    """Silence warnings that a user of this command can do nothing about, each by name."""
+@contextmanager
+def quiet_third_parties() -> Iterator[None]:
+    """While open, silence warnings that a user of this command can do nothing about, each by name."""
+    with warnings.catch_warnings():
+        _silence()
+        yield
+
+
+def _silence() -> None:
     # Lightning 2.6 calls jsonargparse by names that it will drop.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # Lightning 2.6 calls a function that torch 2.13 deprecates.

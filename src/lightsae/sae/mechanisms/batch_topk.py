@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightsae.sae.mechanisms.base import Encoding
 from lightsae.sae.mechanisms.topk import TopK
+from lightsae.sae.ranks import among_largest, over_all, over_batch, over_shards, ranks_of_batch, shards
 from lightsae.sae.sparse_ops import Latents, SparsePattern, encode_selected
-from lightsae.sae.usage import over_ranks
 
 DECAY = 0.9
 # Entries below this share of the threshold are left out of the selection, where enough others remain.
@@ -20,6 +20,8 @@ NEAR = 0.5
 
 class BatchTopK(TopK):
     """The batch keeps its T * k largest latents; at inference those above a threshold. Loss terms as TopK's.
+
+    With several devices the batch is that of all of them.
 
     The threshold is the running mean, over optimiser steps, of the smallest positive latent that a batch kept (the
     paper takes the plain mean; but the last ten steps or so say more about the SAE as it ends). It is stored
@@ -50,11 +52,16 @@ class BatchTopK(TopK):
     def start_from(self, pre: Float[Tensor, "T F"], b_enc: Float[Tensor, " F"]) -> None:
         values, _ = self._largest(pre, self.k, self.threshold)
         for name in self._smallest:
-            self.get_buffer(name).copy_(smallest_positive(values, self.threshold))
+            self._start_at(name, values)
+
+    def _start_at(self, name: str, values: Tensor) -> None:
+        smallest = smallest_positive(values)
+        threshold = self.get_buffer(name)
+        threshold.copy_(torch.where(smallest.isfinite(), smallest, threshold))
 
     def start_second_from(self, pre: Float[Tensor, "T F"]) -> None:
         values, _ = self._largest(pre, self.k, self.threshold)
-        self.threshold.copy_(smallest_positive(values, self.threshold))
+        self._start_at("threshold", values)
 
     def change_unit(self, factor: Float[Tensor, " _"]) -> None:
         for name in self._smallest:
@@ -83,13 +90,20 @@ class BatchTopK(TopK):
         self, pre: Float[Tensor, "T F"], k: int, threshold: Float[Tensor, ""]
     ) -> tuple[Float[Tensor, " N"], SparsePattern]:
         tokens, width = pre.shape
-        flat = pre.flatten()
-        if searches_near(pre) and len(near := (flat > NEAR * threshold).nonzero().squeeze(1)) >= tokens * k:
+        flat, wanted = pre.flatten(), tokens * k * ranks_of_batch()
+        near = None
+        if searches_near(pre):
             # A partial sort of all T * F entries would take longer than the products.
-            chosen = near[flat[near].topk(tokens * k, sorted=False).indices]
+            near = (flat > NEAR * threshold).nonzero().squeeze(1)
+            if int(over_shards(over_batch(torch.tensor(len(near)), "sum"), "sum")) < wanted:
+                near = None
+        candidates = flat if near is None else flat[near]
+        if ranks_of_batch() * shards() > 1:
+            # How many of them are this rank's own has to be known: this waits for the device.
+            chosen = among_largest(candidates, wanted).nonzero().squeeze(1)
         else:
-            chosen = flat.topk(tokens * k, sorted=False).indices
-        chosen = chosen.sort().values
+            chosen = candidates.topk(wanted, sorted=False).indices
+        chosen = (chosen if near is None else near[chosen]).sort().values
         starts = torch.arange(tokens + 1, device=pre.device) * width
         pattern = SparsePattern(chosen % width, torch.searchsorted(chosen, starts), width)
         return flat[chosen].relu(), pattern
@@ -102,14 +116,15 @@ class BatchTopK(TopK):
 
     def _note(self, name: str, latents: Latents) -> None:
         assert not isinstance(latents, Tensor)
-        self._smallest[name].append(smallest_positive(latents.values.detach(), self.get_buffer(name)))
+        self._smallest[name].append(smallest_positive(latents.values.detach()))
 
     @torch.no_grad()
     def commit(self) -> None:
         for name, noted in self._smallest.items():
-            smallest = over_ranks(torch.stack(noted).mean(), "mean")
+            smallest, threshold = over_all(torch.stack(noted), "min"), self.get_buffer(name)
             noted.clear()
-            threshold = self.get_buffer(name)
+            # A batch on which nothing fires says nothing.
+            smallest = torch.where(smallest.isfinite(), smallest, threshold.to(smallest.dtype)).mean()
             threshold.lerp_(smallest.to(threshold.dtype), 1 - DECAY)
 
     def upgrade(self, tensors: dict[str, Tensor], prefix: str) -> None:
@@ -131,7 +146,7 @@ def above(pre: Float[Tensor, "T F"], threshold: Float[Tensor, ""]) -> tuple[Floa
     return pre[tokens, indices], SparsePattern(indices, offsets, pre.shape[1])
 
 
-def smallest_positive(values: Float[Tensor, " N"], otherwise: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the smallest value above 0, or `otherwise` where none is."""
-    smallest = torch.where(values > 0, values, torch.inf).min()
-    return torch.where(smallest.isfinite(), smallest, otherwise.to(values.dtype))
+def smallest_positive(values: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Return the smallest value above 0, or infinity where none is."""
+    # Of all ranks' largest none may be this rank's own.
+    return torch.cat([torch.where(values > 0, values, torch.inf), values.new_full((1,), torch.inf)]).min()

@@ -17,6 +17,7 @@ from lightsae.errors import ConfigError, arg
 from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.mechanisms.relu import pre_activations
 from lightsae.sae.output import SAEOutput
+from lightsae.sae.ranks import sum_over_shards, with_value_of_batch
 from lightsae.sae.sites import Widths
 from lightsae.sae.straight_through import jump_relu, mean_count
 from lightsae.sae.usage import LatentUsage
@@ -118,12 +119,17 @@ class JumpReLU(Mechanism):
         assert output.pre is not None
         terms = {"mse": sae.squared_error(target, output) / target.shape[1]}
         if self.penalty == "tanh":
-            terms["tanh"] = (TANH_SCALE * output.latents * sae.decoder_norms()).tanh().sum() / len(target)
+            strengths = (TANH_SCALE * output.latents * sae.decoder_norms()).tanh()
+            terms["tanh"] = sum_over_shards(strengths.sum()) / len(target)
         else:
-            count = mean_count(output.pre, self.log_threshold.exp(), self.bandwidth)
-            terms["l0_penalty"] = count if self.target_l0 is None else (count / self.target_l0 - 1).square()
+            count = sum_over_shards(mean_count(output.pre, self.log_threshold.exp(), self.bandwidth))
+            if self.target_l0 is not None:
+                # The square of a mean over all tokens is not the mean of the ranks' squares.
+                count = (with_value_of_batch(count) / self.target_l0 - 1).square()
+            terms["l0_penalty"] = count
         dead = usage.dead_list
-        terms["pre_act"] = missing(output.pre[:, dead], self.log_threshold[dead].exp(), sae.decoder_norms()[dead])
+        lacking = missing(output.pre[:, dead], self.log_threshold[dead].exp(), sae.decoder_norms()[dead])
+        terms["pre_act"] = sum_over_shards(lacking)
         return terms
 
     @torch.no_grad()

@@ -16,8 +16,9 @@ from torch import Tensor
 from lightsae.errors import ConfigError
 from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.output import SAEOutput
+from lightsae.sae.ranks import over_all, sum_over_shards
 from lightsae.sae.sites import Widths
-from lightsae.sae.usage import LatentUsage, over_ranks
+from lightsae.sae.usage import LatentUsage
 
 DecoderNorm = Literal["free", "unit"]
 P_STEPS = 10
@@ -105,10 +106,11 @@ class ReLU(Mechanism):
             }
         # Sum over tokens first: one pass over (T, F), and the norms meet a vector only.
         firing = latents.sum(0, dtype=torch.float32 if latents.dtype == torch.bfloat16 else None) / len(latents)
-        return {"mse": mse, "l1": firing.sum() if self.unit_norm_decoder else firing @ sae.decoder_norms()}
+        l1 = firing.sum() if self.unit_norm_decoder else firing @ sae.decoder_norms()
+        return {"mse": mse, "l1": sum_over_shards(l1)}
 
     def _annealed(self, strengths: Float[Tensor, "T F"]) -> Tensor:
-        penalty = power_sum(strengths, self.p) * self.rescale
+        penalty = sum_over_shards(power_sum(strengths, self.p)) * self.rescale
         if self.training:
             fixed = strengths.detach()
             self._penalties.append(torch.stack([power_sum(fixed, self.p), power_sum(fixed, self.present_p)]))
@@ -118,7 +120,7 @@ class ReLU(Mechanism):
     def commit(self) -> None:
         if self.p_end == 1:
             return
-        before, after = (over_ranks(total, "sum") for total in torch.stack(self._penalties).sum(0).unbind())
+        before, after = (over_all(total, "sum") for total in torch.stack(self._penalties).sum(0).unbind())
         self._penalties.clear()
         p = torch.full_like(self.p, self.present_p)
         # Between the ten steps nothing moves, not by a rounding error; and a batch on which nothing fires says nothing.

@@ -15,6 +15,7 @@ from lightsae.errors import ConfigError
 from lightsae.sae import kernels
 from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.output import SAEOutput
+from lightsae.sae.ranks import largest_of_rows, over_batch, over_shards, shards, sum_over_shards
 from lightsae.sae.sites import Widths
 from lightsae.sae.sparse_ops import SparsePattern, encode_selected
 from lightsae.sae.usage import LatentUsage
@@ -87,7 +88,8 @@ class TopK(Mechanism):
     def loss_terms(
         self, sae: Structure, target: Float[Tensor, "T O"], output: SAEOutput, usage: LatentUsage
     ) -> dict[str, Tensor]:
-        spread = (target - target.mean(0)).square().sum().clamp_min(torch.finfo(target.dtype).tiny) / len(target)
+        squares = (target - over_batch(target.mean(0), "mean")).square().sum()
+        spread = over_batch(squares, "mean").clamp_min(torch.finfo(target.dtype).tiny) / len(target)
         error = (target - output.x_hat_normalised).detach()
         terms = {"mse": sae.squared_error(target, output) / spread}
         terms["auxk"] = self._auxk(sae, output.x_normalised, error, usage.dead_list)
@@ -103,27 +105,29 @@ class TopK(Mechanism):
     def _auxk(
         self, sae: Structure, x: Float[Tensor, "T D"], error: Float[Tensor, "T O"], dead: Int[Tensor, " n"]
     ) -> Tensor:
-        if len(dead) == 0:
+        number = int(over_shards(torch.tensor(len(dead), device=x.device), "sum")) if shards() > 1 else len(dead)
+        if number == 0:
             return error.new_zeros(())
         if sae.centre is not None:
             x = x - sae.centre
         latents = torch.addmm(sae.b_enc[dead], x, sae.W_enc[:, dead]).relu()
         k_aux = self.k_aux or nearest_power_of_two(sae.d_in / 2)
-        if k_aux < len(dead):
-            values, indices = latents.topk(k_aux, dim=1, sorted=False)
+        if k_aux < number:
+            values, indices = largest_of_rows(latents, k_aux)
             latents = torch.zeros_like(latents).scatter(1, indices, values)
-        predicted = latents @ sae.W_dec[dead]
-        return (error - predicted).square().sum() / error.square().sum().clamp_min(torch.finfo(error.dtype).tiny)
+        predicted = sum_over_shards(latents @ sae.W_dec[dead])
+        squares = over_batch(error.square().sum(), "mean")
+        return (error - predicted).square().sum() / squares.clamp_min(torch.finfo(error.dtype).tiny)
 
 
 def largest_of_each(pre: Float[Tensor, "T F"], k: int) -> tuple[Float[Tensor, " N"], SparsePattern]:
     """Keep each row's k largest; one that is not positive counts as 0."""
-    if kernels.used_for(pre):
+    if shards() == 1 and kernels.used_for(pre):
         from lightsae.sae.kernels.topk import topk_relu
 
         values, indices = topk_relu(pre, k)
     else:
-        values, indices = pre.topk(k, dim=1, sorted=False)
+        values, indices = largest_of_rows(pre, k)
     return values.relu().flatten(), SparsePattern.from_rows(indices, pre.shape[1])
 
 
