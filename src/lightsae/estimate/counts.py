@@ -7,9 +7,9 @@ predicted, F latents, k latents kept.
 from dataclasses import dataclass
 
 from lightsae.estimate.plan import RunPlan
+from lightsae.lm.description import ModelDescription
 from lightsae.lm.flops import flops_per_token
 from lightsae.lm.load import load_config, on_shapes, skeleton, truncated
-from lightsae.lm.model import ModelDescription
 from lightsae.sae import SparseAutoencoder
 from lightsae.sae.mechanisms import Gated, TopK
 

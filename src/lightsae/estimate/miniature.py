@@ -21,11 +21,11 @@ from lightsae.activations.stream import (
     HeldOut,
     Process,
     StreamPlan,
-    Timings,
     with_sinks,
 )
 from lightsae.activations.synthetic.fills import SyntheticFills
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.timings import Timings
 from lightsae.estimate.plan import RunPlan
 from lightsae.sae import SiteRef, Widths
 

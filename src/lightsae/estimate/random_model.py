@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import torch
 
+from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.fills import ReadSettings, read_rows
 from lightsae.activations.settings import DataSettings
-from lightsae.activations.stream import Timings
+from lightsae.activations.timings import Timings
 from lightsae.estimate.plan import RunPlan
 from lightsae.lm import LanguageModel, describe
 from lightsae.lm.flops import flops_per_token
@@ -50,7 +51,7 @@ def seconds_per_flop(
     timings = Timings()
 
     def read() -> None:
-        read_rows({data.model: model}, tokens, tokens, numbers, reading, buffers, timings)
+        read_rows({data.model: model}, TokenRows(tokens, tokens), numbers, reading, buffers, timings)
 
     return seconds_of(read) / (per_token * rows * data.context_size)
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lightsae.lm.description import ModelDescription
 from lightsae.lm.hooks import capture, no_cache
 from lightsae.lm.load import on_shapes
-from lightsae.lm.model import ModelDescription
 
 # Of the kernels of attention the counter knows those of GPUs, and shapes are on the CPU.
 _ATTENTION = {

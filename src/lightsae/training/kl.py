@@ -90,3 +90,8 @@ def kl_term(sae: SparseAutoencoder, model: LanguageModel, rows: ActivationBatch)
             divergence = token_kl_divergence(untouched, logits())
     counted = counted_targets(rows.special.reshape(shape))
     return (divergence * counted).sum() / counted.sum().clamp_min(1)
+
+
+def as_large_as(loss: Float[Tensor, ""], kl: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Return the term scaled to the size of the rest of the loss, in which one is in nats, the other in squared units."""
+    return kl * (loss.detach() / kl.detach().clamp_min(SMALLEST_KL))

@@ -27,7 +27,7 @@ from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.ranks import one_batch
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable, describe, leave_out
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
-from lightsae.training.kl import KL, SMALLEST_KL, check_kl, kl_term, rows_for_kl
+from lightsae.training.kl import KL, as_large_as, check_kl, kl_term, rows_for_kl
 from lightsae.training.latent_parallel import (
     check_run,
     deal_out,
@@ -252,9 +252,8 @@ class SAEModule(LightningModule):
             loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
             if KL in self.coefficients[name] and (weight := self.coefficients[name][KL].at(step, total)):
                 terms[KL] = kl_term(sae, self.data.whole_language_model(), rows_for_kl(self.data, batch))
-                # One is in nats, the other in squared activations: each step brings them to the same size.
-                weights[KL] = weight * loss.detach() / terms[KL].detach().clamp_min(SMALLEST_KL)
-                loss = loss + weights[KL] * terms[KL]
+                weights[KL] = weight
+                loss = loss + weight * as_large_as(loss, terms[KL])
             if logs:
                 figures: dict[str, Tensor | float] = {"train/loss": loss.detach()}
                 figures |= {f"train/{term}": value.detach() for term, value in terms.items()}
