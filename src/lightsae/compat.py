@@ -149,7 +149,8 @@ def grid_of(trainer: Trainer) -> tuple[int, int]:
     """Return how many processes have batches of their own, and to how many a model is dealt; also before they start."""
     strategy: Any = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
-        return trainer.num_devices * trainer.num_nodes, 1
+        # Until processes have started, the trainer knows of one.
+        return max(trainer.world_size, trainer.num_devices * trainer.num_nodes), 1
     sizes = strategy._data_parallel_size, strategy._tensor_parallel_size
     data = trainer.num_nodes if sizes[0] == "auto" else int(sizes[0])
     return data, trainer.num_devices if sizes[1] == "auto" else int(sizes[1])

@@ -208,7 +208,7 @@ MISTAKES = {
         without=("model.sae",),
     ),
     "an unknown loss term": Mistake(
-        "[model.]coefficients.foo: TopK has the loss terms mse, auxk.",
+        "[model.]coefficients.foo: TopK has the loss terms mse, auxk, kl.",
         module(coefficients={"foo": 1.0}),
         "--model.coefficients.foo 1",
     ),
@@ -231,7 +231,7 @@ MISTAKES = {
         yaml="model: {saes: {a: {sae: {class_path: TopK, init_args: {d_sae: 24, k: 64}}}}}",
     ),
     "a loss term of an entry": Mistake(
-        "[model.]saes.a.coefficients.foo: TopK has the loss terms mse, auxk.",
+        "[model.]saes.a.coefficients.foo: TopK has the loss terms mse, auxk, kl.",
         module(saes={"a": Entry(top_k(d_sae=24, k=4), coefficients={"foo": 1.0})}),
         without=("model.sae",),
         yaml="model: {saes: {a: {coefficients: {foo: 1}, sae: {class_path: TopK, init_args: {d_sae: 24, k: 4}}}}}",

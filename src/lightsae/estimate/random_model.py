@@ -44,14 +44,16 @@ def seconds_per_flop(
     rows = max(1, min(rows, int(_SECONDS * matrix_flops / (per_token * data.context_size))))
     size = model.vocabulary.size or 2
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(2, max(3, size), (rows, data.context_size), generator=generator).numpy()
+    tokens = torch.randint(2, max(3, size), (rows, data.context_size), generator=generator)
     numbers = torch.arange(rows).numpy()
     reading = ReadSettings((SiteRef(data.model, site),), dtype, rows)
     buffers: dict[SiteRef, torch.Tensor] = {}
     timings = Timings()
 
     def read() -> None:
-        read_rows({data.model: model}, TokenRows(tokens, tokens), numbers, reading, buffers, timings)
+        read_rows(
+            {data.model: model}, TokenRows(tokens.int().numpy(), tokens.numpy()), numbers, reading, buffers, timings
+        )
 
     return seconds_of(read) / (per_token * rows * data.context_size)
 

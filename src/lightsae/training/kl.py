@@ -93,5 +93,5 @@ def kl_term(sae: SparseAutoencoder, model: LanguageModel, rows: ActivationBatch)
 
 
 def as_large_as(loss: Float[Tensor, ""], kl: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the term scaled to the size of the rest of the loss, in which one is in nats, the other in squared units."""
+    """Return the term scaled to the size of the rest of the loss: one is in nats, the other in squared units."""
     return kl * (loss.detach() / kl.detach().clamp_min(SMALLEST_KL))

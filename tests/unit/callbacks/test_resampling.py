@@ -60,7 +60,7 @@ class Look(Callback):
         self.seen.append(copy.deepcopy(state | {"sae": sae}))
         self.steps.append(trainer.global_step)
         self.batches.append(next(iter(batch.activations.values())).clone())
-        fill = trainer.datamodule._stream._current[1].everything
+        fill = trainer.datamodule._stream._current.fill.everything
         self.pools.append(next(iter(fill.activations.values())).clone())
 
 

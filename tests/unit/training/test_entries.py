@@ -122,7 +122,7 @@ def test_the_last_coefficients_win_and_have_to_be_known() -> None:
     sae = TopK(Widths.of(4), 8, k=2)
     assert merge_coefficients(sae, {"auxk": 1.0, "mse": 3.0}, {"auxk": 2.0})["auxk"] == Schedule(2.0)
     assert merge_coefficients(sae, {"l1": 1.0}, {}).keys() == {"mse", "auxk"}, "for those that have the term"
-    with pytest.raises(ConfigError, match=r"TopK has the loss terms mse, auxk\."):
+    with pytest.raises(ConfigError, match=r"TopK has the loss terms mse, auxk, kl\."):
         merge_coefficients(sae, {}, {"l1": 1.0})
 
 
@@ -187,7 +187,7 @@ AT = {"site": "resid_post.0"}
     ("entry", "model", "kind", "message"),
     [
         (Entry(relu, **AT, coefficients={"l2": 1.0}), {}, ConfigError,
-         r"model\.saes\.bad\.coefficients\.l2: ReLU has the loss terms mse, l1\. Did you mean 'l1'\?"),
+         r"model\.saes\.bad\.coefficients\.l2: ReLU has the loss terms mse, l1, kl\. Did you mean 'l1'\?"),
         (Entry(relu, **AT), {"coefficients": {"l0": 1.0}}, ConfigError,
          r"model\.coefficients\.l0: none of the SAEs has this loss term"),
         (Entry(lambda w: TopK(w, 16, k=17), **AT), {}, ConfigError, r"^model\.saes\.bad\.sae\.k is 17"),

@@ -297,7 +297,9 @@ def test_given_coefficients_and_defaults() -> None:
     assert merge_coefficients(sae, {}) == {"mse": Schedule(1.0), "l1": Schedule(5.0, 0.05)}
     assert merge_coefficients(sae, {"l1": 2.0})["l1"] == Schedule(2.0, 0.05), "a number keeps the default's warm-up"
     assert merge_coefficients(sae, {"l1": Schedule(2.0)})["l1"] == Schedule(2.0)
-    with pytest.raises(ConfigError, match=r"^coefficients\.l2: ReLU has the loss terms mse, l1\. Did you mean 'l1'"):
+    with pytest.raises(
+        ConfigError, match=r"^coefficients\.l2: ReLU has the loss terms mse, l1, kl\. Did you mean 'l1'"
+    ):
         merge_coefficients(sae, {"l2": 2.0})
 
 

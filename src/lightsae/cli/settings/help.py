@@ -24,7 +24,7 @@ _EXAMPLES = {
     "estimate": """\
   lightsae estimate --config configs/quickstart.yaml
 
-  lightsae estimate --config FILE.yaml --tokens 1_000_000_000 \
+  lightsae estimate --config FILE.yaml --tokens 1_000_000_000 \\
       --trainer.devices 8 --price_per_hour 3 --flops 4e14 --bandwidth 3e12""",
     "validate": """\
   lightsae validate --config lightning_logs/version_0/config.yaml \\
