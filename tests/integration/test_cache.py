@@ -136,6 +136,12 @@ def test_a_run_that_makes_fills_ahead_ends_when_it_is_stopped(
     assert [line.partition(" Go on:")[0] for line in said] == ["lightsae: stopped."]
 
 
+def test_an_estimate_refuses_it_by_name(folder: Path) -> None:
+    with lightsae_at(folder) as lightsae:
+        said = lightsae("estimate", "--data.cache", "cache", *TRAINING, code=2)
+    assert "data.cache: an estimate knows runs that make their activations" in said
+
+
 def test_another_cache_under_the_same_name_is_noticed(folder: Path, inputs: Path, tmp_path: Path) -> None:
     with lightsae_at(tmp_path) as lightsae:
         lightsae("cache", *options(inputs), "--out", "cache", "--tokens", "2048")

@@ -42,6 +42,12 @@ def test_without_a_language_model(lightsae: Run, complete: Run, inputs: Path, tm
     assert "language_model" not in seconds
 
 
+def test_a_mixture_is_text_too(lightsae: Run, complete: Run, tmp_path: Path) -> None:
+    (tmp_path / "mixed.yaml").write_text("data: {datasets: [{name: builtin, weight: 1}]}")
+    ended = lightsae("estimate", "--config", "mixed.yaml", *complete("data.dataset"), *ELSEWHERE)
+    assert ended.code == 0, ended.err
+
+
 def test_another_machine_is_worked_out(lightsae: Run, complete: Run, tmp_path: Path) -> None:
     settings = complete("trainer.max", "trainer.accelerator", "model")
     settings += ["--model.sae", "BatchTopK", "--model.sae.d_sae", "1048576", "--model.sae.k", "64"]
@@ -67,6 +73,7 @@ def test_another_machine_is_worked_out(lightsae: Run, complete: Run, tmp_path: P
         (["--price_per_hour", "0"], "price_per_hour is 0.0"),
         (["--trainer.strategy", "model_parallel"], "estimate one of that share"),
         (["--trainer.max_steps", "-1"], "The length of the run is missing"),
+        (["--model.coefficients.kl", "1"], "model.coefficients.kl: what that term takes is not in an estimate"),
     ],
 )
 def test_a_mistake_is_one_line(lightsae: Run, complete: Run, options: list[str], said: str) -> None:

@@ -14,11 +14,12 @@ from lightsae.cli.settings.command import Bars
 from lightsae.cli.tables import console, print_paths, table
 from lightsae.cli.training.failures import explain_classes
 from lightsae.cli.training.training_cli import CALLBACKS, TrainingCLI, quiet_third_parties
-from lightsae.errors import ConfigError, section
+from lightsae.errors import ConfigError, arg, section
 from lightsae.estimate import Forecast, Machine, RunPlan, Seconds, forecast, language_model_costs, probe
 from lightsae.estimate.forecast import seconds_of
 from lightsae.formats.files import write_atomically
 from lightsae.lm.dtypes import DTYPES
+from lightsae.training.kl import KL
 from lightsae.training.latent_parallel import NAME
 from lightsae.training.module import SAEModule
 
@@ -169,10 +170,15 @@ def plan_of(config: Any, module: SAEModule, data: ActivationDataModule, tokens: 
             "which each device has a share, estimate one of that share (--model.sae.d_sae)."
         )
     with section("data"):
+        if data.cache is not None:
+            raise ConfigError(f"{arg('cache')}: an estimate knows runs that make their activations; leave it out.")
         if data.reads_text:
-            _ = data.text
+            data.each_dataset()
     with torch.device("meta"):
         saes = module.build(data)
+    if any(KL in terms for terms in module.coefficients.values()):
+        named = arg(f"coefficients.{KL}", "model")
+        raise ConfigError(f"{named}: what that term takes is not in an estimate; leave it out.")
     devices = _devices(trainer.devices, str(trainer.accelerator)) * trainer.num_nodes
     per_batch, accumulated = data.batch_tokens * devices, trainer.accumulate_grad_batches
     if tokens is not None:

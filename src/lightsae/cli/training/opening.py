@@ -93,7 +93,8 @@ def _source(data: Any) -> str:
         return f"cache {shown(data.cache)}"
     if data.dataset == "synthetic":
         return "synthetic features"
-    return f"{data.dataset}, rows of {data.context_size} tokens"
+    text = data.dataset or ", ".join(part.name for part in data.datasets)
+    return f"{text}, rows of {data.context_size} tokens"
 
 
 def _length(command: str, data: Any, trainer: Trainer) -> str:

@@ -62,6 +62,12 @@ def test_of_one_sae(opening: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_a_mixture(opening: Any) -> None:
+    parts = [SimpleNamespace(name="talks"), SimpleNamespace(name="texts")]
+    said = opening({"sae": TopK(WIDTHS, d_sae=8, k=2)}, config(dataset=None, datasets=parts))
+    assert said[2].startswith("text    talks, texts, rows of 128 tokens: ")
+
+
 def test_the_dtype_and_why(opening: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def device(times: float, dtype: torch.dtype, settings: Any, command: str = "fit") -> str:
         monkeypatch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: times)
