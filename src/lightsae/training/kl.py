@@ -5,6 +5,7 @@ A short end of a run with it brings most of what training on it throughout would
 Axes: B rows, S positions, D width of a site, V vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,36 +61,45 @@ def rows_for_kl(data: "ActivationDataModule", batch: ActivationBatch) -> Activat
     return data.rows_of_the_fill(count, keyed_generator(data.seed, "rows of the term kl", batch.index))
 
 
-def kl_term(sae: SparseAutoencoder, model: LanguageModel, rows: ActivationBatch) -> Float[Tensor, ""]:
-    """Return KL(untouched || spliced) in nats a token: the mean over predictions of a token that is not special.
+def kl_terms(
+    saes: Mapping[str, SparseAutoencoder], model: LanguageModel, rows: ActivationBatch
+) -> dict[str, Float[Tensor, ""]]:
+    """Return KL(untouched || spliced) in nats a token for each SAE.
+
+    It is the mean over predictions of a token that is not special. The untouched model predicts once for all SAEs.
 
     Args:
-        sae: Its reconstructions take the place of the activations at those of its sites that lie in the model, at all
-            positions. The gradient reaches its weights alone.
+        saes: Each one's reconstructions take the place of the activations at those of its sites that lie in the model,
+            at all positions. The gradient reaches its weights alone.
         model: With its head.
         rows: Whole rows.
     """
     shape = rows.rows_shape
     assert shape is not None, "predictions need whole rows"
-    tokens = rows.tokens.reshape(shape)
-    x_hat = sae(Widths.join(rows.activations, sae.widths.read)).x_hat.reshape(*shape, -1)
-    replacements = {
-        site.site: values
-        for site, values in Widths.split(x_hat, sae.widths.predicted).items()
-        if site.model == model.name
-    }
+    tokens, counted = rows.tokens.reshape(shape), counted_targets(rows.special.reshape(shape))
 
     def logits() -> Float[Tensor, "B S V"]:
         return model.model(tokens, **no_cache(model.model)).logits  # type: ignore[no-any-return]
 
-    with model.computed_once(list(replacements)):
-        # Not inference mode: what these blocks return is seen by the pass that keeps a graph.
+    replacements = {name: _replacements(sae, model, rows) for name, sae in saes.items()}
+    terms = {}
+    with model.computed_once([site for sites in replacements.values() for site in sites]):
+        # Not inference mode: what these blocks return is seen by the passes that keep a graph.
         with torch.no_grad():
             untouched = logits()
-        with spliced(model, replacements):
-            divergence = token_kl_divergence(untouched, logits())
-    counted = counted_targets(rows.special.reshape(shape))
-    return (divergence * counted).sum() / counted.sum().clamp_min(1)
+        for name, new in replacements.items():
+            with spliced(model, new):
+                divergence = token_kl_divergence(untouched, logits())
+            terms[name] = (divergence * counted).sum() / counted.sum().clamp_min(1)
+    return terms
+
+
+def _replacements(sae: SparseAutoencoder, model: LanguageModel, rows: ActivationBatch) -> dict[str, Tensor]:
+    """Return an SAE's reconstructions, (B, S, D), by those of its sites that lie in the model."""
+    assert rows.rows_shape is not None
+    x_hat = sae(Widths.join(rows.activations, sae.widths.read)).x_hat.reshape(*rows.rows_shape, -1)
+    parts = Widths.split(x_hat, sae.widths.predicted)
+    return {site.site: values for site, values in parts.items() if site.model == model.name}
 
 
 def as_large_as(loss: Float[Tensor, ""], kl: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -27,7 +27,7 @@ from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.ranks import one_batch
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable, describe, leave_out
 from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
-from lightsae.training.kl import KL, as_large_as, check_kl, kl_term, rows_for_kl
+from lightsae.training.kl import KL, as_large_as, check_kl, kl_terms, rows_for_kl
 from lightsae.training.latent_parallel import (
     check_run,
     deal_out,
@@ -239,8 +239,10 @@ class SAEModule(LightningModule):
         losses, outputs = [], {}
         step, total = self.trainer.global_step, self.total_steps
         logs = logs_after(self.trainer, step)  # in other steps, logging costs time for nothing
-        for name, sae in self.each_sae().items():
+        for sae in self.each_sae().values():
             sae.progress = step / total
+        kl, kl_weights = self._kl_terms(batch, step, total)
+        for name, sae in self.each_sae().items():
             target = self.targets(name, batch).float()
             usage = self.latent_usage(name)
             with own_share(sae, usage), one_batch():
@@ -250,10 +252,9 @@ class SAEModule(LightningModule):
                 sae.observe(output)
             weights = {term: self.coefficients[name][term].at(step, total) for term in terms}
             loss = torch.stack([weights[term] * value for term, value in terms.items()]).sum()
-            if KL in self.coefficients[name] and (weight := self.coefficients[name][KL].at(step, total)):
-                terms[KL] = kl_term(sae, self.data.whole_language_model(), rows_for_kl(self.data, batch))
-                weights[KL] = weight
-                loss = loss + weight * as_large_as(loss, terms[KL])
+            if name in kl:
+                terms[KL], weights[KL] = kl[name], kl_weights[name]
+                loss = loss + weights[KL] * as_large_as(loss, terms[KL])
             if logs:
                 figures: dict[str, Tensor | float] = {"train/loss": loss.detach()}
                 figures |= {f"train/{term}": value.detach() for term, value in terms.items()}
@@ -264,6 +265,14 @@ class SAEModule(LightningModule):
             outputs[name] = output.detach()
         self._tokens_in_step += len(batch) * data_ranks(self.trainer)[1]
         return {"loss": torch.stack(losses).sum(), "outputs": outputs}
+
+    def _kl_terms(self, batch: ActivationBatch, step: int, total: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the term kl of the SAEs that have it in this step, and the weights that it has."""
+        weights = {name: terms[KL].at(step, total) for name, terms in self.coefficients.items() if KL in terms}
+        saes = {name: sae for name, sae in self.each_sae().items() if weights.get(name)}
+        if not saes:
+            return {}, weights
+        return kl_terms(saes, self.data.whole_language_model(), rows_for_kl(self.data, batch)), weights
 
     def validation_step(self, batch: ActivationBatch, batch_idx: int) -> dict[str, SAEOutput]:
         outputs = {}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from torch import Tensor
 
 from helpers.errors import refused
 from lightsae.activations.batch import ActivationBatch
@@ -15,7 +16,7 @@ from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.errors import ConfigError
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef, SparseAutoencoder, TopK, Widths
-from lightsae.training.kl import KL, kl_term
+from lightsae.training.kl import KL, kl_terms
 from lightsae.training.module import SAEModule
 from lightsae.training.schedules import Schedule
 
@@ -25,6 +26,10 @@ ROWS, CONTEXT = 3, 6
 @pytest.fixture(scope="module")
 def model(make_model: Callable[..., Path]) -> LanguageModel:
     return LanguageModel.from_pretrained(str(make_model("llama")), dtype="float32")
+
+
+def kl_term(sae: SparseAutoencoder, model: LanguageModel, rows: ActivationBatch) -> Tensor:
+    return kl_terms({"sae": sae}, model, rows)["sae"]
 
 
 def rows_at(model: LanguageModel, site: str) -> ActivationBatch:
@@ -63,6 +68,22 @@ def test_value_and_gradient_are_those_of_the_definition(model: LanguageModel, si
     plain.backward()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, dict(sae.named_parameters())[name].grad, rtol=1e-4, atol=1e-7)
+
+
+def test_several_saes_share_one_untouched_pass(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    early, late = rows_at(model, "resid_post.0"), rows_at(model, "resid_post.1")
+    rows = replace(early, activations=early.activations | late.activations)
+    saes = {}
+    for layer, k in ((0, 5), (1, 3)):
+        site = SiteRef(model.name, f"resid_post.{layer}")
+        saes[str(layer)] = TopK(Widths.autoencoder(site, model.width(site.site)), 40, k)
+    alone = {name: kl_term(sae, model, rows) for name, sae in saes.items()}
+    passes, forward = [], model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *args, **kwargs: passes.append(1) or forward(*args, **kwargs))
+    together = kl_terms(saes, model, rows)
+    assert len(passes) == 3
+    for name, term in alone.items():
+        torch.testing.assert_close(together[name], term)
 
 
 def test_only_special_tokens_to_predict_cost_nothing(model: LanguageModel) -> None:
