@@ -19,7 +19,7 @@ from lightsae.activations.cache.manifest import Cache
 from lightsae.activations.cache.source import CacheSource
 from lightsae.activations.contents import Contents, check_unchanged
 from lightsae.activations.settings import DataSettings, SiteNames
-from lightsae.activations.sources import ActivationSource, FileSource, SyntheticSource, TextSource
+from lightsae.activations.sources import ActivationSource, FileSource, SyntheticSource
 from lightsae.activations.stream import (
     ActivationStream,
     HeldOut,
@@ -30,6 +30,7 @@ from lightsae.activations.stream import (
     take_tokens,
 )
 from lightsae.activations.synthetic.world import SyntheticWorld
+from lightsae.activations.text_source import TextSource
 from lightsae.activations.timings import Timings
 from lightsae.compat import data_ranks, set_max_steps
 from lightsae.errors import ConfigError, LightsaeError, arg, section

@@ -11,8 +11,8 @@ from lightsae.activations.cache.shards import bytes_per_token
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.open import open_documents
 from lightsae.activations.settings import DataSettings
-from lightsae.activations.sources import TextSource
 from lightsae.activations.stream import Process
+from lightsae.activations.text_source import TextSource
 from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, arg, section
 from lightsae.formats.files import entries

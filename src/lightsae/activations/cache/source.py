@@ -13,8 +13,8 @@ from lightsae.activations.cache.manifest import TEXT_SETTINGS, Cache
 from lightsae.activations.cache.shards import Spans
 from lightsae.activations.contents import Contents
 from lightsae.activations.settings import DataSettings
-from lightsae.activations.sources import TextSource
 from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan
+from lightsae.activations.text_source import TextSource
 from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, ModelError, arg
 from lightsae.lm import LanguageModel

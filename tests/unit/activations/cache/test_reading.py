@@ -18,8 +18,8 @@ from lightsae.activations.cache.shards import COLUMNS
 from lightsae.activations.cache.source import CacheSource
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.activations.settings import DataSettings
-from lightsae.activations.sources import TextSource
 from lightsae.activations.stream import ActivationStream, Process, StreamPlan
+from lightsae.activations.text_source import TextSource
 from lightsae.activations.timings import Timings
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef
