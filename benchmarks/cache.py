@@ -19,43 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
-from lightning.pytorch.loggers import CSVLogger
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from lightsae import ActivationDataModule, LanguageModel, SAEModule, TopK
+from lightsae import ActivationDataModule, SAEModule, TopK
 from lightsae.activations.cache.plan import plan_cache
 from lightsae.activations.cache.writer import write_cache
 from lightsae.activations.settings import DataSettings
-from lightsae.callbacks import Throughput
-
-SITE = "resid_post.6"
-
-
-def gpt2_shape(folder: Path) -> str:
-    """Save a model with random weights, and the tokenizer of the built-in one."""
-    tokenizer = LanguageModel.from_pretrained("builtin").tokenizer
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+from sweep import language_model, seconds_of_run
 
 
 def train(data: ActivationDataModule, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train, and return what `throughput.json` says, with a digest of the weights."""
     module = SAEModule(lambda widths: TopK(widths, given.d_sae, given.k), lr=1e-3)
-    trainer = Trainer(
-        accelerator="gpu" if given.device == "cuda" else "cpu",
-        devices=1,
-        max_steps=given.steps,
-        logger=CSVLogger(folder, name=""),
-        callbacks=[Throughput()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(module, data)
-    report: dict[str, Any] = json.loads((Path(str(trainer.log_dir)) / "throughput.json").read_text())
+    report = seconds_of_run(module, data, given.steps, folder, "gpu" if given.device == "cuda" else "cpu")
     weights = module.each_sae()["sae"].W_dec.detach().cpu().contiguous()
     return report | {"weights": hashlib.sha256(weights.view(torch.uint8).numpy().tobytes()).hexdigest()[:12]}
 
@@ -72,7 +47,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        text = {"model": gpt2_shape(root / "model"), "dataset": "builtin", "site": SITE, "val_tokens": 1024}
+        model, site, _ = language_model("gpt2-shape", root / "model")
+        text = {"model": model, "dataset": "builtin", "site": site, "val_tokens": 1024}
         sizes = {"batch_tokens": given.batch_tokens, "buffer_tokens": given.fill_tokens, "seed": 0}
         tokens = given.steps * given.batch_tokens
         began = time.perf_counter()

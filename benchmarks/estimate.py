@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightsae import LanguageModel
 from lightsae.cli.training.estimating import EstimateCLI, plan_of, watching
 from lightsae.cli.training.training_cli import TrainingCLI, quiet_third_parties
 from lightsae.estimate import forecast, language_model_costs, probe
+from sweep import language_model
 
 QUIET = "--trainer.enable_progress_bar false --trainer.accelerator cpu --model.dead_after 10_000_000"
 SYNTHETIC = "--data.dataset synthetic --data.val_tokens 16384 --data.batch_tokens 1024 --data.buffer_tokens 65536"
@@ -102,11 +102,7 @@ def main() -> None:
         folder = Path(temporary)
         np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(200_000, 256)).astype(np.float32))
         if "gpt2-shape" in given.runs:
-            from transformers import GPT2Config, GPT2LMHeadModel
-
-            tokenizer = LanguageModel.from_pretrained("builtin").tokenizer
-            GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer))).save_pretrained(folder / "gpt2")
-            tokenizer.save_pretrained(folder / "gpt2")
+            language_model("gpt2-shape", folder / "gpt2")
         for name in given.runs:
             words = RUNS[name].replace("ROWS", str(folder / "rows.npy")).replace("GPT2", str(folder / "gpt2"))
             args = [*words.split(), *QUIET.split()]

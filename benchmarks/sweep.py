@@ -40,10 +40,13 @@ def language_model(shape: str, folder: Path) -> tuple[str, str, tuple[int, int]]
     return str(folder), "resid_post.6", (3072, 6144)
 
 
-def seconds_of_run(module: SAEModule, data: ActivationDataModule, steps: int, folder: Path) -> dict[str, Any]:
+def seconds_of_run(
+    module: SAEModule, data: ActivationDataModule, steps: int, folder: Path, accelerator: str = "cpu"
+) -> dict[str, Any]:
     """Train, and return what `throughput.json` says."""
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
+        devices=1,
         max_steps=steps,
         logger=CSVLogger(folder, name=""),
         callbacks=[Throughput()],

@@ -147,8 +147,7 @@ class LanguageModelFills(FillSource):
                 rows, self._block_state = reading.result()
             self._number += self._block is not None
             self._block = rows
-            batches_before = (self._number + 1) * self.fills_per_block * self.plan.batches_per_fill
-            needed = batches_before < self.plan.total_batches
+            needed = self.plan.needs_fill((self._number + 1) * self.fills_per_block)
             self._next = self._reader.submit(self._read_block) if needed else None
         return self._block
 

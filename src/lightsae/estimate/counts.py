@@ -7,7 +7,7 @@ predicted, F latents, k latents kept.
 from dataclasses import dataclass
 
 from lightsae.estimate.plan import RunPlan
-from lightsae.lm.description import ModelDescription
+from lightsae.lm import describe
 from lightsae.lm.flops import flops_per_token
 from lightsae.lm.load import load_config, on_shapes, skeleton, truncated
 from lightsae.sae import SparseAutoencoder
@@ -95,7 +95,7 @@ def language_model_costs(plan: RunPlan, whole: bool) -> LanguageModelCosts:
     for name in dict.fromkeys([settings.model, *(site.model for site in plan.sites)]):
         revision = settings.model_revision if name == settings.model else None
         config = load_config(name, revision, settings.trust_remote_code)
-        outline = ModelDescription(name, revision, config, *skeleton(name, config, settings.trust_remote_code))
+        outline = describe(name, revision=revision, trust_remote_code=settings.trust_remote_code)
         sites = [site.site for site in plan.sites if site.model == name]
         site_flops += flops_per_token(outline, sites, settings.context_size) if sites else 0
         layers = [outline.site(site).layer for site in sites]

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from helpers.errors import refused
-from lightsae.activations.batch import ActivationBatch
+from helpers.streams import places, take
 from lightsae.activations.corpus.mixture import open_rows
 from lightsae.activations.fills import LanguageModelFills, ReadSettings
 from lightsae.activations.roles import ROLES
 from lightsae.activations.settings import DataSettings, MixedDataset
-from lightsae.activations.stream import ActivationStream, StreamPlan, Timings
+from lightsae.activations.stream import ActivationStream, StreamPlan
+from lightsae.activations.timings import Timings
 from lightsae.errors import CorpusError
 from lightsae.lm import LanguageModel
 from lightsae.sae import SiteRef
@@ -60,15 +61,6 @@ def make(tiny_text: Any, model: LanguageModel, tmp_path: Path) -> Iterator[Make]
     yield build
     for stream in opened:
         stream.close()
-
-
-def take(stream: ActivationStream, count: int) -> list[ActivationBatch]:
-    batches = iter(stream)
-    return [next(batches) for _ in range(count)]
-
-
-def places(batches: list[ActivationBatch]) -> list[tuple[int, int]]:
-    return [pair for b in batches for pair in zip(b.rows.tolist(), b.positions.tolist(), strict=True)]
 
 
 def test_tokens_of_the_roles_are_served_and_hardly_one_twice(make: Make, model: LanguageModel) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers.errors import refused
+from helpers.streams import places, take
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.fills import LanguageModelFills, ReadSettings, validation_rows
@@ -74,15 +75,6 @@ def make(tiny_text: Any, model: LanguageModel) -> Iterator[Make]:
     yield build
     for stream in opened:
         stream.close()
-
-
-def take(stream: ActivationStream, count: int) -> list[ActivationBatch]:
-    batches = iter(stream)
-    return [next(batches) for _ in range(count)]
-
-
-def places(batches: list[ActivationBatch]) -> list[tuple[int, int]]:
-    return [pair for b in batches for pair in zip(b.rows.tolist(), b.positions.tolist(), strict=True)]
 
 
 def same(a: ActivationBatch, b: ActivationBatch) -> bool:
