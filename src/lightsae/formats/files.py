@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
-from lightsae.formats.temporary import alone_in, clear_leftovers, create, unused_name
+from lightsae.formats.temporary import alone_in, clear_leftovers, unused_name
 from lightsae.parsing import read_json as read_bounded_json
 
 _MEANING = {
@@ -60,25 +60,27 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         path: The target file.
 
     Yields:
-        The temporary path; its suffix is the target's.
+        The temporary path: the target's name, in a hidden folder.
 
     Raises:
         ConfigError: The disk is full, or there is no permission to write.
     """
     target = Path(os.path.abspath(path))
-    temporary = unused_name(target)
+    # A folder, since libraries may write to files of their own beside the one they were told.
+    staged = unused_name(target)
     with explain_os_errors(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(target)
-        create(temporary)
+        staged.mkdir()
         try:
+            temporary = staged / target.name
+            temporary.touch()
             yield temporary
             _flush(temporary)
             os.replace(temporary, target)
             _flush(target.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 
 from lightsae.errors import ConfigError, FormatError, did_you_mean
 from lightsae.formats.checks import DTYPES, check_tensors, check_types
@@ -27,6 +27,7 @@ from lightsae.formats.files import (
     read_json,
     replace_folder_atomically,
 )
+from lightsae.formats.tensor_files import save_tensors
 from lightsae.sae import MECHANISMS, VARIANTS, Mechanism, Refinements, SiteRef, SparseAutoencoder, Widths
 
 FORMAT_VERSION = 1
@@ -62,8 +63,7 @@ def write_sae(sae: SparseAutoencoder, folder: Path, provenance: dict[str, Any] |
     variant = next((name for name, kind in VARIANTS.items() if type(sae) is kind), None)
     if variant is None:
         raise FormatError(f"A {type(sae).__name__} has no native format; known variants: {', '.join(VARIANTS)}.")
-    tensors = {name: tensor.detach().contiguous() for name, tensor in sae.state_dict().items()}
-    save_file(tensors, folder / TENSORS)
+    save_tensors(sae.state_dict(), folder / TENSORS)
     description = {
         "format_version": FORMAT_VERSION,
         "variant": variant,

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lightsae.errors import ConfigError
 from lightsae.formats import temporary
 from lightsae.formats.files import explain_os_errors, find_folder, replace_folder_atomically, write_atomically
+from lightsae.formats.tensor_files import save_tensors
 
 
 def fill(folder: Path, text: str) -> None:
@@ -38,7 +41,7 @@ def test_a_file_appears_with_its_parents_and_nothing_beside_it(tmp_path):
     with write_atomically(tmp_path / "deep" / "x.txt") as temporary:
         assert temporary.suffix == ".txt"
         temporary.write_text("new")
-        assert names(tmp_path / "deep") == [temporary.name]
+        assert names(tmp_path / "deep") == [temporary.parent.name]
     assert (tmp_path / "deep" / "x.txt").read_text() == "new"
     assert names(tmp_path / "deep") == ["x.txt"]
 
@@ -194,6 +197,14 @@ def test_a_file_has_the_mode_that_the_user_asks_for(tmp_path):
     assert (tmp_path / "x.txt").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
 
 
+def test_others_may_read_tensors_as_any_file(tmp_path):
+    (tmp_path / "plain.txt").touch()
+    with write_atomically(tmp_path / "x.safetensors") as temporary:
+        save_tensors({"a": torch.arange(6.0).view(2, 3).T}, temporary)
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
+    assert load_file(tmp_path / "x.safetensors")["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
 def test_two_writers_of_a_file_end_with_one_of_both_whole(tmp_path):
     with write_atomically(tmp_path / "x.txt") as first, write_atomically(tmp_path / "x.txt") as second:
         assert first != second
@@ -261,7 +272,8 @@ def test_what_killed_writers_left_is_cleared_away_and_what_others_write_is_not(t
     write = """
 import os, sys
 from lightsae.formats.files import write_atomically
-with write_atomically(sys.argv[1]):
+with write_atomically(sys.argv[1]) as path:
+    path.with_name("what a library writes beside").touch()
     os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", write, str(tmp_path / "x.txt")]).returncode == 9
@@ -271,4 +283,6 @@ with write_atomically(sys.argv[1]):
     for name in (*others, ".partial-x.txt"):
         (tmp_path / name).touch()
     with write_atomically(tmp_path / "x.txt") as first, write_atomically(tmp_path / "x.txt") as second:
-        assert set(names(tmp_path)) == {first.name, second.name, *others}, "another file's, and another machine's, stay"
+        assert set(names(tmp_path)) == {first.parent.name, second.parent.name, *others}, (
+            "another file's, and another machine's, stay"
+        )

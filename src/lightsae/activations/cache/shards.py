@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
@@ -25,6 +24,7 @@ from lightsae.activations.contents import sampled_digest
 from lightsae.activations.corpus.documents import Split
 from lightsae.errors import CorpusError, arg, reading
 from lightsae.formats.files import hash_file, write_atomically
+from lightsae.formats.tensor_files import save_tensors
 from lightsae.lm.dtypes import DTYPES
 from lightsae.parsing import parse_json
 
@@ -61,7 +61,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         ConfigError: The disk is full, or there is no permission to write.
     """
     with write_atomically(path) as temporary:
-        save_file(dict(tensors), temporary)
+        save_tensors(tensors, temporary)
         return {"bytes": temporary.stat().st_size, **digests(temporary)}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+import torch
 
 from lightsae.activations.corpus.documents import Split
 from lightsae.analysis.reading.features import SAEFeatures
@@ -23,6 +23,7 @@ from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.analysis.reading.text import CorpusRows
 from lightsae.errors import ConfigError, FormatError, arg
 from lightsae.formats.files import entries, replace_folder_atomically
+from lightsae.formats.tensor_files import save_tensors
 from lightsae.progress import Progress
 
 _LEAST = 1e-5
@@ -82,11 +83,11 @@ def write_delphi_cache(
             chosen = locations[own] - np.array([0, 0, first], np.uint32)
             narrow = np.uint16 if not len(chosen) or chosen.max() <= np.iinfo(np.uint16).max else np.uint32
             tensors = {
-                "locations": chosen.astype(narrow),
-                "activations": np.minimum(values[own], _LARGEST).astype(np.float16),
-                "tokens": np.concatenate(texts).astype(np.int64),
+                "locations": torch.from_numpy(chosen.astype(narrow)),
+                "activations": torch.from_numpy(np.minimum(values[own], _LARGEST).astype(np.float16)),
+                "tokens": torch.from_numpy(np.concatenate(texts).astype(np.int64)),
             }
-            save_file(tensors, folder / f"{first}_{last}.safetensors")
+            save_tensors(tensors, folder / f"{first}_{last}.safetensors")
         (folder / "config.json").write_text(json.dumps(_config(loaded, split, texts, splits), indent=2) + "\n")
     return len(values)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from safetensors.torch import save_file
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import shown
@@ -22,6 +21,7 @@ from lightsae.formats.layouts.hook_names import hook_of_site, site_of_hook
 from lightsae.formats.layouts.portable import PortableSAE
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import read_safetensors
+from lightsae.formats.tensor_files import save_tensors
 from lightsae.parsing import read_yaml
 
 _CONFIG, _SET, _CROSS_LAYER = "config.yaml", "transcoder_set", "cross_layer_transcoder"
@@ -93,9 +93,7 @@ class CircuitTracer(WritableLayout):
             tensors[_THRESHOLD] = sae.threshold
         if sae.W_skip is not None:
             tensors["W_skip"] = sae.W_skip.T
-        # An earlier file of this layer may be another name of one elsewhere.
-        file.unlink(missing_ok=True)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+        save_tensors(tensors, file)
         if not (folder / _CONFIG).is_file():
             (folder / _CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 

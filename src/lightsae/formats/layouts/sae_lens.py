@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightsae.errors import FormatError
@@ -29,6 +28,7 @@ from lightsae.formats.layouts.sae_lens_config import (
 )
 from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
 from lightsae.formats.layouts.tensors import Tensors, read_safetensors
+from lightsae.formats.tensor_files import save_tensors
 from lightsae.sae.token_norm import TokenNorm
 from lightsae.version import version
 
@@ -65,7 +65,7 @@ class SAELens(WritableLayout):
 
     def write(self, sae: PortableSAE, folder: Path) -> None:
         tensors, config = tensors_of(sae), config_of(sae)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / _WEIGHTS)
+        save_tensors(tensors, folder / _WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(config, indent=2))
 
 

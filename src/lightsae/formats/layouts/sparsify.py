@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightsae.errors import FormatError
@@ -24,6 +23,7 @@ from lightsae.formats.layouts.several import by_number, the_only_one
 from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
 from lightsae.formats.layouts.sparsify_hookpoints import hookpoint_of, is_hookpoint, site_of
 from lightsae.formats.layouts.tensors import Tensors, read_safetensors
+from lightsae.formats.tensor_files import save_tensors
 
 _CONFIG, _TENSORS, _RUN = "cfg.json", "sae.safetensors", "config.json"
 _ACTIVATIONS: dict[str, Literal["topk", "groupmax"]] = {"topk": "topk", "groupmax": "groupmax"}
@@ -79,9 +79,7 @@ class Sparsify(WritableLayout):
         hookpoint = hookpoint_of(sae.source)
         below = folder if hookpoint is None else folder / hookpoint
         below.mkdir(exist_ok=True)
-        save_file(
-            {name: value.detach().float().contiguous().clone() for name, value in tensors.items()}, below / _TENSORS
-        )
+        save_tensors({name: value.float().clone() for name, value in tensors.items()}, below / _TENSORS)
         (below / _CONFIG).write_text(json.dumps(config) + "\n", encoding="utf-8")
         if hookpoint is not None:
             run = {"model": sae.source.model, "dataset": sae.source.dataset, "ctx_len": sae.source.context_size}
