@@ -29,7 +29,8 @@ def fit(folder: Path, *args: str, signal_at: str = "") -> subprocess.CompletedPr
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     if signal_at:
         environment["SIGNAL_AT"] = signal_at
-    return own_process.finish(["fit", "--allow_classes", "helpers.signal_at", *args], folder, environment)
+    args = ("fit", "--allow_classes", "helpers.signal_at", *args)
+    return own_process.finish(list(args), folder, environment, second_rank=True)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +129,8 @@ def test_latents_dealt_to_two_processes(whole: Path) -> None:
     assert provenance[0]["tokens_seen"] == provenance[1]["tokens_seen"] == 30 * 32
 
 
-def run(folder: Path, *args: str) -> None:
-    done = own_process.finish(list(args), folder, os.environ | {"OMP_NUM_THREADS": "1"})
+def run(folder: Path, *args: str, second_rank: bool = False) -> None:
+    done = own_process.finish(list(args), folder, os.environ | {"OMP_NUM_THREADS": "1"}, second_rank=second_rank)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -139,10 +140,11 @@ def test_two_processes(tmp_path: Path) -> None:
     sae = ["--model.sae", "TopK", "--model.sae.d_sae", "32", "--model.sae.k", "4"]
     devices = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     data = ["--data.activations", "rows.npy", "--data.batch_tokens", "128", "--data.training_tokens", "5120"]
+    # The second process is started as users' are; in the other tests it is forked.
     run(tmp_path, "fit", *data, *sae, *devices)
     version = tmp_path / "lightning_logs" / "version_0"
     provenance = json.loads((version / "sae" / "sae.json").read_text())["provenance"]
     assert (provenance["step"], provenance["tokens_seen"]) == (20, 5120), "two batches of 128 a step"
-    run(tmp_path, "validate", "--config", str(version / "config.yaml"), "--ckpt_path", "last")
+    run(tmp_path, "validate", "--config", str(version / "config.yaml"), "--ckpt_path", "last", second_rank=True)
     figures = json.loads((tmp_path / "lightning_logs" / "version_1" / "validation.json").read_text())["figures"]
     assert 0 < figures["val/fve"] < 1

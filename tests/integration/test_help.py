@@ -131,13 +131,10 @@ def processor_seconds(*args: str) -> float:
 
 def test_help_comes_soon() -> None:
     # What the libraries cost differs between machines by a factor of three; what we add to it does not.
-    imports, shown = (
-        [processor_seconds(*args) for _ in range(2)]
-        for args in (
-            ("-c", "import torch, lightning"),
-            ("-m", "lightsae", "fit", "--help"),
-        )
-    )
+    imports, shown = [], []
+    while not shown or (min(shown) >= 1.3 * min(imports) and len(shown) < 2):
+        imports.append(processor_seconds("-c", "import torch, lightning"))
+        shown.append(processor_seconds("-m", "lightsae", "fit", "--help"))
     assert min(shown) < 1.3 * min(imports)
 
 
