@@ -41,7 +41,8 @@ def add_legend(axes: Axes, **options: Any) -> None:
     """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(handles, labels, **options)
+        # Where the place is chosen and that takes a second, on a busy machine, matplotlib warns; not if it was asked for.
+        axes.legend(handles, labels, **{"loc": "best", **options})
 
 
 def write_picture(trainer: Trainer, path: Path, tag: str, figure: Figure) -> None:

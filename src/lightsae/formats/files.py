@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.errors import ConfigError, FormatError, arg, did_you_mean
-from lightsae.formats.temporary import alone_in, clear_leftovers, unused_name
+from lightsae.formats.temporary import alone_in, clear_leftovers, create, unused_name
 from lightsae.parsing import read_json as read_bounded_json
 
 _MEANING = {
@@ -51,36 +51,52 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def write_atomically(path: str | Path) -> Iterator[Path]:
+def write_atomically(path: str | Path, *, within: Path | None = None) -> Iterator[Path]:
     """Give a temporary path to write a file to; at the end of the block the file takes the name `path`.
 
     If the block fails, or the process is killed, `path` keeps what it held. Missing parent folders are made.
 
     Args:
         path: The target file.
+        within: A folder on the target's file system for the temporary file, for libraries that write to files of their
+            own beside it; see `scratch_folder`. None: it is beside the target.
 
     Yields:
-        The temporary path: the target's name, in a hidden folder.
+        The temporary path; its suffix is the target's.
 
     Raises:
         ConfigError: The disk is full, or there is no permission to write.
     """
     target = Path(os.path.abspath(path))
-    # A folder, since libraries may write to files of their own beside the one they were told.
-    staged = unused_name(target)
+    temporary = unused_name(target if within is None else within / target.name)
     with explain_os_errors(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(target)
-        staged.mkdir()
+        create(temporary)
         try:
-            temporary = staged / target.name
-            temporary.touch()
             yield temporary
             _flush(temporary)
             os.replace(temporary, target)
             _flush(target.parent)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Give a hidden empty folder in another one until the end of the block; it goes with all that is in it.
+
+    One that a killed process left goes with the next that is made.
+    """
+    scratch = unused_name(folder / "scratch")
+    with explain_os_errors(folder):
+        clear_leftovers(folder / "scratch")
+        scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

@@ -20,6 +20,11 @@ def unused_name(target: Path) -> Path:
     return target.with_name(f".partial-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
 
 
+def create(path: Path) -> None:
+    """Make an empty file where nothing is, not even a link to somewhere else."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+
+
 def clear_leftovers(target: Path) -> None:
     """Remove what writers of a target left behind that were killed on this machine."""
     # Version 0.1 had one name for all writers.

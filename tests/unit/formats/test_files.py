@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 
 from lightsae.errors import ConfigError
 from lightsae.formats import temporary
-from lightsae.formats.files import explain_os_errors, find_folder, replace_folder_atomically, write_atomically
+from lightsae.formats.files import (
+    explain_os_errors,
+    find_folder,
+    replace_folder_atomically,
+    scratch_folder,
+    write_atomically,
+)
 from lightsae.formats.tensor_files import save_tensors
 
 
@@ -41,7 +47,7 @@ def test_a_file_appears_with_its_parents_and_nothing_beside_it(tmp_path):
     with write_atomically(tmp_path / "deep" / "x.txt") as temporary:
         assert temporary.suffix == ".txt"
         temporary.write_text("new")
-        assert names(tmp_path / "deep") == [temporary.parent.name]
+        assert names(tmp_path / "deep") == [temporary.name]
     assert (tmp_path / "deep" / "x.txt").read_text() == "new"
     assert names(tmp_path / "deep") == ["x.txt"]
 
@@ -268,12 +274,31 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path, monke
     assert not (tmp_path / "x.txt").exists()
 
 
+def test_what_a_killed_process_left_in_a_scratch_folder_goes_with_the_next(tmp_path):
+    write = """
+import os, sys
+from pathlib import Path
+from lightsae.formats.files import scratch_folder, write_atomically
+folder = Path(sys.argv[1])
+with scratch_folder(folder) as scratch, write_atomically(folder / "x.txt", within=scratch) as path:
+    path.with_name("what a library writes beside").touch()
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", write, str(tmp_path)]).returncode == 9
+    (left,) = names(tmp_path)
+    with scratch_folder(tmp_path) as scratch, scratch_folder(tmp_path) as beside:
+        assert left not in names(tmp_path)
+        with write_atomically(tmp_path / "x.txt", within=scratch) as path:
+            path.with_name("what a library writes beside").touch()
+        assert set(names(tmp_path)) == {scratch.name, beside.name, "x.txt"}, "of one that is at work, all stays"
+    assert names(tmp_path) == ["x.txt"]
+
+
 def test_what_killed_writers_left_is_cleared_away_and_what_others_write_is_not(tmp_path):
     write = """
 import os, sys
 from lightsae.formats.files import write_atomically
-with write_atomically(sys.argv[1]) as path:
-    path.with_name("what a library writes beside").touch()
+with write_atomically(sys.argv[1]):
     os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", write, str(tmp_path / "x.txt")]).returncode == 9
@@ -283,6 +308,4 @@ with write_atomically(sys.argv[1]) as path:
     for name in (*others, ".partial-x.txt"):
         (tmp_path / name).touch()
     with write_atomically(tmp_path / "x.txt") as first, write_atomically(tmp_path / "x.txt") as second:
-        assert set(names(tmp_path)) == {first.parent.name, second.parent.name, *others}, (
-            "another file's, and another machine's, stay"
-        )
+        assert set(names(tmp_path)) == {first.name, second.name, *others}, "another file's, and another machine's, stay"

@@ -54,13 +54,18 @@ def bytes_per_token(identity: CacheIdentity) -> int:
     return sum(torch.Size(shape).numel() * kind.itemsize for kind, shape in _tensors(identity, 1).values())
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def write_shard(path: Path, tensors: Mapping[str, Tensor], scratch: Path) -> dict[str, Any]:
     """Write a shard, and return its size and digests by their names in a `ShardEntry`.
+
+    Args:
+        path: The shard.
+        tensors: What it holds.
+        scratch: A folder on the same file system for what is not whole yet.
 
     Raises:
         ConfigError: The disk is full, or there is no permission to write.
     """
-    with write_atomically(path) as temporary:
+    with write_atomically(path, within=scratch) as temporary:
         save_tensors(tensors, temporary)
         return {"bytes": temporary.stat().st_size, **digests(temporary)}
 

@@ -6,6 +6,7 @@ after that. So a kill costs the shard in progress, and whoever reads meets whole
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.fills import read_rows
 from lightsae.activations.stream import check_finite
 from lightsae.errors import ActivationError, arg, section
-from lightsae.formats.files import explain_os_errors
+from lightsae.formats.files import explain_os_errors, scratch_folder
 from lightsae.lm.dtypes import DTYPES
 from lightsae.progress import NullProgress, Progress
 from lightsae.sae.sites import SiteRef
@@ -52,9 +53,10 @@ def write_cache(plan: CachePlan, progress: Progress | None = None) -> Manifest:
         return manifest
     with explain_os_errors(plan.folder), progress.stage("caching", plan.tokens) as report:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        writer = _Writer(plan, replace(manifest, complete=False), report)
-        for split in SPLITS:
-            writer.write(split, damaged)
+        with scratch_folder(plan.folder) as scratch:
+            writer = _Writer(plan, replace(manifest, complete=False), report, scratch)
+            for split in SPLITS:
+                writer.write(split, damaged)
         writer.finish()
     return writer.manifest
 
@@ -77,8 +79,8 @@ def _damaged(plan: CachePlan, manifest: Manifest, progress: Progress) -> set[str
 class _Writer:
     """Holds the manifest while shards are added to it, and the memory of one shard."""
 
-    def __init__(self, plan: CachePlan, manifest: Manifest, report: Callable[[int], None]) -> None:
-        self.plan, self.manifest, self._report = plan, manifest, report
+    def __init__(self, plan: CachePlan, manifest: Manifest, report: Callable[[int], None], scratch: Path) -> None:
+        self.plan, self.manifest, self._report, self._scratch = plan, manifest, report, scratch
         # Before the first shard, so that a folder with shards always says what they are.
         self.manifest.write(plan.folder)
         tokens, kind = plan.shard_rows * plan.context, DTYPES[plan.identity.dtype]
@@ -123,7 +125,8 @@ class _Writer:
             self._tensors = {name: old.new_empty(size, old.shape[1]) for name, old in self._tensors.items()}
         self._read(block, first, file, self.manifest.tokens("validation") if split == "train" else 0)
         size = len(block) * self.plan.context
-        written = write_shard(self.plan.folder / file, {name: values[:size] for name, values in self._tensors.items()})
+        tensors = {name: values[:size] for name, values in self._tensors.items()}
+        written = write_shard(self.plan.folder / file, tensors, self._scratch)
         entry = ShardEntry(split=split, file=file, rows=len(block), end=rows.state_dict(), **written)
         self.manifest = self.manifest.with_shard(entry)
         self.manifest.write(self.plan.folder)

@@ -21,7 +21,7 @@ from lightsae.analysis.panels.measures import Measure
 from lightsae.analysis.panels.sweep import Measured, Sweep
 from lightsae.analysis.steering.interventions import UNITS
 from lightsae.formats.files import replace_folder_atomically, write_atomically
-from lightsae.plotting import STYLE, write_scalars
+from lightsae.plotting import STYLE, add_legend, write_scalars
 
 _PANES = (Measure.CONCEPT, Measure.FIRES, Measure.TARGET, Measure.FOLLOWS, Measure.PPL_UNTOUCHED, Measure.KL)
 # Where a feature's page looks for the figure, in the folder of the feature dictionary.
@@ -68,7 +68,7 @@ def draw_sweep(sweep: Sweep) -> Figure:
             axes.set_xlabel(f"{sweep.settings.kind}: dose, {UNITS[sweep.settings.unit]}")
         for axes in list(panes.flat)[len(measures) :]:
             axes.set_axis_off()
-        panes.flat[0].legend(fontsize=7)
+        add_legend(panes.flat[0], fontsize=7)
         chosen = "no dose within the cost limit" if sweep.chosen is None else f"chosen dose {sweep.chosen:g}"
         label = shortened(sweep.concept.label or "unlabelled", 90)
         figure.suptitle(f"feature {sweep.concept.feature}: {label}  ({chosen})", x=0.01, ha="left", fontsize=10)
