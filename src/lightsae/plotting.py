@@ -41,7 +41,7 @@ def add_legend(axes: Axes, **options: Any) -> None:
     """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        # Where the place is chosen and that takes a second, on a busy machine, matplotlib warns; not if it was asked for.
+        # matplotlib warns where its own choice of the place takes a second, as on a busy machine; not where asked for.
         axes.legend(handles, labels, **{"loc": "best", **options})
 
 

@@ -130,9 +130,10 @@ def processor_seconds(*args: str) -> float:
 
 
 def test_help_comes_soon() -> None:
-    # What the libraries cost differs between machines by a factor of three; what we add to it does not.
+    # What the libraries cost differs between machines by a factor of three; what we add to it does not. Other processes
+    # cost each its share of the caches, at times, so that the least of a few counts.
     imports, shown = [], []
-    while not shown or (min(shown) >= 1.3 * min(imports) and len(shown) < 2):
+    while not shown or (min(shown) >= 1.3 * min(imports) and len(shown) < 4):
         imports.append(processor_seconds("-c", "import torch, lightning"))
         shown.append(processor_seconds("-m", "lightsae", "fit", "--help"))
     assert min(shown) < 1.3 * min(imports)
