@@ -74,6 +74,7 @@ def main() -> None:
     name, measured = machine(args.threads), {}  # type: ignore[var-annotated]
     if not args.peers.exists() and args.libraries != [OURS]:
         print("The other libraries are not installed: make .venv-peers/.ready", file=sys.stderr)
+    last = load(args.last, name)
     with tempfile.TemporaryDirectory() as temporary:
         folders = {case.name: Path(temporary, str(number)) for number, case in enumerate(cases)}
         for case in cases:
@@ -86,10 +87,10 @@ def main() -> None:
                         measured.setdefault(case.name, {}).setdefault(library, []).append(result)
                         speed = f"{result['tokens_per_second']:,.0f} tokens/s, load {os.getloadavg()[0]:.1f}"
                         print(f"round {turn + 1}: {case.name}: {library}: {speed}", file=sys.stderr, flush=True)
+            if args.keep:
+                keep(args.last, name, measured)
     print(f"{name}, float32, {datetime.now(UTC):%Y-%m-%d}, {args.rounds} rounds\n")
-    print(table(cases, measured, load(args.last, name)))
-    if args.keep:
-        keep(args.last, name, measured)
+    print(table(cases, measured, last))
 
 
 if __name__ == "__main__":

@@ -38,25 +38,31 @@ def products_of_step(case: Case) -> dict[Product, int]:
     return {encode: 2, (tokens, f, d): 1, (d, tokens, f): 1, (f, tokens, d): 1}
 
 
-def seconds(product: Product) -> float:
-    """Return the median time of a product of matrices."""
+def seconds(product: Product) -> tuple[float, float]:
+    """Return the median times of a product of matrices, by the clock and of the CPU."""
     rows, inner, columns = product
     a, b, out = torch.randn(rows, inner), torch.randn(inner, columns), torch.empty(rows, columns)
     torch.mm(a, b, out=out)
-    taken: list[float] = []
-    while len(taken) < REPEATS or sum(taken) < SECONDS:
-        start = time.perf_counter()
+    taken: list[tuple[float, float]] = []
+    while len(taken) < REPEATS or sum(clock for clock, _ in taken) < SECONDS:
+        start, cpu_start = time.perf_counter(), time.process_time()
         torch.mm(a, b, out=out)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        taken.append((time.perf_counter() - start, time.process_time() - cpu_start))
+    clock, cpu = (statistics.median(times) for times in zip(*taken, strict=True))
+    return clock, cpu
 
 
 def measure(folder: Path, out: Path) -> None:
     case = Case.load(folder)
-    of_model = sum(count * seconds(product) for product, count in products_of_model(case).items())
-    of_step = sum(count * seconds(product) for product, count in products_of_step(case).items())
-    per_token = of_model / (case.rows_at_once * case.context) + of_step / case.batch
-    out.write_text(json.dumps({"tokens_per_second": 1 / per_token}))
+    clock = cpu = 0.0
+    for products, tokens in (
+        (products_of_model(case), case.rows_at_once * case.context),
+        (products_of_step(case), case.batch),
+    ):
+        for product, count in products.items():
+            by_clock, of_cpu = seconds(product)
+            clock, cpu = clock + count * by_clock / tokens, cpu + count * of_cpu / tokens
+    out.write_text(json.dumps({"tokens_per_second": 1 / clock, "tokens_per_cpu_second": 1 / cpu}))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def table(cases: Sequence[Case], measured: Measured, last: Measured) -> str:
     rows: list[Sequence[str]] = [HEAD, ["---"] * len(HEAD)]
     for case in cases:
         by_library = measured.get(case.name, {})
-        limit = _median(by_library.get(LIMIT, []))
+        limit = by_library.get(LIMIT, [])
         ours = by_library.get(OURS, [])
         for library, rounds in by_library.items():
             if library != LIMIT and rounds:
@@ -73,7 +73,7 @@ def _row(
     library: str,
     rounds: Sequence[Mapping[str, Any]],
     ours: Sequence[Mapping[str, Any]],
-    limit: float | None,
+    limit: Sequence[Mapping[str, Any]],
     last: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     by_clock, by_cpu = (
@@ -87,7 +87,9 @@ def _row(
     if library in case.targets:
         target = f"{case.targets[library]:g}"
     if limit:
-        share = f"{by_clock / limit:.0%}"
+        share = (
+            f"{by_clock / statistics.median(speeds(limit)):.0%} ({by_cpu / statistics.median(speeds(limit, CPU)):.0%})"
+        )
     if last:
         quotient, fell = compared(speeds(rounds), speeds(last))
         change = f"{quotient:.2f}" + (" FELL" if fell else "")
@@ -102,10 +104,6 @@ def _row(
         share,
         change,
     ]
-
-
-def _median(rounds: Sequence[Mapping[str, Any]]) -> float | None:
-    return statistics.median(speeds(rounds)) if rounds else None
 
 
 def load(path: Path, name: str) -> Measured:

@@ -56,8 +56,8 @@ def test_a_table_has_ratios_targets_and_what_fell(speed: ModuleType) -> None:
     last = {case.name: {"lightsae": rounds(215.0, 220.0, 225.0), "sae_lens": rounds(102.0, 101.0, 100.0)}}
     _, _, ours, theirs = (line.strip("| ").split(" | ") for line in speed.table([case], measured, last).splitlines())
     assert ours[1:4] == ["lightsae 1", "200", "200"]
-    assert [ours[8], ours[9]] == ["50%", "0.91"]  # 20 less, and the rounds lie as far apart
-    assert theirs[1:10] == ["sae_lens 1", "100", "100", "2.00 (2.00)", "1", "300", "1.00", "25%", "0.99"]
+    assert [ours[8], ours[9]] == ["50% (50%)", "0.91"]  # 20 less, and the rounds lie as far apart
+    assert theirs[1:10] == ["sae_lens 1", "100", "100", "2.00 (2.00)", "1", "300", "1.00", "25% (25%)", "0.99"]
     fallen = {case.name: {**measured[case.name], "lightsae": rounds(190.0, 191.0, 189.0)}}
     assert "0.86 FELL" in speed.table([case], fallen, last)
     assert "FELL" not in speed.table([case], fallen, {})
