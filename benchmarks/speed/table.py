@@ -30,6 +30,11 @@ def machine(threads: int) -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, threads: {threads}"
 
 
+def _medians(rounds: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Return tokens per second by the clock and of CPU time."""
+    return statistics.median(speeds(rounds)), statistics.median(speeds(rounds, CPU))
+
+
 def speeds(rounds: Sequence[Mapping[str, Any]], key: str = CLOCK) -> list[float]:
     """Return what the rounds of a row measured."""
     return [measured[key] for measured in rounds]
@@ -76,27 +81,23 @@ def _row(
     limit: Sequence[Mapping[str, Any]],
     last: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    by_clock, by_cpu = (
-        statistics.median(speeds(rounds, key)) for key in ("tokens_per_second", "tokens_per_cpu_second")
-    )
+    clock, cpu = _medians(rounds)
     against = target = share = change = ""
     if library != OURS and ours:
-        ratio = statistics.median(speeds(ours)) / by_clock
-        of_cpu = statistics.median(speeds(ours, CPU)) / by_cpu
-        against = f"{ratio:.2f} ({of_cpu:.2f})"
+        our_clock, our_cpu = _medians(ours)
+        against = f"{our_clock / clock:.2f} ({our_cpu / cpu:.2f})"
     if library in case.targets:
         target = f"{case.targets[library]:g}"
     if limit:
-        share = (
-            f"{by_clock / statistics.median(speeds(limit)):.0%} ({by_cpu / statistics.median(speeds(limit, CPU)):.0%})"
-        )
+        limit_clock, limit_cpu = _medians(limit)
+        share = f"{clock / limit_clock:.0%} ({cpu / limit_cpu:.0%})"
     if last:
         quotient, fell = compared(speeds(rounds), speeds(last))
         change = f"{quotient:.2f}" + (" FELL" if fell else "")
     return [
         f"{library} {rounds[0]['version']}",
-        f"{by_clock:,.0f}",
-        f"{by_cpu:,.0f}",
+        f"{clock:,.0f}",
+        f"{cpu:,.0f}",
         against,
         target,
         f"{max(measured['peak_mib'] for measured in rounds):,.0f}",
