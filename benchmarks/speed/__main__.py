@@ -39,7 +39,7 @@ def measure(module: str, python: Path, folder: Path, threads: int) -> dict[str, 
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    command = [python.absolute(), "-m", f"speed.{module}", folder, out]
+    command = [str(python.absolute()), "-m", f"speed.{module}", str(folder), str(out)]
     ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     if ended.returncode or not out.exists():
         lines = ended.stderr.strip().splitlines()

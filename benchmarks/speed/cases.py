@@ -93,14 +93,14 @@ class Case:
 _GPT2_SMALL = {"d_in": 768, "layers": 12, "heads": 12, "layer": 6, "batch": 2048, "buffer": 8192, "steps": 8}
 _SMALL = {"d_in": 64, "layers": 4, "heads": 4, "layer": 2, "vocabulary": 512, "k": 16}
 CASES = (
-    Case("GPT-2 small, ReLU 6,144", "ReLU", d_sae=6144, k=0, targets={"sae_lens": 1.35}, **_GPT2_SMALL),  # type: ignore[arg-type]
+    Case("GPT-2 small, ReLU 6,144", "ReLU", d_sae=6144, k=0, targets={"sae_lens": 1.35}, **_GPT2_SMALL),
     Case(
         "GPT-2 small, TopK 24,576",
         "TopK",
         d_sae=24576,
         k=32,
         targets={"sae_lens": 2.4, "sparsify": 2.2},
-        **_GPT2_SMALL,  # type: ignore[arg-type]
+        **_GPT2_SMALL,
     ),
     Case(
         "width 64, TopK 512",
@@ -110,7 +110,7 @@ CASES = (
         buffer=65536,
         steps=256,
         targets={"sae_lens": 4.0},
-        **_SMALL,  # type: ignore[arg-type]
+        **_SMALL,
     ),
     Case(
         "width 64, TopK 1,024",
@@ -120,10 +120,12 @@ CASES = (
         buffer=65536,
         steps=128,
         targets={"sae_lens": 4.0},
-        **_SMALL,  # type: ignore[arg-type]
+        **_SMALL,
     ),
 )
+_TINY = {"d_in": 16, "layers": 2, "heads": 2, "layer": 0, "d_sae": 64, "batch": 64, "buffer": 256, "steps": 4}
+_TINY |= {"context": 16, "rows_at_once": 8, "vocabulary": 256}
 TINY = (
-    Case("tiny, TopK", "TopK", 16, 2, 2, 0, 64, 4, 64, 256, 4, {"sae_lens": 1.0}, 16, 8, 256),
-    Case("tiny, ReLU", "ReLU", 16, 2, 2, 0, 64, 0, 64, 256, 4, {}, 16, 8, 256),
+    Case("tiny, TopK", "TopK", k=4, targets={"sae_lens": 1.0}, **_TINY),
+    Case("tiny, ReLU", "ReLU", k=0, **_TINY),
 )

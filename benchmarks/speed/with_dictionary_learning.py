@@ -22,6 +22,9 @@ from speed.window import Window
 class Buffer(ActivationBuffer):  # type: ignore[misc]
     """Reads rows of one length, without padding."""
 
+    activations: torch.Tensor
+    read: torch.Tensor
+
     def refresh(self) -> None:
         kept = self.activations[~self.read]
         new = kept.new_empty(self.activation_buffer_size, self.d_submodule)

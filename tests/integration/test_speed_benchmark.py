@@ -66,5 +66,5 @@ def test_a_table_has_ratios_targets_and_what_fell(speed: ModuleType) -> None:
 def test_a_runner_that_fails_leaves_its_rows_empty(
     speed: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert speed.measure("with_lightsae", Path(sys.executable), tmp_path, 1) is None
-    assert "with_lightsae failed: FileNotFoundError" in capsys.readouterr().err
+    assert speed.measure("limit", Path(sys.executable), tmp_path, 1) is None
+    assert "limit failed: FileNotFoundError" in capsys.readouterr().err
