@@ -54,7 +54,7 @@ def compared(new: Sequence[float], last: Sequence[float]) -> tuple[float, bool]:
 
 
 def table(cases: Sequence[Case], measured: Measured, last: Measured) -> str:
-    """Return the table in Markdown. What failed, or was not there, has no row.
+    """Return the table in Markdown. What failed, or was not there, has no row; `new / last` is of CPU time.
 
     Args:
         cases: In the order of their rows.
@@ -92,7 +92,7 @@ def _row(
         limit_clock, limit_cpu = _medians(limit)
         share = f"{clock / limit_clock:.0%} ({cpu / limit_cpu:.0%})"
     if last:
-        quotient, fell = compared(speeds(rounds), speeds(last))
+        quotient, fell = compared(speeds(rounds, CPU), speeds(last, CPU))
         change = f"{quotient:.2f}" + (" FELL" if fell else "")
     return [
         f"{library} {rounds[0]['version']}",
