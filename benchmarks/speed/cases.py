@@ -7,6 +7,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -123,7 +124,7 @@ CASES = (
         **_SMALL,
     ),
 )
-_TINY = {"d_in": 16, "layers": 2, "heads": 2, "layer": 0, "d_sae": 64, "batch": 64, "buffer": 256, "steps": 4}
+_TINY: dict[str, Any] = {"d_in": 16, "layers": 2, "heads": 2, "layer": 0, "d_sae": 64, "batch": 64, "buffer": 256, "steps": 4}
 _TINY |= {"context": 16, "rows_at_once": 8, "vocabulary": 256}
 TINY = (
     Case("tiny, TopK", "TopK", k=4, targets={"sae_lens": 1.0}, **_TINY),
