@@ -124,8 +124,8 @@ CASES = (
         **_SMALL,
     ),
 )
-_TINY: dict[str, Any] = {"d_in": 16, "layers": 2, "heads": 2, "layer": 0, "d_sae": 64, "batch": 64, "buffer": 256, "steps": 4}
-_TINY |= {"context": 16, "rows_at_once": 8, "vocabulary": 256}
+_TINY: dict[str, Any] = {"d_in": 16, "layers": 2, "heads": 2, "layer": 0, "d_sae": 64, "batch": 64}
+_TINY |= {"buffer": 256, "steps": 4, "context": 16, "rows_at_once": 8, "vocabulary": 256}
 TINY = (
     Case("tiny, TopK", "TopK", k=4, targets={"sae_lens": 1.0}, **_TINY),
     Case("tiny, ReLU", "ReLU", k=0, **_TINY),
