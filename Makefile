@@ -1,6 +1,7 @@
 # make demo   trains a sparse autoencoder on the language model that ships with the package, interprets it, steers with it, judges it
 # make test   all checks: ruff, mypy, import-linter, the guide's links and references, pytest
 # make docs   the guide and the reference as a site, in site/
+# make bench  the speed of training beside other libraries, in turn, and beside the last table of this machine (an hour)
 # make bench-formats   our files read by other libraries and theirs by ours, in an environment of their own (CPU)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # An advertisement of mkdocs-material.
 export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test docs bench-formats clean
+.PHONY: demo test docs bench bench-formats clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.ready
@@ -32,6 +33,10 @@ test: .venv/.ready
 docs: .venv/.ready
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
+
+bench: .venv/.ready
+	@$(MAKE) .venv-peers/.ready || echo "make bench: the other libraries could not be installed; their rows stay empty"
+	PYTHONPATH=benchmarks $(BIN)/python -m speed
 
 bench-formats: .venv-peers/.ready
 	@for script in scripts/layout_fixtures/[a-z]*.py; do \

@@ -291,7 +291,8 @@ def refuse_place(difference: str | None) -> None:
 
 def take_tokens(batch: ActivationBatch, chosen: Tensor, index: int) -> ActivationBatch:
     """Return the chosen tokens of a batch as a batch of their own."""
-    return batch.each(lambda values: values[chosen], index=index, rows_shape=None)
+    # Indexing would copy number by number on a CPU, and this copies whole rows.
+    return batch.each(lambda values: values.index_select(0, chosen), index=index, rows_shape=None)
 
 
 def with_sinks(batch: ActivationBatch) -> ActivationBatch:

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightsae.errors import ModelError, arg
 from lightsae.lm.families import ENCODERS, PARTS
+from lightsae.lm.gelu import compute_in_place
 from lightsae.lm.random_weights import randomise, split_name
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -251,6 +252,7 @@ def load_weights(
     # Rows are never padded. Where a pad token is known, some models look for it in each batch: a warning for rows that
     # end with it, and a wait for the device. Removed only now, since others read it while they are built.
     model.config.pad_token_id = None
+    compute_in_place(model)
     return model.eval().requires_grad_(False)
 
 
@@ -268,6 +270,7 @@ def random_model(name: str, config: Any, dtype: torch.dtype, trust_remote_code: 
     except Exception as error:  # whatever a modelling file raises at numbers that do not fit together
         raise ModelError(f"{_named(name)}, but its config.json cannot be used: {short(error)}") from None
     model.config.pad_token_id = None
+    compute_in_place(model)
     return model.eval().requires_grad_(False)
 
 

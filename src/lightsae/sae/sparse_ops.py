@@ -158,7 +158,10 @@ def _weighted_rows(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor
 
 
 def row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 << 13) -> Tensor:
-    """Return <a[token(n)], b[latent(n)]> for every entry n, a chunk at a time: gathered rows stay in the cache."""
+    """Return <a[token(n)], b[latent(n)]> for every entry n, a chunk at a time: gathered rows stay in the cache.
+
+    Rows are gathered by `index_select`, which copies whole rows; indexing copies number by number on a CPU.
+    """
     if kernels.used_for(a, b):
         from lightsae.sae.kernels import row_products as kernel
 
@@ -170,11 +173,13 @@ def row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 <<
         rows, indices = max(1, chunk // k), pattern.indices.view(-1, k)
         for start in range(0, len(indices), rows):
             part = slice(start, start + rows)
-            torch.bmm(b[indices[part]], a[part].unsqueeze(2), out=out.view(-1, k, 1)[part])
+            gathered = b.index_select(0, indices[part].reshape(-1)).view(-1, k, b.shape[1])
+            torch.bmm(gathered, a[part].unsqueeze(2), out=out.view(-1, k, 1)[part])
         return out
     for start in range(0, len(out), chunk):
         part = slice(start, start + chunk)
-        out[part] = torch.linalg.vecdot(a[pattern.token_of[part]], b[pattern.indices[part]])
+        rows_of_a = a.index_select(0, pattern.token_of[part])
+        out[part] = torch.linalg.vecdot(rows_of_a, b.index_select(0, pattern.indices[part]))
     return out
 
 
@@ -225,9 +230,10 @@ class _SparseEncode(torch.autograd.Function):
         # ReLU follows the selection: a kept entry that is not positive passes nothing.
         grad_pre = torch.where(values > 0, grads[0], 0).to(W_enc.dtype)
         order, tokens, offsets = pattern.by_latent
-        grad_W = _weighted_rows(centred.to(W_enc.dtype), tokens, offsets, grad_pre[order]).T
+        by_latent = grad_pre[order]
+        grad_W = _weighted_rows(centred.to(W_enc.dtype), tokens, offsets, by_latent).T
         ones = centred.new_ones((1, 1), dtype=W_enc.dtype)
-        grad_b = _weighted_rows(ones, torch.zeros_like(tokens), offsets, grad_pre[order]).squeeze(1)
+        grad_b = _weighted_rows(ones, torch.zeros_like(tokens), offsets, by_latent).squeeze(1)
         grad_centre = -(W_enc @ grad_b) if ctx.has_centre else None
         grad_x = None
         if ctx.needs_input_grad[0]:
