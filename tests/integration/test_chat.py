@@ -141,3 +141,14 @@ def test_conversations_without_a_template_are_a_mistake(
     assert ended.code == 2
     assert "data.dataset holds conversations, and the tokenizer of data.model has no chat template." in ended.err
     assert "(data.chat_template: template.jinja)" in ended.err
+
+
+@pytest.mark.parametrize("named", ["roles: [assistant]", "datasets: [{name: talks}]"])
+def test_a_cache_of_a_run_with_roles_or_a_mixture_is_refused(lightsae: Run, inputs: Path, named: str) -> None:
+    Path("c.yaml").write_text(f"data: {{model: {inputs}/tiny, site: resid_post.1, {named}}}")
+    ended = lightsae(
+        "cache", "--config", "c.yaml", "--data.dataset", f"{inputs}/text.jsonl", "--out", "x", "--tokens", "64"
+    )
+    assert ended.code == 2
+    assert f"data.{named.partition(':')[0]}" in ended.err
+    assert not Path("x").exists()
