@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from helpers.chat_templates import ZEPHYR
 from lightsae.activations.roles import ROLES
+from lightsae.analysis.evaluate.report import read_report
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.progress import NullProgress
 
@@ -40,6 +41,15 @@ def config(tmp_path: Path, inputs: Path) -> Path:
     (tmp_path / "chat.jinja").write_text(ZEPHYR)
     (tmp_path / "c.yaml").write_text(CONFIG.format(folder=tmp_path, inputs=inputs))
     return tmp_path / "c.yaml"
+
+
+def run_of(lightsae: Run, complete: Callable[..., list[str]], config: Path) -> Path:
+    """Train, undisturbed, and return the folder of the run."""
+    config.write_text(config.read_text().replace("callbacks: [{class_path: helpers.signal_at.SignalAt}]", ""))
+    options = [*complete("data.dataset"), "--data.val_tokens", "1024", "--data.dtype", "float32"]
+    ended = lightsae("fit", "--config", str(config), *options)
+    assert ended.code == 0, ended.err
+    return config.parent / "lightning_logs" / "version_0"
 
 
 def test_stopped_and_resumed_it_ends_in_the_same_bytes(
@@ -80,6 +90,43 @@ def test_stopped_and_resumed_it_ends_in_the_same_bytes(
         assert {ROLES[role] for role in np.unique(roles[counted])} == {"assistant", "text"}
 
 
+def test_an_evaluation_has_figures_by_role_and_by_dataset(
+    lightsae: Run, complete: Callable[..., list[str]], config: Path, tmp_path: Path
+) -> None:
+    run = run_of(lightsae, complete, config)
+    validated = lightsae("validate", "--config", str(run / "config.yaml"), "--ckpt_path", "last")
+    assert validated.code == 0, validated.err
+    sizes = ("--tokens", "1024", "--ce_tokens", "1024", "--concepts", "none")
+    ended = lightsae("evaluate", "--sae", str(run / "sae"), *sizes, "--out", "e.json", "--tensorboard", str(run))
+    assert ended.code == 0, ended.err
+    told = read_report(tmp_path / "e.json")[0]
+    assert {"assistant", "user", "markup", "text"} == set(told.roles)
+    assert {"chat", "texts"} == set(told.datasets)
+    expected = json.loads(next(tmp_path.rglob("validation.json")).read_text())["figures"]
+    compared = 0
+    for group, figures in told.groups.items():
+        for name in ("fve", "fve_no_sinks", "l0", "dead_fraction"):
+            if (value := expected[f"val/{name}/{group}"]) is not None:
+                assert figures[name].value == pytest.approx(value, rel=2e-4, abs=2e-6), (name, group)
+                compared += 1
+        assert figures["l0"].tokens == expected[f"val/tokens/{group}"]
+    assert compared > 20
+    # The predictions are shared out among the roles, and among the datasets.
+    everything = told.figures["ce_clean"]
+    for groups in (told.roles, told.datasets):
+        costs = [figures["ce_clean"] for figures in groups.values()]
+        assert sum(cost.tokens for cost in costs) == everything.tokens
+        mean = sum(cost.value * cost.tokens for cost in costs) / everything.tokens
+        assert mean == pytest.approx(everything.value, rel=1e-6)
+    page = (tmp_path / "e.md").read_text()
+    assert "| Role | `fve` |" in page
+    assert "| Dataset | `fve` |" in page
+    assert f"| assistant | {told.roles['assistant']['fve']} |" in page
+    assert "role" in ended.out
+    shown = EventAccumulator(str(run)).Reload().Tags()["scalars"]
+    assert "evaluation/fve/assistant" in shown
+
+
 def test_roles_of_text_are_a_mistake(lightsae: Run, complete: Callable[..., list[str]]) -> None:
     ended = lightsae("fit", *complete(), "--data.roles", "[assistant]")
     assert ended.code == 2
@@ -94,3 +141,13 @@ def test_conversations_without_a_template_are_a_mistake(
     assert ended.code == 2
     assert "data.dataset holds conversations, and the tokenizer of data.model has no chat template." in ended.err
     assert "(data.chat_template: template.jinja)" in ended.err
+
+
+def test_a_cache_of_a_run_with_roles_is_refused(lightsae: Run, inputs: Path) -> None:
+    Path("c.yaml").write_text(f"data: {{model: {inputs}/tiny, site: resid_post.1, roles: [assistant]}}")
+    ended = lightsae(
+        "cache", "--config", "c.yaml", "--data.dataset", f"{inputs}/text.jsonl", "--out", "x", "--tokens", "1024"
+    )
+    assert ended.code == 2
+    assert "data.roles: a cache keeps neither datasets nor roles apart; leave it out." in ended.err
+    assert not Path("x").exists()

@@ -15,6 +15,17 @@ from lightsae.errors import ConfigError, did_you_mean
 # ends of turns, what a template adds, separators between documents. `text` is a document that is no conversation.
 ROLES = ("markup", "text", "system", "developer", "user", "assistant", "tool", "other")
 MARKUP, TEXT, ASSISTANT, OTHER = (ROLES.index(name) for name in ("markup", "text", "assistant", "other"))
+# Where a token of each role stands, as a label says it.
+PLACES = (
+    "in what no message says",
+    "in a text that is no conversation",
+    "in a system message",
+    "in a developer's message",
+    "in a user's message",
+    "in an assistant's message",
+    "in a tool's message",
+    "in another's message",
+)
 # What some data sets and templates call these roles.
 _CALLED: Mapping[str, str] = {"model": "assistant", "function": "tool", "ipython": "tool"}
 

@@ -1,9 +1,13 @@
-"""The truth about a text: what Python's own parser says of it, what its characters are, or what a file says."""
+"""The truth about a text: what Python's own parser says of it, what its characters are, whose words it is in
+conversations, or what a file says.
+"""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lightsae.activations.roles import ROLES, among
 from lightsae.analysis.concepts.characters import character_truth
 from lightsae.analysis.concepts.documents import DocumentText, documents_of
 from lightsae.analysis.concepts.files import ConceptFile
@@ -26,7 +30,11 @@ def said_by(model: LanguageModel) -> list[str]:
 
 
 def read_truth(
-    rows: TextRows, texts: Sequence[str], report: Callable[[int], None], told: ConceptFile | None = None
+    rows: TextRows,
+    texts: Sequence[str],
+    report: Callable[[int], None],
+    told: ConceptFile | None = None,
+    roles: Sequence[str] | None = None,
 ) -> Truth:
     """Return what is known of a text.
 
@@ -34,7 +42,9 @@ def read_truth(
         rows: The text.
         texts: (V,) what each token says.
         report: Told how many tokens are done.
-        told: The concepts of a file; None: Python's, if the text is Python, and those of its characters.
+        told: The concepts of a file; None: Python's, if the text is Python, those of its characters, and those of
+            conversations.
+        roles: Those whose tokens count; None: all.
 
     Raises:
         CorpusError: The text has none of the file's documents.
@@ -48,9 +58,31 @@ def read_truth(
             )
         return truth
     characters = character_truth(rows, texts)
+    if (speakers := role_truth(rows, characters.known, roles)) is not None:
+        characters = characters.beside(speakers)
     python = marked(rows, texts, mark_python, report)
     is_python = python.known.sum() >= _SHARE_OF_PYTHON * characters.known.sum()
     return python.beside(characters) if is_python else characters
+
+
+def role_truth(rows: TextRows, known: NDArray[np.bool_], roles: Sequence[str] | None) -> Truth | None:
+    """Return whose words each token is, as concepts `role_user`, ...; None where the tokens that count have one role.
+
+    Args:
+        rows: The text.
+        known: (T,) which tokens say something.
+        roles: Those whose tokens count; None: all.
+    """
+    if rows.roles is None:
+        return None
+    codes = rows.roles.ravel()
+    there = np.unique(codes[among(codes, roles)])
+    if len(there) < 2:
+        return None
+    tokens = np.flatnonzero(np.isin(codes, there))
+    # Not a kind of one concept `role`, which would hold everywhere.
+    names = [f"role_{ROLES[code]}" for code in there.tolist()]
+    return Truth.of(names, np.searchsorted(there, codes[tokens]), tokens, tokens + 1, known)
 
 
 def marked(rows: TextRows, texts: Sequence[str], mark: Mark, report: Callable[[int], None]) -> Truth:

@@ -59,7 +59,7 @@ class Concepts:
             CorpusError: The text has none of the file's documents.
         """
         with progress.stage("concepts of the text", rows.n_tokens) as report:
-            truth = read_truth(rows, said_by(loaded.main_model), report, file)
+            truth = read_truth(rows, said_by(loaded.main_model), report, file, loaded.reading.roles)
         source = "python" if "keyword" in truth.place else "characters"
         return cls(truth, source if file is None else file.path, rows, progress, seed)
 

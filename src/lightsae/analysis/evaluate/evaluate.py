@@ -16,13 +16,19 @@ from lightsae.analysis.concepts.files import ConceptFile
 from lightsae.analysis.concepts.probe_stage import SAE
 from lightsae.analysis.evaluate.concepts import AUTO, NONE, Concepts
 from lightsae.analysis.evaluate.control import Sample
-from lightsae.analysis.evaluate.document_sums import DocumentSums
-from lightsae.analysis.evaluate.faithfulness import splice
+from lightsae.analysis.evaluate.faithfulness import Spliced, splice
 from lightsae.analysis.evaluate.figures import DEFINITIONS
+from lightsae.analysis.evaluate.groups import Groups
 from lightsae.analysis.evaluate.measure import Measured, measure
 from lightsae.analysis.evaluate.report import Evaluation, Figure
 from lightsae.analysis.evaluate.spread import Spread
-from lightsae.analysis.evaluate.summaries import bands, faithfulness_figures, histogram, reconstruction_figures
+from lightsae.analysis.evaluate.summaries import (
+    bands,
+    faithfulness_figures,
+    group_figures,
+    histogram,
+    reconstruction_figures,
+)
 from lightsae.analysis.reading.firing_collector import FiringCollector
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.analysis.reading.models import LanguageModels
@@ -169,15 +175,16 @@ class _Text:
         for one, its in measured.items():
             figures[one], of_text = reconstruction_figures(its, seed)
             spread |= of_text if one == SAE else {}
-        for one, sums in self._spliced(saes, own).items():
-            costs, of_text = faithfulness_figures(sums, seed)
+        spliced = self._spliced(saes, own)
+        for one, its_own in spliced.items():
+            costs, of_text = faithfulness_figures(its_own.sums, seed)
             figures[one] |= costs
             spread |= of_text if one == SAE else {}
         report = None
         if self.concepts is not None and (scored := self.concepts.scored(collectors)):
             report = self.concepts.report(scored)
-            for one, its_own in scored.items():
-                found, of_text = self.concepts.figures(its_own)
+            for one, its_scores in scored.items():
+                found, of_text = self.concepts.figures(its_scores)
                 figures[one] |= found
                 spread |= of_text if one == SAE else {}
             if count := self.settings.probes:
@@ -193,6 +200,10 @@ class _Text:
         }
         published = loaded.saved.provenance.values.get("published") or {}
         ordered = {one: _in_order(found) for one, found in figures.items()}
+        groups = {
+            by: {group: _in_order(found) for group, found in of_groups.items()}
+            for by, of_groups in group_figures(own, spliced.get(SAE), seed).items()
+        }
         evaluation = Evaluation(
             name=name,
             sae=loaded.saved.entry,
@@ -203,6 +214,7 @@ class _Text:
             published={key: float(value) for key, value in published.items()},
             controls=ordered,
             concepts=report,
+            **groups,
         )
         return evaluation, spread
 
@@ -213,9 +225,10 @@ class _Text:
         reader = self.loaded.reader(tuple(self.loaded.sae.widths.predicted))
         batches = reader.read(self.rows, "reconstructions", self.progress)
         documents = int(self.rows.documents.max()) + 1
-        return measure(saes, batches, self.sample.centre, counts / counts.sum(), documents, collectors)
+        shares = counts / counts.sum()
+        return measure(saes, batches, self.sample.centre, shares, documents, collectors, self._groups)
 
-    def _spliced(self, saes: Mapping[str, SparseAutoencoder], measured: Measured) -> dict[str, DocumentSums]:
+    def _spliced(self, saes: Mapping[str, SparseAutoencoder], measured: Measured) -> dict[str, Spliced]:
         """Return what splicing costs the language model; nothing where it is not asked for, or cannot be had."""
         model, widths = self.loaded.main_model, self.loaded.sae.widths.predicted
         ours = all(site.model == model.name for site in widths)
@@ -227,7 +240,12 @@ class _Text:
         offset = tables["offset_no_sinks"].sum(0) / tables["tokens_no_sinks"].sum()
         mean = self.sample.centre + torch.from_numpy(offset).to(self.sample.centre)
         batches = self.loaded.reader(tuple(widths)).read(rows, "splicing", self.progress)
-        return splice(saes, model, (batch for batch, _ in batches), Widths.split(mean, widths))
+        return splice(saes, model, (batch for batch, _ in batches), Widths.split(mean, widths), self._groups)
+
+    @property
+    def _groups(self) -> dict[str, Groups]:
+        """The groups of tokens whose figures are given, of the SAE alone."""
+        return {SAE: Groups([part.name for part in self.loaded.corpus.datasets or []])}
 
 
 def _in_order(figures: Mapping[str, Figure]) -> dict[str, Figure]:

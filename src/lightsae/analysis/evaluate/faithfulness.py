@@ -4,15 +4,16 @@ Axes: B rows, S positions, D width of a site, V vocabulary.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.evaluate.document_sums import DocumentSums
+from lightsae.analysis.evaluate.groups import Groups, GroupSums
 from lightsae.lm import LanguageModel
 from lightsae.lm.splice import spliced_logits
 from lightsae.metrics import counted_targets, token_cross_entropy, token_kl_divergence
@@ -21,8 +22,15 @@ from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 # Rows whose logits are in memory at once, twice.
 _ROWS = 8
 
-
 Columns = dict[str, Float[Tensor, "B S_minus_1"]]
+
+
+@dataclass
+class Spliced:
+    """Sums of one SAE over the predictions of a text, and of each group of them."""
+
+    sums: DocumentSums = field(default_factory=DocumentSums)
+    groups: GroupSums = field(default_factory=GroupSums)
 
 
 @torch.no_grad()
@@ -31,29 +39,42 @@ def splice(
     model: LanguageModel,
     batches: Iterator[ActivationBatch],
     mean: Mapping[SiteRef, Float[Tensor, " D"]],
-) -> dict[str, DocumentSums]:
+    groups: Mapping[str, Groups] | None = None,
+) -> dict[str, Spliced]:
     """Return what `figures.faithfulness` reads, over the predictions whose target is no special token.
 
-    A prediction belongs to the document of the token that it is made at. What the model says untouched and ablated
-    is the same beside every SAE, and computed once.
+    A prediction belongs to the document of the token that it is made at, and to the groups of its target: what it
+    costs in a role is about that role's words. What the model says untouched and ablated is the same beside every
+    SAE, and computed once.
 
     Args:
         saes: By name, in eval mode; they read and predict the same sites.
         model: What predicts; it has the sites that they predict.
         batches: Whole rows, with what they read.
         mean: The mean activation at each site that they predict, without sinks.
+        groups: By the SAEs' names, the groups of tokens that have sums of their own.
     """
-    sums = {name: DocumentSums() for name in saes}
+    spliced = {name: Spliced() for name in saes}
     for batch in batches:
         assert batch.rows_shape is not None
+        shape = batch.rows_shape
         x_hats = {name: sae(Widths.join(batch.activations, sae.widths.read)).x_hat for name, sae in saes.items()}
-        rows = batch.rows_shape[0]
-        for start in range(0, rows, _ROWS):
-            part = slice(start, min(rows, start + _ROWS))
-            some = {name: x_hat.reshape(*batch.rows_shape, -1)[part] for name, x_hat in x_hats.items()}
-            for name, (documents, columns) in _columns(saes, model, batch, some, mean, part).items():
-                sums[name].add(documents, columns)
-    return sums
+        members = {name: of_sae.members(batch) for name, of_sae in (groups or {}).items()}
+        for start in range(0, shape[0], _ROWS):
+            part = slice(start, min(shape[0], start + _ROWS))
+            some = {name: x_hat.reshape(*shape, -1)[part] for name, x_hat in x_hats.items()}
+            counted = counted_targets(batch.special.reshape(shape)[part]).reshape(-1).cpu().numpy()
+            documents = batch.documents.reshape(shape)[part][:, :-1].reshape(-1).cpu().numpy()[counted]
+            for name, columns in _columns(saes, model, batch, some, mean, part).items():
+                values = {key: one.reshape(-1).double().cpu().numpy()[counted] for key, one in columns.items()}
+                values["predictions"] = np.ones(len(documents))
+                spliced[name].sums.add(documents, values)
+                targets = {
+                    group: ours.reshape(shape)[part][:, 1:].reshape(-1)[counted]
+                    for group, ours in members.get(name, {}).items()
+                }
+                spliced[name].groups.add(targets, documents, values)
+    return spliced
 
 
 def _columns(
@@ -63,11 +84,11 @@ def _columns(
     x_hats: Mapping[str, Float[Tensor, "B S _"]],
     mean: Mapping[SiteRef, Tensor],
     part: slice,
-) -> dict[str, tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]]:
-    """Return the documents of the predictions in some rows, and what is summed over them, of each SAE."""
+) -> dict[str, Columns]:
+    """Return what is summed over the predictions in some rows, of each SAE."""
     assert batch.rows_shape is not None
     shape, widths = batch.rows_shape, next(iter(saes.values())).widths.predicted
-    tokens, special = batch.tokens.reshape(shape)[part], batch.special.reshape(shape)[part]
+    tokens = batch.tokens.reshape(shape)[part]
     sinks = {site.site: batch.sinks[site].reshape(shape)[part] for site in widths}
     zero = {site.site: torch.zeros_like(mean[site]) for site in widths}
     with model.computed_once([site.site for site in widths]):
@@ -79,19 +100,10 @@ def _columns(
             ("ce_zero_no_sinks", zero, sinks),
         ):
             common[name] = token_cross_entropy(spliced_logits(model, tokens, replacements, kept), tokens)
-        own = {
-            name: _spliced(model, tokens, clean, Widths.split(x_hat, widths), sinks) for name, x_hat in x_hats.items()
+        return {
+            name: common | _spliced(model, tokens, clean, Widths.split(x_hat, widths), sinks)
+            for name, x_hat in x_hats.items()
         }
-    counted = counted_targets(special).reshape(-1).cpu().numpy()
-    documents = batch.documents.reshape(shape)[part][:, :-1].reshape(-1).cpu().numpy()[counted]
-    return {
-        name: (
-            documents,
-            {key: value.reshape(-1).double().cpu().numpy()[counted] for key, value in (common | columns).items()}
-            | {"predictions": np.ones(len(documents))},
-        )
-        for name, columns in own.items()
-    }
 
 
 def _spliced(

@@ -1,11 +1,14 @@
 """An evaluation as a page of Markdown: tables of figures, bands and firing rates, with what each figure is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightsae.analysis.concepts.markdown import concept_lines
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
 from lightsae.markdown import markdown_row
+
+# Of the figures of a group of tokens, those that tables show.
+_OF_GROUPS = ("fve", "fve_no_sinks", "l0", "dead_fraction", "ce_recovered", "ce_recovered_no_sinks")
 
 
 def to_markdown(evaluations: Sequence[Evaluation]) -> str:
@@ -50,6 +53,9 @@ def _of_one(one: Evaluation) -> list[str]:
         ("Share of the text that the token is", one.frequencies),
     ):
         lines += ["", *_of_bands(title, bands)]
+    for title, groups in (("Role", one.roles), ("Dataset", one.datasets)):
+        if groups:
+            lines += ["", *_of_groups(title, groups)]
     lines += ["", "| fires on so many of the tokens | latents |", "|---|---|"]
     lines += [markdown_row([firing_rate(name), f"{count:,}"]) for name, count in one.firing_histogram.items()]
     if one.concepts is not None:
@@ -60,6 +66,20 @@ def _of_one(one: Evaluation) -> list[str]:
 def _of_bands(title: str, bands: Sequence[Band]) -> list[str]:
     lines = [markdown_row([title, "`fve`", "`l0`", "tokens"]), "|---|---|---|---|"]
     return lines + [markdown_row([band.name, str(band.fve), str(band.l0), f"{band.fve.tokens:,}"]) for band in bands]
+
+
+def _of_groups(title: str, groups: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+    names = group_columns(groups)
+    lines = [markdown_row([title, *(f"`{name}`" for name in names), "tokens"]), "|---" * (len(names) + 2) + "|"]
+    return lines + [
+        markdown_row([group, *(_maybe(figures.get(name)) for name in names), f"{figures['l0'].tokens:,}"])
+        for group, figures in groups.items()
+    ]
+
+
+def group_columns(groups: Mapping[str, Mapping[str, Figure]]) -> list[str]:
+    """Return the figures of groups of tokens that tables show."""
+    return [name for name in _OF_GROUPS if any(name in figures for figures in groups.values())]
 
 
 def firing_rate(name: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.evaluate.document_sums import DocumentSums
+from lightsae.analysis.evaluate.groups import Group, Groups, GroupSums
 from lightsae.analysis.reading.firing_collector import FiringCollector
 from lightsae.analysis.reading.reader import Batches
 from lightsae.metrics.reconstruction import token_terms
@@ -39,6 +40,7 @@ class Measured:
             each band stands in `band_offsets`.
         l0: How many latents fire on each token, and its document.
         fires: On how many tokens of a document each latent fires.
+        groups: `sums` and firings of each group of tokens.
     """
 
     sums: DocumentSums = field(default_factory=DocumentSums)
@@ -48,6 +50,7 @@ class Measured:
     band_offsets: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     l0: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     fires: list[sparse.coo_array] = field(default_factory=list)
+    groups: GroupSums = field(default_factory=GroupSums)
 
     @cached_property
     def tables(self) -> dict[str, NDArray[np.float64]]:
@@ -79,6 +82,7 @@ def measure(
     share_of_token: NDArray[np.float64],
     documents: int,
     collectors: Mapping[str, FiringCollector] | None = None,
+    groups: Mapping[str, Groups] | None = None,
 ) -> dict[str, Measured]:
     """Run SAEs over a text; each token is encoded once by each.
 
@@ -89,13 +93,15 @@ def measure(
         share_of_token: By token id, its share of the text.
         documents: One more than the largest number of a document.
         collectors: By the same names, who is given the firings too.
+        groups: By the same names, the groups of tokens that have sums of their own.
     """
     measured = {name: Measured() for name in saes}
     for batch, counted in batches:
         for name, sae in saes.items():
             output = sae(Widths.join(batch.activations, sae.widths.read))
             latents = as_sparse(output.latents)
-            _add(measured[name], sae, batch, output.x_hat.float(), latents, centre, share_of_token, documents)
+            members = groups[name].members(batch) if groups is not None and name in groups else {}
+            _add(measured[name], sae, batch, output.x_hat.float(), latents, centre, share_of_token, documents, members)
             if collectors is not None and name in collectors:
                 collectors[name].update(batch, counted, latents)
     return measured
@@ -110,6 +116,7 @@ def _add(
     centre: Tensor,
     share_of_token: NDArray[np.float64],
     documents: int,
+    members: Mapping[Group, NDArray[np.bool_]],
 ) -> None:
     target = Widths.join(batch.activations, sae.widths.predicted).float()
     terms, offset = token_terms(target, x_hat), target - centre
@@ -132,8 +139,11 @@ def _add(
     }
     without = {f"{name}_no_sinks": (ordinary * column.T).T for name, column in values.items()}
     measured.sums.add(of_documents, values | without)
+    measured.groups.add(members, of_documents, values | without)
     measured.l0.append((of_documents, fired.cpu().numpy().astype(np.int64)))
-    pair = (of_documents[tokens.cpu().numpy()], indices.cpu().numpy())
+    of_firings, latent = tokens.cpu().numpy(), indices.cpu().numpy()
+    measured.groups.add_firings(members, of_firings, latent, sae.d_sae)
+    pair = (of_documents[of_firings], latent)
     measured.fires.append(sparse.coo_array((np.ones(len(tokens)), pair), shape=(documents, sae.d_sae)))
     _add_bands(measured, batch, values, ordinary, share_of_token)
 

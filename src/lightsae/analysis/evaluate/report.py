@@ -62,6 +62,9 @@ class Evaluation:
         published: What the publisher says, by the same names.
         controls: The figures of SAEs that learned nothing, by name.
         concepts: What its latents know of the text's concepts; None: not measured, or too little text.
+        roles: The figures of the tokens of each role, if there are conversations. Those of splicing are about the
+            predictions whose target is such a token.
+        datasets: The same of each dataset of a mixture.
     """
 
     name: str
@@ -74,6 +77,17 @@ class Evaluation:
     published: Mapping[str, float] = field(default_factory=dict)
     controls: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
     concepts: ConceptReport | None = None
+    roles: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
+    datasets: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> dict[str, Mapping[str, Figure]]:
+        """The figures of each group of tokens: of roles, and of datasets."""
+        return {**self.roles, **self.datasets}
+
+
+# What is in a report only where the data has it.
+_GROUPS = ("roles", "datasets")
 
 
 def write_report(evaluations: Sequence[Evaluation], definitions: Mapping[str, str], path: Path) -> None:
@@ -85,10 +99,14 @@ def write_report(evaluations: Sequence[Evaluation], definitions: Mapping[str, st
     report = {
         "format_version": FORMAT_VERSION,
         "definitions": dict(definitions),
-        "saes": [with_none_for_nan(asdict(one)) for one in evaluations],
+        "saes": [with_none_for_nan(_entry(one)) for one in evaluations],
     }
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _entry(one: Evaluation) -> dict[str, Any]:
+    return {name: value for name, value in asdict(one).items() if value or name not in _GROUPS}
 
 
 def read_report(path: Path) -> list[Evaluation]:
@@ -121,18 +139,21 @@ def _evaluation(entry: Any, where: str) -> Evaluation:
     positions, frequencies = (_bands(entry[side], where) for side in ("positions", "frequencies"))
     if not fits(entry["firing_histogram"], dict[str, int]) or not fits(entry["published"], dict[str, float]):
         raise FormatError(f"{where!r}: a count or a published figure is no number; {_AGAIN}.")
-    if not all(isinstance(control, dict) for control in entry["controls"].values()):
-        raise FormatError(f"{where!r}: a control is no object; {_AGAIN}.")
-    controls = {
-        name: {key: _figure(value, where) for key, value in control.items()}
-        for name, control in entry["controls"].items()
-    }
+    controls = _several(entry["controls"], "a control", where)
+    groups = {by: _several(entry.get(by, {}), f"one of the {by}", where) for by in _GROUPS}
     told = {key: entry[key] for key in ("name", "sae", "text", "firing_histogram", "published")}
     # Reports of before say nothing of concepts.
     said = entry.get("concepts")
     concepts = None if said is None else ConceptReport.of_entry(said, where, _AGAIN)
     told |= {"positions": positions, "frequencies": frequencies, "controls": controls, "concepts": concepts}
-    return Evaluation(**told, figures=figures)
+    return Evaluation(**told, **groups, figures=figures)
+
+
+def _several(entries: Any, what: str, where: str) -> dict[str, dict[str, Figure]]:
+    """Return the figures of several things by name."""
+    if not isinstance(entries, dict) or not all(isinstance(one, dict) for one in entries.values()):
+        raise FormatError(f"{where!r}: {what} is no object; {_AGAIN}.")
+    return {name: {key: _figure(value, where) for key, value in one.items()} for name, one in entries.items()}
 
 
 def _bands(entries: Sequence[Any], where: str) -> list[Band]:

@@ -4,11 +4,13 @@ Axes: N documents, B draws.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightsae.analysis.evaluate.document_sums import DocumentSums, draws, interval
+from lightsae.analysis.evaluate.faithfulness import Spliced
 from lightsae.analysis.evaluate.figures import (
     Values,
     dense_fractions,
@@ -34,15 +36,40 @@ def reconstruction_figures(measured: Measured, seed: int) -> tuple[dict[str, Fig
     values = reconstruction(tables, times)
     values |= l0_quantiles(*measured.l0_table(), times)
     values |= dense_fractions(fires, tables["tokens"], times)
-    tokens, ordinary = (int(tables[name].sum()) for name in ("tokens", "tokens_no_sinks"))
-    figures = figures_of(values, documents, tokens)
-    figures |= figures_of({name: one for name, one in values.items() if "no_sinks" in name}, documents, ordinary)
-    # Draws of the same text leave out documents: they would find more dead latents, not about as many.
-    figures["dead_fraction"] = Figure(float((fires.sum(0) == 0).mean()), None, None, tokens)
+    figures = _of_tokens(values, tables, fires.sum(0))
     found = spreads(values, tables["tokens"])
     if (spread := dead_spread(fires, tables["tokens"])) is not None:
         found["dead_fraction"] = spread
     return figures, found
+
+
+def group_figures(measured: Measured, spliced: Spliced | None, seed: int) -> dict[str, dict[str, dict[str, Figure]]]:
+    """Return the figures of each group of tokens by what it is a group by and its name: {"roles": {"user": ...}}.
+
+    FVE is around the group's own mean. Documents that have tokens of the group are what is drawn.
+    """
+    found: dict[str, dict[str, dict[str, Figure]]] = {}
+    for (by, name), sums in sorted(measured.groups.sums.items()):
+        tables = sums.tables()
+        values = reconstruction(tables, draws(len(tables["tokens"]), seed))
+        figures = _of_tokens(values, tables, measured.groups.fires[by, name])
+        if spliced is not None and (of_predictions := spliced.groups.sums.get((by, name))) is not None:
+            figures |= faithfulness_figures(of_predictions, seed)[0]
+        found.setdefault(by, {})[name] = figures
+    return found
+
+
+def _of_tokens(
+    values: Mapping[str, Values], tables: Mapping[str, NDArray[np.float64]], fires: NDArray[np.number[Any]]
+) -> dict[str, Figure]:
+    """Return figures of the tokens whose sums by document are in the tables, and the share of dead latents."""
+    documents = len(tables["tokens"])
+    tokens, ordinary = (int(tables[name].sum()) for name in ("tokens", "tokens_no_sinks"))
+    figures = figures_of(values, documents, tokens)
+    figures |= figures_of({name: one for name, one in values.items() if "no_sinks" in name}, documents, ordinary)
+    # Draws of the same text leave out documents: they would find more dead latents, not about as many.
+    figures["dead_fraction"] = Figure(float((fires == 0).mean()), None, None, tokens)
+    return figures
 
 
 def faithfulness_figures(sums: DocumentSums, seed: int) -> tuple[dict[str, Figure], dict[str, Spread]]:

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
-from lightsae.analysis.evaluate.markdown import firing_rate, to_markdown
+from lightsae.analysis.evaluate.markdown import firing_rate, group_columns, to_markdown
 from lightsae.analysis.evaluate.report import Band, Evaluation
 from lightsae.formats.files import explain_os_errors
 from lightsae.plotting import STYLE, style_pane
@@ -19,7 +19,8 @@ _SUFFIX = ".evaluation"
 def write_tensorboard(folder: Path, evaluations: Sequence[Evaluation]) -> None:
     """Write evaluations as events into a folder, in the place of those of an earlier evaluation there.
 
-    Tags are `evaluation/fve`, ...; of several SAEs their short names stand before it.
+    Tags are `evaluation/fve`, ..., and `evaluation/fve/assistant`, ... of roles and datasets; of several SAEs their
+    short names stand before it.
 
     Args:
         folder: A run's own, whose TensorBoard then shows them beside its training, or another.
@@ -39,6 +40,10 @@ def write_tensorboard(folder: Path, evaluations: Sequence[Evaluation]) -> None:
                 tag = f"{name}/evaluation" if len(evaluations) > 1 else "evaluation"
                 for key, figure in one.figures.items():
                     writer.add_scalar(f"{tag}/{key}", figure.value)
+                for group, figures in one.groups.items():
+                    for key in group_columns(one.groups):
+                        if key in figures:
+                            writer.add_scalar(f"{tag}/{key}/{group}", figures[key].value)
                 writer.add_text(tag, to_markdown([one]))
                 writer.add_figure(tag, draw_evaluation(one))
         for path in earlier:

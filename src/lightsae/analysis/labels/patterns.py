@@ -4,7 +4,7 @@ Axes: T tokens of a text, V vocabulary.
 
 A kind of pattern gives every token one key (say, the pair of the token before and the token itself); a pattern is a
 kind with one key. Nearly all look at the token and at what stands before it, which is what a causal model can know; the
-concepts look at the whole document.
+concepts look at the whole document: where in Python source the token stands, and whose words it is in a conversation.
 """
 
 import re
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightsae.activations.roles import PLACES
 from lightsae.analysis.labels.concepts import aspects_of
-from lightsae.analysis.labels.python_source import ASPECTS
+from lightsae.analysis.labels.python_source import ASPECTS as OF_SOURCE
 from lightsae.errors import FormatError
 from lightsae.parsing import parse_json
 
@@ -37,6 +38,9 @@ CLASSES = (
 # The kinds with a state are no longer learned: they say what a reader who begins at the row's start would take for a
 # string, and `region` knows. Rules of older dictionaries have them.
 STATES = ("outside strings and comments", "inside a string", "inside a comment", "inside a long string")
+# Aspects of a token's place, each with what its numbers stand for; 0: none of these, or nothing is known.
+SPEAKER = "speaker"
+ASPECTS = {**OF_SOURCE, SPEAKER: ("", *PLACES)}
 # Of what the key of each kind is made up, the most significant first.
 _PARTS = {
     "token": ("token",),
@@ -73,7 +77,7 @@ class Pattern:
         before_class: Class of the token before; -1 if it is not given.
         state: Index of STATES; -1 if it is not given.
         after: The token after it; -1 if it is not given.
-        aspect: Name of an aspect of its place, see `python_source.ASPECTS`; empty if none is given.
+        aspect: Name of an aspect of its place, see ASPECTS; empty if none is given.
         value: Number of what that aspect is.
     """
 
@@ -96,6 +100,7 @@ class PatternKeys:
         texts: (V,) what each token says.
         documents: (rows, S) running numbers of the documents; None: every row is one.
         numbers: (rows,) running numbers of the rows: one that follows on another continues its last document.
+        roles: (rows, S) whose words each token is; None: nothing is known of it.
     """
 
     def __init__(
@@ -104,7 +109,9 @@ class PatternKeys:
         texts: Sequence[str],
         documents: NDArray[np.int64] | None = None,
         numbers: NDArray[np.int64] | None = None,
+        roles: NDArray[np.uint8] | None = None,
     ) -> None:
+        self._roles = roles
         self.vocabulary = len(texts)
         self._tokens, self._texts, self._place = tokens, texts, (documents, numbers)
         self._parts: dict[str, Keys] = {}
@@ -126,7 +133,10 @@ class PatternKeys:
     def _part(self, name: str) -> Keys:
         """Return one part of the keys, (rows, S); the slow ones only if a kind asks for them."""
         if name not in self._parts:
-            if name in ASPECTS:
+            if name == SPEAKER:
+                nothing = np.zeros(self._tokens.shape, np.int64)
+                self._parts[name] = nothing if self._roles is None else self._roles.astype(np.int64) + 1
+            elif name in ASPECTS:
                 self._parts |= aspects_of(self._tokens, self._texts, *self._place)
             elif name == "state":
                 self._parts[name] = states_of(self._tokens, self._texts)
@@ -199,6 +209,11 @@ def patterns_of(rule: str) -> tuple[tuple[str, int], ...]:
         if not isinstance(kind, str) or kind not in _PARTS or type(key) is not int or not abs(key) < 2**63:
             raise FormatError(f"The rule {rule[:60]!r} of a label has no such pattern: {kind!r}, {key!r}.")
     return pairs
+
+
+def needs_roles(patterns: Iterable[tuple[str, int]]) -> bool:
+    """Return whether a rule asks whose words a token is, which of plain text nobody knows."""
+    return any(SPEAKER in _PARTS[kind] for kind, _ in patterns)
 
 
 def shifted(tokens: Keys, by: int, nothing: int) -> Keys:

@@ -114,11 +114,13 @@ def label_offline(
         collectors = [FiringCollector(population.source, population.maximum) for population in populations]
         return read_firing_lists(collectors, reader, rows, f"labels: {stage}", progress)
 
-    def keys(rows: TextRows) -> PatternKeys:
-        return PatternKeys(rows.tokens, vocabulary, rows.documents, rows.numbers)
-
     mining = texts.mining if len(texts.mining) else texts.contexts
     mined, chosen, tested = firings(mining, "learn"), firings(texts.contexts, "choose"), firings(texts.scores, "test")
+    several = has_several_roles(mining, mined[0].counted)
+
+    def keys(rows: TextRows) -> PatternKeys:
+        return PatternKeys(rows.tokens, vocabulary, rows.documents, rows.numbers, rows.roles if several else None)
+
     mined_keys = keys(mining)
     table = PatternTable(mined_keys, mined[0].counted)
     choosing = PatternPlaces(table, keys(texts.contexts), chosen[0].counted)
@@ -153,6 +155,11 @@ def label_offline(
             )
         )
     return labels
+
+
+def has_several_roles(rows: TextRows, counted: NDArray[np.bool_]) -> bool:
+    """Return whether the tokens that count, (T,), are of several roles: one that all have tells no feature apart."""
+    return rows.roles is not None and len(np.unique(rows.roles.ravel()[counted])) > 1
 
 
 def _curve(tiers: Mapping[int, Collection[str]]) -> dict[int, float]:

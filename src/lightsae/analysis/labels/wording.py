@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from lightsae.analysis.labels.patterns import CLASSES, STATES, Pattern
-from lightsae.analysis.labels.python_source import ASPECTS
+from lightsae.analysis.labels.patterns import ASPECTS, CLASSES, STATES, Pattern
 
 # Phrases, and tokens in one phrase, that are written out of a detector; the rest is counted, and stands in the rule.
 PHRASES, TOKENS = 4, 5

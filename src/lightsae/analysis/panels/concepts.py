@@ -23,7 +23,7 @@ from torch import Tensor
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.effects.final_norm import final_norm
 from lightsae.analysis.effects.logits import logits_of, writes_to_stream
-from lightsae.analysis.labels.patterns import PatternKeys, patterns_of
+from lightsae.analysis.labels.patterns import PatternKeys, needs_roles, patterns_of
 from lightsae.lm import LanguageModel
 
 # Tokens that seldom follow a firing say nothing about it.
@@ -62,12 +62,14 @@ class Concept:
         row = page.row
         # The rule of the label that is shown: one by a model or a person says something else than the rule does.
         rules = [one["rule"] for one in page.labels if one["rule"] and one["passed"] and one["label"] == row["label"]]
+        # The text that is made is no conversation, of which the rule could ask whose words a token is.
+        patterns = patterns_of(rules[0]) if rules else ()
         return cls(
             feature=feature,
             label=row["label"],
             tier=row["tier"] or "unlabelled",
             maximum=float(row["max"] or 0.0),
-            patterns=patterns_of(rules[0]) or None if rules else None,
+            patterns=None if needs_roles(patterns) else patterns or None,
             follows=tuple(one["token"] for one in row["tokens_after"] or () if one["share"] >= _LEAST_SHARE),
         )
 

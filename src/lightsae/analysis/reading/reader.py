@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch
-from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.fills import ReadSettings, read_rows
 from lightsae.activations.roles import among
 from lightsae.activations.stream import check_finite
@@ -61,8 +60,7 @@ class ActivationReader:
         """
         everything = replace(self.reading, sites=tuple(dict.fromkeys((*self.reading.sites, *self.beside))))
         for part in rows.batches(self.reading.rows_at_once, start):
-            tokens = TokenRows(part.tokens, part.documents, part.roles)
-            batch = read_rows(self.models, tokens, part.numbers, everything, self._buffers, self.timings)
+            batch = read_rows(self.models, part.of_corpus, part.numbers, everything, self._buffers, self.timings)
             check_finite(batch, "of the text")
             left_out = batch.sinks_at(self.reading.sites) | batch.special
             left_out |= batch.positions < self.reading.skip_positions

@@ -68,12 +68,14 @@ class TextRows:
         documents: (n, S) running numbers of the documents.
         numbers: (n,) running numbers of the rows.
         roles: (n, S) whose words each token is; None where no text is a conversation.
+        datasets: (n,) place of each row's dataset in a mixture; None: there is one dataset.
     """
 
     tokens: NDArray[np.int32]
     documents: NDArray[np.int64]
     numbers: NDArray[np.int64]
     roles: NDArray[np.uint8] | None = None
+    datasets: NDArray[np.int16] | None = None
 
     @classmethod
     def gather(cls, rows: Sequence[Row], context: int) -> "TextRows":
@@ -86,7 +88,7 @@ class TextRows:
     @classmethod
     def of(cls, rows: TokenRows, numbers: NDArray[np.int64]) -> "TextRows":
         """Return rows of a corpus with their running numbers."""
-        return cls(rows.tokens, rows.documents, numbers, rows.roles)
+        return cls(rows.tokens, rows.documents, numbers, rows.roles, rows.datasets)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -95,10 +97,14 @@ class TextRows:
     def n_tokens(self) -> int:
         return self.tokens.size
 
+    @property
+    def of_corpus(self) -> TokenRows:
+        """The rows without their numbers."""
+        return TokenRows(self.tokens, self.documents, self.roles, self.datasets)
+
     def taken(self, places: NDArray[np.int64] | slice) -> "TextRows":
         """Return some of the rows."""
-        roles = None if self.roles is None else self.roles[places]
-        return TextRows(self.tokens[places], self.documents[places], self.numbers[places], roles)
+        return TextRows.of(self.of_corpus.taken(places), self.numbers[places])
 
     def spread(self, count: int) -> "TextRows":
         """Return `count` of the rows, evenly from first to last; all of them if there are fewer."""

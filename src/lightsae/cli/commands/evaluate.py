@@ -8,7 +8,7 @@ from typing import Any
 from lightsae.analysis.evaluate import EvaluateSettings, Evaluation, evaluate
 from lightsae.analysis.evaluate.document_sums import FEWEST
 from lightsae.analysis.evaluate.figures import DEFINITIONS
-from lightsae.analysis.evaluate.markdown import to_markdown
+from lightsae.analysis.evaluate.markdown import group_columns, to_markdown
 from lightsae.analysis.evaluate.report import write_report
 from lightsae.analysis.evaluate.saebench import write_core_results
 from lightsae.analysis.evaluate.tensorboard import write_tensorboard
@@ -144,6 +144,13 @@ def _print(one: Evaluation) -> None:
         ]
         rows.add_row(name, str(one.figures[name]), *said, *beside, DEFINITIONS[name].text)
     console(140).print(rows)
+    for title, groups in (("role", one.roles), ("dataset", one.datasets)):
+        if groups:
+            columns = group_columns(groups)
+            rows = table(title, "tokens", *columns)
+            for group, its in groups.items():
+                rows.add_row(group, f"{its['l0'].tokens:,}", *(str(its.get(name, "")) for name in columns))
+            console(140).print(rows)
     if (concepts := one.concepts) is not None:
         scored = f"{len(concepts.concepts)} of {concepts.named} hold often enough to be scored"
         print(f"concepts ({concepts.source}): {scored}; tested on {concepts.tokens[1]:,} tokens")

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.labels.patterns import PatternKeys, patterns_of
+from lightsae.analysis.labels.patterns import PatternKeys, needs_roles, patterns_of
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
@@ -233,6 +233,8 @@ def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> 
         {"features": chosen.numbers},
     )
     rules = {row["feature"]: p for row in table.to_pylist() if (p := patterns_of(row["rule"]))}
+    # Whose words a token of the text is, nobody says here.
+    rules = {feature: patterns for feature, patterns in rules.items() if not needs_roles(patterns)}
     if not rules or not isinstance(chosen.model, LanguageModel):
         return {}
     of_text = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model))

@@ -85,3 +85,8 @@ def test_tensorboard_shows_the_figures_the_tables_and_the_pictures(tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 2
     assert "b/evaluation/fve" in events(tmp_path).Tags()["scalars"]
     assert "evaluation/fve" not in events(tmp_path).Tags()["scalars"]
+
+
+def test_tensorboard_shows_the_figures_of_roles(tmp_path: Path) -> None:
+    write_tensorboard(tmp_path, [replace(evaluation(), roles={"user": {"fve": FIGURES["l0"], "l0": FIGURES["fve"]}})])
+    assert events(tmp_path).Scalars("evaluation/fve/user")[0].value == pytest.approx(FIGURES["l0"].value)

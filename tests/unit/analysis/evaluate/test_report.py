@@ -12,7 +12,7 @@ from lightsae.analysis.evaluate.report import Band, Evaluation, Figure, read_rep
 from lightsae.errors import FormatError
 
 
-def evaluation(name: str = "sae") -> Evaluation:
+def evaluation(name: str = "sae", roles: dict[str, dict[str, Figure]] | None = None) -> Evaluation:
     fve, l0 = Figure(0.91, 0.9, 0.92, 1000), Figure(20.0, None, None, 1000)
     return Evaluation(
         name=name,
@@ -24,7 +24,11 @@ def evaluation(name: str = "sae") -> Evaluation:
         firing_histogram={"never": 3, "1e-2": 61},
         published={"l0": 19.0},
         controls={"random_sae": {"fve": Figure(0.4, 0.3, 0.5, 1000)}},
+        roles=roles or {},
     )
+
+
+ROLES = {"user": {"fve": Figure(0.7, 0.6, 0.8, 300), "l0": Figure(9.0, None, None, 300)}}
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -66,6 +70,23 @@ def test_what_is_damaged_is_named(tmp_path: Path, change, said: str) -> None:
     with pytest.raises(FormatError) as caught:
         read_report(path)
     assert said in str(caught.value)
+
+
+def test_roles_are_told_where_there_are_some(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_report([evaluation("a", ROLES), evaluation("b")], {}, path)
+    first, second = read_report(path)
+    assert (first.roles, second.roles) == (ROLES, {})
+    assert not {"roles", "datasets"} & set(json.loads(path.read_text())["saes"][1])
+    page = to_markdown([first])
+    assert "| Role | `fve` | `l0` | tokens |" in page
+    assert "| user | 0.7 [0.6, 0.8] | 9 | 300 |" in page
+    assert "| Role |" not in to_markdown([second])
+    report = json.loads(path.read_text())
+    report["saes"][0]["roles"]["user"] = 0.5
+    path.write_text(json.dumps(report))
+    with pytest.raises(FormatError, match="one of the roles is no object"):
+        read_report(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{"])

@@ -6,15 +6,18 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from lightsae.activations.roles import ROLES
 from lightsae.analysis.labels.detector_search import DETECTOR_PATTERNS
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.label_search import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.learning import LIMITS, learn_rules
-from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of
+from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of, needs_roles
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
 from lightsae.analysis.labels.scoring import Scores, token_scores
+from lightsae.analysis.labels.stage import has_several_roles
 from lightsae.analysis.labels.wording import in_words, names_of
 from lightsae.analysis.reading.firing_lists import FiringLists
+from lightsae.analysis.reading.text import TextRows
 
 TEXTS = [" cat", " dog", " red", " sun", "1", "2", "3", "(", ")", " Ant", " Bee", "\n"]
 CAT, DOG, RED, SUN, OPEN = 0, 1, 2, 3, 7
@@ -231,3 +234,33 @@ def test_the_search_knows_its_limit() -> None:
     cut = Rule(detector.patterns[: len(label.patterns)], detector.shares[: len(label.patterns)])
     assert scored(label, keys, fires).lower >= scored(cut, keys, fires).lower
     assert scored(label, keys, fires).lower <= scored(detector, keys, fires).lower
+
+
+def test_whose_words_a_token_is_is_a_concept_where_several_speak():
+    user, assistant = ROLES.index("user"), ROLES.index("assistant")
+    spoken = [np.where(np.arange(ROWS * CONTEXT).reshape(ROWS, CONTEXT) // 7 % 2, assistant, user) for _ in range(2)]
+    texts = [text(1), text(2)]
+    keys = [PatternKeys(t, TEXTS, roles=s.astype(np.uint8)) for t, s in zip(texts, spoken, strict=True)]
+    table = PatternTable(keys[0], all_counted(texts[0]))
+    places = PatternPlaces(table, keys[1], all_counted(texts[1]))
+    fires = [[(t == CAT) & (s == assistant), s == user, t == DOG] for t, s in zip(texts, spoken, strict=True)]
+    mined, chosen = (firing_lists(f, all_counted(t)) for f, t in zip(fires, texts, strict=True))
+    rules = [rules[LABEL_PATTERNS] for rules in learn_rules(table, mined, places, chosen)]
+    words = [in_words(keys[0].patterns(rule.patterns), names_of(TEXTS)) for rule in rules]
+    assert words == ["` cat` in an assistant's message", "anything in a user's message", "` dog`"]
+    assert [needs_roles(rule.patterns) for rule in rules] == [True, True, False]
+    # Of a text of which nobody knows it, no such pattern holds.
+    plain = PatternPlaces(table, PatternKeys(texts[1], TEXTS), all_counted(texts[1]))
+    assert [len(plain.of_rule(rule)) for rule in rules] == [0, 0, int((texts[1] == DOG).sum())]
+
+
+def test_one_role_is_no_concept():
+    tokens = text(1, 2)
+    one = np.full(tokens.shape, ROLES.index("user"), np.uint8)
+    both = one.copy()
+    both[:, :3] = ROLES.index("assistant")
+    documents, numbers = np.zeros(tokens.shape, np.int64), np.arange(2)
+    assert not has_several_roles(TextRows(tokens, documents, numbers), all_counted(tokens))
+    assert not has_several_roles(TextRows(tokens, documents, numbers, one), all_counted(tokens))
+    assert has_several_roles(TextRows(tokens, documents, numbers, both), all_counted(tokens))
+    assert not has_several_roles(TextRows(tokens, documents, numbers, both), (both == one[0, 0]).ravel())

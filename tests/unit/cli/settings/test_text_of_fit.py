@@ -37,5 +37,10 @@ def test_training_is_left_out_and_what_nobody_knows_is_not() -> None:
     assert text_of_fit("a.yaml") == "a.yaml"
 
 
+def test_roles_are_kept_to_be_refused() -> None:
+    data = {"model": "m", "roles": ["assistant"]}
+    assert text_of_fit({"data": data}) == {"data": data}
+
+
 def test_settings_are_on_one_side() -> None:
     assert not set(READ) & set(OTHERS)
