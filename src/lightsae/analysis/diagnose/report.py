@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightsae.analysis.diagnose.alternative import CAUSES, Alternative
+from lightsae.analysis.diagnose.case import CAUSES, Alternative
 from lightsae.analysis.diagnose.case import Score
 from lightsae.analysis.diagnose.verdict import Verdict
 from lightsae.formats.files import write_atomically

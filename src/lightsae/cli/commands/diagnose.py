@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightsae.analysis.diagnose import DiagnoseSettings, Diagnosis, diagnose
-from lightsae.analysis.diagnose.alternative import CAUSES
+from lightsae.analysis.diagnose.case import CAUSES
 from lightsae.analysis.diagnose.case import Score
 from lightsae.analysis.diagnose.report import write_report
 from lightsae.analysis.reading.loaded_sae import TextSettings
