@@ -84,7 +84,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(staged, ignore_errors=True)
 
 
-def write_json(path: str | Path, value: Any, *, indent: int = 2, finite: bool = True) -> None:
+def write_json(path: str | Path, value: Any, *, indent: int = 2, finite: bool = True, ascii_only: bool = False) -> None:
     """Write a JSON file atomically; see `write_atomically`.
 
     Args:
@@ -92,12 +92,13 @@ def write_json(path: str | Path, value: Any, *, indent: int = 2, finite: bool = 
         value: What JSON can hold.
         indent: Spaces per level.
         finite: Whether a NaN or an infinity is a mistake; Python writes them in its own way.
+        ascii_only: Write other letters as escapes: for paths, which may hold bytes that are no text.
 
     Raises:
         ConfigError: The disk is full, or there is no permission to write.
     """
     with write_atomically(path) as temporary:
-        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=not finite)
+        text = json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=not finite)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,13 @@ from safetensors.torch import load_file
 
 from lightsae.errors import ConfigError
 from lightsae.formats import temporary
-from lightsae.formats.files import explain_os_errors, find_folder, replace_folder_atomically, write_atomically
+from lightsae.formats.files import (
+    explain_os_errors,
+    find_folder,
+    replace_folder_atomically,
+    write_atomically,
+    write_json,
+)
 from lightsae.formats.tensor_files import save_tensors
 
 
@@ -286,3 +293,22 @@ with write_atomically(sys.argv[1]) as path:
         assert set(names(tmp_path)) == {first.parent.name, second.parent.name, *others}, (
             "another file's, and another machine's, stay"
         )
+
+
+def test_json_that_cannot_be_written_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "\u00e9"})
+    assert path.read_bytes() == b'{\n  "name": "\xc3\xa9"\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"figure": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_json(path, {"path": os.fsdecode(b"\xff")})
+    assert path.read_bytes() == b'{\n  "name": "\xc3\xa9"\n}\n'
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_json_takes_figures_that_were_not_measured_and_paths_that_are_no_text(tmp_path):
+    write_json(tmp_path / "a.json", [float("nan"), os.fsdecode(b"\xff")], finite=False, ascii_only=True)
+    figure, path = json.loads((tmp_path / "a.json").read_text())
+    assert figure != figure
+    assert os.fsencode(path) == b"\xff"

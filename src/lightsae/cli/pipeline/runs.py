@@ -117,7 +117,7 @@ class Pipeline:
 
     def _write(self) -> None:
         runs = {kind: {name: asdict(run) for name, run in getattr(self, kind).items()} for kind in ("done", "begun")}
-        write_json(self._path, {"format": _FORMAT, **runs}, finite=False)
+        write_json(self._path, {"format": _FORMAT, **runs}, ascii_only=True)
 
     def _reason(self, name: str) -> str | None:
         done, begun, inputs = self.done.get(name), self.begun.get(name), self._inputs(name)

@@ -72,7 +72,7 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str, options: 
             # As sae.json has them: figures can be told apart from those of another step of the same run.
             "sha256": {name: tensor_hash(sae) for name, sae in saes.items()},
         }
-        write_json(folder / "validation.json", document, finite=False)
+        write_json(folder / "validation.json", document, finite=False, ascii_only=True)
     out = console()
     names = list(module.saes)
     if figures and len(names) > 1:
