@@ -34,8 +34,7 @@ import yaml
 from torch import Tensor
 
 from lightsae.analysis.diagnose import Verdict
-from lightsae.analysis.diagnose.alternative import Alternative
-from lightsae.analysis.diagnose.case import Case, Sample, Score, score
+from lightsae.analysis.diagnose.case import Alternative, Case, Sample, Score, score
 from lightsae.analysis.diagnose.hypotheses import try_all
 from lightsae.analysis.diagnose.sample import read_sample
 from lightsae.analysis.diagnose.sites import Neighbour, near_sites

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from lightsae.errors import ActivationError, arg
+from lightsae.metrics.conventions import is_sink
 from lightsae.sae.sites import SiteRef
 from lightsae.sae.sparse_ops import SparseLatents
 
@@ -68,6 +70,24 @@ class ActivationBatch:
         """Return which tokens are attention sinks at one of the sites."""
         return reduce(torch.logical_or, (self.sinks[site] for site in sites))
 
+    def take(self, chosen: Int[Tensor, " t"], index: int) -> "ActivationBatch":
+        """Return the chosen tokens as a batch of their own, number `index`."""
+        # Indexing would copy number by number on a CPU, and this copies whole rows.
+        return self.each(lambda values: values.index_select(0, chosen), index=index, rows_shape=None)
+
+    def draw_rows(self, count: int, generator: torch.Generator) -> "ActivationBatch":
+        """Return some whole rows, all their tokens in order.
+
+        Args:
+            count: Rows that are drawn; all, where there are no more.
+            generator: For that draw.
+        """
+        assert self.rows_shape is not None, "this source has no rows"
+        rows, context = self.rows_shape
+        chosen = torch.randperm(rows, generator=generator)[:count].sort().values
+        tokens = (chosen[:, None] * context + torch.arange(context)).flatten().to(self.tokens.device)
+        return replace(self.take(tokens, self.index), rows_shape=(len(chosen), context))
+
     def each(self, change: Callable[[Tensor], Tensor], **others: Any) -> "ActivationBatch":
         """Return the batch with every tensor of one entry per token changed, and `others` set."""
         names = ("tokens", "positions", "documents", "rows", "special")
@@ -82,3 +102,28 @@ class ActivationBatch:
         """Return the batch on another device; Lightning calls this to move batches."""
         truth = self.truth.to(device, **kwargs) if self.truth is not None else None
         return self.each(lambda values: values.to(device, **kwargs), truth=truth)
+
+
+def with_sinks(batch: ActivationBatch) -> ActivationBatch:
+    """Mark the attention sinks of a batch: position 0, special, or of a norm far above the site's median."""
+    everywhere = batch.special | (batch.positions == 0)
+    sinks = {}
+    for site, values in batch.activations.items():
+        norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
+        sinks[site] = everywhere | is_sink(norms)
+    return replace(batch, sinks=sinks)
+
+
+def check_finite(batch: ActivationBatch, where: str) -> None:
+    """Raise an ActivationError where an activation is NaN or infinite; one look a fill, not one a step."""
+    for site, values in batch.activations.items():
+        # A sum is finite only if every term is; it reads the buffer once and needs no second one.
+        if not bool(values.sum(dtype=torch.float32).isfinite()) and not bool(values.isfinite().all()):
+            bad = ~values.isfinite().all(dim=1)
+            row = int(batch.rows[bad][0])
+            is_as_in_file = not site.model and values.dtype == torch.float32
+            advice = "Look at that row of the file." if is_as_in_file else f"Try {arg('dtype')}: float32."
+            raise ActivationError(
+                f"{site} holds NaN or infinity on {int(bad.sum())} of {len(values)} tokens {where}. The first is in "
+                f"row {row}. {advice}"
+            )

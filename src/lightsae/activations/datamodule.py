@@ -3,9 +3,7 @@
 What the user configures under `data:`. The language model lives here, on the data side: it enters no checkpoint.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -27,33 +25,16 @@ from lightsae.activations.stream import (
     StreamPlan,
     check_place,
     refuse_place,
-    take_tokens,
 )
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.text_source import TextSource
 from lightsae.activations.timings import Timings
 from lightsae.compat import data_ranks, set_max_steps
-from lightsae.errors import ConfigError, LightsaeError, arg, section
+from lightsae.errors import ConfigError, arg, section
 from lightsae.lm import LanguageModel
 from lightsae.lm.dtypes import DTYPES, choose_dtype, dtype_name, warn_if_slow
 from lightsae.sae import SiteRef, Widths
 from lightsae.stored import misfit
-
-
-@contextmanager
-def _site_called(name: str, *, handed_in: bool) -> Iterator[None]:
-    """Call the site in an error `name`: one of the data, as all other arguments are, unless it was `handed_in`."""
-
-    def change(of: str, argument: str) -> tuple[str, str]:
-        if argument != "site":
-            return of or "data", argument
-        return of or ("" if handed_in else "data"), name
-
-    try:
-        yield
-    except LightsaeError as error:
-        error.rename(change)
-        raise
 
 
 class ActivationDataModule(DataSettings, LightningDataModule):
@@ -144,17 +125,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             ConfigError: A site is named twice, or is missing.
             ModelError: The model's description cannot be had.
         """
-        target = self.target_site if site is None and target_site is None else target_site
-        with _site_called("site", handed_in=site is not None):
-            read = self._widths_of(site if site is not None else self.site)
-        with _site_called("target_site", handed_in=target_site is not None):
-            return Widths(read, self._widths_of(target) if target is not None else read)
-
-    def _widths_of(self, names: SiteNames) -> dict[SiteRef, int]:
-        sites = [self.source.site(name) for name in (names if isinstance(names, list) else [names])]
-        if len(set(sites)) < len(sites):
-            raise ConfigError(f"{arg('site')} names a site twice: {names}.")
-        return {site: self.source.width(site) for site in sites}
+        return self.source.widths(site, target_site)
 
     # -- set-up -----------------------------------------------------------------------------------------------------
 
@@ -350,12 +321,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
             generator: For that draw.
         """
         assert self._stream is not None
-        fill = self._stream.present_fill().everything
-        assert fill.rows_shape is not None, "this source has no rows"
-        rows, context = fill.rows_shape
-        chosen = torch.randperm(rows, generator=generator)[:count].sort().values
-        tokens = (chosen[:, None] * context + torch.arange(context)).flatten().to(fill.tokens.device)
-        return replace(take_tokens(fill, tokens, fill.index), rows_shape=(len(chosen), context))
+        return self._stream.present_fill().everything.draw_rows(count, generator)
 
     def describe(self) -> dict[str, Any]:
         """Return where the activations come from, in plain values, for the files that are exported."""

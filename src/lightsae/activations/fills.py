@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.batch import ActivationBatch, with_sinks
 from lightsae.activations.corpus.mixture import Rows
 from lightsae.activations.corpus.token_rows import TokenRows
-from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, refuse_place, with_sinks
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, refuse_place
 from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.lm import LanguageModel

@@ -4,6 +4,8 @@ Each source knows its sites, makes the fills of the stream, and holds out data f
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,16 @@ import torch
 
 from lightsae.activations.contents import Contents, digest
 from lightsae.activations.files import ActivationFiles, Chunks, FileFills, held_out_chunks
-from lightsae.activations.settings import DataSettings
+from lightsae.activations.settings import DataSettings, SiteNames
 from lightsae.activations.stream import FillSource, HeldOut, Process, StreamPlan
 from lightsae.activations.synthetic.config import SyntheticConfig
 from lightsae.activations.synthetic.fills import SITE as SYNTHETIC
 from lightsae.activations.synthetic.fills import SyntheticFills, held_out_samples
 from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.timings import Timings
-from lightsae.errors import SiteError, arg, under
+from lightsae.errors import ConfigError, LightsaeError, SiteError, arg, under
 from lightsae.lm import LanguageModel
-from lightsae.sae import SiteRef
+from lightsae.sae import SiteRef, Widths
 
 
 class ActivationSource(ABC):
@@ -56,6 +58,21 @@ class ActivationSource(ABC):
     def width(self, site: SiteRef) -> int:
         """Return the width of a site."""
 
+    def widths(self, site: SiteNames = None, target_site: SiteNames = None) -> Widths:
+        """Return the sites and widths of an SAE; see `ActivationDataModule.widths_at`."""
+        settings = self.settings
+        target = settings.target_site if site is None and target_site is None else target_site
+        with _site_called("site", handed_in=site is not None):
+            read = self._widths_of(site if site is not None else settings.site)
+        with _site_called("target_site", handed_in=target_site is not None):
+            return Widths(read, self._widths_of(target) if target is not None else read)
+
+    def _widths_of(self, names: SiteNames) -> dict[SiteRef, int]:
+        sites = [self.site(name) for name in (names if isinstance(names, list) else [names])]
+        if len(set(sites)) < len(sites):
+            raise ConfigError(f"{arg('site')} names a site twice: {names}.")
+        return {site: self.width(site) for site in sites}
+
     @abstractmethod
     def fill_tokens(self, world: int) -> int:
         """Return the tokens that one rank's fill serves."""
@@ -79,6 +96,22 @@ class ActivationSource(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return where the activations come from, in plain values."""
+
+
+@contextmanager
+def _site_called(name: str, *, handed_in: bool) -> Iterator[None]:
+    """Call the site in an error `name`: one of the data, as all other arguments are, unless it was `handed_in`."""
+
+    def change(of: str, argument: str) -> tuple[str, str]:
+        if argument != "site":
+            return of or "data", argument
+        return of or ("" if handed_in else "data"), name
+
+    try:
+        yield
+    except LightsaeError as error:
+        error.rename(change)
+        raise
 
 
 class FileSource(ActivationSource):

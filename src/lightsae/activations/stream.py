@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from lightsae.activations.ahead import Ahead, InTurn
-from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.batch import ActivationBatch, check_finite
 from lightsae.activations.timings import Timings
-from lightsae.errors import ActivationError, CheckpointError, arg, section
-from lightsae.metrics.conventions import is_sink
+from lightsae.errors import CheckpointError, arg, section
 from lightsae.randomness import keyed_generator
 from lightsae.sae.sites import SiteRef
 from lightsae.stored import misfit
@@ -177,7 +176,7 @@ class ActivationStream:
             made = self._fill(number)
             start = place * self.plan.batch_tokens
             chosen = made.order[start : start + self.plan.batch_tokens]
-            batch = take_tokens(made.fill.everything, chosen, self.served_batches)
+            batch = made.fill.everything.take(chosen, self.served_batches)
             self.served_batches += 1
             yield batch
             if self.served_batches % self.plan.total_batches == 0:
@@ -287,34 +286,3 @@ def refuse_place(difference: str | None) -> None:
     """Raise a CheckpointError about the place in the data, where there is something against it."""
     if difference is not None:
         raise CheckpointError(f"--ckpt_path: the place in the data cannot be used: {difference}. Use an earlier one.")
-
-
-def take_tokens(batch: ActivationBatch, chosen: Tensor, index: int) -> ActivationBatch:
-    """Return the chosen tokens of a batch as a batch of their own."""
-    # Indexing would copy number by number on a CPU, and this copies whole rows.
-    return batch.each(lambda values: values.index_select(0, chosen), index=index, rows_shape=None)
-
-
-def with_sinks(batch: ActivationBatch) -> ActivationBatch:
-    """Mark the attention sinks of a batch: position 0, special, or of a norm far above the site's median."""
-    everywhere = batch.special | (batch.positions == 0)
-    sinks = {}
-    for site, values in batch.activations.items():
-        norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
-        sinks[site] = everywhere | is_sink(norms)
-    return replace(batch, sinks=sinks)
-
-
-def check_finite(batch: ActivationBatch, where: str) -> None:
-    """Raise an ActivationError where an activation is NaN or infinite; one look a fill, not one a step."""
-    for site, values in batch.activations.items():
-        # A sum is finite only if every term is; it reads the buffer once and needs no second one.
-        if not bool(values.sum(dtype=torch.float32).isfinite()) and not bool(values.isfinite().all()):
-            bad = ~values.isfinite().all(dim=1)
-            row = int(batch.rows[bad][0])
-            is_as_in_file = not site.model and values.dtype == torch.float32
-            advice = "Look at that row of the file." if is_as_in_file else f"Try {arg('dtype')}: float32."
-            raise ActivationError(
-                f"{site} holds NaN or infinity on {int(bad.sum())} of {len(values)} tokens {where}. The first is in "
-                f"row {row}. {advice}"
-            )

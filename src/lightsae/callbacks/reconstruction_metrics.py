@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -140,7 +140,7 @@ class ReconstructionMetrics(SAECallback):
             if (name, groups) not in self._groups:
                 metric = GroupedReconstruction(names[groups], sae.d_out, sae.d_sae)
                 self._groups[name, groups] = metric.to(self.module.device)
-            firings = firings_by_group(output.latents, numbers.long(), len(names[groups]))
+            firings = firings_by_group(output.latents, numbers, len(names[groups]))
             self._groups[name, groups].update(x, output.x_hat, fired, firings, numbers, sinks)
 
 
@@ -164,23 +164,20 @@ def l0_per_token(latents: Latents) -> Int[Tensor, " T"]:
     return counts.scatter_add_(0, latents.pattern.token_of, (latents.values > 0).int())
 
 
-def firing_counts(latents: Latents) -> Int[Tensor, " F"]:
-    """Return on how many tokens each latent fires."""
+def firing_counts(latents: Latents, tokens: Bool[Tensor, " T"] | None = None) -> Int[Tensor, " F"]:
+    """Return on how many tokens each latent fires; if `tokens` are given, on how many of those."""
     if isinstance(latents, Tensor):
-        return (latents > 0).sum(0, dtype=torch.int32)
-    counts = torch.zeros(latents.pattern.width, dtype=torch.int32, device=latents.values.device)
-    return counts.scatter_add_(0, latents.indices.long(), (latents.values > 0).int())
+        return ((latents if tokens is None else latents[tokens]) > 0).sum(0, dtype=torch.int32)
+    fires = latents.values > 0
+    if tokens is not None:
+        fires = fires & tokens[latents.pattern.token_of]
+    counts = torch.zeros(latents.pattern.width, dtype=torch.int32, device=fires.device)
+    return counts.scatter_add_(0, latents.indices.long(), fires.int())
 
 
 def firings_by_group(latents: Latents, groups: Int[Tensor, " T"], count: int) -> Int[Tensor, "G F"]:
     """Return on how many tokens of each of `count` groups each latent fires."""
-    if isinstance(latents, Tensor):
-        firings = torch.zeros(count, latents.shape[1], dtype=torch.long, device=latents.device)
-        return firings.index_add_(0, groups, (latents > 0).long())
-    width = latents.pattern.width
-    places = groups[latents.pattern.token_of] * width + latents.indices.long()
-    firings = torch.zeros(count * width, dtype=torch.long, device=latents.values.device)
-    return firings.scatter_add_(0, places, (latents.values > 0).long()).view(count, width)
+    return torch.stack([firing_counts(latents, groups == group) for group in range(count)])
 
 
 def positive_latents(output: SAEOutput, mask: Tensor, limit: int = HISTOGRAM_VALUES) -> Float[Tensor, " N"]:

@@ -1,6 +1,5 @@
 """How fast a run is, and where its time goes."""
 
-import json
 import os
 import platform
 import time
@@ -14,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightsae.activations.timings import Timings
 from lightsae.callbacks.base import SAECallback, log_once
 from lightsae.compat import savers, writes_files
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import write_json
 
 PARTS = ("language_model", "sae_step", "text")
 WAITING = "waiting"
@@ -89,8 +88,7 @@ class Throughput(SAECallback):
             **{name: round(value, 4) for name, value in (rates(spent) | memory(self.module.device)).items()},
             "machine": machine(self.module.device),
         }
-        with write_atomically(self.folder / "throughput.json") as path:
-            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / "throughput.json", report, finite=False)
 
     def _read(self, trainer: Trainer) -> dict[str, float]:
         """Return tokens and seconds so far, without what validation took."""

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.batch import ActivationBatch, with_sinks
 from lightsae.activations.files import FileFills
 from lightsae.activations.sources import FileSource, SyntheticSource
 from lightsae.activations.stream import (
@@ -21,7 +21,6 @@ from lightsae.activations.stream import (
     HeldOut,
     Process,
     StreamPlan,
-    with_sinks,
 )
 from lightsae.activations.synthetic.fills import SyntheticFills
 from lightsae.activations.synthetic.world import SyntheticWorld

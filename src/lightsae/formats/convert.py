@@ -90,14 +90,14 @@ def convert(sae: SavedSAE | SparseAutoencoder | str | Path, to: str, out: str | 
     if not isinstance(layout, WritableLayout):
         with replace_folder_atomically(out) as staged:
             write_sae(given, staged, dict(saved.provenance.values))
-            _check_replaces(before, staged, out)
+            check_replaces(before, staged, out)
             return Conversion(Path(out), (), difference(given, load_sae(staged)))
     portable = PortableSAE.of(given, saved.source)
     with replace_folder_atomically(out) as staged:
         if layout.shares_folder and before and layout.problem(before[0].parent) is None:
             _keep(before, staged)
         layout.write(portable, staged)
-        _check_replaces(before, staged, out)
+        check_replaces(before, staged, out)
         written = layout.written(portable, staged)
         found = difference(given, layout.read(written).to_sae())
     return Conversion(Path(out) / written.relative_to(staged), portable.folded, found)
@@ -147,9 +147,11 @@ def _keep(before: Sequence[Path], staged: Path) -> None:
             shutil.copyfile(path, staged / path.name)
 
 
-def _check_replaces(before: Sequence[Path], staged: Path, out: str | Path) -> None:
+def check_replaces(before: Sequence[Path], staged: Path, out: str | Path, argument: str = "out") -> None:
+    """Refuse to replace a folder, given as `argument`, that holds other files than what was staged."""
     names = {path.name for path in staged.iterdir()}
     if other := next((path.name for path in before if path.name not in names), None):
         raise FormatError(
-            f"{arg('out')} is {str(out)!r}, which holds other files ({other!r}) than such an export; name a new folder."
+            f"{arg(argument)} is {str(out)!r}, which holds other files ({other!r}) than such an export; name a new "
+            "folder."
         )

@@ -7,6 +7,7 @@ whole; what a killed process leaves behind, the next write of the same target cl
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -99,6 +100,24 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def write_json(path: str | Path, value: Any, *, indent: int = 2, finite: bool = True, ascii_only: bool = False) -> None:
+    """Write a JSON file atomically; see `write_atomically`.
+
+    Args:
+        path: The target file.
+        value: What JSON can hold.
+        indent: Spaces per level.
+        finite: Whether a NaN or an infinity is a mistake; Python writes them in its own way.
+        ascii_only: Write other letters as escapes: for paths, which may hold bytes that are no text.
+
+    Raises:
+        ConfigError: The disk is full, or there is no permission to write.
+    """
+    with write_atomically(path) as temporary:
+        text = json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=not finite)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
 @contextmanager
 def replace_folder_atomically(folder: str | Path) -> Iterator[Path]:
     """Give an empty temporary folder to fill; at the end of the block it takes the place of `folder`.
@@ -187,6 +206,16 @@ def entries(folder: str | Path, purpose: str) -> list[Path]:
         raise FormatError(f"{str(folder)!r} is a file; name a folder {purpose}.")
     path = find_folder(folder)
     return sorted(path.iterdir()) if path is not None else []
+
+
+def natural_order(path: Path) -> list[tuple[bool, int, str]]:
+    """Return a sort key that puts chunk_2 before chunk_10.
+
+    >>> sorted(["chunk_10.txt", "chunk_2.txt"], key=lambda name: natural_order(Path(name)))
+    ['chunk_2.txt', 'chunk_10.txt']
+    """
+    pieces = re.split(r"(\d+)", path.as_posix())
+    return [(piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece) for piece in pieces]
 
 
 def hash_file(path: Path) -> str:

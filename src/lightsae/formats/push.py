@@ -9,8 +9,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightsae.errors import ConfigError, FormatError, arg
-from lightsae.formats.convert import NATIVE, Conversion, convert
+from lightsae.errors import ConfigError, arg
+from lightsae.formats.convert import NATIVE, Conversion, check_replaces, convert
 from lightsae.formats.files import entries, replace_folder_atomically
 from lightsae.formats.saved_sae import SavedSAE
 
@@ -75,9 +75,7 @@ def push(saved: SavedSAE, to: str, card: str, layout: str = NATIVE, private: boo
         (folder / CARD).write_text(card, encoding="utf-8")
         if repository is not None:
             return Pushed(_upload(folder, repository, private), made)
-        names = {path.name for path in folder.iterdir()}
-        if other := next((path.name for path in before if path.name not in names), None):
-            raise FormatError(f"{arg('to')} is {to!r}, which holds other files ({other!r}); name a new folder.")
+        check_replaces(before, folder, to, "to")
         with replace_folder_atomically(to) as staged:
             shutil.copytree(folder, staged, dirs_exist_ok=True)
     return Pushed(to, made)

@@ -7,9 +7,10 @@ from lightsae.formats.checkpoint import SUFFIX, checkpoint_and_name
 from lightsae.formats.files import find_folder
 from lightsae.formats.layouts import LAYOUTS, verdicts
 from lightsae.formats.native import DESCRIPTION
-from lightsae.formats.runs import sae_in_run
 
 EXPORT, RUN, CHECKPOINT = "lightsae export", "lightsae run", "lightsae checkpoint"
+# SAEs that a message names.
+_NAMED = 12
 
 
 def recognise(path: str | Path) -> dict[str, str | None]:
@@ -33,3 +34,34 @@ def _is_run(path: str | Path) -> bool:
     except FormatError:
         # With several SAEs.
         return True
+
+
+def sae_in_run(path: str | Path) -> Path | None:
+    """Return where the SAE of a run lies: its export, or its last checkpoint where there is none.
+
+    Args:
+        path: A folder as the user wrote it: with `checkpoints/` or config.yaml, as `lightsae fit` makes it.
+
+    Returns:
+        A path that begins with `path`; None if that is no run's folder.
+
+    Raises:
+        FormatError: The run trained several.
+    """
+    there = find_folder(path)
+    if there is None or (there / DESCRIPTION).is_file():
+        return None
+    if not (there / "checkpoints").is_dir() and not (there / "config.yaml").is_file():
+        return None
+    exports = find_folder(there / "sae")
+    if exports is None:
+        last = Path("checkpoints", "last.ckpt")
+        return Path(path) / last if (there / last).is_file() else None
+    if (exports / DESCRIPTION).is_file():
+        return Path(path, "sae")
+    names = sorted(one.parent.name for one in exports.glob(f"*/{DESCRIPTION}"))
+    if len(names) > 1:
+        listed = ", ".join(repr(str(Path(path, "sae", name))) for name in names[:_NAMED])
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise FormatError(f"{str(path)!r} is a run with {len(names)} SAEs; name one of them: {listed}{more}.")
+    return Path(path, "sae", names[0]) if names else None

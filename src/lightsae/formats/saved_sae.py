@@ -29,7 +29,7 @@ from lightsae.formats.native import (
     widths_entry,
     widths_of,
 )
-from lightsae.formats.runs import sae_in_run
+from lightsae.formats.recognised import sae_in_run
 from lightsae.parsing import parse_yaml
 from lightsae.sae import SparseAutoencoder
 

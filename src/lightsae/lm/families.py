@@ -86,6 +86,8 @@ _STARCODER = replace(_LLAMA, mlp_act="mlp.c_proj.input")
 _PHI = replace(_LLAMA, attn_z="self_attn.dense.input", mlp_act="mlp.fc2.input", final_norm="final_layernorm")
 # Norms between attention, MLP and the stream.
 _GEMMA = replace(_LLAMA, attn_out="post_attention_layernorm.output", mlp_out="post_feedforward_layernorm.output")
+# With images.
+_GEMMA_3 = replace(_GEMMA, blocks="language_model.layers", final_norm="language_model.norm")
 _GLM_4 = replace(_LLAMA, attn_out="post_self_attn_layernorm.output", mlp_out="post_mlp_layernorm.output")
 # Linear attention in most blocks.
 _QWEN_HYBRID = replace(
@@ -149,68 +151,41 @@ _DINO_2 = replace(
     mlp_out="layer_scale2.output",
 )
 
-# By `model_type` of config.json. A new architecture takes a line here, one in the tests' table and one in the guide's.
-FAMILIES = {
-    "gpt2": _GPT2,
-    "gpt_neo": _GPT_NEO,
-    "gptj": _GPT_J,
-    "gpt_neox": _GPT_NEOX,
-    "falcon": _FALCON,
-    "bloom": _BLOOM,
-    "opt": _OPT,
-    "llama": _LLAMA,
-    "llama4_text": _LLAMA_4,
-    "mistral": _LLAMA,
-    "ministral3": _LLAMA,
-    "mixtral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen2_moe": _LLAMA,
-    "qwen3": _LLAMA,
-    "qwen3_moe": _LLAMA,
-    "qwen3_next": _QWEN_HYBRID,
-    "qwen3_5_text": _QWEN_HYBRID,
-    "qwen3_5_moe_text": _QWEN_HYBRID,
-    "gemma": _LLAMA,
-    "gemma2": _GEMMA,
-    "gemma3": replace(_GEMMA, blocks="language_model.layers", final_norm="language_model.norm"),  # with images
-    "gemma3_text": _GEMMA,
-    "gpt_oss": _LLAMA,
-    "deepseek_v2": _LLAMA,
-    "deepseek_v3": _LLAMA,
-    "olmo": _LLAMA,
-    "olmo2": _GEMMA,
-    "olmo3": _GEMMA,
-    "olmoe": _LLAMA,
-    "phi": _PHI,
-    "phi3": _LLAMA,
-    "stablelm": _LLAMA,
-    "cohere": _LLAMA,
-    "cohere2": _LLAMA,
-    "granite": _GRANITE,
-    "granitemoe": _GRANITE_MOE,
-    "smollm3": _LLAMA,
-    "glm": _LLAMA,
-    "glm4": _GLM_4,
-    "glm4_moe": _LLAMA,
-    "starcoder2": _STARCODER,
-    "mamba": _MAMBA,
-    "falcon_mamba": _MAMBA,
-    "mamba2": _MAMBA,
-    "jamba": _JAMBA,
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "electra": _BERT,
-    "distilbert": _DISTILBERT,
-    "modernbert": _MODERNBERT,
-    "t5": _T5_ENCODER,
-    "mt5": _T5_ENCODER,
-    "umt5": _T5_ENCODER,
-    "vit": _VIT,
-    "dinov2": _DINO_2,
-    "clip_vision_model": _CLIP_VISION,
-    "siglip_vision_model": _CLIP_VISION,
-}
+# Each with its `model_type`s of config.json. A new architecture takes a word here, one in the tests' table and one in
+# the guide's.
+_TYPES = (
+    (_GPT2, "gpt2"),
+    (_GPT_NEO, "gpt_neo"),
+    (_GPT_J, "gptj"),
+    (_GPT_NEOX, "gpt_neox"),
+    (_FALCON, "falcon"),
+    (_BLOOM, "bloom"),
+    (_OPT, "opt"),
+    (
+        _LLAMA,
+        "llama mistral ministral3 mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gpt_oss deepseek_v2 deepseek_v3 olmo "
+        "olmoe phi3 stablelm cohere cohere2 smollm3 glm glm4_moe",
+    ),
+    (_LLAMA_4, "llama4_text"),
+    (_QWEN_HYBRID, "qwen3_next qwen3_5_text qwen3_5_moe_text"),
+    (_GEMMA, "gemma2 gemma3_text olmo2 olmo3"),
+    (_GEMMA_3, "gemma3"),
+    (_PHI, "phi"),
+    (_GRANITE, "granite"),
+    (_GRANITE_MOE, "granitemoe"),
+    (_GLM_4, "glm4"),
+    (_STARCODER, "starcoder2"),
+    (_MAMBA, "mamba falcon_mamba mamba2"),
+    (_JAMBA, "jamba"),
+    (_BERT, "bert roberta xlm-roberta electra"),
+    (_DISTILBERT, "distilbert"),
+    (_MODERNBERT, "modernbert"),
+    (_T5_ENCODER, "t5 mt5 umt5"),
+    (_VIT, "vit"),
+    (_DINO_2, "dinov2"),
+    (_CLIP_VISION, "clip_vision_model siglip_vision_model"),
+)
+FAMILIES = {name: family for family, names in _TYPES for name in names.split()}
 
 # Models of several parts of which one is read, by the part's own config: where that stands in theirs.
 PARTS = {

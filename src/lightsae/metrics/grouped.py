@@ -11,11 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lightsae.metrics.pooled import PooledMetric
-from lightsae.metrics.reconstruction import ReconstructionSums, merge, reconstruction_sums
-
-
-def _merged(packed: Float[Tensor, "n 2 G P"]) -> Float[Tensor, "2 G P"]:
-    return merge(ReconstructionSums.unpack(packed)).pack()
+from lightsae.metrics.reconstruction import ReconstructionSums, merge, merge_packed, reconstruction_sums
 
 
 class GroupedReconstruction(PooledMetric):
@@ -39,7 +35,7 @@ class GroupedReconstruction(PooledMetric):
         self.names = tuple(names)
         count = len(self.names)
         # Ordinary tokens and sinks.
-        self.add_state("packed", torch.zeros(2, count, 7 + width, dtype=torch.float64), dist_reduce_fx=_merged)
+        self.add_state("packed", torch.zeros(2, count, 7 + width, dtype=torch.float64), dist_reduce_fx=merge_packed)
         self.add_state("firings", torch.zeros(count, d_sae, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(
@@ -65,7 +61,7 @@ class GroupedReconstruction(PooledMetric):
         # The first group is the one whose mean all are centred by.
         rows = torch.cat([~sinks[None], members & ~sinks, members & sinks])
         sums = reconstruction_sums(x, x_hat, fired, rows).pack()[1:].unflatten(0, (2, len(self.names)))
-        self.packed = _merged(torch.stack([self.packed, sums]))
+        self.packed = merge_packed(torch.stack([self.packed, sums]))
         self.firings += firings
 
     def compute(self) -> dict[str, Tensor]:

@@ -129,7 +129,8 @@ def merge(parts: ReconstructionSums) -> ReconstructionSums:
     return summed._replace(spread=summed.spread + between, mean=mean)
 
 
-def _merge_packed(packed: Tensor) -> Tensor:
+def merge_packed(packed: Float[Tensor, "n *parts P"]) -> Float[Tensor, "*parts P"]:
+    """Merge `pack`ed sums of several parts: `merge`, for states of metrics."""
     return merge(ReconstructionSums.unpack(packed)).pack()
 
 
@@ -149,7 +150,7 @@ class ReconstructionStatistics(PooledMetric):
     def __init__(self, width: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Two groups, ordinary tokens and sinks. One state, because means and sums of squares merge together.
-        self.add_state("packed", torch.zeros(2, 7 + width, dtype=torch.float64), dist_reduce_fx=_merge_packed)
+        self.add_state("packed", torch.zeros(2, 7 + width, dtype=torch.float64), dist_reduce_fx=merge_packed)
 
     def update(
         self,
@@ -161,7 +162,7 @@ class ReconstructionStatistics(PooledMetric):
         """Add a batch: activations, reconstructions, non-zero latents of each token, and which tokens are sinks."""
         sinks = torch.zeros(len(x), dtype=torch.bool, device=x.device) if sinks is None else sinks
         sums = reconstruction_sums(x, x_hat, fired, torch.stack([~sinks, sinks]))
-        self.packed = _merge_packed(torch.stack([self.packed, sums.pack()]))
+        self.packed = merge_packed(torch.stack([self.packed, sums.pack()]))
 
     def compute(self) -> dict[str, Tensor]:
         groups = ReconstructionSums.unpack(self.packed)
@@ -188,7 +189,7 @@ class FractionOfVarianceExplained(PooledMetric):
 
     def __init__(self, width: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("packed", torch.zeros(7 + width, dtype=torch.float64), dist_reduce_fx=_merge_packed)
+        self.add_state("packed", torch.zeros(7 + width, dtype=torch.float64), dist_reduce_fx=merge_packed)
 
     def update(
         self, x: Float[Tensor, "T D"], x_hat: Float[Tensor, "T D"], mask: Bool[Tensor, " T"] | None = None
@@ -196,7 +197,7 @@ class FractionOfVarianceExplained(PooledMetric):
         """Add a batch; where `mask` is given, only the tokens for which it is true."""
         mask = torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask
         sums = reconstruction_sums(x, x_hat, torch.zeros_like(mask), mask[None])
-        self.packed = _merge_packed(torch.cat([self.packed[None], sums.pack()]))
+        self.packed = merge_packed(torch.cat([self.packed[None], sums.pack()]))
 
     def compute(self) -> Tensor:
         return ReconstructionSums.unpack(self.packed).fve

@@ -2,8 +2,7 @@
 
 Axes:    T tokens, D width read (d_in), O width predicted (d_out), F latents (d_sae).
 Units:   inputs and outputs of the public methods are raw activations. Inside, and in the losses, activations are
-         normalised: multiplied by `input_scale` (what is read) or `output_scale` (what is predicted); with
-         `token_norm`, after each token was normalised by itself.
+         normalised: see `normalised`.
 """
 
 import copy
@@ -15,22 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightsae.errors import ActivationError, ConfigError, arg, under
-from lightsae.sae.initialise import Normalisation, geometric_median, measure_scale, random_like
+from lightsae.errors import ConfigError, arg, under
+from lightsae.sae.initialise import Normalisation, geometric_median, random_like
 from lightsae.sae.mechanisms.base import Encoding, Mechanism
+from lightsae.sae.normalised import Normalised
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.ranks import sum_over_shards, used_by_shards
 from lightsae.sae.refinements import NO_REFINEMENTS, Refinements, align
 from lightsae.sae.sites import SiteRef, Widths
 from lightsae.sae.sparse_ops import Latents, Selection, SparseLatents, as_sparse, decode, encode_selected
-from lightsae.sae.token_norm import TokenFrame
 from lightsae.sae.usage import LatentUsage
 
 MEDIAN_TOKENS = 16384
 START_TOKENS = 2048
 
 
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(Normalised):
     """An SAE with the plain structure: it predicts the activations that it reads.
 
     x_hat = b_dec + sum_i f_i d_i, where d_i are the rows of `W_dec` and f the latents that the mechanism makes of
@@ -54,7 +53,7 @@ class SparseAutoencoder(nn.Module):
     def __init__(
         self, widths: Widths, d_sae: int, mechanism: Mechanism, refinements: Refinements = NO_REFINEMENTS
     ) -> None:
-        super().__init__()
+        super().__init__(widths, refinements)
         if d_sae < 1:
             raise ConfigError("d_sae", d_sae, "an SAE has at least 1 latent")
         if not self.predicts_another_site and widths.read != widths.predicted:
@@ -65,22 +64,17 @@ class SparseAutoencoder(nn.Module):
             )
         with under("refinements"):
             refinements.check(widths)
-        self.refinements = refinements
         # Its own: a mechanism holds what is measured in training.
         mechanism = copy.deepcopy(mechanism)
         with under("mechanism" if "mechanism" in self._setting_names() else ""):
             mechanism.check(widths, d_sae)
         mechanism.passes = 2 if refinements.second_step else 1
         mechanism.build(d_sae)
-        self.widths, self.d_sae, self.mechanism = widths, d_sae, mechanism
+        self.d_sae, self.mechanism = d_sae, mechanism
         self.W_dec = nn.Parameter(torch.empty(d_sae, widths.d_out))
         self.W_enc = nn.Parameter(torch.empty(widths.d_in, d_sae))
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.b_dec = nn.Parameter(torch.zeros(widths.d_out))
-        self.input_scale: Tensor
-        self.output_scale: Tensor
-        self.register_buffer("input_scale", torch.ones(len(widths.read)))
-        self.register_buffer("output_scale", torch.ones(len(widths.predicted)))
         self.build()
         if not self.W_dec.is_meta:  # there it would set nothing, and takes longer than all else
             self.reset_parameters()
@@ -91,14 +85,6 @@ class SparseAutoencoder(nn.Module):
     def default_lr(self, steps: int) -> float:
         """Return the peak learning rate of a run of so many optimiser steps where the user gives none."""
         return self.mechanism.default_lr(self.d_in, steps)
-
-    @property
-    def d_in(self) -> int:
-        return self.widths.d_in
-
-    @property
-    def d_out(self) -> int:
-        return self.widths.d_out
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -159,15 +145,8 @@ class SparseAutoencoder(nn.Module):
         Raises:
             ActivationError: A site is zero on all tokens.
         """
-        if kind := self.refinements.token_norm:
-            sample = {site: TokenFrame.of(values, kind).into(values) for site, values in sample.items()}
-        for site, values in sample.items():
-            if not bool(values.any()):
-                raise ActivationError(
-                    f"{site} is zero on all {len(values)} tokens of the sample: nothing to learn from."
-                )
-        self.input_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.read]))
-        self.output_scale.copy_(torch.stack([measure_scale(sample[s], normalisation) for s in self.widths.predicted]))
+        sample = self.in_frames(sample)
+        self._measure_scales(sample, normalisation)
         # A median of some thousands of tokens is as good a start as one of all, and each iteration reads them all.
         every = max(1, len(next(iter(sample.values()))) // MEDIAN_TOKENS)
         sample = {site: values[::every].float() for site, values in sample.items()}
@@ -298,14 +277,6 @@ class SparseAutoencoder(nn.Module):
         frame = self._frame_for(x)
         return direction if frame is None else direction * frame.unit
 
-    def token_units(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch 1"] | None:
-        """Return how long a token's own unit is, by which what a latent adds to it is multiplied.
-
-        None without `token_norm`, where all tokens have the same.
-        """
-        frame = self._frame(x)
-        return None if frame is None else frame.unit
-
     @property
     def centre(self) -> Float[Tensor, " D"] | None:
         """What is subtracted from normalised inputs before encoding."""
@@ -338,38 +309,3 @@ class SparseAutoencoder(nn.Module):
     def _pre(self, x: Tensor) -> Tensor:
         centred = x if self.centre is None else x - self.centre
         return torch.addmm(self.b_enc, centred, self.W_enc)
-
-    def _read(self, x: Tensor) -> tuple[Tensor, TokenFrame | None]:
-        """Return raw activations normalised, and what each token was normalised by."""
-        frame = self._frame(x)
-        return self._scaled(x if frame is None else frame.into(x)), frame
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        return self._read(x)[0]
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x.to(self.W_enc.dtype) * _per_column(self.input_scale, self.widths.read)
-
-    def _frame(self, x: Tensor) -> TokenFrame | None:
-        kind = self.refinements.token_norm
-        return None if kind is None else TokenFrame.of(x, kind)
-
-    def _frame_for(self, x: Tensor | None) -> TokenFrame | None:
-        if x is not None:
-            return self._frame(x)
-        if (kind := self.refinements.token_norm) is not None:
-            raise ConfigError(
-                f"{arg('x')} is missing: with token_norm {kind!r} each token has a unit of its own; give the raw "
-                "activations that were encoded."
-            )
-        return None
-
-    def _output_factor(self) -> Tensor:
-        return _per_column(self.output_scale, self.widths.predicted)
-
-
-def _per_column(scales: Tensor, widths: Mapping[SiteRef, int]) -> Tensor:
-    """Spread one factor per site over the site's columns; one site needs no spreading."""
-    if len(widths) == 1:
-        return scales
-    return torch.cat([scale.expand(width) for scale, width in zip(scales, widths.values(), strict=True)])

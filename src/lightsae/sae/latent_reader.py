@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightsae.sae import SparseAutoencoder
+from lightsae.sae.normalised import per_column
 from lightsae.sae.token_norm import TokenFrame
 
 # Pre-activations of all latents are in memory for this many tokens at a time.
@@ -53,8 +54,7 @@ class LatentReader:
             self._features = torch.tensor(features, device=device)
             return
         self._token_norm = sae.refinements.token_norm
-        sites = zip(sae.input_scale, sae.widths.read.values(), strict=True)
-        self._scale = torch.cat([scale.expand(width) for scale, width in sites]).to(device)
+        self._scale = per_column(sae.input_scale, sae.widths.read).to(device)
         centre = sae.centre
         self._centre = None if centre is None else centre.detach().to(device)
         self._columns = sae.W_enc.detach()[:, features].contiguous().to(device)

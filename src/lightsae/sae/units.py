@@ -13,7 +13,6 @@ from torch import Tensor
 from lightsae.sae.base import SparseAutoencoder
 from lightsae.sae.initialise import Normalisation, measure_scale
 from lightsae.sae.sites import SiteRef
-from lightsae.sae.token_norm import TokenFrame
 from lightsae.sae.transcoder import Transcoder
 
 
@@ -30,8 +29,7 @@ def normalise(sae: SparseAutoencoder, sample: Mapping[SiteRef, Float[Tensor, "T 
     """
     if len(sae.widths.read) > 1 or len(sae.widths.predicted) > 1:
         return
-    if token_norm := sae.refinements.token_norm:
-        sample = {site: TokenFrame.of(values, token_norm).into(values) for site, values in sample.items()}
+    sample = sae.in_frames(sample)
     (read,), (predicted,) = sae.widths.read, sae.widths.predicted
     into = measure_scale(sample[read], kind) / sae.input_scale
     out = measure_scale(sample[predicted], kind) / sae.output_scale

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from torch.nn import ModuleDict
 
-from lightsae.errors import ConfigError, arg, did_you_mean
+from lightsae.errors import ConfigError, arg, did_you_mean, section, under
 from lightsae.sae import SparseAutoencoder, Widths
 from lightsae.training.kl import KL
 from lightsae.training.schedules import Schedule
+from lightsae.training.start import check_start
 
 MakeSAE = Callable[[Widths], SparseAutoencoder]
 Coefficients = Mapping[str, float | Schedule]
@@ -63,6 +64,46 @@ def check_entries(sae: MakeSAE | None, saes: Mapping[str, Entry] | None) -> dict
         if entry.lr is not None and entry.lr <= 0:
             raise ConfigError(f"saes.{name}.lr", entry.lr, "it must be above 0")
     return dict(saes)
+
+
+def build_saes(
+    entries: Mapping[str, Entry],
+    widths: Mapping[str, Widths],
+    coefficients: Coefficients,
+    start: str,
+    short_form: bool,
+) -> dict[str, tuple[SparseAutoencoder, dict[str, Schedule]]]:
+    """Make every SAE of a run, without weights that mean anything yet, and its coefficients.
+
+    Args:
+        entries: By name, as `check_entries` returns them.
+        widths: The sites of every SAE.
+        coefficients: Those of the whole run.
+        start: Where the weights of the run start; it has to fit the SAEs, as an entry's own has to.
+        short_form: The one SAE was given as `sae`, not as an entry of `saes`.
+
+    Raises:
+        ConfigError: A setting does not fit.
+    """
+    built: dict[str, tuple[SparseAutoencoder, dict[str, Schedule]]] = {}
+    for name, entry in entries.items():
+        if short_form:
+            with section("model.sae"):
+                sae = entry.sae(widths[name])
+            built[name] = sae, merge_coefficients(sae, coefficients)
+        else:
+            with under(f"saes.{name}"):
+                with under("sae"):
+                    sae = entry.sae(widths[name])
+                built[name] = sae, merge_coefficients(sae, coefficients, entry.coefficients)
+                if entry.start is not None:
+                    check_start(entry.start, sae)
+        if entry.start is None:
+            check_start(start, sae)
+    for term in coefficients:
+        if not any(term in terms for _, terms in built.values()):
+            raise ConfigError(f"{arg(f'coefficients.{term}')}: none of the SAEs has this loss term.")
+    return built
 
 
 def merge_coefficients(sae: SparseAutoencoder, *levels: Coefficients) -> dict[str, Schedule]:

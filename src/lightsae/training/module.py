@@ -13,34 +13,33 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightsae.activations.batch import ActivationBatch
 from lightsae.activations.timings import Timings
 from lightsae.compat import data_ranks, keep_from_ddp, logs_after
-from lightsae.errors import ConfigError, arg, section, under
+from lightsae.errors import ConfigError, section, under
 from lightsae.formats.checkpoint import present_names
 from lightsae.formats.native import widths_entry
 from lightsae.lm.dtypes import warn_if_slow
 from lightsae.sae import LatentUsage, SAEOutput, SparseAutoencoder, Widths
 from lightsae.sae.ranks import one_batch
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable, describe, leave_out
-from lightsae.training.entries import Entry, MakeSAE, check_entries, merge_coefficients
+from lightsae.training.entries import Entry, MakeSAE, build_saes, check_entries
 from lightsae.training.kl import KL, as_large_as, check_kl, kl_terms, rows_for_kl
 from lightsae.training.latent_parallel import (
     check_run,
     deal_out,
     latent_mesh,
-    mean_gradients,
     own_share,
     whole_output,
     whole_sae,
 )
-from lightsae.training.optimiser import normalise_gradients
+from lightsae.training.optimiser import adam, prepare_gradients, set_rates
 from lightsae.training.resumed import ResumedFrom
 from lightsae.training.schedules import Schedule
-from lightsae.training.start import TIED, check_start, start_in_run
+from lightsae.training.start import TIED, start_in_run
 
 if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
@@ -147,29 +146,12 @@ class SAEModule(LightningModule):
         Raises:
             ConfigError: A setting does not fit.
         """
-        built: dict[str, SparseAutoencoder] = {}
-        widths = self.widths(data)
-        for name, entry in self.entries.items():
-            if self.short_form:
-                with section("model.sae"):
-                    sae = entry.sae(widths[name])
-                self.coefficients[name] = merge_coefficients(sae, self.run_coefficients)
-            else:
-                with under(f"saes.{name}"):
-                    with under("sae"):
-                        sae = entry.sae(widths[name])
-                    self.coefficients[name] = merge_coefficients(sae, self.run_coefficients, entry.coefficients)
-                    if entry.start is not None:
-                        check_start(entry.start, sae)
-            if entry.start is None:
-                check_start(self.start, sae)
-            if KL in self.coefficients[name]:
+        built = build_saes(self.entries, self.widths(data), self.run_coefficients, self.start, self.short_form)
+        for name, (sae, coefficients) in built.items():
+            self.coefficients[name] = coefficients
+            if KL in coefficients:
                 check_kl(data, sae)
-            built[name] = sae
-        for term in self.run_coefficients:
-            if not any(term in terms for terms in self.coefficients.values()):
-                raise ConfigError(f"{arg(f'coefficients.{term}')}: none of the SAEs has this loss term.")
-        return built
+        return {name: sae for name, (sae, _) in built.items()}
 
     @section("model")
     def widths(self, data: "ActivationDataModule") -> dict[str, Widths]:
@@ -187,7 +169,7 @@ class SAEModule(LightningModule):
     @section("model")
     def on_fit_start(self) -> None:
         if self._resumed is not None and self.trainer.ckpt_path is not None:
-            self._resumed.announce(self.total_steps, {name: self.learning_rate(name) for name in self.each_sae()})
+            self._resumed.announce(self.total_steps, self.learning_rates())
         if self._started:
             return
         data = self.data
@@ -220,6 +202,9 @@ class SAEModule(LightningModule):
         if self._resumed is not None:
             return self._resumed.rates[name]
         return self.each_sae()[name].default_lr(self.total_steps)
+
+    def learning_rates(self) -> dict[str, float]:
+        return {name: self.learning_rate(name) for name in self.each_sae()}
 
     def tag(self, name: str, tag: str) -> str:
         """Return the name under which a figure of an SAE is logged."""
@@ -288,24 +273,12 @@ class SAEModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Bring the gradients to norm 1, or clip them where the Trainer says so.
-
-        Each SAE by itself: a global norm would couple the SAEs of a sweep.
-        """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             # With 16-mixed the loss is scaled, and fused Adam would take the scale out after this.
             scaler.unscale_(optimizer)
         for sae in self.each_sae().values():
-            mean_gradients(sae)
-            with torch.no_grad(), own_share(sae):
-                sae.before_step()
-            if not gradient_clip_val:
-                normalise_gradients(sae.parameters())
-            elif gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(sae.parameters(), gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(sae.parameters(), gradient_clip_val)
+            prepare_gradients(sae, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(
         self,
@@ -331,31 +304,14 @@ class SAEModule(LightningModule):
         return self.trainer.max_steps if self.trainer.max_steps > 0 else int(self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> Any:
-        groups: list[dict[str, Any]] = [
-            {
-                "params": list(sae.parameters()),
-                "lr": self.learning_rate(name),
-                "betas": sae.mechanism.adam_betas,
-                "eps": sae.mechanism.adam_eps,
-                "name": name,
-            }
-            for name, sae in self.each_sae().items()
-        ]
-        optimizer = Adam(groups, fused=True)
+        optimizer = adam(self.each_sae(), self.learning_rates())
         total = self.total_steps
         scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        if self._resumed is None:
-            return
-        # Adam's stored rate is that of the old length, and would hold for a step; with the same length it is this one.
-        (schedule,) = (config.scheduler for config in self.trainer.lr_scheduler_configs)
-        groups = self.trainer.optimizers[0].param_groups
-        schedule.base_lrs = [self.learning_rate(group["name"]) for group in groups]
-        for group, rate in zip(groups, schedule.base_lrs, strict=True):
-            group["initial_lr"] = rate
-            group["lr"] = rate * self.lr_schedule.factor(schedule.last_epoch, self.total_steps)
+        if self._resumed is not None:
+            set_rates(self.trainer, self.learning_rates(), self.lr_schedule, self.total_steps)
 
     def on_train_batch_start(self, batch: ActivationBatch, batch_idx: int) -> None:
         if not logs_after(self.trainer, self.trainer.global_step):

@@ -11,7 +11,7 @@ import torch
 
 from helpers.errors import refused
 from helpers.streams import places, take
-from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.batch import ActivationBatch, check_finite, with_sinks
 from lightsae.activations.corpus.rows import RowSource
 from lightsae.activations.fills import LanguageModelFills, ReadSettings, validation_rows
 from lightsae.activations.settings import DataSettings
@@ -20,9 +20,6 @@ from lightsae.activations.stream import (
     Fill,
     Process,
     StreamPlan,
-    check_finite,
-    take_tokens,
-    with_sinks,
 )
 from lightsae.activations.timings import Timings
 from lightsae.errors import ActivationError
@@ -372,7 +369,7 @@ def test_norms_of_half_precision_do_not_overflow() -> None:
 def test_chosen_tokens_keep_what_is_known_of_them() -> None:
     values = torch.arange(24.0).reshape(12, 2)
     sinks = torch.arange(12) == 3
-    chosen = take_tokens(replace(batch_of(values), sinks={HERE: sinks}), torch.tensor([7, 3]), 5)
+    chosen = replace(batch_of(values), sinks={HERE: sinks}).take(torch.tensor([7, 3]), 5)
     assert chosen.index == 5
     assert chosen.rows_shape is None
     assert chosen.positions.tolist() == [3, 3]

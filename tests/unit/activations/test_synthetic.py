@@ -8,7 +8,7 @@ from scipy.stats import foldnorm, multivariate_normal, norm
 
 from lightsae.activations.stream import ActivationStream, HeldOut, Process, StreamPlan
 from lightsae.activations.synthetic.fills import SITE, SyntheticFills, held_out_samples
-from lightsae.activations.synthetic.world import SyntheticConfig, SyntheticWorld, mean_max_cosine, spread_out
+from lightsae.activations.synthetic.world import SyntheticConfig, SyntheticWorld, spread_out
 from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError
 from lightsae.randomness import keyed_generator
@@ -208,12 +208,14 @@ def test_activations_are_the_sum_of_what_fires() -> None:
 # -- directions --------------------------------------------------------------------------------------------------------
 
 
+def mean_max_cosine(features: torch.Tensor) -> float:
+    return (features @ features.T).fill_diagonal_(0).abs().amax(1).mean().item()
+
+
 def test_features_are_turned_away_from_each_other_down_to_the_target() -> None:
     config = SyntheticConfig(features=128, width=32)
     random = SyntheticWorld(config).features
     turned = SyntheticWorld(replace(config, orthogonalise_steps=100, orthogonalise_target=0.35)).features
-    cosines = (turned @ turned.T).abs().fill_diagonal_(0)
-    assert mean_max_cosine(turned) == pytest.approx(cosines.amax(1).mean().item(), abs=1e-6)
     assert 0.3 < mean_max_cosine(turned) <= 0.35 < 0.45 < mean_max_cosine(random)
     torch.testing.assert_close(turned.norm(dim=1), torch.ones(128))
     assert (turned * random).sum(1).min() > 0.7, "turned, not drawn anew"

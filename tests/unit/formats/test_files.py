@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from lightsae.formats.files import (
     replace_folder_atomically,
     scratch_folder,
     write_atomically,
+    write_json,
 )
 from lightsae.formats.tensor_files import save_tensors
 
@@ -309,3 +311,22 @@ with write_atomically(sys.argv[1]):
         (tmp_path / name).touch()
     with write_atomically(tmp_path / "x.txt") as first, write_atomically(tmp_path / "x.txt") as second:
         assert set(names(tmp_path)) == {first.name, second.name, *others}, "another file's, and another machine's, stay"
+
+
+def test_json_that_cannot_be_written_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "\u00e9"})
+    assert path.read_bytes() == b'{\n  "name": "\xc3\xa9"\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"figure": float("nan")})
+    with pytest.raises(UnicodeEncodeError):
+        write_json(path, {"path": os.fsdecode(b"\xff")})
+    assert path.read_bytes() == b'{\n  "name": "\xc3\xa9"\n}\n'
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_json_takes_figures_that_were_not_measured_and_paths_that_are_no_text(tmp_path):
+    write_json(tmp_path / "a.json", [float("nan"), os.fsdecode(b"\xff")], finite=False, ascii_only=True)
+    figure, path = json.loads((tmp_path / "a.json").read_text())
+    assert figure != figure
+    assert os.fsencode(path) == b"\xff"

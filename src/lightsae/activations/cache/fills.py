@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.batch import ActivationBatch, with_sinks
 from lightsae.activations.cache.manifest import Cache
 from lightsae.activations.cache.shards import COLUMNS, TOKENS, Spans, batch_of
 from lightsae.activations.epochs import ShuffledEpochs
 from lightsae.activations.fills import ReadSettings, rows_of_rank, served_fill
-from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, with_sinks
+from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan
 from lightsae.activations.timings import Timings
 from lightsae.errors import CorpusError, arg
 from lightsae.lm.dtypes import DTYPES

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightsae.activations.batch import check_finite
 from lightsae.activations.cache.manifest import Manifest, ShardEntry
 from lightsae.activations.cache.plan import SPLITS, CachePlan
 from lightsae.activations.cache.shards import COLUMNS, TOKENS, damage, token_columns, write_shard
@@ -19,7 +20,6 @@ from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.mixture import Rows
 from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.fills import read_rows
-from lightsae.activations.stream import check_finite
 from lightsae.errors import ActivationError, arg, section
 from lightsae.formats.files import explain_os_errors, scratch_folder
 from lightsae.lm.dtypes import DTYPES

@@ -32,11 +32,11 @@ class LibraryText:
     text: str
 
 
-def split_of(name: str, validation_share: float = VALIDATION_SHARE) -> Split:
+def split_of(name: str) -> Split:
     """Return the side on which the document `name` falls; depends on the name alone."""
     digest = hashlib.sha256(name.encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
-    return "validation" if position < validation_share else "train"
+    return "validation" if position < VALIDATION_SHARE else "train"
 
 
 def standard_library_documents(split: Split, *, tests: bool = False) -> Iterator[LibraryText]:

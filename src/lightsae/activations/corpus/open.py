@@ -15,9 +15,10 @@ from lightsae.activations.corpus.documents import DocumentSource, HeldOutShare, 
 from lightsae.activations.corpus.folder import find_files
 from lightsae.activations.corpus.hub import SplitKey, check_hub, open_hub
 from lightsae.activations.corpus.suffixes import kind_of
-from lightsae.activations.corpus.text_files import file_part, natural_order, table_part
+from lightsae.activations.corpus.text_files import file_part, table_part
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import CorpusError, arg, did_you_mean, reading
+from lightsae.formats.files import natural_order
 
 BUILTIN = "builtin"
 

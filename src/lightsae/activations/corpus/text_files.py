@@ -5,7 +5,6 @@ CSV, and row numbers elsewhere. A compressed file is decompressed from its start
 """
 
 import codecs
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,6 @@ _LONGEST = 1 << 20
 _LONGEST_UNSEPARATED = 1 << 15
 _SHORTEST_UNSEPARATED = 1 << 10
 _ROWS_AT_A_TIME = 256
-
-
-def natural_order(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a sort key that puts chunk_2 before chunk_10.
-
-    >>> sorted(["chunk_10.txt", "chunk_2.txt"], key=lambda name: natural_order(Path(name)))
-    ['chunk_2.txt', 'chunk_10.txt']
-    """
-    pieces = re.split(r"(\d+)", path.as_posix())
-    return [(piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece) for piece in pieces]
 
 
 def file_part(path: Path, text_column: str, *, alone: bool) -> Part:

@@ -247,11 +247,6 @@ def _wanted_probabilities(config: SyntheticConfig) -> Float[Tensor, " n"]:
     return config.min_probability + (config.max_probability - config.min_probability) * share
 
 
-def mean_max_cosine(features: Float[Tensor, "n D"]) -> float:
-    """Return the mean over unit rows of their largest |cosine| with another row."""
-    return _overlaps(features, 1.0)[1]
-
-
 def spread_out(features: Float[Tensor, "n D"], steps: int, target: float, rate: float = 0.5) -> Float[Tensor, "n D"]:
     """Turn unit rows away from each other, until the mean of their largest |cosine| is `target` or the steps are over.
 

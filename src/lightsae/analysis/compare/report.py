@@ -1,6 +1,5 @@
 """A comparison as JSON and as a page of Markdown."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from lightsae.analysis.compare.noise import Readings, Seeds
 from lightsae.analysis.compare.run import Compared, Comparison
 from lightsae.analysis.compare.verdicts import Verdict
 from lightsae.analysis.evaluate.figures import DEFINITIONS
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import write_json
 from lightsae.markdown import markdown_row
 from lightsae.parsing import with_none_for_nan
 
@@ -30,9 +29,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     Raises:
         ConfigError: The file cannot be written.
     """
-    with write_atomically(path) as temporary:
-        text = json.dumps(report(comparison), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(path, report(comparison))
 
 
 def report(comparison: Comparison) -> dict[str, Any]:

@@ -25,11 +25,10 @@ from lightsae.analysis.concepts.probes import (
 from lightsae.analysis.concepts.report import ProbeScore
 from lightsae.analysis.concepts.task import Task
 from lightsae.analysis.concepts.truth import Ints
-from lightsae.analysis.reading.features import read_sites
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
 from lightsae.progress import Progress
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
 SAE, NEURONS = "sae", "neurons"
 # Tokens whose activations are kept, numbers in all of them; tokens that are encoded at once.
@@ -130,7 +129,7 @@ def _activations(
     for batch, counted in reader.read(wanted, "activations for probes", progress):
         first, last = np.searchsorted(tokens, [start, start + counted.size])
         at = torch.from_numpy(tokens[first:last] - start)
-        both = (read_sites(batch.activations, sites) for sites in (sae.widths.read, neurons))
+        both = (Widths.join(batch.activations, sites) for sites in (sae.widths.read, neurons))
         parts.append(tuple(values[at.to(values.device)].float().cpu() for values in both))
         start += counted.size
     read, raw = (torch.cat(side) for side in zip(*parts, strict=True))

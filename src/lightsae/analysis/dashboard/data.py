@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lightsae.analysis.dictionary.schema import ROLE_SHARES
+from lightsae.analysis.dictionary.schema import KEYS, ROLE_SHARES
 
 _DIGITS = 4
 _HARMLESS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
@@ -125,8 +125,6 @@ def _most_frequent(column: pa.ChunkedArray) -> dict[str, Any]:
 
 
 FEATURES_A_CHUNK = 100
-# The column that says which feature a row of each table belongs to.
-KEYS = {"features": "feature", "contexts": "feature", "edges": "source", "labels": "feature"}
 _TOKENS_SHOWN = 12
 _TOKEN_LISTS = ("tokens_on", "tokens_before", "tokens_after", "promoted", "suppressed")
 _NEIGHBOURS = 12

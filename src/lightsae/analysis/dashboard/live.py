@@ -15,7 +15,7 @@ from torch import Tensor
 from lightsae.errors import SiteError
 from lightsae.lm import LanguageModel
 from lightsae.metrics.conventions import is_sink
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
 
 @dataclass
@@ -132,4 +132,4 @@ class LiveEncoder:
             sites = [ref.site for ref in self.sae.widths.read if ref.model == name]
             captured = lm.capture(ids.to(lm.device), sites)
             parts |= {SiteRef(name, site): captured[site][0].float() for site in sites}
-        return torch.cat([parts[ref] for ref in self.sae.widths.read], dim=1)
+        return Widths.join(parts, self.sae.widths.read)

@@ -21,7 +21,6 @@ import pyarrow as pa
 
 from lightsae.analysis.dashboard.data import (
     FEATURES_A_CHUNK,
-    KEYS,
     feature_chunks,
     list_columns,
     plain,
@@ -31,6 +30,7 @@ from lightsae.analysis.dashboard.data import (
 )
 from lightsae.analysis.dashboard.maps import Map
 from lightsae.analysis.dictionary.figures import headline, tested_scores
+from lightsae.analysis.dictionary.schema import KEYS
 from lightsae.errors import FormatError
 from lightsae.parsing import parse_json, read_bytes
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lightsae.analysis.diagnose.alternative import Alternative
-from lightsae.analysis.diagnose.case import Case, Sample
+from lightsae.analysis.diagnose.case import Alternative, Case, Sample
 
 # Numbers of latents per token that are tried, and on how many tokens their common threshold is measured.
 _FEWEST_K, _MOST_K, _TOKENS = 2, 512, 512

@@ -11,8 +11,7 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from lightsae.analysis.diagnose.alternative import Alternative
-from lightsae.analysis.diagnose.case import Case, Sample, Text, score
+from lightsae.analysis.diagnose.case import Alternative, Case, Sample, Text, score
 from lightsae.formats.layouts import PortableSAE
 from lightsae.sae import SiteRef
 from lightsae.sae.token_norm import TokenNorm

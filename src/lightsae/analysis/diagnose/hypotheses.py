@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from lightsae.analysis.diagnose.alternative import Alternative, Cause
-from lightsae.analysis.diagnose.case import OTHER_BOS, OTHER_MODEL, Case, Sample, Score, score
+from lightsae.analysis.diagnose.case import OTHER_BOS, OTHER_MODEL, Alternative, Case, Cause, Sample, Score, score
 from lightsae.analysis.diagnose.computations import activations, b_dec, transposed
 from lightsae.analysis.diagnose.frames import decoder_norms, scales, thresholds, token_norms
 from lightsae.analysis.diagnose.sites import Neighbour, other_sites

@@ -1,15 +1,13 @@
 """The report of a diagnosis: what was tried, its figures, the verdict."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightsae.analysis.diagnose.alternative import CAUSES, Alternative
-from lightsae.analysis.diagnose.case import Score
+from lightsae.analysis.diagnose.case import CAUSES, Alternative, Score
 from lightsae.analysis.diagnose.verdict import Verdict
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import write_json
 from lightsae.parsing import with_none_for_nan
 
 FORMAT_VERSION = 1
@@ -60,5 +58,4 @@ def write_report(diagnosis: Diagnosis, path: Path) -> None:
         ConfigError: The file cannot be written.
     """
     report = {"format_version": FORMAT_VERSION, "causes": dict(CAUSES), **with_none_for_nan(asdict(diagnosis))}
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, report)

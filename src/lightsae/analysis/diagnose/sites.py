@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lightsae.analysis.diagnose.alternative import Alternative
-from lightsae.analysis.diagnose.case import SAID, Case, Sample
+from lightsae.analysis.diagnose.case import SAID, Alternative, Case, Sample
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
 from lightsae.errors import LightsaeError
 from lightsae.lm import LanguageModel

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightsae.analysis.diagnose.alternative import Alternative
-from lightsae.analysis.diagnose.case import Score
+from lightsae.analysis.diagnose.case import Alternative, Score
 
 # A cause is named where it leaves at most this share of the misfit: by default; where it is about what the SAE is of,
 # whose neighbours are alike; and where it is searched for by numbers that the file does not say, so that some

@@ -4,13 +4,12 @@ Source: the layout of the first case study (seed 000), with one key more: `start
 target's first character. The target's string may well occur twice in a window; the position tells which one fires.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lightsae.analysis.dictionary.feature_dictionary import FeatureDictionary
 from lightsae.errors import ConfigError
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import write_json
 
 
 def export_case_study(
@@ -57,5 +56,4 @@ def export_case_study(
                 "start": len("".join(texts[first:peak])),
             }
         )
-    with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(windows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, windows, finite=False)

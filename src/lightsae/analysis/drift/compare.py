@@ -24,7 +24,6 @@ rates to read the comparison by. MMCS and the other means are over features that
 Source:  MMCS: Sharkey et al. 2022; about 30% of latents are shared between seeds: Paulo & Belrose 2025.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ from lightsae.analysis.drift.matching import (
 )
 from lightsae.analysis.drift.read import SAEOnText
 from lightsae.errors import ConfigError
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import write_json
 from lightsae.metrics.conventions import NO_PARTNER
 from lightsae.randomness import keyed_generator
 
@@ -112,9 +111,7 @@ class DriftReport:
     def to_json(self, path: str | Path) -> None:
         """Write summary and features to a JSON file."""
         report = {"summary": self.summary, "features": self.features.to_pylist()}
-        with write_atomically(path) as temporary:
-            text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(path, report, indent=1)
 
     def to_text(self, rows: int = 20) -> str:
         """Return the summary and the labelled features that changed the most, as lines for a terminal."""

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightsae.analysis.effects.directions import directions
-from lightsae.analysis.reading.features import read_sites
 from lightsae.analysis.reading.firings import NO_TOKEN, Windows
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
 from lightsae.lm.hooks import hooked, no_cache
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _clean_pass(
 
     def counted() -> Tensor:
         """All latents are encoded, since in most mechanisms they compete; what they read does not change later."""
-        read = read_sites(captured, sae.widths.read)
+        read = Widths.join(captured, sae.widths.read)
         latents = sae.encode_sparse(read)
         of_token = latents.pattern.token_of
         own = latents.indices == features[of_token // tokens.shape[1]]

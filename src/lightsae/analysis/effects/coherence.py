@@ -50,7 +50,7 @@ def window_coherence(windows: Windows, vocabulary: int, *, seed: int = 0) -> Coh
         seed: Seed of the null.
     """
     tokens = windows.tokens[windows.there]
-    halves = [_vectors(_bags(tokens), vocabulary), _vectors(_places(tokens, vocabulary), vocabulary * len(_PLACES))]
+    halves = [_vectors(tokens, vocabulary), _vectors(_places(tokens, vocabulary), vocabulary * len(_PLACES))]
     vectors = sparse.hstack(halves, format="csr") * np.float32(np.sqrt(0.5))
     return _with_null(vectors, windows, np.arange(len(tokens)), seed)
 
@@ -64,22 +64,20 @@ def document_coherence(windows: Windows, vocabulary: int, *, seed: int = 0) -> C
         seed: Seed of the null.
     """
     tokens = windows.tokens[windows.there]
-    return _with_null(_vectors(_bags(tokens), vocabulary), windows, windows.documents[windows.there], seed)
-
-
-def _bags(tokens: NDArray[np.int32]) -> Ints:
-    """Return the terms (N, W) of windows: their tokens; NO_TOKEN for none."""
-    return tokens.astype(np.int64)
+    return _with_null(_vectors(tokens, vocabulary), windows, windows.documents[windows.there], seed)
 
 
 def _places(tokens: NDArray[np.int32], vocabulary: int) -> Ints:
     """Return the terms (N, 3) of windows: the tokens around the peak, each place with terms of its own."""
-    around = tokens[:, [BEFORE + place for place in _PLACES]].astype(np.int64)
+    around = tokens[:, [BEFORE + place for place in _PLACES]]
     return np.where(around == NO_TOKEN, NO_TOKEN, around + vocabulary * np.arange(len(_PLACES)))
 
 
-def _vectors(terms: Ints, n_terms: int) -> Any:
-    """Return unit term vectors (N, n_terms), sparse: each term once, by its rarity; zero where no term weighs."""
+def _vectors(terms: NDArray[np.integer[Any]], n_terms: int) -> Any:
+    """Return unit vectors (N, n_terms), sparse, of the terms (N, P) of windows; NO_TOKEN is none.
+
+    Each term counts once, by its rarity; a vector is zero where no term weighs.
+    """
     n = len(terms)
     keys = np.unique((terms + n_terms * np.arange(n)[:, None])[terms != NO_TOKEN])
     window_of, term_of = keys // n_terms, keys % n_terms

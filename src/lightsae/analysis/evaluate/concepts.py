@@ -19,10 +19,10 @@ from lightsae.analysis.evaluate.document_sums import FEWEST, draws
 from lightsae.analysis.evaluate.report import Figure
 from lightsae.analysis.evaluate.spread import Spread, spreads
 from lightsae.analysis.evaluate.summaries import figures_of
+from lightsae.analysis.reading.calibrated import neuron_sites
 from lightsae.analysis.reading.features import SAEFeatures
 from lightsae.analysis.reading.firing_collector import FiringCollector
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
-from lightsae.analysis.reading.neurons import neuron_sites
 from lightsae.analysis.reading.text import TextRows
 from lightsae.progress import Progress
 from lightsae.sae import SparseAutoencoder

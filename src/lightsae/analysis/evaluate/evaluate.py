@@ -204,17 +204,20 @@ class _Text:
             by: {group: _in_order(found) for group, found in of_groups.items()}
             for by, of_groups in group_figures(own, spliced.get(SAE), seed).items()
         }
+        by_band = bands(own, seed)
         evaluation = Evaluation(
             name=name,
             sae=loaded.saved.entry,
             text=text,
             figures=ordered.pop(SAE),
-            **bands(own, seed),
+            positions=by_band["positions"],
+            frequencies=by_band["frequencies"],
             firing_histogram=histogram(own, self.rows.n_tokens),
             published={key: float(value) for key, value in published.items()},
             controls=ordered,
             concepts=report,
-            **groups,
+            roles=groups["roles"],
+            datasets=groups["datasets"],
         )
         return evaluation, spread
 

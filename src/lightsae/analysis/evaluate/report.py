@@ -140,13 +140,13 @@ def _evaluation(entry: Any, where: str) -> Evaluation:
     if not fits(entry["firing_histogram"], dict[str, int]) or not fits(entry["published"], dict[str, float]):
         raise FormatError(f"{where!r}: a count or a published figure is no number; {_AGAIN}.")
     controls = _several(entry["controls"], "a control", where)
-    groups = {by: _several(entry.get(by, {}), f"one of the {by}", where) for by in _GROUPS}
+    roles, datasets = (_several(entry.get(by, {}), f"one of the {by}", where) for by in _GROUPS)
     told = {key: entry[key] for key in ("name", "sae", "text", "firing_histogram", "published")}
     # Reports of before say nothing of concepts.
     said = entry.get("concepts")
     concepts = None if said is None else ConceptReport.of_entry(said, where, _AGAIN)
     told |= {"positions": positions, "frequencies": frequencies, "controls": controls, "concepts": concepts}
-    return Evaluation(**told, **groups, figures=figures)
+    return Evaluation(**told, figures=figures, roles=roles, datasets=datasets)
 
 
 def _several(entries: Any, what: str, where: str) -> dict[str, dict[str, Figure]]:

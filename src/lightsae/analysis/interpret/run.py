@@ -25,9 +25,9 @@ from lightsae.analysis.interpret.population import SAE, Population
 from lightsae.analysis.labels.gate import Gate
 from lightsae.analysis.labels.label_search import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.stage import label_offline
-from lightsae.analysis.reading.features import SAEFeatures, read_sites
+from lightsae.analysis.reading.calibrated import neuron_sites
+from lightsae.analysis.reading.features import SAEFeatures
 from lightsae.analysis.reading.loaded_sae import LoadedSAE
-from lightsae.analysis.reading.neurons import neuron_sites
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import Texts
 from lightsae.errors import ConfigError, CorpusError, arg
@@ -35,7 +35,7 @@ from lightsae.lm.dtypes import dtype_name
 from lightsae.lm.model import vocabulary_of
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.version import version
 
 # Rows that are drawn in maps.
@@ -203,7 +203,7 @@ def _sample(reader: ActivationReader, texts: Texts, sae: SparseAutoencoder) -> t
     activations, tokens = [], []
     for batch, counted in reader.batches(texts.contexts.spread(_SAMPLE_ROWS)):
         kept = torch.from_numpy(counted.ravel()).to(batch.tokens.device)
-        activations.append(read_sites(batch.activations, sae.widths.read)[kept].float())
+        activations.append(Widths.join(batch.activations, sae.widths.read)[kept].float())
         tokens.append(batch.tokens[kept].cpu().numpy())
     return torch.cat(activations), np.concatenate(tokens)
 

@@ -19,7 +19,6 @@ def load_steered(
     text: TextSettings,
     *,
     positions: Positions = "all",
-    skip_first: int = 1,
     required: bool = False,
 ) -> tuple[Steered, LoadedSAE]:
     """Load a model to be steered.
@@ -29,7 +28,6 @@ def load_steered(
         dictionary: Folder of its feature dictionary; None: `dictionary` beside the SAE's folder, if there is one.
         text: What differs from the training.
         positions: Which tokens are steered.
-        skip_first: With `all`, how many first positions are left alone.
         required: Whether nothing can be done without a feature dictionary.
 
     Raises:
@@ -53,7 +51,7 @@ def load_steered(
         # If no feature dictionary says it, what the SAE was trained with does.
         norm = mean_norm_of(opened, loaded.sae, choose_site(loaded.sae, None), loaded.saved.provenance)
     other = text.model is not None
-    steered = Steered(loaded.main_model, loaded.sae, opened, positions, skip_first, any_model=other, mean_norm=norm)
+    steered = Steered(loaded.main_model, loaded.sae, opened, positions, any_model=other, mean_norm=norm)
     return steered, loaded
 
 

@@ -16,12 +16,14 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightsae.analysis.reading.features import FeatureSource, read_sites
+from lightsae.analysis.reading.features import FeatureSource
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
+from lightsae.errors import SiteError
+from lightsae.lm import LanguageModel
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.progress import Progress
-from lightsae.sae import SiteRef, SparseAutoencoder
+from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.sae.mechanisms import TopK
 from lightsae.sae.sparse_ops import SparseLatents
 from lightsae.sae.token_norm import TokenFrame
@@ -75,7 +77,7 @@ class NeuronFeatures(CalibratedFeatures):
         self.sites = dict(sites)
 
     def scores(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
-        high = read_sites(activations, self.sites).float()
+        high = Widths.join(activations, self.sites).float()
         return torch.cat([high, -high], dim=1)
 
 
@@ -96,7 +98,7 @@ class RandomDirections(CalibratedFeatures):
         )
 
     def scores(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
-        read = read_sites(activations, self.sites).float()
+        read = Widths.join(activations, self.sites).float()
         return read @ self.directions.T.to(read.device)
 
 
@@ -131,7 +133,7 @@ class ShuffledEncoder(CalibratedFeatures):
             self.k = max(1, round(mechanism.k * self.n_features / sae.d_sae))
 
     def scores(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
-        read = read_sites(activations, self.widths).float()
+        read = Widths.join(activations, self.widths).float()
         if self.token_norm is not None:
             read = TokenFrame.of(read, self.token_norm).into(read)
         scale, columns, biases = (t.to(read.device) for t in (self.scale, self.columns, self.biases))
@@ -237,3 +239,24 @@ class _Largest:
             places = (self.counts[members] - 1).clamp_max(kept.shape[1] - 1).to(kept.device)
             thresholds[members] = kept.gather(1, places[:, None])[:, 0].cpu()
         return thresholds
+
+
+def neuron_sites(sae: SparseAutoencoder, models: Mapping[str, LanguageModel]) -> dict[SiteRef, int]:
+    """Return where the neurons of the blocks lie that an SAE reads, with their widths: `mlp_act` of each.
+
+    What enters a block was written by the one before. For an architecture whose blocks are not known: the sites that
+    the SAE reads, whose coordinates take the neurons' place.
+    """
+    sites: dict[SiteRef, int] = {}
+    for read in sae.widths.read:
+        model = models[read.model]
+        layer = model.site(read.site).layer
+        if layer is None:
+            return dict(sae.widths.read)
+        written_before = read.site.startswith("resid_pre.") and layer > 0
+        name = f"mlp_act.{layer - written_before}"
+        try:
+            sites[SiteRef(read.model, name)] = model.width(name)
+        except SiteError:
+            return dict(sae.widths.read)
+    return sites

@@ -53,7 +53,7 @@ class SAEFeatures:
         return self.sae.pre_activations(self._read(activations))
 
     def _read(self, activations: Mapping[SiteRef, Tensor]) -> Tensor:
-        return read_sites(activations, self.sae.widths.read)
+        return Widths.join(activations, self.sae.widths.read)
 
 
 def firings_above(
@@ -62,8 +62,3 @@ def firings_above(
     """Return the tokens, ascending, the features and the values of the firings that exceed `least`."""
     fires = (latents.values > 0) & (latents.values > least[latents.indices])
     return latents.pattern.token_of[fires], latents.indices[fires], latents.values[fires]
-
-
-def read_sites(activations: Mapping[SiteRef, Float[Tensor, "T _"]], sites: Mapping[SiteRef, int]) -> Tensor:
-    """Return the activations at some sites, (T, D), side by side."""
-    return Widths.join(activations, sites)

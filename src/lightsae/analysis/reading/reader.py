@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightsae.activations.batch import ActivationBatch
+from lightsae.activations.batch import ActivationBatch, check_finite
 from lightsae.activations.fills import ReadSettings, read_rows
 from lightsae.activations.roles import among
-from lightsae.activations.stream import check_finite
 from lightsae.activations.timings import Timings
 from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.lm import LanguageModel

@@ -16,9 +16,8 @@ from lightsae.analysis.compare.report import (
     write_comparison,
 )
 from lightsae.analysis.reading.loaded_sae import TextSettings
-from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.settings.command import Bars, check_file, command
 from lightsae.cli.tables import console, print_paths, table
-from lightsae.errors import ConfigError
 from lightsae.formats.files import write_atomically
 
 _EXAMPLES = (
@@ -56,8 +55,7 @@ def run_compare(
         out: File for the report, ending in .json; a page of Markdown and a picture go beside it. Null: it is printed
             only.
     """
-    if out is not None and (Path(out).suffix != ".json" or Path(out).is_dir()):
-        raise ConfigError("out", out, "name a file that ends in .json")
+    check_file("out", out, ".json")
     comparison = compare(sae, text, settings, seeds or (), Bars())
     _print(comparison)
     if out is None:

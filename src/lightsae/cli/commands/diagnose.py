@@ -3,13 +3,11 @@
 from pathlib import Path
 
 from lightsae.analysis.diagnose import DiagnoseSettings, Diagnosis, diagnose
-from lightsae.analysis.diagnose.alternative import CAUSES
-from lightsae.analysis.diagnose.case import Score
+from lightsae.analysis.diagnose.case import CAUSES, Score
 from lightsae.analysis.diagnose.report import write_report
 from lightsae.analysis.reading.loaded_sae import TextSettings
-from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.settings.command import Bars, check_file, command
 from lightsae.cli.tables import console, print_paths, table
-from lightsae.errors import ConfigError
 
 _EXAMPLES = (
     "lightsae diagnose --sae params.npz --data.model google/gemma-2-2b --data.site resid_post.20",
@@ -31,8 +29,7 @@ def run_diagnose(sae: str, settings: DiagnoseSettings, text: TextSettings, out: 
         text: Model, site and text, where the file does not say them.
         out: File for the report, ending in .json. Null: it is printed only.
     """
-    if out is not None and (Path(out).suffix != ".json" or Path(out).is_dir()):
-        raise ConfigError("out", out, "name a file that ends in .json")
+    check_file("out", out, ".json")
     found = diagnose(sae, text, settings, Bars())
     _print(found)
     if out is not None:

@@ -7,7 +7,7 @@ from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.drift.compare import DriftThresholds, compare
 from lightsae.analysis.drift.read import SAEOnText, read_on_text
 from lightsae.analysis.reading.loaded_sae import TextSettings, open_sae
-from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.settings.command import Bars, check_file, command
 from lightsae.errors import ConfigError, under
 from lightsae.formats.files import shown
 from lightsae.formats.saved_sae import SavedSAE
@@ -48,8 +48,7 @@ def run_drift(
         tokens: Held-out tokens to compare activations on.
         rows: Features in the printed table.
     """
-    if out is not None and not out.endswith(".json"):
-        raise ConfigError("out", out, "name a file that ends in .json")
+    check_file("out", out, ".json")
     if tokens < 1:
         raise ConfigError("tokens", tokens, "write 1 or more")
     if reseeds is not None and len(reseeds) != 2:

@@ -15,7 +15,7 @@ from lightsae.analysis.evaluate.tensorboard import write_tensorboard
 from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.analysis.reading.models import LanguageModels
 from lightsae.cli.random_model import RANDOM_MODEL, Recipe, beside_random_model
-from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.settings.command import Bars, check_file, command
 from lightsae.cli.tables import console, print_paths, table
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown, write_atomically
@@ -79,8 +79,7 @@ def run_evaluate(
     """
     if clearml is not None:
         check_installed("clearml")
-    if out is not None and (Path(out).suffix != ".json" or Path(out).is_dir()):
-        raise ConfigError("out", out, "name a file that ends in .json")
+    check_file("out", out, ".json")
     for argument, folder in (("tensorboard", tensorboard), ("saebench", saebench)):
         if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
             raise ConfigError(argument, folder, "it is a file; name a folder")

@@ -6,7 +6,7 @@ from typing import Literal
 from lightsae.analysis.interpret.delphi import write_delphi_cache
 from lightsae.analysis.interpret.predict import predict
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
-from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.settings.command import Bars, check_file, command
 from lightsae.errors import ConfigError
 from lightsae.formats.files import shown
 
@@ -45,8 +45,8 @@ def run_predict(
     if layout == "delphi":
         if Path(out).is_file() or Path(out).suffix == ".parquet":
             raise ConfigError("out", out, "name a folder")
-    elif Path(out).suffix != ".parquet" or Path(out).is_dir():
-        raise ConfigError("out", out, "name a file that ends in .parquet")
+    else:
+        check_file("out", out, ".parquet")
     if tokens < 1:
         raise ConfigError("tokens", tokens, "write 1 or more")
     loaded, path = LoadedSAE.load(sae, text, whole_model=False), Path(out)

@@ -29,7 +29,8 @@ def run_sites(args: Sequence[str]) -> int:
         model = describe(options.model, revision=options.revision, trust_remote_code=options.trust_remote_code)
     rows = table("site", "width", "module", words=(0, 2))
     for site in model.sites():
-        rows.add_row(site.name, str(site.width), f"{site.path}.{site.side}" + _times(site.scale))
+        times = "" if site.scale == 1 else f" x {site.scale:g}"
+        rows.add_row(site.name, str(site.width), f"{site.path}.{site.side}{times}")
     console().print(rows if rows.rows else "No portable names are known for this architecture: use module paths.")
     for absent in model.absent_sites():
         several = "layers" if len(absent.layers) > 1 else "layer"
@@ -41,10 +42,6 @@ def run_sites(args: Sequence[str]) -> int:
     length = f"rows of at most {model.max_context or 'any number of'} tokens"
     print(f"{model.n_layers} layers; {'reads images' if model.reads_images else length}")
     return 0
-
-
-def _times(scale: float) -> str:
-    return "" if scale == 1 else f" x {scale:g}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

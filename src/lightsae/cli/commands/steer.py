@@ -19,7 +19,7 @@ from lightsae.analysis.reading.loaded_sae import TextSettings
 from lightsae.analysis.steering.control_vector import write_control_vector
 from lightsae.analysis.steering.interventions import Ablate, Intervention, ProjectOut
 from lightsae.cli.commands.label import JudgeSettings
-from lightsae.cli.settings.command import Bars, check_folder, command
+from lightsae.cli.settings.command import Bars, check_file, check_folder, command
 from lightsae.cli.tables import console, print_paths, print_tally, table
 from lightsae.errors import ConfigError, did_you_mean
 from lightsae.formats.files import shown
@@ -106,8 +106,7 @@ class SteerSettings:
         if self.gguf is not None:
             if self.doses is not None:
                 raise ConfigError("--gguf holds one dose; give --strength in the place of --doses.")
-            if Path(self.gguf).suffix != ".gguf" or Path(self.gguf).is_dir():
-                raise ConfigError("gguf", self.gguf, "name a file that ends in .gguf")
+            check_file("gguf", self.gguf, ".gguf")
         if self.doses is None:
             if self.out is not None:
                 raise ConfigError("--out holds the report of a sweep; give --doses with it, or leave it out.")

@@ -5,7 +5,6 @@ files say that they name, the hashes of what it reads, the version of lightsae. 
 one that did not come to its end. A step is done if its outputs exist and none of the pairs has changed.
 """
 
-import json
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 from lightsae.cli.pipeline.steps import MAKES, NEEDS, OUTPUTS, Step
 from lightsae.errors import ConfigError, FormatError
-from lightsae.formats.files import find_folder, hash_file, shown, write_atomically
+from lightsae.formats.files import find_folder, hash_file, shown, write_json
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.parsing import read_json
 from lightsae.version import version
@@ -118,8 +117,7 @@ class Pipeline:
 
     def _write(self) -> None:
         runs = {kind: {name: asdict(run) for name, run in getattr(self, kind).items()} for kind in ("done", "begun")}
-        with write_atomically(self._path) as partial:
-            partial.write_text(json.dumps({"format": _FORMAT, **runs}, indent=2) + "\n", encoding="utf-8")
+        write_json(self._path, {"format": _FORMAT, **runs}, ascii_only=True)
 
     def _reason(self, name: str) -> str | None:
         done, begun, inputs = self.done.get(name), self.begun.get(name), self._inputs(name)

@@ -176,6 +176,12 @@ def check_folder(out: Path, mark: str) -> None:
         raise FormatError(f"out is {str(out)!r}, which holds other files; name a new folder.")
 
 
+def check_file(argument: str, path: str | None, suffix: str) -> None:
+    """Raise where a file to be written is a folder or ends in something else, before any work is done."""
+    if path is not None and (Path(path).suffix != suffix or Path(path).is_dir()):
+        raise ConfigError(argument, path, f"name a file that ends in {suffix}")
+
+
 class _Rate(ProgressColumn):
     """Steps per second, as far as they are known."""
 

@@ -14,9 +14,9 @@ from lightsae.cli.training.training_cli import CALLBACKS
 
 LOADER = "lightsae-text-of-fit"
 # Settings under `data` that say what is read, where, and how.
-READ = (*TEXT_SETTINGS, "site", "target_site", "val_tokens", "dtype", "model_batch_tokens", "num_workers", TRUST)
-# Read, to be refused by name: a cache of all tokens would not be what the run trains on.
-READ += ("roles",)
+_READING = ("site", "target_site", "val_tokens", "dtype", "model_batch_tokens", "num_workers", TRUST)
+# Roles are read to be refused by name: a cache of all tokens would not be what the run trains on.
+READ = (*TEXT_SETTINGS, *_READING, "roles")
 # The others say what is trained on it, and how.
 OTHERS = tuple(name for name in DataSettings.__dataclass_fields__ if name not in READ)
 _OTHER_SECTIONS = ("model", "trainer", "seed_everything", "ckpt_path", "weights_only", "verbose", *CALLBACKS)

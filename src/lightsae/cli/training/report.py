@@ -1,6 +1,5 @@
 """What is printed and written when a run has ended: the figures, and where to look next."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.callbacks.base import run_folder
 from lightsae.cli.tables import console, table
 from lightsae.compat import is_dry_run
-from lightsae.formats.files import shown, write_atomically
+from lightsae.formats.files import shown, write_json
 from lightsae.formats.native import tensor_hash
 from lightsae.training.module import SAEModule
 
@@ -73,8 +72,7 @@ def report(trainer: Trainer, data: ActivationDataModule, command: str, options: 
             # As sae.json has them: figures can be told apart from those of another step of the same run.
             "sha256": {name: tensor_hash(sae) for name, sae in saes.items()},
         }
-        with write_atomically(folder / "validation.json") as partial:
-            partial.write_text(json.dumps(document, indent=2) + "\n")
+        write_json(folder / "validation.json", document, finite=False, ascii_only=True)
     out = console()
     names = list(module.saes)
     if figures and len(names) > 1:

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import torch
 
 from lightsae.errors import FormatError
+from lightsae.formats.files import natural_order
 from lightsae.formats.layouts.base import WritableLayout
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.dictionary_learning_classes import TRAINERS, class_of, in_their_terms, read_class
 from lightsae.formats.layouts.portable import PortableSAE
-from lightsae.formats.layouts.several import by_number, the_only_one
+from lightsae.formats.layouts.several import the_only_one
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import read_pickled_tensors
 
@@ -71,9 +72,8 @@ class DictionaryLearning(WritableLayout):
 
 def _trainers(folder: Path) -> list[Path]:
     """Return the folders of a run's trainers, or of those of several runs, in the order of their numbers."""
-    return by_number(
-        file.parent for pattern in ("trainer_*", "*/trainer_*") for file in folder.glob(f"{pattern}/{_FILE}")
-    )
+    files = (file for pattern in ("trainer_*", "*/trainer_*") for file in folder.glob(f"{pattern}/{_FILE}"))
+    return sorted((file.parent for file in files), key=natural_order)
 
 
 def _one_of(path: Path) -> Path:

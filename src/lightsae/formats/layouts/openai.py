@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 
 from lightsae.errors import FormatError
 from lightsae.formats.checks import fits
+from lightsae.formats.files import natural_order
 from lightsae.formats.layouts.base import Layout
 from lightsae.formats.layouts.portable import PortableSAE
-from lightsae.formats.layouts.several import by_number, the_only_one
+from lightsae.formats.layouts.several import the_only_one
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import Tensors, read_pickle
 
@@ -63,7 +64,7 @@ class OpenAI(Layout):
 
 
 def _layers(folder: Path) -> list[Path]:
-    return by_number(path for path in folder.glob("*.pt") if _is_layer(path))
+    return sorted((path for path in folder.glob("*.pt") if _is_layer(path)), key=natural_order)
 
 
 def _is_layer(path: Path) -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from lightsae.errors import FormatError
-from lightsae.formats.files import shown
+from lightsae.formats.files import natural_order, shown
 from lightsae.formats.layouts.base import Layout
 from lightsae.formats.layouts.portable import PortableSAE
+from lightsae.formats.layouts.several import the_only_one
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import read_pickle
 
@@ -34,7 +35,7 @@ class QwenScope(Layout):
         return None if _files_in(path) else "it has no layerL.sae.pt"
 
     def read(self, path: Path) -> PortableSAE:
-        file = _one_file(path)
+        file = path if path.is_file() else the_only_one(_files_in(path), path, "the file of one")
         name = next((found for part in file.absolute().parts if (found := _REPOSITORY.search(part))), None)
         if name is None:
             raise FormatError(
@@ -54,16 +55,5 @@ class QwenScope(Layout):
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("layer*.sae.pt")) if _FILE.fullmatch(path.name)]
-
-
-def _one_file(path: Path) -> Path:
-    """Return the file of a layer.
-
-    Raises:
-        FormatError: A folder holds several.
-    """
-    files = [path] if path.is_file() else _files_in(path)
-    if len(files) > 1:
-        raise FormatError(f"{shown(path)!r} has {len(files)} layers; name one, such as {shown(files[0])!r}.")
-    return files[0]
+    files = (path for path in folder.glob("layer*.sae.pt") if _FILE.fullmatch(path.name))
+    return sorted(files, key=natural_order)

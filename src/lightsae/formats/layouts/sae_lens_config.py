@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from packaging.version import InvalidVersion, Version
 
 from lightsae.errors import FormatError, did_you_mean
 from lightsae.formats.files import read_json, shown
+from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.hook_names import hub_name, is_module_path, site_of_hook, site_of_module
 from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
 
@@ -29,11 +29,8 @@ _UNREAD = {
 }
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
 NORMALISATIONS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale", "covariance_whitening")
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "an object"}
 _HEAD = re.compile(r"(.+), head (\d{1,6})")
 _FIRST_NEW = Version("6.0.0rc0")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,31 +59,6 @@ class SAELensConfig:
     source: Source
 
 
-class _Values:
-    """A JSON object whose values are asked for by their type; null is as good as missing."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where = values, where
-
-    def get(self, name: str, kind: type[T]) -> T | None:
-        value = self.values.get(name)
-        if kind is float and type(value) is int:
-            value = float(value)
-        # A bool is an int in Python.
-        if value is None or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
-            return value
-        raise FormatError(f"{self.where!r}: {name} is {value!r:.60}, where {_WORDS[kind]} should be.")
-
-    def size(self, name: str) -> int | None:
-        value = self.get(name, int)
-        if value is not None and value < 1:
-            raise FormatError(f"{self.where!r}: {name} is {value}; it is 1 or more.")
-        return value
-
-    def text(self, name: str) -> str | None:
-        return self.get(name, str) or None
-
-
 def read_config(folder: Path) -> SAELensConfig:
     """Read cfg.json.
 
@@ -95,14 +67,18 @@ def read_config(folder: Path) -> SAELensConfig:
     """
     where = shown(folder / CONFIG)
     # Settings of a training run may hold an infinity, which Python writes; none of them is asked for.
-    raw = _Values(read_json(folder, CONFIG, "", "download it again", finite=False), where)
+    raw = Description(read_json(folder, CONFIG, "", "download it again", finite=False), where)
     values, metadata = _in_terms_of_today(raw)
     architecture = _architecture(values)
     transcoder = architecture in TRANSCODERS
     subtracts = values.get("apply_b_dec_to_input", bool)
     if transcoder and subtracts:
         raise FormatError(f"{where!r}: apply_b_dec_to_input is true, and no {architecture} subtracts b_dec.")
-    sizes = {"D": values.size("d_in"), "F": values.size("d_sae"), "O": values.size("d_out") if transcoder else None}
+    sizes = {
+        "D": _size(values, "d_in"),
+        "F": _size(values, "d_sae"),
+        "O": _size(values, "d_out") if transcoder else None,
+    }
     rescales = values.get("rescale_acts_by_decoder_norm", bool)
     return SAELensConfig(
         architecture,
@@ -116,10 +92,10 @@ def read_config(folder: Path) -> SAELensConfig:
     )
 
 
-def _in_terms_of_today(raw: _Values) -> tuple[_Values, _Values]:
+def _in_terms_of_today(raw: Description) -> tuple[Description, Description]:
     """Return the configuration and its metadata as version 6 has them."""
-    metadata = _Values(raw.get("metadata", dict) or {}, raw.where)
-    version = raw.text("sae_lens_version") or metadata.text("sae_lens_version")
+    metadata = raw.part("metadata")
+    version = _text(raw, "sae_lens_version") or _text(metadata, "sae_lens_version")
     try:
         new = version is not None and Version(version) >= _FIRST_NEW
     except InvalidVersion:
@@ -131,8 +107,8 @@ def _in_terms_of_today(raw: _Values) -> tuple[_Values, _Values]:
     if isinstance(normalised, bool):
         values["normalize_activations"] = "expected_average_only_in" if normalised else "none"
     values = {"architecture": "standard", "prepend_bos": True, "activation_fn": "relu", **values}
-    old = _Values(values, raw.where)
-    activation, kwargs = old.text("activation_fn"), _Values(old.get("activation_fn_kwargs", dict) or {}, raw.where)
+    old = Description(values, raw.where)
+    activation, kwargs = _text(old, "activation_fn"), old.part("activation_fn_kwargs")
     if "k" in kwargs.values:
         values["k"] = kwargs.values["k"]
     if activation == "topk":
@@ -142,8 +118,8 @@ def _in_terms_of_today(raw: _Values) -> tuple[_Values, _Values]:
     return old, old
 
 
-def _architecture(values: _Values) -> str:
-    name = values.text("architecture")
+def _architecture(values: Description) -> str:
+    name = _text(values, "architecture")
     known = (*AUTOENCODERS, *BATCH_TOPK, *TRANSCODERS)
     if name in known:
         return name
@@ -154,27 +130,38 @@ def _architecture(values: _Values) -> str:
     raise FormatError(f"{values.where!r} has {found}, which is not one of SAELens.{hint}")
 
 
-def _latents_per_token(values: _Values, metadata: _Values, architecture: str) -> int | None:
+def _latents_per_token(values: Description, metadata: Description, architecture: str) -> int | None:
     if architecture in ("topk", "abstopk"):
-        if k := values.size("k"):
+        if k := _size(values, "k"):
             return k
         raise FormatError(f"{values.where!r} is a {architecture} SAE without k, the number of latents per token.")
-    details = _Values(metadata.get("training_architecture_details", dict) or {}, values.where)
+    details = metadata.part("training_architecture_details")
     # A mean over the tokens of a batch, which need not be whole.
     mean = (values if architecture in BATCH_TOPK else details).get("k", float)
-    return int(mean) if mean is not None and mean >= 1 and mean.is_integer() else None
+    return int(mean) if mean is not None and mean >= 1 and mean == int(mean) else None
 
 
-def _normalisation(values: _Values) -> str:
-    name = values.text("normalize_activations") or "none"
+def _text(values: Description, name: str) -> str | None:
+    return values.get(name, str) or None
+
+
+def _size(values: Description, name: str) -> int | None:
+    value: int | None = values.get(name, int)
+    if value is not None and value < 1:
+        raise FormatError(f"{values.where!r}: {name} is {value}; it is 1 or more.")
+    return value
+
+
+def _normalisation(values: Description) -> str:
+    name = _text(values, "normalize_activations") or "none"
     if name not in NORMALISATIONS:
         known = ", ".join(NORMALISATIONS)
         raise FormatError(f"{values.where!r}: normalize_activations is {name!r:.60}; known: {known}.")
     return name
 
 
-def _source(metadata: _Values, transcoder: bool) -> Source:
-    name = metadata.text("model_name")
+def _source(metadata: Description, transcoder: bool) -> Source:
+    name = _text(metadata, "model_name")
     model = None if name is None else hub_name(name)
     site, target = (_site(metadata, model, end) for end in ("", "_out"))
     if transcoder:
@@ -184,15 +171,15 @@ def _source(metadata: _Values, transcoder: bool) -> Source:
         model=model,
         site=site,
         target_site=target if transcoder else None,
-        context_size=metadata.size("context_size"),
+        context_size=_size(metadata, "context_size"),
         sees_bos=_sees_bos(metadata),
-        dataset=metadata.text("dataset_path"),
+        dataset=_text(metadata, "dataset_path"),
     )
 
 
-def _site(metadata: _Values, model: str | None, end: str) -> str | None:
+def _site(metadata: Description, model: str | None, end: str) -> str | None:
     """Return the site that is read, or with `_out` predicted; a head's share of a hook has no name of ours."""
-    hook, module = metadata.text(f"hook_name{end}"), metadata.text(f"hf_hook_name{end}")
+    hook, module = _text(metadata, f"hook_name{end}"), _text(metadata, f"hf_hook_name{end}")
     head = metadata.get(f"hook_head_index{end}", int)
     if hook is not None and head is not None:
         return f"{hook}, head {head}"  # see `split_head`
@@ -214,7 +201,7 @@ def split_head(site: str) -> tuple[str, int | None]:
     return (found[1], int(found[2])) if found else (site, None)
 
 
-def _sees_bos(metadata: _Values) -> bool | None:
+def _sees_bos(metadata: Description) -> bool | None:
     prepended = metadata.get("prepend_bos", bool)
     positions, excluded = metadata.values.get("seqpos_slice"), metadata.values.get("exclude_special_tokens")
     begins_later = isinstance(positions, list) and len(positions) > 1 and positions[0] not in (None, 0)

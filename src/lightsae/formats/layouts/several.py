@@ -1,27 +1,12 @@
 """Folders in which a library lays several SAEs side by side: they are listed, and one alone is taken."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import shown
 
 _NAMED_AT_MOST = 8
-
-
-def by_number(paths: Iterable[Path]) -> list[Path]:
-    """Return paths in the order in which a person counts.
-
-    >>> [str(path) for path in by_number(map(Path, ["layers.10", "layers.2", "embed"]))]
-    ['embed', 'layers.2', 'layers.10']
-    """
-
-    def key(path: Path) -> list[str | int]:
-        # Every second part is a number.
-        return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", str(path)))]
-
-    return sorted(paths, key=key)
 
 
 def the_only_one(found: list[Path], within: Path, what: str) -> Path:

@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from lightsae.errors import FormatError
+from lightsae.formats.files import natural_order
 from lightsae.formats.layouts.base import WritableLayout
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.portable import PortableSAE
-from lightsae.formats.layouts.several import by_number, the_only_one
+from lightsae.formats.layouts.several import the_only_one
 from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
 from lightsae.formats.layouts.sparsify_hookpoints import hookpoint_of, is_hookpoint, site_of
 from lightsae.formats.layouts.tensors import Tensors, read_safetensors
@@ -89,7 +90,8 @@ class Sparsify(WritableLayout):
 
 def _hookpoints(folder: Path) -> list[Path]:
     """Return the folders of a run's hookpoints, in the order of their numbers."""
-    return by_number(one.parent for one in folder.glob(f"*/{_TENSORS}") if (one.parent / _CONFIG).is_file())
+    folders = (one.parent for one in folder.glob(f"*/{_TENSORS}") if (one.parent / _CONFIG).is_file())
+    return sorted(folders, key=natural_order)
 
 
 def _one_of(path: Path) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.errors import FormatError
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import write_atomically, write_json
 from lightsae.parsing import parse_json, read_json
 
 LOG, POINTER = "log.jsonl", "channels.json"
@@ -152,8 +152,7 @@ def commit(where: Path, state: State, entry: dict[str, Any]) -> None:
         "entries": len(state.entries),
         "channels": {channel: state.has(channel) for channel in CHANNELS},
     }
-    with write_atomically(where / POINTER) as partial:
-        partial.write_text(json.dumps(pointer, indent=2) + "\n", encoding="utf-8")
+    write_json(where / POINTER, pointer)
     state.interrupted = False
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from helpers.planted_sae import HERE, OTHER, THRESHOLD, D, F, case, sae, sample
-from lightsae.analysis.diagnose.alternative import CAUSES, Alternative
-from lightsae.analysis.diagnose.case import SAID, Case, Sample, score
+from lightsae.analysis.diagnose.case import CAUSES, SAID, Alternative, Case, Sample, score
 from lightsae.analysis.diagnose.computations import activations, b_dec, transposed
 from lightsae.analysis.diagnose.frames import decoder_norms, known_scales, scales, thresholds, token_norms
 from lightsae.analysis.diagnose.sites import Neighbour, other_sites

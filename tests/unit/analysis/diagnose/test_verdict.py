@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from helpers.planted_sae import case, sae
-from lightsae.analysis.diagnose.alternative import Alternative
-from lightsae.analysis.diagnose.case import Score
+from lightsae.analysis.diagnose.case import Alternative, Score
 from lightsae.analysis.diagnose.verdict import best_of_causes, judge
 
 

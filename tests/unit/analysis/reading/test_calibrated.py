@@ -18,10 +18,10 @@ from lightsae.analysis.reading.calibrated import (
     ShuffledEncoder,
     calibrate,
     firings_in,
+    neuron_sites,
     spread_of,
 )
 from lightsae.analysis.reading.features import SAEFeatures
-from lightsae.analysis.reading.neurons import neuron_sites
 from lightsae.analysis.reading.reader import ActivationReader
 from lightsae.analysis.reading.text import TextRows
 from lightsae.lm import LanguageModel

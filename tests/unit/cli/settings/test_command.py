@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lightsae.analysis.reading.loaded_sae import TextSettings
-from lightsae.cli.settings.command import Bars, command
+from lightsae.cli.settings.command import Bars, check_file, command
 from lightsae.errors import ConfigError
 
 RECEIVED: list[Any] = []
@@ -172,3 +172,12 @@ def test_in_a_terminal_there_are_bars(monkeypatch: Any) -> None:
         done(4)
     assert "10/10" in stream.getvalue()
     assert "so far" not in stream.getvalue()
+
+
+def test_a_file_to_be_written_is_no_folder_and_ends_as_it_should(tmp_path: Path) -> None:
+    check_file("out", None, ".json")
+    check_file("out", str(tmp_path / "report.json"), ".json")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("report.txt", "folder.json"):
+        with pytest.raises(ConfigError, match=r"^out is '.*'; name a file that ends in \.json\.$"):
+            check_file("out", str(tmp_path / name), ".json")

@@ -153,7 +153,7 @@ def test_a_qwen_scope_sae_asks_for_k_and_for_one_layer(tmp_path: Path) -> None:
     path, _ = pickled.qwen(tmp_path, "mine", 5)
     assert "does not say how many latents a token keeps" in refused(path)
     (path.parent / "layer2.sae.pt").write_bytes(path.read_bytes())
-    assert "has 2 layers; name one, such as" in refused(path.parent)
+    assert "holds 2 SAEs: layer2.sae.pt, layer18.sae.pt; name the file of one" in refused(path.parent)
 
 
 def test_an_unknown_entry_of_a_pickle_is_refused(tmp_path: Path) -> None:
