@@ -216,8 +216,8 @@ class _Text:
             published={key: float(value) for key, value in published.items()},
             controls=ordered,
             concepts=report,
-            roles=groups["roles"],
-            datasets=groups["datasets"],
+            roles=groups.get("roles", {}),
+            datasets=groups.get("datasets", {}),
         )
         return evaluation, spread
 
