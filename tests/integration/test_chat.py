@@ -151,3 +151,11 @@ def test_a_cache_of_a_run_with_roles_is_refused(lightsae: Run, inputs: Path) -> 
     assert ended.code == 2
     assert "data.roles: a cache keeps neither datasets nor roles apart; leave it out." in ended.err
     assert not Path("x").exists()
+
+
+def test_a_cache_of_a_run_on_a_mixture_is_refused(lightsae: Run, inputs: Path) -> None:
+    Path("c.yaml").write_text(f"data: {{model: {inputs}/tiny, site: resid_post.1, datasets: [{{name: a.jsonl}}]}}")
+    ended = lightsae("cache", "--config", "c.yaml", "--out", "x", "--tokens", "1024")
+    assert ended.code == 2
+    assert "data.datasets: a cache keeps neither datasets nor roles apart; leave it out." in ended.err
+    assert not Path("x").exists()

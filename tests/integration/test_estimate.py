@@ -48,6 +48,13 @@ def test_a_mixture_is_text_too(lightsae: Run, complete: Run, tmp_path: Path) -> 
     assert ended.code == 0, ended.err
 
 
+def test_what_roles_leave_out_is_said(lightsae: Run, complete: Run) -> None:
+    assert "data.roles" not in lightsae("estimate", *complete(), *ELSEWHERE).out
+    ended = lightsae("estimate", *complete(), "--data.roles", "[assistant]", *ELSEWHERE)
+    assert ended.code == 0, ended.err
+    assert "its part takes 1 / s as long" in ended.out
+
+
 def test_another_machine_is_worked_out(lightsae: Run, complete: Run, tmp_path: Path) -> None:
     settings = complete("trainer.max", "trainer.accelerator", "model")
     settings += ["--model.sae", "BatchTopK", "--model.sae.d_sae", "1048576", "--model.sae.k", "64"]

@@ -25,6 +25,7 @@ TEXT_SETTINGS = (
     *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "chat_template"),
     *("streaming", "validation_split", "validation_fraction"),
 )
+KEPT_TOGETHER = "a cache keeps neither datasets nor roles apart; leave it out."
 AGAIN = "`lightsae cache` with the same settings makes it again"
 
 

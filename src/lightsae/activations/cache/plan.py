@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from lightsae.activations.cache.manifest import NAME, TEXT_SETTINGS, CachedSite, CacheIdentity, Manifest
+from lightsae.activations.cache.manifest import KEPT_TOGETHER, NAME, TEXT_SETTINGS, CachedSite, CacheIdentity, Manifest
 from lightsae.activations.cache.shards import bytes_per_token
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.open import open_documents
@@ -143,7 +143,7 @@ def _source(settings: DataSettings) -> TextSource:
         raise ConfigError(f"{arg('dataset')}: there is no text to run a language model over; name one.")
     for name in ("datasets", "roles"):
         if getattr(settings, name) is not None:
-            raise ConfigError(f"{arg(name)}: a cache keeps neither datasets nor roles apart; leave it out.")
+            raise ConfigError(f"{arg(name)}: {KEPT_TOGETHER}")
     source = TextSource(settings, Timings())
     source.preflight()
     return source

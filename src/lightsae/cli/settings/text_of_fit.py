@@ -5,12 +5,13 @@ from typing import Any
 import yaml
 from jsonargparse import set_loader
 
-from lightsae.activations.cache.manifest import TEXT_SETTINGS
+from lightsae.activations.cache.manifest import KEPT_TOGETHER, TEXT_SETTINGS
 from lightsae.activations.settings import DataSettings
 from lightsae.cli.settings.classes import TRUST
 from lightsae.cli.settings.grid import expand_grid
 from lightsae.cli.settings.loading import load_yaml
 from lightsae.cli.training.training_cli import CALLBACKS
+from lightsae.errors import ConfigError
 
 LOADER = "lightsae-text-of-fit"
 # Settings under `data` that say what is read, where, and how.
@@ -27,6 +28,9 @@ def text_of_fit(settings: Any) -> Any:
 
     The site is every site that one of its SAEs reads or predicts.
 
+    Raises:
+        ConfigError: It is about a mixture of datasets.
+
     Example:
         >>> text_of_fit({"data": {"model": "gpt2", "site": "resid_post.6", "seed": 1}, "trainer": {"max_steps": 9}})
         {'data': {'model': 'gpt2', 'site': ['resid_post.6']}}
@@ -35,6 +39,9 @@ def text_of_fit(settings: Any) -> Any:
         return settings
     settings = expand_grid(settings)
     data, model = (dict(settings.get(name) or {}) for name in ("data", "model"))
+    if data.get("datasets"):
+        # No option of the command, which the parser could read to refuse it.
+        raise ConfigError(f"data.datasets: {KEPT_TOGETHER}")
     rest = {key: value for key, value in settings.items() if key not in ("data", *_OTHER_SECTIONS)}
     read = {key: value for key, value in data.items() if key not in OTHERS and not key.endswith("site")}
     if sites := _sites(data, [entry for entry in (model.get("saes") or {}).values() if isinstance(entry, dict)]):

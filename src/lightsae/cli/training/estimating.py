@@ -94,6 +94,12 @@ class EstimatingTrainer(Trainer):
         device = torch.device("meta") if machine is not None else device
         result = forecast(plan, costs, seconds, device=device, dtype=dtype, price_per_hour=price_per_hour)
         show(result, seconds, "another machine" if machine is not None else f"this machine's {device.type}")
+        if self.config.data.roles:
+            # How many these are is in the text alone, which is not read here.
+            print(
+                "note      data.roles: the language model reads the tokens of other roles too, which are not counted "
+                "here: of text with a share s of tokens to train on, its part takes 1 / s as long"
+            )
         if out is not None:
             with write_atomically(out) as partial:
                 partial.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
