@@ -106,7 +106,10 @@ def test_ddp_reads_which_tensors_to_leave_alone() -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(module)
-        assert wrapped.parameters_to_ignore == {"layer.bias"}
+        ignored = wrapped.parameters_to_ignore
+        # Were it the last that holds the group, the group's threads would wait for the interpreter, and it for them.
+        del wrapped
+        assert ignored == {"layer.bias"}
     finally:
         torch.distributed.destroy_process_group()
 
