@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -175,7 +175,7 @@ def firing_counts(latents: Latents, tokens: Bool[Tensor, " T"] | None = None) ->
     return counts.scatter_add_(0, latents.indices.long(), fires.int())
 
 
-def firings_by_group(latents: Latents, groups: Int[Tensor, " T"], count: int) -> Int[Tensor, "G F"]:
+def firings_by_group(latents: Latents, groups: Shaped[Tensor, " T"], count: int) -> Int[Tensor, "G F"]:
     """Return on how many tokens of each of `count` groups each latent fires."""
     return torch.stack([firing_counts(latents, groups == group) for group in range(count)])
 
