@@ -80,7 +80,8 @@ def _density(populations: Populations) -> Figure:
         silent = len(table) - len(fired)
         _histogram(axes, fired, f"{name}, {silent:,} silent", colour)
     axes.set(xlabel="density: share of tokens on which it fires (log10)", ylabel="share")
-    add_legend(axes)
+    # Above the pane, which the histograms fill.
+    add_legend(axes, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
