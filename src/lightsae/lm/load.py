@@ -249,6 +249,10 @@ def load_weights(
         logger.warning("%s: the weights also hold %s, which the model does not use.", name, unused)
     if (seed := split_name(name)[1]) is not None:
         randomise(model, seed)
+    return _to_read(model)
+
+
+def _to_read(model: Any) -> Any:
     # Rows are never padded. Where a pad token is known, some models look for it in each batch: a warning for rows that
     # end with it, and a wait for the device. Removed only now, since others read it while they are built.
     model.config.pad_token_id = None
@@ -269,9 +273,7 @@ def random_model(name: str, config: Any, dtype: torch.dtype, trust_remote_code: 
         raise _lacks_library(name, error) from None
     except Exception as error:  # whatever a modelling file raises at numbers that do not fit together
         raise ModelError(f"{_named(name)}, but its config.json cannot be used: {short(error)}") from None
-    model.config.pad_token_id = None
-    compute_in_place(model)
-    return model.eval().requires_grad_(False)
+    return _to_read(model)
 
 
 def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> Any:
