@@ -92,7 +92,8 @@ class Case:
 
 
 _GPT2_SMALL = {"d_in": 768, "layers": 12, "heads": 12, "layer": 6, "batch": 2048, "buffer": 8192, "steps": 8}
-_SMALL = {"d_in": 64, "layers": 4, "heads": 4, "layer": 2, "vocabulary": 512, "k": 16}
+_WIDTH_64: dict[str, Any] = {"d_in": 64, "layers": 4, "heads": 4, "layer": 2, "vocabulary": 512}
+_WIDTH_64 |= {"variant": "TopK", "k": 16, "buffer": 65536, "targets": {"sae_lens": 4.0}}
 CASES = (
     Case("GPT-2 small, ReLU 6,144", "ReLU", d_sae=6144, k=0, targets={"sae_lens": 1.35}, **_GPT2_SMALL),
     Case(
@@ -103,26 +104,8 @@ CASES = (
         targets={"sae_lens": 2.4, "sparsify": 2.2},
         **_GPT2_SMALL,
     ),
-    Case(
-        "width 64, TopK 512",
-        "TopK",
-        d_sae=512,
-        batch=1024,
-        buffer=65536,
-        steps=256,
-        targets={"sae_lens": 4.0},
-        **_SMALL,
-    ),
-    Case(
-        "width 64, TopK 1,024",
-        "TopK",
-        d_sae=1024,
-        batch=2048,
-        buffer=65536,
-        steps=128,
-        targets={"sae_lens": 4.0},
-        **_SMALL,
-    ),
+    Case("width 64, TopK 512", d_sae=512, batch=1024, steps=256, **_WIDTH_64),
+    Case("width 64, TopK 1,024", d_sae=1024, batch=2048, steps=128, **_WIDTH_64),
 )
 _TINY: dict[str, Any] = {"d_in": 16, "layers": 2, "heads": 2, "layer": 0, "d_sae": 64, "batch": 64}
 _TINY |= {"buffer": 256, "steps": 4, "context": 16, "rows_at_once": 8, "vocabulary": 256}
