@@ -2,6 +2,7 @@
 
 import re
 import resource
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,12 +132,13 @@ def processor_seconds(*args: str) -> float:
 
 def test_help_comes_soon() -> None:
     # What the libraries cost differs between machines by a factor of three; what we add to it does not. Other processes
-    # cost each its share of the caches, at times, so that the least of a few counts.
-    imports, shown = [], []
-    while not shown or (min(shown) >= 1.3 * min(imports) and len(shown) < 4):
-        imports.append(processor_seconds("-c", "import torch, lightning"))
-        shown.append(processor_seconds("-m", "lightsae", "fit", "--help"))
-    assert min(shown) < 1.3 * min(imports)
+    # cost each its share of the caches, at times, so that each help is held against the import beside it, and one pair
+    # that was disturbed is outvoted by others.
+    ratios: list[float] = []
+    while len(ratios) < 7 and (len(ratios) % 2 == 0 or statistics.median(ratios) >= 1.3):
+        imports = processor_seconds("-c", "import torch, lightning")
+        ratios.append(processor_seconds("-m", "lightsae", "fit", "--help") / imports)
+    assert statistics.median(ratios) < 1.3
 
 
 @pytest.mark.parametrize(
