@@ -188,6 +188,8 @@ data:
 
 def test_a_killed_writer_goes_on_to_the_same_bytes(folder: Path, inputs: Path, tmp_path: Path) -> None:
     args = ["cache", *options(inputs), "--out", "cache", "--tokens", "4096", "--shard_tokens", "1024"]
+    # What `auto` is in this process, and would not be in a new one on every machine.
+    args += ["--data.dtype", "float32"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     draw = np.random.default_rng()
     for _ in range(2):

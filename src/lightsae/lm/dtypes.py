@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Below this speedup float32 is taken, for its digits; it then costs a fifth of the speed at most.
 WORTHWHILE = 1.25
 # Of square products: a fraction of a millisecond each, so that some of them run undisturbed on a busy machine.
-_SIDE, _ROUNDS = 256, 7
+_SIDE, _ROUNDS = 256, 15
 
 logger = logging.getLogger(__name__)
 

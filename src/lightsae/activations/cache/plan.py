@@ -113,10 +113,14 @@ def plan_cache(
         if value is not None and value < settings.context_size:
             row = f"{arg('context_size', 'data')} ({settings.context_size})"
             raise ConfigError(name, value, f"write {row} or more, for rows are stored whole")
-    target = check_device(device)
+    target, present = check_device(device), _present(out)
     with section("data"):
         source = _source(settings)
-        model_dtype = choose_dtype(settings.dtype, target)
+        if settings.dtype == "auto" and present is not None:
+            # What was measured when the cache was begun, not what a busier machine would choose now.
+            model_dtype = DTYPES[present.identity.model_dtype]
+        else:
+            model_dtype = choose_dtype(settings.dtype, target)
         stored = model_dtype if store_dtype == "auto" else DTYPES[store_dtype]
         identity = _identity(source, dtype_name(model_dtype), dtype_name(stored))
     rows: dict[Split, int] = {
@@ -131,7 +135,7 @@ def plan_cache(
         identity=identity,
         rows=rows,
         shard_rows=max(1, min(per_shard, max(rows.values()))),
-        present=_present(out),
+        present=present,
     )
     plan.check_same(identity)
     _check_space(plan)

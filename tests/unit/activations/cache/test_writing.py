@@ -78,6 +78,16 @@ def test_a_stopped_writer_goes_on_to_the_same_bytes(
     assert [path.stat().st_mtime_ns for path in kept] == before
 
 
+def test_auto_is_gone_on_with_as_it_was_begun(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, halves = tmp_path / "cache", {"dtype": "auto"}
+    with monkeypatch.context() as patch:
+        patch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: 2.0)
+        write(folder, tokens=640, **halves)
+    # A machine that is busy by now, or another one.
+    monkeypatch.setattr("lightsae.lm.dtypes.bfloat16_speedup", lambda: 1.0)
+    assert write(folder, **halves).identity.model_dtype == "bfloat16"
+
+
 def test_what_is_complete_is_left_alone(copy: Path, write: Write) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
     write(copy)
