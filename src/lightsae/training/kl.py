@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
 
 KL = "kl"
-# Of the tokens of a batch, that many are run through the model's upper blocks, twice forward and once back.
-SHARE = 0.25
 # Nats a token: where less is lost, the term is no longer made larger.
 SMALLEST_KL = 1e-4
 
@@ -55,9 +53,10 @@ def check_kl(data: "ActivationDataModule", sae: SparseAutoencoder) -> None:
 def rows_for_kl(data: "ActivationDataModule", batch: ActivationBatch) -> ActivationBatch:
     """Return the rows that a step compares predictions on: whole rows of the fill that the step's batch came from.
 
-    Which ones follows from the batch's number, so that a resumed run takes the same.
+    They have as many tokens as the batch: with a quarter of them the gradient is noise that costs more than the term
+    brings. Which ones follows from the batch's number, so that a resumed run takes the same.
     """
-    count = max(1, round(SHARE * len(batch) / data.context_size))
+    count = max(1, round(len(batch) / data.context_size))
     return data.rows_of_the_fill(count, keyed_generator(data.seed, "rows of the term kl", batch.index))
 
 
