@@ -190,17 +190,20 @@ def place(
 def principal_components(points: Float[Tensor, "n D"], k: int) -> tuple[Float[np.ndarray, "n k"], float]:
     """Return the points' k largest principal components, and their share of the variance.
 
-    Signs are fixed: the largest entry of each direction is positive. Missing components are 0.
+    Signs are fixed: the largest entry of each direction is positive. Missing components are 0. Of many wide points the
+    components are found by random projections, always the same ones.
     """
-    centred = points.double() - points.double().mean(0)
-    values, directions = torch.linalg.eigh(centred.T @ centred)
-    order = values.argsort(descending=True)[:k]
-    chosen = directions[:, order]
-    signs = chosen.gather(0, chosen.abs().argmax(0, keepdim=True)).sign()
-    components = torch.zeros(len(points), k, dtype=torch.float64)
-    components[:, : chosen.shape[1]] = centred @ (chosen * signs)
-    total = float(values.clamp_min(0).sum())
-    return components.float().numpy(), float(values[order].clamp_min(0).sum()) / total if total > 0 else 0.0
+    from sklearn.decomposition import PCA
+
+    components = np.zeros((len(points), k), np.float32)
+    varied = points.double().numpy()
+    if not np.ptp(varied, axis=0).any():
+        return components, 0.0
+    found = PCA(min(k, *points.shape), random_state=0).fit(varied)
+    largest = np.abs(found.components_).argmax(1, keepdims=True)
+    signs = np.sign(np.take_along_axis(found.components_, largest, 1))[:, 0]
+    components[:, : len(signs)] = found.transform(varied) * signs
+    return components, float(found.explained_variance_ratio_.sum())
 
 
 def _sample(n: int, most: int, seed: int, what: str) -> tuple[Int[Tensor, " kept"], str]:

@@ -57,9 +57,13 @@ class CalibratedFeatures(ABC):
     def above(
         self, activations: Mapping[SiteRef, Float[Tensor, "T _"]], least: Float[Tensor, " F"]
     ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]:
-        values = self.values(activations)
-        tokens, features = (values > least).nonzero(as_tuple=True)
-        return tokens, features, values[tokens, features]
+        # Few fire: what is not above a threshold is not looked at twice.
+        scores = self.scores(activations)
+        thresholds, means = (t.to(scores.device) for t in (self.thresholds, self.means))
+        tokens, features = (scores > thresholds).nonzero(as_tuple=True)
+        values = scores[tokens, features] - torch.minimum(means, thresholds)[features]
+        kept = values > least[features]
+        return tokens[kept], features[kept], values[kept]
 
     def nearly(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"] | None:
         return None
