@@ -197,7 +197,7 @@ def principal_components(points: Float[Tensor, "n D"], k: int) -> tuple[Float[np
 
     components = np.zeros((len(points), k), np.float32)
     varied = points.double().numpy()
-    if not np.ptp(varied, axis=0).any():
+    if not len(points) or not np.ptp(varied, axis=0).any():
         return components, 0.0
     found = PCA(min(k, *points.shape), random_state=0).fit(varied)
     largest = np.abs(found.components_).argmax(1, keepdims=True)

@@ -29,6 +29,24 @@ def test_fewer_dimensions_than_the_plane_are_filled_up() -> None:
     assert share == 1
 
 
+@pytest.mark.parametrize(
+    "points", [torch.zeros(0, 3), torch.ones(1, 3), torch.ones(5, 3)], ids=["none", "one", "equal"]
+)
+def test_points_that_do_not_differ_lie_in_one_place(points: torch.Tensor) -> None:
+    found, share = principal_components(points, 2)
+    assert found.tolist() == [[0, 0]] * len(points)
+    assert share == 0
+
+
+def test_components_of_many_wide_points_are_the_largest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1200, 600, generator=generator) * torch.linspace(10, 0.1, 600)
+    found, share = principal_components(x, 64)
+    values, directions = torch.linalg.eigh((x - x.mean(0)).double().T @ (x - x.mean(0)).double())
+    assert share == pytest.approx(float(values[-64:].sum() / values.sum()), rel=0.02)
+    assert np.abs(np.corrcoef(found[:, 0], (x.double() @ directions[:, -1]).numpy())[0, 1]) > 0.95
+
+
 def test_a_map_of_directions_links_the_features_and_ignores_their_lengths() -> None:
     rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     live = torch.arange(0, 40, 2)
