@@ -68,7 +68,8 @@ def test_fit_says_where_it_reads(folder: Path) -> None:
 
 def test_a_run_on_it_measures_the_model_s_predictions(folder: Path) -> None:
     with lightsae_at(folder) as lightsae:
-        lightsae("validate", "--config", str(RUN / "config.yaml"), "--ckpt_path", "last")
+        # An option wins over the file, which says that there is no checkpoint, also where it stands before it.
+        lightsae("validate", "--ckpt_path", "last", "--config", str(RUN / "config.yaml"))
     figures = json.loads((folder / "lightning_logs" / "version_1" / "validation.json").read_text())["figures"]
     assert {"val/fve", "val/fve_no_sinks", "val/ce_recovered", "val/ce_recovered_no_sinks", "val/kl"} <= set(figures)
 

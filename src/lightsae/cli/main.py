@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from lightsae.cli.settings.typed import check_config_files
+from lightsae.cli.settings.typed import check_config_files, files_first
 from lightsae.errors import LightsaeError, did_you_mean
 from lightsae.version import version
 
@@ -72,7 +72,7 @@ def _run(args: list[str]) -> int:
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
         raise LightsaeError(f"{command!r} is not a command.{did_you_mean(command, COMMANDS)} See: lightsae --help")
-    return _runner(command, rest)(rest)
+    return _runner(command, rest)(files_first(rest))
 
 
 def _runner(command: str, args: list[str]) -> Callable[[list[str]], int]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from lightsae.parsing import read_yaml
 def config_files(typed: Sequence[str]) -> list[Path]:
     """Return the files given by --config, in order."""
     return [Path(value) for key, value in options_of(typed) if key in ("config", "c") and value is not None]
+
+
+def files_first(typed: Sequence[str]) -> list[str]:
+    """Return what was typed with the files of --config in front, in their order, so that every option wins over them.
+
+    >>> files_first(["--ckpt_path", "last", "--config", "run.yaml", "--config=more.yaml"])
+    ['--config', 'run.yaml', '--config=more.yaml', '--ckpt_path', 'last']
+    """
+    files: list[str] = []
+    options: list[str] = []
+    words = iter(typed)
+    for word in words:
+        if word in ("--config", "-c"):
+            files += [word, *islice(words, 1)]
+        else:
+            (files if word.startswith("--config=") else options).append(word)
+    return [*files, *options]
 
 
 def check_config_files(typed: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import Namespace
 
-from lightsae.cli.settings.typed import check_config_files, check_typed_options, config_files
+from lightsae.cli.settings.typed import check_config_files, check_typed_options, config_files, files_first
 from lightsae.errors import ConfigError
 
 
@@ -17,6 +17,13 @@ def settings(class_path: str = "lightsae.sae.TopK", max_steps: int = 5, **init_a
 def test_config_files() -> None:
     typed = ["--config", "a.yaml", "--data.seed", "-3", "-c", "b.yaml", "--config=c.yaml", "--data.config", "d.yaml"]
     assert config_files(typed) == [Path("a.yaml"), Path("b.yaml"), Path("c.yaml")]
+
+
+def test_files_come_first_in_their_order() -> None:
+    typed = ["--data.seed", "-3", "-c", "b.yaml", "--config=a.yaml", "--data.config", "d.yaml", "--config", "c.yaml"]
+    files = ["-c", "b.yaml", "--config=a.yaml", "--config", "c.yaml"]
+    assert files_first(typed) == [*files, "--data.seed", "-3", "--data.config", "d.yaml"]
+    assert files_first(["--a", "1", "--config"]) == ["--config", "--a", "1"]
 
 
 @pytest.mark.parametrize(
