@@ -42,7 +42,9 @@ class SpokenIds:
     @classmethod
     def of(cls, document: "NDArray[np.integer[Any]] | SpokenIds") -> "SpokenIds":
         """Return ids of which nobody says whose words they are as those of a text."""
-        return document if isinstance(document, cls) else cls(document, np.full(len(document), TEXT, np.uint8))
+        if isinstance(document, SpokenIds):
+            return document
+        return cls(document, np.full(len(document), TEXT, np.uint8))
 
     def within(self, first: int, last: int) -> "SpokenIds":
         """Return those from `first` to before `last`."""

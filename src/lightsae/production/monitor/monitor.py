@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightsae.activations.corpus.documents import Conversation, SpokenIds
+from lightsae.activations.roles import ROLES, among
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
+from lightsae.production.monitor.conversations import PromptWriter, roles_of, watched_roles
 from lightsae.production.monitor.drift_watch import DriftWatch, OpenTexts
 from lightsae.production.monitor.events import Alarm, Event, Firing
 from lightsae.production.monitor.sinks import EventWriter, Sink
@@ -40,6 +44,7 @@ class _Request(threading.local):
     """The request that a thread answers."""
 
     name: str | None = None
+    conversations: Sequence[SpokenIds] = ()
 
 
 class Monitor:
@@ -60,6 +65,7 @@ class Monitor:
         writer: EventWriter,
         drift: DriftWatch | None,
         tokenizer: Any,
+        roles: list[str] | None = None,
     ) -> None:
         self.features, self.alarms = watched.numbers, deque[Alarm](maxlen=_ALARMS_KEPT)
         self._watched, self._thresholds, self._writer, self._drift = watched.features, thresholds, writer, drift
@@ -72,18 +78,27 @@ class Monitor:
         self._texts: dict[threading.Thread, OpenTexts] = {}
         self._next_text = 0
         self._watcher = Watcher(watched, tokenizer, self._end_rows, self._take)
-        self._requests = _Request()
+        self._requests, self._roles = _Request(), roles
+        self._prompts = PromptWriter(tokenizer, roles, "conversation")
         self.tokens, self._tokens_counted = 0, 0
         self._active, self._fired = np.zeros((2, n), np.int64)
 
     @contextmanager
-    def request(self, name: str) -> Iterator[None]:
+    def request(self, name: str, conversation: Conversation | Sequence[Conversation] | None = None) -> Iterator[None]:
         """While open, events carry this id, and all that this thread runs counts as one text of the drift window.
 
         Args:
             name: Id of the request: whatever was asked together, and is therefore alike.
+            conversation: The messages that `apply_chat_template` makes the prompt of; of a batch, those of each row.
+                They say whose words a token is. What is generated is the assistant's, what follows them is markup.
+
+        Raises:
+            ConfigError: It is no list of messages; or, while the model runs, it is not what the model reads.
+            CorpusError: The tokenizer's chat template does not take it.
         """
-        outer, self._requests.name = self._requests.name, name
+        now = self._requests
+        outer = now.name, now.conversations
+        now.name, now.conversations = name, self._prompts.write_all(conversation)
         with self._lock:
             texts = self._texts_here()
             texts.end_rows()
@@ -91,7 +106,7 @@ class Monitor:
         try:
             yield
         finally:
-            self._requests.name = outer
+            now.name, now.conversations = outer
             with self._lock:
                 texts.end_request()
 
@@ -116,7 +131,7 @@ class Monitor:
                     **({} if self._drift is None else self._drift.last_look(i)),
                 )
             )
-        return Summary(self.tokens, rows, self._writer.failures)
+        return Summary(self.tokens, rows, self._writer.failures, self._roles)
 
     def __str__(self) -> str:
         return str(self.summary())
@@ -152,6 +167,9 @@ class Monitor:
             self._texts_here().end_rows()
 
     def _take(self, one: Pass) -> None:
+        if self._roles is not None or self._requests.conversations:
+            roles = roles_of(one, self._watcher.places(one), self._requests.conversations, self._roles)
+            one = replace(one, roles=roles, watched=one.watched & among(roles, self._roles))
         self._limits = self._limits.to(one.latents.device)
         above = (one.latents > self._limits) & one.watched[..., None]
         # Read once: everything waits for the device here.
@@ -171,7 +189,8 @@ class Monitor:
     def _firings(self, one: Pass, fired: Tensor, first: int) -> list[Firing]:
         row, column, feature = (places := fired.nonzero()).unbind(1)
         positions = self._watcher.places(one)
-        more = [one.tokens[row, column], positions[row, column], one.generated[column].long()]
+        roles = torch.full_like(one.tokens, -1) if one.roles is None else one.roles.long()
+        more = [one.tokens[row, column], positions[row, column], one.generated[column].long(), roles[row, column]]
         columns = torch.cat([places, torch.stack(more, 1)], 1).cpu().tolist()
         values = one.latents[row, column, feature].float().cpu().tolist()
         now = time.time()
@@ -190,8 +209,9 @@ class Monitor:
                 phase="generated" if generated else "prompt",
                 text=first + r,
                 request=self._requests.name,
+                role=None if role < 0 else ROLES[role],
             )
-            for (r, _, i, token, position, generated), value in zip(columns, values, strict=True)
+            for (r, _, i, token, position, generated, role), value in zip(columns, values, strict=True)
         ]
 
     def _finished(self, tokens: int, active: NDArray[np.int64]) -> None:
@@ -224,6 +244,7 @@ def monitor(
     drift_window: int | None = 50_000,
     drift_level: float = 0.01,
     drift_horizon: int = 100,
+    roles: Sequence[str] | None = None,
     tokenizer: Any = None,
     any_model: bool = False,
 ) -> Iterator[Monitor]:
@@ -256,7 +277,10 @@ def monitor(
         drift_window: Tokens; None: no drift alarms.
         drift_level: Probability of any false alarm, of any feature, while `drift_horizon` windows pass.
         drift_horizon: See `drift_level`.
-        tokenizer: Of a transformers model, for the texts of tokens; a LanguageModel brings its own.
+        roles: Watch the tokens of these roles of conversations alone, which `request` is given; None: of those that the
+            thresholds were calibrated on, if they were, else all tokens.
+        tokenizer: Of a transformers model, for the texts of tokens and for conversations; a LanguageModel brings its
+            own.
         any_model: Watch a model of another name or revision: a fine-tuned copy.
 
     Raises:
@@ -291,6 +315,7 @@ def monitor(
     if isinstance(thresholds, str | Path):
         thresholds = Thresholds.load(thresholds)
     firing = firing_thresholds(watched, thresholds, false_positive_rate)
+    roles = watched_roles(roles, thresholds)
     writer = EventWriter([sinks] if isinstance(sinks, Sink) or callable(sinks) else list(sinks))
     if drift_window is not None and drift_window < 1:
         raise ConfigError("drift_window", drift_window, "write tokens, 1 or more, or None for no drift alarms")
@@ -304,6 +329,6 @@ def monitor(
         if (expected := thresholds.counts(watched.numbers)) is None:
             _log.warning("No drift alarms: a former version made these thresholds; calibrate again.")
         else:
-            drift = DriftWatch(names, expected, drift_window, drift_level, drift_horizon)
-    with writer, Monitor(watched, firing, writer, drift, tokenizer or tokenizer_of(model)).open() as opened:
+            drift = DriftWatch(names, expected, drift_window, drift_level, drift_horizon, roles)
+    with writer, Monitor(watched, firing, writer, drift, tokenizer or tokenizer_of(model), roles).open() as opened:
         yield opened
