@@ -160,7 +160,7 @@ def test_a_dictionary_has_figures_by_role_and_so_has_its_dashboard(
         codes.append(batch.roles.numpy()[counted.ravel()])
         fires.append(loaded.sae.encode(x).detach().numpy()[counted.ravel()] > 0)
     of_token, fired = np.concatenate(codes), np.concatenate(fires)
-    rows, dashboard = dictionary.filter()["feature"].to_pylist(), _received(Path("dictionary/dashboard"))
+    rows, dashboard = dictionary.filter()["feature"].to_pylist(), _received(Path("dictionary"))
     for role, count in tokens["by_role"].items():
         here = of_token == ROLES.index(role)
         assert here.sum() == count
