@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import sys
@@ -59,6 +60,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         good(*INTERPRET.split())
         (folder / "easy.yaml").write_text(EASY.replace("0.1", "0.0"))
         np.save(folder / "rows.npy", np.random.default_rng(0).standard_normal((4096, 12)).astype(np.float32))
+        (folder / "chat.jinja").write_text("{% for m in messages %}# {{ m.role }}\n{{ m.content }}\n{% endfor %}")
+        (folder / "talks.jsonl").write_text("".join(json.dumps({"messages": _talk(i)}) + "\n" for i in range(120)))
         saved = folder / "lightning_logs" / "version_0"
         shutil.copytree(saved / "sae", folder / "RUN" / "sae")
         shutil.copytree(folder / "dictionary", folder / "RUN" / "dictionary")
@@ -68,6 +71,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / to).mkdir()
             parts.report(kind).rename(folder / to / f"{kind}.json")
     return folder
+
+
+def _talk(number: int) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": f"add {number}"},
+        {"role": "assistant", "content": f"def add_{number}(x):\n    return x + {number}"},
+    ]
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ STAND_INS = {
     "--feature 2958": "--feature 11",
     "--feature 406": "--feature 6",
     "(406,": "(6,",
+    "[406]": "[6]",
     # Four steps give few features with a good label, which are what is watched if none are named.
     "sae=promoted, sinks": "sae=promoted, features=[6], sinks",
     "sites openai-community/gpt2": "sites builtin",

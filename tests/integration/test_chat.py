@@ -1,18 +1,22 @@
 """Conversations and plain text in one run: the roles' tokens alone, stopped and resumed to the same bytes."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.chat_templates import ZEPHYR
 from lightsae.activations.roles import ROLES
+from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.evaluate.report import read_report
 from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
+from lightsae.analysis.reading.text import Texts
 from lightsae.progress import NullProgress
 
 Run = Callable[..., Any]
@@ -125,6 +129,85 @@ def test_an_evaluation_has_figures_by_role_and_by_dataset(
     assert "role" in ended.out
     shown = EventAccumulator(str(run)).Reload().Tags()["scalars"]
     assert "evaluation/fve/assistant" in shown
+
+
+@pytest.mark.parametrize("roles", [None, "[user, assistant, markup]"])
+def test_a_dictionary_has_figures_by_role_and_so_has_its_dashboard(
+    lightsae: Run, complete: Callable[..., list[str]], config: Path, tmp_path: Path, roles: str | None
+) -> None:
+    """Of the roles that the SAE was trained on, or of those that are named."""
+    run = run_of(lightsae, complete, config)
+    sizes = ("--tokens", "1024", "--score_tokens", "1024", "--mining_tokens", "1024", "--ablation_windows", "0")
+    named = () if roles is None else ("--data.roles", roles)
+    ended = lightsae(
+        "interpret", "--sae", str(run / "sae"), "--out", "dictionary", *sizes, *named, "--num_workers", "0"
+    )
+    assert ended.code == 0, ended.err
+    dictionary = FeatureDictionary.open("dictionary")
+    tokens = dictionary.manifest["tokens"]
+    assert set(tokens["by_role"]) == {"assistant", *(("text",) if roles is None else ("user", "markup"))}
+    assert sum(tokens["by_role"].values()) == tokens["contexts"]
+
+    # By hand, from the same text.
+    loaded = LoadedSAE.load(
+        str(run / "sae"), TextSettings(num_workers=0, roles=None if roles is None else yaml.safe_load(roles))
+    )
+    texts = Texts.read(loaded.corpus, loaded.main_model.vocabulary, tokens=1024, score_tokens=1024, mining_tokens=0)
+    codes, fires = [], []
+    for batch, counted in loaded.reader().read(texts.contexts, "text", NullProgress()):
+        assert batch.roles is not None
+        (x,) = batch.activations.values()
+        codes.append(batch.roles.numpy()[counted.ravel()])
+        fires.append(loaded.sae.encode(x).detach().numpy()[counted.ravel()] > 0)
+    of_token, fired = np.concatenate(codes), np.concatenate(fires)
+    rows, dashboard = dictionary.filter()["feature"].to_pylist(), _received(Path("dictionary"))
+    for role, count in tokens["by_role"].items():
+        here = of_token == ROLES.index(role)
+        assert here.sum() == count
+        shares = np.array([dictionary.feature(feature).row[f"{role}_share"] or 0.0 for feature in rows])
+        expected = fired[here].sum(0) / np.maximum(1, fired.sum(0))
+        assert shares == pytest.approx(expected[rows], abs=1e-6), role
+        listed = dashboard["features"][f"{role}_share"]
+        opened = [one[f"{role}_share"] for one in dashboard["features/0"]["features"]]
+        for shown in (listed, opened):
+            assert [value or 0.0 for value in shown] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6), role
+    assert "tool_share" not in dashboard["features"]
+
+
+def _received(folder: Path) -> dict[str, Any]:
+    """Return what the scripts of a dashboard hand to its page, by name."""
+    pattern = re.compile(r"lightsae\.receive\((\".*?\"),(.*)\)\n", re.DOTALL)
+    found = [pattern.fullmatch(path.read_text()) for path in folder.rglob("*.js")]
+    return {json.loads(one[1]): json.loads(one[2]) for one in found if one is not None}
+
+
+def test_ids_with_a_mask_train_on_the_assistant_s(
+    lightsae: Run, complete: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    records = []
+    for _ in range(80):
+        ids, mask = draw.integers(2, 250, 30).tolist(), [0] * 10 + [1] * 20
+        records.append({"input_ids": ids, "assistant_masks": mask})
+
+    def fit() -> Any:
+        Path("ids.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        return lightsae("fit", *complete("data.dataset"), "--data.dataset", "ids.jsonl", "--data.roles", "[assistant]")
+
+    ended = fit()
+    assert ended.code == 0, ended.err
+    run = Path("lightning_logs", "version_0")
+    validated = lightsae("validate", "--config", str(run / "config.yaml"), "--ckpt_path", "last")
+    assert validated.code == 0, validated.err
+    figures = json.loads((run.parent / "version_1" / "validation.json").read_text())["figures"]
+    assert {name for name in figures if name.startswith("val/fve/")} == {
+        f"val/fve/{role}" for role in ("assistant", "other", "markup")
+    }
+    assert figures["val/tokens/assistant"] > figures["val/tokens/other"] > figures["val/tokens/markup"]
+    records[3]["assistant_masks"] = [2] * 30
+    ended = fit()
+    assert ended.code == 2
+    assert "data.dataset: an assistant_masks in ids.jsonl holds 2; write 1 where the assistant speaks" in ended.err
 
 
 def test_roles_of_text_are_a_mistake(lightsae: Run, complete: Callable[..., list[str]]) -> None:

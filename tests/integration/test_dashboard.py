@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from helpers.fake_dictionary import fake_manifest, fake_tables
+from lightsae.activations.roles import ROLES
 from lightsae.analysis.dashboard import Colouring, Map, write_dashboard
 
 CHROMIUM = next(
@@ -141,6 +142,22 @@ def test_a_page_of_a_feature_shows_its_evidence(browse: Callable[..., Dom], tmp_
     searched = browse(tmp_path, "/features?q=%22digits+inside%22&tier=high")
     assert "digits inside a string" in searched.text
     assert "unlabelled" not in searched.text.split("Fires on")[1]
+
+
+def test_whose_words_a_feature_fires_in_stands_in_the_list_and_on_its_page(
+    browse: Callable[..., Dom], tmp_path: Path
+) -> None:
+    tables = fake_tables(64)
+    rows = tables["features"].to_pylist()
+    for row in rows:
+        row |= {f"{role}_share": 0.0 for role in ROLES} | {"assistant_share": 0.875, "other_share": 0.125}
+    tables["features"] = pa.Table.from_pylist(rows, schema=tables["features"].schema)
+    write_dashboard(tmp_path, tables, fake_manifest(64))
+    page, listed = browse(tmp_path, "/feature/0").text, browse(tmp_path, "/features?sort=-assistant_share").text
+    assert "In assistant87.5%In other12.5%" in page
+    for text in (page, listed):
+        assert "In assistant" in text
+        assert "In tool" not in text
 
 
 def test_thirty_thousand_features_open_nearly_as_soon_as_a_hundred(browse: Callable[..., Dom], tmp_path: Path) -> None:

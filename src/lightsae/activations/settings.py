@@ -72,7 +72,8 @@ class DataSettings:
         skip_special_tokens: Leave special tokens (attention sinks, mostly) out of training.
         skip_positions: Leave the first positions of each row out of training.
         text_column: Column that holds the text, lists of token ids, or conversations (messages with a role and a
-            content). The default falls back to `input_ids` and `messages`.
+            content). The default falls back to `input_ids` and `messages`. Beside ids, what an `attention_mask` leaves
+            out is padding, and what `assistant_masks` marks is the assistant's.
         dataset_config: Configuration of a Hub dataset.
         dataset_split: Split to train on, of a Hub dataset or of a saved DatasetDict.
         dataset_revision: Revision of a Hub dataset.

@@ -25,7 +25,6 @@ TEXT_SETTINGS = (
     *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "chat_template"),
     *("streaming", "validation_split", "validation_fraction"),
 )
-KEPT_TOGETHER = "a cache keeps neither datasets nor roles apart; leave it out."
 AGAIN = "`lightsae cache` with the same settings makes it again"
 
 
@@ -270,9 +269,7 @@ class Cache:
         Raises:
             ConfigError: They do.
         """
-        for name in ("datasets", "roles"):
-            if getattr(settings, name) is not None:
-                raise ConfigError(f"{arg(name)}: {arg('cache')} keeps neither datasets nor roles apart; leave it out.")
+        refuse_groups(vars(settings))
         for name, stored in self.identity.settings.items():
             value = getattr(settings, name)
             if value not in (stored, getattr(DataSettings, name)):
@@ -290,6 +287,17 @@ class Cache:
             ConfigError: It holds several, and none is named.
         """
         return named_site(self.identity.sites, name, self.folder)
+
+
+def refuse_groups(settings: Mapping[str, Any]) -> None:
+    """Hold settings of the data, by name, against what a cache cannot keep.
+
+    Raises:
+        ConfigError: They name a mixture of datasets, or roles: a cache of all tokens is not what such a run trains on.
+    """
+    for name in ("datasets", "roles"):
+        if settings.get(name) is not None:
+            raise ConfigError(f"{arg(name)}: a cache keeps neither datasets nor roles apart; leave it out.")
 
 
 def named_site(sites: Sequence[CachedSite], name: str | None, folder: str) -> CachedSite:

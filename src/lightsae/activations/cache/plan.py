@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from lightsae.activations.cache.manifest import KEPT_TOGETHER, NAME, TEXT_SETTINGS, CachedSite, CacheIdentity, Manifest
+from lightsae.activations.cache.manifest import NAME, TEXT_SETTINGS, CachedSite, CacheIdentity, Manifest, refuse_groups
 from lightsae.activations.cache.shards import bytes_per_token
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.open import open_documents
@@ -145,9 +145,7 @@ def plan_cache(
 def _source(settings: DataSettings) -> TextSource:
     if not settings.reads_text or settings.cache is not None:
         raise ConfigError(f"{arg('dataset')}: there is no text to run a language model over; name one.")
-    for name in ("datasets", "roles"):
-        if getattr(settings, name) is not None:
-            raise ConfigError(f"{arg(name)}: {KEPT_TOGETHER}")
+    refuse_groups(vars(settings))
     source = TextSource(settings, Timings())
     source.preflight()
     return source

@@ -1,4 +1,4 @@
-"""What is read of a record: text, a conversation, or token ids with the attention mask beside them."""
+"""What is read of a record: text, a conversation, or token ids with masks beside them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,11 +9,14 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 
-from lightsae.activations.corpus.documents import Conversation, Document
+from lightsae.activations.corpus.documents import Conversation, Document, SpokenIds
+from lightsae.activations.roles import ASSISTANT, OTHER, TEXT
 from lightsae.errors import CorpusError, arg, did_you_mean
 
 IDS_COLUMN = "input_ids"
 MASK_COLUMN = "attention_mask"
+# As `apply_chat_template(return_assistant_tokens_mask=True)` calls it.
+ASSISTANT_COLUMN = "assistant_masks"
 MESSAGES_COLUMN = "messages"
 # Records that a column is looked for in, where a file has no header that names its columns.
 _LOOKED_THROUGH = 1000
@@ -26,10 +29,12 @@ class Columns:
     Attributes:
         document: Text, messages, or lists of token ids.
         mask: Says which of the ids are no padding; None: all of them.
+        assistant: Says which of the ids are the assistant's; None: nobody says it.
     """
 
     document: str
     mask: str | None = None
+    assistant: str | None = None
 
     @classmethod
     def choose(cls, columns: Iterable[str], text_column: str, where: str) -> "Columns":
@@ -42,7 +47,7 @@ class Columns:
         fallbacks = (IDS_COLUMN, MESSAGES_COLUMN) if text_column == "text" else ()
         for name in (text_column, *fallbacks):
             if name in columns:
-                return cls(name, MASK_COLUMN if MASK_COLUMN in columns else None)
+                return cls(name, *(mask if mask in columns else None for mask in (MASK_COLUMN, ASSISTANT_COLUMN)))
         known = ", ".join(map(repr, sorted(columns))) or "no columns"
         raise CorpusError(
             f"{arg('text_column')} is {text_column!r}, but {where} has {known:.300}."
@@ -75,13 +80,13 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        return [self.document, *([self.mask] if self.mask else [])]
+        return [name for name in (self.document, self.mask, self.assistant) if name is not None]
 
     def document_of(self, record: Mapping[str, Any], where: str) -> Document | None:
         """Return the document that a record holds, or None where it is missing or blank.
 
         Raises:
-            CorpusError: The value is neither text nor messages nor a list of token ids, or its mask does not fit.
+            CorpusError: The value is neither text nor messages nor a list of token ids, or a mask does not fit.
         """
         value = record.get(self.document)
         if value is None:
@@ -94,25 +99,21 @@ class Columns:
             if isinstance(value[0], dict):
                 return self._conversation(value, where)
             if (ids := _ids(value)) is not None:
-                return self._unpadded(ids, record.get(self.mask) if self.mask else None, where)
+                return self._tokens(ids, record, where)
         raise CorpusError(
             f"{arg('text_column')} is {self.document!r}, which holds {type(value).__name__} values in {where}; "
             "name a column of text, of messages, or of lists of token ids."
         )
 
-    def _unpadded(self, ids: NDArray[np.integer[Any]], mask: Any, where: str) -> Document | None:
-        if mask is None:
-            return ids
-        kept = np.asarray(mask, dtype=object).astype(bool)
-        if kept.shape != ids.shape:
-            raise CorpusError(
-                f"{arg('dataset')}: an {MASK_COLUMN} in {where} has {kept.size} entries, and the ids beside it are "
-                f"{ids.size}."
-            )
-        if kept.all():
-            return ids
+    def _tokens(self, ids: NDArray[np.integer[Any]], record: Mapping[str, Any], where: str) -> Document | None:
+        kept = _mask(self.mask, ids, record, where)
+        said = _roles(self.assistant, ids, record, where)
+        if kept is None or (kept := kept.astype(bool)).all():
+            return ids if said is None else SpokenIds(ids, said)
         rank_zero_warn(f"What the {MASK_COLUMN} in {where} says is padding is in no row.")
-        return ids[kept] if kept.any() else None
+        if not kept.any():
+            return None
+        return ids[kept] if said is None else SpokenIds(ids[kept], said[kept])
 
     def _conversation(self, value: Iterable[Any], where: str) -> Conversation:
         messages = []
@@ -155,6 +156,36 @@ def _ids(value: Any) -> NDArray[np.integer[Any]] | None:
         return ids.astype(np.int32)
     # Such ids are refused by those who know the vocabulary; they must not become others before.
     return ids.clip(max=np.iinfo(np.int64).max).astype(np.int64)
+
+
+def _mask(
+    column: str | None, ids: NDArray[np.integer[Any]], record: Mapping[str, Any], where: str
+) -> NDArray[np.object_] | None:
+    """Return what a record says beside each of its ids; None where it says nothing."""
+    value = None if column is None else record.get(column)
+    if value is None:
+        return None
+    mask = np.asarray(value, dtype=object)
+    if mask.shape != ids.shape:
+        raise CorpusError(
+            f"{arg('dataset')}: an {column} in {where} has {mask.size} entries, and the ids beside it are {ids.size}."
+        )
+    return mask
+
+
+def _roles(
+    column: str | None, ids: NDArray[np.integer[Any]], record: Mapping[str, Any], where: str
+) -> NDArray[np.uint8] | None:
+    """Return whose words each id is by a mask of the assistant's; None where there is no such column."""
+    if column is None:
+        return None
+    if (mask := _mask(column, ids, record, where)) is None:
+        return np.full(len(ids), TEXT, np.uint8)
+    if len(wrong := mask[~np.isin(mask, (0, 1))]):
+        raise CorpusError(
+            f"{arg('dataset')}: an {column} in {where} holds {wrong[0]!r}; write 1 where the assistant speaks, else 0."
+        )
+    return np.where(mask.astype(bool), ASSISTANT, OTHER).astype(np.uint8)
 
 
 def _content(content: Any) -> str:

@@ -63,12 +63,15 @@ class ConversationWriter:
         tokenizer: A transformers tokenizer.
         template: File of a chat template that takes the place of the tokenizer's own.
         roles: Those that are needed: where they cannot be told, an error is raised rather than a warning.
+        as_prompt: Write the text that `apply_chat_template` does, with the BOS and EOS around it and today's date.
 
     Raises:
         CorpusError: There is no template; or roles are needed, and the tokenizer cannot say where a token stands.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, roles: Sequence[str] | None) -> None:
+    def __init__(
+        self, tokenizer: Any, template: str | None, roles: Sequence[str] | None, *, as_prompt: bool = False
+    ) -> None:
         # Those that the tags do not tell.
         self._needed, self._needed_beside_tags = bool(roles), bool(set(roles or ()) - {ROLES[ASSISTANT]})
         # A slow one does not say which characters a token is made of.
@@ -78,12 +81,14 @@ class ConversationWriter:
                 f"{arg('roles')}: the tokenizer of {arg('model')} does not say where in the text a token stands; save "
                 "a fast one (tokenizer.json) beside the weights."
             )
-        self._template = _TODAY.sub(
-            lambda found: json.dumps(_DAY.strftime(found["format"])), _template_of(tokenizer, template)
-        )
-        self._special = {"date_string": _DAY.strftime("%d %b %Y"), **tokenizer.special_tokens_map}
+        self._template, self._special = _template_of(tokenizer, template), dict(tokenizer.special_tokens_map)
+        # What is taken off the ends of a text.
+        self._bos = self._eos = ""
+        if not as_prompt:
+            self._template = _TODAY.sub(lambda found: json.dumps(_DAY.strftime(found["format"])), self._template)
+            self._special = {"date_string": _DAY.strftime("%d %b %Y"), **self._special}
+            self._bos, self._eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
         self._told_any = self._warned = False
-        self._bos, self._eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
 
     def write(self, conversation: Conversation) -> Written | str:
         """Return the conversation in the template; text alone where the tokenizer does not say where a token stands.

@@ -8,18 +8,52 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightsae.activations.roles import MARKUP, TEXT
 from lightsae.errors import CorpusError, arg
 
 # Messages with a role and a content.
 Conversation = list[dict[str, Any]]
-# Text, a conversation, or token ids: of 32 bits if they fit, as they do unless they are wrong.
-Document = str | Conversation | NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class SpokenIds:
+    """Token ids, and whose words each token is.
+
+    Attributes:
+        ids: Of 32 bits if they fit, as they do unless they are wrong.
+        roles: Of each id; see `roles`.
+        closing: Role of an EOS that stood behind them.
+    """
+
+    ids: NDArray[np.integer[Any]]
+    roles: NDArray[np.uint8]
+    closing: int = MARKUP
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, document: "NDArray[np.integer[Any]] | SpokenIds") -> "SpokenIds":
+        """Return ids of which nobody says whose words they are as those of a text."""
+        if isinstance(document, SpokenIds):
+            return document
+        return cls(document, np.full(len(document), TEXT, np.uint8))
+
+    def within(self, first: int, last: int) -> "SpokenIds":
+        """Return those from `first` to before `last`."""
+        closing = int(self.roles[last]) if last < len(self) else self.closing
+        return SpokenIds(self.ids[first:last], self.roles[first:last], closing)
+
+
+# Text, a conversation, or token ids.
+Document = str | Conversation | NDArray[np.integer[Any]] | SpokenIds
 # Given an offset, yields each document together with the offset that comes after it.
 Part = Callable[[int], Iterator[tuple[Document, int]]]
 Split = Literal["train", "validation"]
@@ -147,5 +181,5 @@ def _position(document: Document) -> float:
     """Return a number in [0, 1) that depends on the document's content alone."""
     if isinstance(document, list):
         document = json.dumps(document, sort_keys=True, default=str)
-    data = document.encode() if isinstance(document, str) else document.tobytes()
+    data = document.encode() if isinstance(document, str) else SpokenIds.of(document).ids.tobytes()
     return int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "big") / 2**48

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from lightsae.activations.corpus.columns import IDS_COLUMN, MASK_COLUMN
 from lightsae.activations.corpus.conversation import ConversationWriter, Written
-from lightsae.activations.corpus.documents import Cursor, Split
+from lightsae.activations.corpus.documents import Cursor, Split, SpokenIds
 from lightsae.activations.corpus.open import BUILTIN, no_text, open_documents
 from lightsae.activations.corpus.token_rows import TokenRows
 from lightsae.activations.corpus.tokenise import Encoded, Ids, Roles, Tokeniser
-from lightsae.activations.roles import MARKUP, TEXT
+from lightsae.activations.roles import MARKUP
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError, arg
 from lightsae.lm.vocabulary import Vocabulary
@@ -30,6 +30,8 @@ from lightsae.lm.vocabulary import Vocabulary
 # The size of a chunk bounds what a resume tokenises again; it decides nothing else.
 _CHUNK_DOCUMENTS = 256
 _CHUNK_CHARACTERS = 1 << 17
+
+_Readable = str | Written | NDArray[np.integer[Any]] | SpokenIds
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class RowSource:
         once: The training documents end too.
 
     Attributes:
-        conversations: The documents are chat messages.
+        conversations: The documents say whose words a token is: chat messages, or ids with a mask of the assistant's.
         with_roles: Rows say whose words each token is; if not set, conversations' do.
         epoch: How often the corpus had been read through before the last token that was read.
         fingerprint: Names the corpus and tells two versions of it apart; holds no path of the machine.
@@ -88,7 +90,7 @@ class RowSource:
         self._source.seek(self._start)
         if first is None:
             raise CorpusError(no_text(settings, split))
-        self.conversations = self.with_roles = isinstance(first, Written)
+        self.conversations = self.with_roles = isinstance(first, Written | SpokenIds)
         is_text = isinstance(first, str | Written)
         self._tokeniser = Tokeniser(vocabulary.tokenizer, settings.num_workers) if is_text else None
         # Rows that somebody has packed already: the lengths say so.
@@ -206,12 +208,13 @@ class RowSource:
         if texts and self._tokeniser:
             closings = [text.closing if isinstance(text, Written) else MARKUP for text in texts]
             return _Chunk(cursor, self._reading_epoch, closings, self._tokeniser.submit(texts))
-        ids = [self._unwrapped(document) for document in documents if isinstance(document, np.ndarray)]
-        joined, lengths = np.concatenate(ids), [len(document) for document in ids]
-        encoded = Encoded(joined, np.full(len(joined), TEXT, np.uint8), lengths)
-        return _Chunk(cursor, self._reading_epoch, [MARKUP] * len(ids), lambda: encoded)
+        parts = [self._unwrapped(SpokenIds.of(d)) for d in documents if isinstance(d, np.ndarray | SpokenIds)]
+        ids, roles = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "roles"))
+        encoded = Encoded(ids, roles, [len(part) for part in parts])
+        return _Chunk(cursor, self._reading_epoch, [part.closing for part in parts], lambda: encoded)
 
-    def _read_document(self) -> str | Written | NDArray[np.integer[Any]] | None:
+    def _read_document(self) -> _Readable | None:
+        """Return the next document, a conversation written out."""
         document, tokenizer = self._source.read(), self.vocabulary.tokenizer
         if isinstance(document, str | list) and tokenizer is None:
             raise CorpusError(
@@ -224,8 +227,8 @@ class RowSource:
             self._writer = ConversationWriter(tokenizer, self.settings.chat_template, self.settings.roles)
         return self._writer.write(document)
 
-    def _read_documents(self) -> list[str | Written | NDArray[np.integer[Any]]]:
-        documents: list[str | Written | NDArray[np.integer[Any]]] = []
+    def _read_documents(self) -> list[_Readable]:
+        documents: list[_Readable] = []
         size = 0
         while len(documents) < _CHUNK_DOCUMENTS and size < _CHUNK_CHARACTERS:
             if (document := self._read_document()) is None:
@@ -253,18 +256,18 @@ class RowSource:
         )
         raise CorpusError(f"{arg('dataset')} holds {found}; {advice}.")
 
-    def _unwrapped(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    def _unwrapped(self, document: SpokenIds) -> SpokenIds:
         """Return a document of ids without the BOS and EOS around it: packing puts its own."""
+        ids = document.ids
         if self._packed:
             if len(ids) != self.settings.context_size:
                 raise CorpusError(
                     f"{arg('dataset')}: a row has {len(ids)} ids, but the first has {arg('context_size')} "
                     f"({self.settings.context_size}). Say {arg('prepend_bos')} true or false to have them packed anew."
                 )
-            return ids
+            return document
         first = int(len(ids) > 0 and ids[0] == self._bos)
-        last = len(ids) - int(len(ids) > first and ids[-1] == self._eos)
-        return ids[first:last]
+        return document.within(first, len(ids) - int(len(ids) > first and ids[-1] == self._eos))
 
     def _join(self, chunk: _Chunk) -> tuple[Ids, NDArray[np.int64], Roles]:
         """Return the chunk's tokens with separators, the documents' numbers, the roles; makes it that of the state."""

@@ -87,8 +87,9 @@ def list_columns(features: pa.Table) -> dict[str, Any]:
 
     Returns:
         n; feature (null where they are 0..n-1); label; tier and label_source as {names, codes}, code -1 for none;
-        numbers by name, only those of which any is known; tokens: {texts, of}, of = indices into texts, a list for each
-        feature; neuron: the coordinate it aligns with most, as [number, cosine].
+        numbers by name, only those of which any is known, of the roles only those with firings; tokens: {texts, of},
+        of = indices into texts, a list for each feature; neuron: the coordinate it aligns with most, as [number,
+        cosine].
     """
     numbers = features["feature"].to_numpy()
     columns: dict[str, Any] = {
@@ -100,8 +101,9 @@ def list_columns(features: pa.Table) -> dict[str, Any]:
         "tokens": _most_frequent(features["tokens_on"]),
     }
     for name in NUMBERS:
-        if features[name].null_count < len(features):
-            columns[name] = [rounded(value) for value in features[name].to_pylist()]
+        column = features[name]
+        if column.null_count < len(column) and (name not in ROLE_SHARES or pc.any(pc.greater(column, 0)).as_py()):
+            columns[name] = [rounded(value) for value in column.to_pylist()]
     if features["neurons"].null_count < len(features):
         nearest = features["neurons"].to_pylist()
         columns["neuron"] = [[n[0]["feature"], rounded(n[0]["cosine"])] if n else None for n in nearest]

@@ -5,19 +5,18 @@ from typing import Any
 import yaml
 from jsonargparse import set_loader
 
-from lightsae.activations.cache.manifest import KEPT_TOGETHER, TEXT_SETTINGS
+from lightsae.activations.cache.manifest import TEXT_SETTINGS, refuse_groups
 from lightsae.activations.settings import DataSettings
 from lightsae.cli.settings.classes import TRUST
 from lightsae.cli.settings.grid import expand_grid
 from lightsae.cli.settings.loading import load_yaml
 from lightsae.cli.training.training_cli import CALLBACKS
-from lightsae.errors import ConfigError
+from lightsae.errors import section
 
 LOADER = "lightsae-text-of-fit"
 # Settings under `data` that say what is read, where, and how.
 _READING = ("site", "target_site", "val_tokens", "dtype", "model_batch_tokens", "num_workers", TRUST)
-# Roles are read to be refused by name: a cache of all tokens would not be what the run trains on.
-READ = (*TEXT_SETTINGS, *_READING, "roles")
+READ = (*TEXT_SETTINGS, *_READING)
 # The others say what is trained on it, and how.
 OTHERS = tuple(name for name in DataSettings.__dataclass_fields__ if name not in READ)
 _OTHER_SECTIONS = ("model", "trainer", "seed_everything", "ckpt_path", "weights_only", "verbose", *CALLBACKS)
@@ -29,7 +28,7 @@ def text_of_fit(settings: Any) -> Any:
     The site is every site that one of its SAEs reads or predicts.
 
     Raises:
-        ConfigError: It is about a mixture of datasets.
+        ConfigError: It is about a mixture of datasets, or about roles.
 
     Example:
         >>> text_of_fit({"data": {"model": "gpt2", "site": "resid_post.6", "seed": 1}, "trainer": {"max_steps": 9}})
@@ -39,9 +38,8 @@ def text_of_fit(settings: Any) -> Any:
         return settings
     settings = expand_grid(settings)
     data, model = (dict(settings.get(name) or {}) for name in ("data", "model"))
-    if data.get("datasets"):
-        # No option of the command, which the parser could read to refuse it.
-        raise ConfigError(f"data.datasets: {KEPT_TOGETHER}")
+    with section("data"):
+        refuse_groups(data)
     rest = {key: value for key, value in settings.items() if key not in ("data", *_OTHER_SECTIONS)}
     read = {key: value for key, value in data.items() if key not in OTHERS and not key.endswith("site")}
     if sites := _sites(data, [entry for entry in (model.get("saes") or {}).values() if isinstance(entry, dict)]):

@@ -9,9 +9,7 @@ dictionary has a detector of the feature that passed its gate, the concept is pr
 among the tokens where it does not. Otherwise nobody can tell, and the rate is of all firings among all tokens.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from lightsae.activations.corpus.documents import Conversation
+from lightsae.activations.roles import check_roles
 from lightsae.analysis.dictionary import FeatureDictionary
 from lightsae.analysis.labels.patterns import PatternKeys, needs_roles, patterns_of
 from lightsae.analysis.reading.text import TextRows
@@ -29,6 +29,7 @@ from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.lm.model import name_of, revision_of, vocabulary_of
 from lightsae.metrics.intervals import share_of
+from lightsae.production.monitor.calibration_text import CalibrationText
 from lightsae.production.monitor.conformal import Documents, Values, least_effective, threshold_for
 from lightsae.production.monitor.drift_watch import TextCounts
 from lightsae.production.monitor.thresholds import Calibrated, Tested, Thresholds
@@ -41,76 +42,17 @@ Mask = NDArray[np.bool_]
 _DEFAULT_COLUMNS = 1024
 
 
-@dataclass(frozen=True)
-class CalibrationText:
-    """Token rows, padded on the right.
-
-    Attributes:
-        tokens: (R, S) ids.
-        documents: (R, S) of which document each is.
-        real: (R, S) which are no padding.
-    """
-
-    tokens: NDArray[np.int64]
-    documents: NDArray[np.int64]
-    real: NDArray[np.bool_]
-
-    @classmethod
-    def of(
-        cls, texts: TextRows | Sequence[str] | Sequence[Sequence[int]], tokenizer: Any, longest: int
-    ) -> "CalibrationText":
-        """Take rows of a corpus, or documents as strings or token ids.
-
-        Args:
-            texts: TextRows, or one entry per document.
-            tokenizer: For strings; it adds what it adds at the start of a text.
-            longest: Columns that the model takes; longer documents lose their end.
-
-        Raises:
-            ConfigError: There is no text, or strings without a tokenizer.
-        """
-        if isinstance(texts, str):
-            raise ConfigError(f"{arg('texts')} is one string; write a list with one entry a document.")
-        if isinstance(texts, TextRows):
-            tokens, documents = texts.tokens.astype(np.int64), texts.documents
-            real = np.ones(tokens.shape, bool)
-        else:
-            rows = [_ids(text, tokenizer)[:longest] for text in texts]
-            sizes = np.array([len(row) for row in rows], np.int64)
-            real = np.arange(sizes.max(initial=0)) < sizes[:, None]
-            tokens = np.zeros(real.shape, np.int64)
-            tokens[real] = [token for row in rows for token in row]
-            documents = np.broadcast_to(np.arange(len(rows))[:, None], tokens.shape)
-        if not tokens.size:
-            raise ConfigError(f"{arg('texts')} is empty; give held-out documents to calibrate on.")
-        return cls(tokens, documents, real)
-
-    def sha256(self) -> str:
-        """Return a hash of the tokens and of where documents begin."""
-        parts = (self.tokens[self.real], self.documents[self.real])
-        return hashlib.sha256(b"".join(np.ascontiguousarray(p, np.int64).tobytes() for p in parts)).hexdigest()
-
-
-def _ids(text: str | Sequence[int], tokenizer: Any) -> list[int]:
-    if not isinstance(text, str):
-        return [int(token) for token in text]
-    if tokenizer is None:
-        raise ConfigError(
-            f"{arg('texts')} holds strings, and the model has no tokenizer; give token ids or tokenizer=..."
-        )
-    return list(tokenizer(text)["input_ids"])
-
-
 def calibrate(
     model: Any,
     dictionary: FeatureDictionary | str | Path,
     *,
     sae: SavedSAE | SparseAutoencoder | str | Path,
-    texts: TextRows | Sequence[str] | Sequence[Sequence[int]],
+    texts: TextRows | Sequence[str] | Sequence[Sequence[int]] | Sequence[Conversation],
     features: Sequence[int] | None = None,
     rates: Sequence[float] = (0.01,),
     confidence: float | None = None,
     held_out_share: float = 0.5,
+    roles: Sequence[str] | None = None,
     seed: int = 0,
     rows_at_once: int = 16,
     tokenizer: Any = None,
@@ -122,14 +64,16 @@ def calibrate(
         model: A LanguageModel, or a transformers model.
         dictionary: The feature dictionary, or its folder.
         sae: The SAE, or its folder.
-        texts: Documents that nothing was trained on, of the kind that will be watched: rows of a corpus, strings, or
-            token ids. Of their length too: nothing is known about longer ones.
+        texts: Documents that nothing was trained on, of the kind that will be watched: rows of a corpus, strings,
+            token ids, or conversations, lists of messages. Of their length too: nothing is known about longer ones.
         features: By number; None: all labelled ones of the tier `high`.
         rates: False-positive rates, above 0 and below 1.
         confidence: None: a threshold's rate is the asked one on average over calibrations, and about half of them end
             up above it. 0.9: in 90% of calibrations the rate is at most the asked one; the threshold is higher, and
             takes more documents.
         held_out_share: Share of the documents on which the thresholds are tested.
+        roles: Of conversations, the roles whose tokens count: [assistant], or more of `activations.roles`. A monitor
+            with these thresholds watches the same. None: all tokens.
         seed: Of the split.
         rows_at_once: In a forward pass.
         tokenizer: Of a transformers model; a LanguageModel brings its own.
@@ -137,8 +81,9 @@ def calibrate(
 
     Raises:
         ModelError, SiteError, FormatError: As `monitor`.
-        ConfigError: A feature or a rate does not exist, or there is too little text for a rate: tokens of a document
-            are alike, so that it can take many more than 1 / rate.
+        ConfigError: A feature, a rate or a role does not exist, or there is too little text for a rate: tokens of a
+            document are alike, so that it can take many more than 1 / rate.
+        CorpusError: The tokenizer's chat template does not take a conversation.
 
     Source:
         See `conformal`. On average (marginal validity) and with a confidence (training-conditional): Vovk 2012.
@@ -154,10 +99,11 @@ def calibrate(
         raise ConfigError("confidence", confidence, "it lies above 0.5 and below 1, such as 0.9; or write None")
     if not 0 < held_out_share < 1:
         raise ConfigError("held_out_share", held_out_share, "it lies above 0 and below 1")
+    check_roles(roles)
     chosen = WatchedFeatures.of(model, dictionary, sae, features, any_model=any_model)
     tokenizer = tokenizer or tokenizer_of(model)
     limit = getattr(inner_model(model).config.get_text_config(), "max_position_embeddings", None)
-    text = CalibrationText.of(texts, tokenizer, limit or _DEFAULT_COLUMNS)
+    text = CalibrationText.of(texts, tokenizer, limit or _DEFAULT_COLUMNS, roles)
     latents, watched = _read(chosen, text, tokenizer, rows_at_once)
     documents = text.documents[watched]
     concepts = _concepts(chosen, text, watched)
@@ -201,12 +147,13 @@ def calibrate(
         seed=seed,
         confidence=confidence,
         sizes=normal.sizes.tolist(),
+        roles=None if roles is None else list(roles),
         features=calibrated,
     )
 
 
 def _read(chosen: WatchedFeatures, text: CalibrationText, tokenizer: Any, rows_at_once: int) -> tuple[Values, Mask]:
-    """Return the latents of the watched tokens, (T, n), and which of the text's tokens these are."""
+    """Return the latents of the watched tokens that count, (T, n), and which of the text's tokens these are."""
     latents: list[Values] = []
     masks: list[Mask] = []
 
@@ -222,7 +169,8 @@ def _read(chosen: WatchedFeatures, text: CalibrationText, tokenizer: Any, rows_a
             part = slice(start, start + rows_at_once)
             mask = torch.from_numpy(text.real[part]).long().to(device)
             body(input_ids=torch.from_numpy(text.tokens[part]).to(device), attention_mask=mask, use_cache=False)
-    return np.concatenate(latents), np.concatenate(masks)
+    watched = np.concatenate(masks)
+    return np.concatenate(latents)[text.counted[watched]], watched & text.counted
 
 
 def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> dict[int, Mask]:
@@ -233,11 +181,11 @@ def _concepts(chosen: WatchedFeatures, text: CalibrationText, watched: Mask) -> 
         {"features": chosen.numbers},
     )
     rules = {row["feature"]: p for row in table.to_pylist() if (p := patterns_of(row["rule"]))}
-    # Whose words a token of the text is, nobody says here.
-    rules = {feature: patterns for feature, patterns in rules.items() if not needs_roles(patterns)}
+    if text.roles is None:  # nobody says whose words a token is
+        rules = {feature: patterns for feature, patterns in rules.items() if not needs_roles(patterns)}
     if not rules or not isinstance(chosen.model, LanguageModel):
         return {}
-    of_text = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model))
+    of_text = PatternKeys(text.tokens.astype(np.int32), vocabulary_of(chosen.model), roles=text.roles)
     kinds = {kind for patterns in rules.values() for kind, _ in patterns}
     keys = {kind: of_text.of(kind)[watched.ravel()] for kind in kinds}
     return {f: reduce(np.logical_or, [keys[kind] == key for kind, key in patterns]) for f, patterns in rules.items()}

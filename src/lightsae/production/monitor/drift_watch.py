@@ -93,6 +93,7 @@ class DriftWatch:
         window: Tokens; the window holds the last whole texts with at least as many.
         level: Probability of any false alarm, of any feature, while `horizon` windows of tokens pass.
         horizon: See `level`.
+        roles: Those whose tokens are watched; None: all. Alarms name them.
     """
 
     def __init__(
@@ -102,9 +103,10 @@ class DriftWatch:
         window: int,
         level: float,
         horizon: int,
+        roles: list[str] | None = None,
     ) -> None:
         n = len(features)
-        self.features, self.expected, self.window = features, expected, window
+        self.features, self.expected, self.window, self._roles = features, expected, window, roles
         self._level = level / (n * horizon * _LOOKS)
         self._mean = expected.mean
         self._texts: deque[tuple[int, Ints]] = deque()
@@ -173,6 +175,7 @@ class DriftWatch:
             expected=float(self._mean[index]),
             tokens=self._tokens,
             texts=len(self._texts),
+            roles=self._roles,
         )
 
 

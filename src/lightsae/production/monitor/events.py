@@ -26,6 +26,7 @@ class Firing:
         phase: `prompt` or `generated`.
         text: Running number of the text, over all batches.
         request: The id that the user gave, or None.
+        role: Whose words the token is; None where the monitor was given no conversation.
     """
 
     time: float
@@ -41,6 +42,7 @@ class Firing:
     phase: str
     text: int
     request: str | None
+    role: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Alarm:
         low, high: The band for this window.
         expected: Its frequency on the calibration text.
         tokens, texts: In the window.
+        roles: Those whose tokens are watched; None: all tokens.
     """
 
     time: float
@@ -70,6 +73,7 @@ class Alarm:
     expected: float
     tokens: int
     texts: int
+    roles: list[str] | None = None
 
 
 Event = Firing | Alarm

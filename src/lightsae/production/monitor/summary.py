@@ -53,11 +53,13 @@ class Summary:
         tokens: Watched.
         features: One entry each.
         failures: Times that a sink failed.
+        roles: Those whose tokens are watched; None: all tokens.
     """
 
     tokens: int
     features: list[FeatureSummary]
     failures: int
+    roles: list[str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -66,7 +68,8 @@ class Summary:
     def table(self) -> Table:
         """Return it as a table for a terminal."""
         failed = f"; sinks failed {self.failures} times" if self.failures else ""
-        table = Table(title=f"{self.tokens:,} tokens watched{failed}", title_justify="left")
+        of = f" of {', '.join(self.roles)}" if self.roles else ""
+        table = Table(title=f"{self.tokens:,} tokens{of} watched{failed}", title_justify="left")
         watched = any(one.low is not None for one in self.features)
         drift = ("window", "band", "alarms") if watched else ()
         for name in ("feature", "firings", "active", "dictionary", *drift, "threshold"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lightsae.activations.roles import check_roles
 from lightsae.errors import ConfigError, FormatError, ModelError, arg
 from lightsae.formats.checks import check_types
 from lightsae.formats.files import write_atomically
@@ -21,9 +22,9 @@ from lightsae.parsing import MOST_BYTES_OF_TABLES, read_json
 from lightsae.production.monitor.drift_watch import TextCounts
 from lightsae.production.monitor.watched_features import WatchedFeatures
 
-_VERSION = 2
-# Without counts by text; of Calibrated it had other figures of them.
-_WITHOUT_TEXTS, _FORMER = 1, ("alike", "error")
+_VERSION = 3
+# 2 knows no roles, 1 no counts by text either; of Calibrated it had other figures of them.
+_READS, _FORMER = (1, 2, _VERSION), ("alike", "error")
 # The rate of `monitor`, if none is asked for.
 _RATE = 0.01
 
@@ -91,6 +92,7 @@ class Thresholds:
         features: By number.
         confidence: Share of the calibrations that keep the rates; None: they hold on average.
         sizes: Watched tokens of each text, of both; empty in files of former versions, which know no counts by text.
+        roles: Those of conversations whose tokens counted; None: all tokens.
     """
 
     sae: str
@@ -105,6 +107,7 @@ class Thresholds:
     features: dict[int, Calibrated]
     confidence: float | None = None
     sizes: list[int] = field(default_factory=list)
+    roles: list[str] | None = None
 
     def at(self, feature: int, rate: float) -> Tested:
         """Return the threshold of a feature.
@@ -156,7 +159,7 @@ class Thresholds:
             raise FormatError(f"{str(path)!r} is no JSON ({error}); name a file that Thresholds.save wrote.") from error
         if not isinstance(values, dict) or values.pop("kind", None) != "lightsae thresholds":
             raise FormatError(f"{str(path)!r} holds no thresholds; name a file that Thresholds.save wrote.")
-        if (version := values.pop("version", None)) not in (_WITHOUT_TEXTS, _VERSION):
+        if (version := values.pop("version", None)) not in _READS:
             raise FormatError(f"{str(path)!r} has version {version}; this lightsae reads {_VERSION}. Calibrate again.")
         try:
             features = {int(number): _calibrated(one) for number, one in values.pop("features").items()}
@@ -172,6 +175,7 @@ class Thresholds:
         counts = [self.documents, self.held_out_documents, self.tokens, self.longest, *self.features, *self.sizes]
         if min(counts) < 0:
             raise ValueError(f"a count is {min(counts)}")
+        check_roles(self.roles)
         for feature, one in self.features.items():
             # Of former versions there are no sizes, and no counts by text.
             if any(not 0 <= text < len(self.sizes) or not 0 <= n <= self.sizes[text] for text, n in one.active.items()):

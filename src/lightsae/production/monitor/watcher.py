@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from lightsae.errors import ModelError, SiteError
@@ -39,12 +39,14 @@ class Pass:
         tokens: Ids; -1 if the model was given embeddings.
         watched: Which tokens count.
         generated: Which columns were generated.
+        roles: Whose words each token is, by its number in `activations.roles`; None: nobody asked.
     """
 
     latents: Float[Tensor, "B S n"]
     tokens: Int[Tensor, "B S"]
     watched: Bool[Tensor, "B S"]
     generated: Bool[Tensor, " S"]
+    roles: UInt8[Tensor, "B S"] | None = None
 
 
 class _Seen(threading.local):

@@ -19,7 +19,7 @@ from lightsae.activations.cache import writer
 from lightsae.activations.cache.manifest import NAME, Cache, Manifest
 from lightsae.activations.cache.shards import Shard
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.activations.settings import DataSettings
+from lightsae.activations.settings import DataSettings, MixedDataset
 from lightsae.activations.stream import Process
 from lightsae.errors import ActivationError, ConfigError, CorpusError, FormatError, ModelError, SiteError
 from lightsae.lm import LanguageModel
@@ -247,11 +247,22 @@ def test_no_manifest_at_all(tmp_path: Path) -> None:
         ({"context_size": 64}, r"data\.context_size is 64, but data\.cache '.*' was made with 8; leave"),
         ({"prepend_bos": False}, r"data\.prepend_bos is False, but data\.cache"),
         ({"activations": "x.npy"}, r"data\.cache is '.*', and data\.activations names other data"),
+        ({"roles": ["user"]}, r"data\.roles: a cache keeps neither datasets nor roles apart; leave it out\."),
+        ({"datasets": [MixedDataset("x")]}, r"data\.datasets: a cache keeps neither datasets nor roles apart;"),
     ],
 )
 def test_a_run_on_other_data(cached: Path, settings: dict[str, Any], said: str) -> None:
     with refused(ConfigError, said):
         ActivationDataModule(cache=str(cached), **settings)
+
+
+@pytest.mark.parametrize("group", [{"roles": ["user"]}, {"datasets": [MixedDataset("x")], "dataset": None}])
+def test_a_writer_of_what_a_cache_cannot_keep(tmp_path: Path, write: Write, group: dict[str, Any]) -> None:
+    with refused(
+        ConfigError, rf"data\.{next(iter(group))}: a cache keeps neither datasets nor roles apart; leave it out\."
+    ):
+        write(tmp_path / "c", **group)
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_site_that_is_not_there(cached: Path) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from helpers.errors import refused
 from lightsae.cli.settings.text_of_fit import OTHERS, READ, text_of_fit
+from lightsae.errors import ConfigError
 
 TOPK = {"class_path": "TopK", "init_args": {"d_sae": [8, 16], "k": 2}}
 
@@ -37,9 +39,11 @@ def test_training_is_left_out_and_what_nobody_knows_is_not() -> None:
     assert text_of_fit("a.yaml") == "a.yaml"
 
 
-def test_roles_are_kept_to_be_refused() -> None:
-    data = {"model": "m", "roles": ["assistant"]}
-    assert text_of_fit({"data": data}) == {"data": data}
+@pytest.mark.parametrize("name", ["roles", "datasets"])
+def test_what_a_cache_cannot_keep_is_refused(name: str) -> None:
+    with refused(ConfigError, f"data.{name}: a cache keeps neither datasets nor roles apart; leave it out."):
+        text_of_fit({"data": {"model": "m", name: ["assistant"]}})
+    assert text_of_fit({"data": {"model": "m", name: None}}) == {"data": {"model": "m"}}
 
 
 def test_settings_are_on_one_side() -> None:

@@ -64,6 +64,7 @@ def test_what_was_saved_is_read(path: Path) -> None:
         (("documents",), 2.5),
         (("longest",), "100"),
         (("confidence",), "high"),
+        *((("roles",), value) for value in ("assistant", [], ["me"], [7])),
         (("sae",), None),
         (("model",), {"name": 7}),
         (("more",), 1),
@@ -96,10 +97,19 @@ def test_what_is_no_json_in_bounds(path: Path, text: str) -> None:
         Thresholds.load(path)
 
 
+def test_a_file_of_before_roles_is_of_all_tokens(path: Path) -> None:
+    values = json.loads(path.read_text())
+    assert (values["version"], values.pop("roles")) == (3, None)
+    path.write_text(json.dumps(values | {"version": 2}))
+    read = Thresholds.load(path)
+    assert read.roles is None
+    assert read.counts([3]) is not None
+
+
 def test_a_file_of_before_counts_by_text(path: Path) -> None:
     values = json.loads(path.read_text())
     values["version"] = 1
-    del values["sizes"]
+    del values["sizes"], values["roles"]
     for one in values["features"].values():
         del one["active"]
         one |= {"alike": 1.5, "error": 0.1}

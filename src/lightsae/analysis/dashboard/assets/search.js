@@ -17,7 +17,7 @@
     { key: "fires", head: "Fires", tip: "tokens on which it fires", show: ls.count },
     { key: "document_coherence", head: "Doc. coherence", tip: "how alike the documents are in which it fires", show: (v) => ls.number(v, 2) },
     { key: "document_spread", head: "Spread", tip: "documents reached, of those that as many random firings would reach", show: (v) => ls.number(v, 2) },
-    ...["assistant", "user", "system", "tool", "markup"].map((role) => ({ key: `${role}_share`, head: `In ${role}`, tip: `share of its firings on tokens of the role ${role}`, show: ls.percent })),
+    ...["assistant", "user", "system", "developer", "tool", "other", "markup", "text"].map((role) => ({ key: `${role}_share`, head: `In ${role}`, tip: `share of its firings on tokens of the role ${role}`, show: ls.percent })),
     { key: "logit_kurtosis", head: "Kurtosis", tip: "of its direct effect on the logits: high where it speaks of few tokens", show: (v) => ls.number(v, 3) },
   ];
 
