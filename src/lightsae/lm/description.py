@@ -62,6 +62,11 @@ class ModelDescription:
         self._widths: dict[str, int] = {}
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are, or would be."""
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
     def files(self) -> list[Path]:
         """The files of weights and tokens, where the model is a local folder; none where it is from the Hub."""
         folder = Path(source_of(self.name))
@@ -126,8 +131,8 @@ class ModelDescription:
     def _small_input(self) -> Tensor:
         """Two of them: a tensor that is the same for all rows, or has its axes swapped, is found out."""
         if not self.reads_images:
-            return torch.zeros(2, 3, dtype=torch.long, device=self.model.device)
+            return torch.zeros(2, 3, dtype=torch.long, device=self.device)
         config = self.model.config
         sides = [config.image_size] * 2 if isinstance(config.image_size, int) else config.image_size
         shape = (2, config.num_channels, *sides)
-        return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
+        return torch.zeros(shape, dtype=self.model.dtype, device=self.device)

@@ -3,7 +3,7 @@
 import copy
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from lightsae.errors import ModelError, arg
 from lightsae.lm.families import ENCODERS, PARTS
 from lightsae.lm.gelu import compute_in_place
+from lightsae.lm.placement import Placement
 from lightsae.lm.random_weights import randomise, split_name
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -205,18 +206,38 @@ def truncated(config: Any, n_layers: int) -> Any:
 
 
 def load_weights(
-    name: str, config: Any, *, with_head: bool, dtype: torch.dtype, revision: str | None, trust_remote_code: bool
+    name: str,
+    config: Any,
+    *,
+    with_head: bool,
+    dtype: torch.dtype,
+    revision: str | None,
+    trust_remote_code: bool,
+    told: Mapping[str, Any],
 ) -> Any:
-    """Load the model that `config` describes, on the CPU, frozen and in eval mode. SDPA where the architecture has it.
+    """Load the model that `config` describes, frozen and in eval mode. SDPA where the architecture has it.
 
     Weights that `config` has no place for are never read: the head without `with_head`, the blocks of a truncated
     config. Of a name that ends with @random the weights are drawn anew.
 
+    Args:
+        name: As the user wrote it.
+        config: Of what is loaded.
+        with_head: Whether that has the next-token head.
+        dtype: Of the weights.
+        revision: On the Hub.
+        trust_remote_code: Allow code from the model's repository to run.
+        told: Further arguments of transformers: where the weights go, which is to the CPU without them; see `told_of`.
+
     Raises:
-        ModelError: Weights are absent, damaged, incomplete, or of other shapes; or a library is missing.
+        ModelError: Weights are absent, damaged, incomplete, or of other shapes; they do not fit where they are to go;
+            or a library is missing.
     """
     # Llama 4 as shipped: its model without a head does not find its weights in the whole of them.
     renamed = {r"^language_model\.model\.": ""} if config.model_type == "llama4_text" and not with_head else None
+    if told:
+        # At each 8-bit product it says that this is one.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         # Weights that are absent get random values before they are reported.
         with _quiet(), torch.random.fork_rng(devices=[]):
@@ -229,9 +250,12 @@ def load_weights(
                 key_mapping=renamed,
                 ignore_mismatched_sizes=True,  # reported below, in one line
                 output_loading_info=True,
+                **told,
             )
     except ImportError as error:  # of quantised weights: bitsandbytes, GPTQ, ...
         raise _lacks_library(name, error) from None
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{_named(name)}, which does not fit where it is to go: {short(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(f"{_named(name)}, but its weights cannot be read: {short(error)} {_MEND}") from None
     # An encoder saved with another head lacks the pooler, which no site reads.
@@ -258,6 +282,22 @@ def _to_read(model: Any) -> Any:
     model.config.pad_token_id = None
     compute_in_place(model)
     return model.eval().requires_grad_(False)
+
+
+def told_of(
+    placement: Placement, name: str, config: Any, whole: Any, *, dtype: torch.dtype, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Return what `load_weights` is told of a placement, of the model that `config` describes and a part of `whole`.
+
+    Raises:
+        ModelError: As `Placement.check_model` and `Placement.told`; or the model cannot be built.
+    """
+    placement.check_model(name, config, split_name(name)[1] is not None)
+    if not placement.needs_telling(config):
+        return {}
+    part, all_of_it = (skeleton(name, of, trust_remote_code)[0] for of in (config, whole))
+    # Of a part its body is loaded alone, without the head.
+    return placement.told(name, dtype, part if config is whole else part.base_model, all_of_it)
 
 
 def random_model(name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
@@ -296,22 +336,6 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise problem
     return tokenizer
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """Return the device, if this machine has it.
-
-    Raises:
-        ModelError: It does not.
-    """
-    try:
-        checked = torch.device(device)
-        torch.empty(0, device=checked)
-    except (RuntimeError, AssertionError):  # a build without CUDA asserts
-        raise ModelError(
-            f"{arg('device')} is {str(device)!r}, which this machine or its PyTorch lacks. Write cpu."
-        ) from None
-    return checked
 
 
 @contextmanager

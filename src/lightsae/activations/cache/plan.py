@@ -17,7 +17,7 @@ from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, arg, section
 from lightsae.formats.files import entries
 from lightsae.lm.dtypes import DTYPES, choose_dtype, dtype_name
-from lightsae.lm.load import check_device
+from lightsae.lm.placement import check_device
 from lightsae.version import version
 
 # In this order: what is wrong with the small one is found first.
