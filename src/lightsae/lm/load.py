@@ -144,17 +144,20 @@ def _loader(config: Any, with_head: bool) -> Any:
     return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
 
 
-def skeleton(name: str, config: Any, trust_remote_code: bool) -> tuple[Any, FakeTensorMode | None]:
+def skeleton(
+    name: str, config: Any, trust_remote_code: bool, with_head: bool | None = None
+) -> tuple[Any, FakeTensorMode | None]:
     """Build the model without memory for its weights. Forward passes run inside the mode, on shapes alone.
 
     Unlike the meta device, fake tensors also pass the checks on values that transformers makes. Nothing is initialised:
     some architectures look at the values that they have drawn. What can't be built of fake tensors is built on the
-    meta device, as transformers does before it reads the weights; then there is no mode.
+    meta device, as transformers does before it reads the weights; then there is no mode. Without
+    `with_head` it has a head if the model has one.
 
     Raises:
         ModelError: transformers cannot build what config.json describes, or lacks a library for it.
     """
-    loader = _loader(config, has_next_token_head(config))
+    loader = _loader(config, has_next_token_head(config) if with_head is None else with_head)
 
     def built() -> Any:
         # bfloat16: the fused products of mixtures of experts take nothing else
@@ -281,11 +284,23 @@ def _to_read(model: Any) -> Any:
     # end with it, and a wait for the device. Removed only now, since others read it while they are built.
     model.config.pad_token_id = None
     compute_in_place(model)
+    for module in model.modules():
+        # Where a CPU multiplies bfloat16, bitsandbytes would compute 4-bit products in it whatever the dtype, at widths
+        # that 32 divides alone, and without gradients; in large passes no faster.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False)
 
 
 def told_of(
-    placement: Placement, name: str, config: Any, whole: Any, *, dtype: torch.dtype, trust_remote_code: bool
+    placement: Placement,
+    name: str,
+    config: Any,
+    whole: Any,
+    *,
+    with_head: bool,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
 ) -> dict[str, Any]:
     """Return what `load_weights` is told of a placement, of the model that `config` describes and a part of `whole`.
 
@@ -295,9 +310,9 @@ def told_of(
     placement.check_model(name, config, split_name(name)[1] is not None)
     if not placement.needs_telling(config):
         return {}
-    part, all_of_it = (skeleton(name, of, trust_remote_code)[0] for of in (config, whole))
-    # Of a part its body is loaded alone, without the head.
-    return placement.told(name, dtype, part if config is whole else part.base_model, all_of_it)
+    part, _ = skeleton(name, config, trust_remote_code, with_head)
+    outline, _ = skeleton(name, whole, trust_remote_code)
+    return placement.told(name, dtype, part, outline)
 
 
 def random_model(name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:

@@ -109,19 +109,12 @@ class LanguageModel(ModelDescription):
             known = [layer for layer in layers if layer is not None]
             if len(known) == len(layers):
                 needed, with_head = truncated(config, max(known) + 1), False
-        told = told_of(placement, name_or_path, needed, config, dtype=torch_dtype, trust_remote_code=trust_remote_code)
+        shared = {"with_head": with_head, "dtype": torch_dtype, "trust_remote_code": trust_remote_code}
+        told = told_of(placement, name_or_path, needed, config, **shared)
         with ExitStack() as stack:
             if device_map is not None:
                 told["offload_folder"] = stack.enter_context(TemporaryDirectory(prefix="lightsae-weights-"))
-            model = load_weights(
-                name_or_path,
-                needed,
-                with_head=with_head,
-                dtype=torch_dtype,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                told=told,
-            )
+            model = load_weights(name_or_path, needed, revision=revision, told=told, **shared)
             # What lies there is read as long as the model is in use.
             weakref.finalize(model, stack.pop_all().close)
         model = model if told else model.to(placement.device)

@@ -144,12 +144,18 @@ class Placement:
         """
         told: dict[str, Any] = {}
         if self.quantization is not None:
-            # transformers would keep what comes last, which is another module where a part is loaded.
-            kept = [path for path, module in part.named_modules() if module is part.get_output_embeddings()]
+            head = part.get_output_embeddings()
+            if not any(is_rounded(module) for module in part.modules() if module is not head):
+                raise ModelError(
+                    f"{arg('quantization')} is {self.quantization!r}, but {name!r} has no matrices that bitsandbytes "
+                    "rounds; leave it out."
+                )
             told["quantization_config"] = BitsAndBytesConfig(
                 load_in_8bit=self.quantization == "8bit",
                 load_in_4bit=self.quantization == "4bit",
-                llm_int8_skip_modules=kept,
+                # transformers would keep what comes last, which is another module where a part is loaded. And Mamba
+                # multiplies with the matrix of its time steps itself.
+                llm_int8_skip_modules=[path for path, module in part.named_modules() if module is head] + ["dt_proj"],
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_compute_dtype=dtype,
             )
@@ -176,9 +182,9 @@ def quantization_of(chosen: str | None, trained: str | None) -> str | None:
     return trained if chosen is None else None if chosen == "none" else chosen
 
 
-def is_rounded(module: nn.Module, path: str, head: object) -> bool:
-    """Return whether the weight of a module of a skeleton is one of those that are rounded."""
-    return (type(module) is nn.Linear or isinstance(module, Conv1D)) and module is not head
+def is_rounded(module: nn.Module) -> bool:
+    """Return whether bitsandbytes rounds the weight of a module of a skeleton, which is not the model's head."""
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
 
 
 def _of_part(device_map: Mapping[str, int | str], name: str, part: nn.Module, whole: Any) -> dict[str, int | str]:
@@ -186,7 +192,8 @@ def _of_part(device_map: Mapping[str, int | str], name: str, part: nn.Module, wh
 
     Entries of modules that are not loaded are left out.
     """
-    prefix = f"{whole.base_model_prefix}."
+    # Llama 4's model with a head does not find its body by its name.
+    prefix = f"{whole.base_model_prefix}." if whole.base_model is not whole else "model."
     there, known = ({path for path, _ in model.named_modules()} for model in (part, whole))
     placed: dict[str, int | str] = {}
     for path, device in device_map.items():
@@ -201,4 +208,23 @@ def _of_part(device_map: Mapping[str, int | str], name: str, part: nn.Module, wh
             raise ModelError(
                 f"{arg('device_map')} has no device for {tensor!r}, which is loaded; name it, or '' for all others."
             )
-    return placed
+    return _apart(placed, part)
+
+
+def _apart(placed: Mapping[str, int | str], part: nn.Module) -> dict[str, int | str]:
+    """Return a device map in which no entry lies inside another, as accelerate takes it."""
+    apart: dict[str, int | str] = {}
+    for path, device in placed.items():
+        left = [path]
+        while left:
+            here = left.pop()
+            inside = f"{here}." if here else ""
+            if here != path and here in placed:
+                continue
+            if not any(other != here and other.startswith(inside) for other in placed):
+                apart[here] = device
+                continue
+            module = part.get_submodule(here)
+            apart |= {f"{inside}{name}": device for name, _ in module.named_parameters(recurse=False)}
+            left += [f"{inside}{name}" for name, _ in module.named_children()]
+    return apart
