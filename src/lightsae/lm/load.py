@@ -307,7 +307,7 @@ def told_of(
     Raises:
         ModelError: As `Placement.check_model` and `Placement.told`; or the model cannot be built.
     """
-    placement.check_model(name, config, split_name(name)[1] is not None)
+    placement.check_model(name, config)
     if not placement.needs_telling(config):
         return {}
     part, _ = skeleton(name, config, trust_remote_code, with_head)

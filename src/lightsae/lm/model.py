@@ -109,7 +109,7 @@ class LanguageModel(ModelDescription):
             known = [layer for layer in layers if layer is not None]
             if len(known) == len(layers):
                 needed, with_head = truncated(config, max(known) + 1), False
-        shared = {"with_head": with_head, "dtype": torch_dtype, "trust_remote_code": trust_remote_code}
+        shared: dict[str, Any] = {"with_head": with_head, "dtype": torch_dtype, "trust_remote_code": trust_remote_code}
         told = told_of(placement, name_or_path, needed, config, **shared)
         with ExitStack() as stack:
             if device_map is not None:

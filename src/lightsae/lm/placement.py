@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from lightsae.errors import ConfigError, ModelError, arg, did_you_mean
+from lightsae.lm.random_weights import split_name
 
 DeviceMap = str | Mapping[str, int | str]
 QUANTIZATIONS = ("8bit", "4bit")
@@ -105,19 +106,18 @@ class Placement:
         computing = [device for place, device in places.items() if place not in _STORES]
         return cls(computing[0] if computing else torch.device("cpu"), device_map, quantization)
 
-    def check_model(self, name: str, config: Any, drawn_anew: bool) -> None:
+    def check_model(self, name: str, config: Any) -> None:
         """Check that a model's weights can be rounded.
 
         Args:
-            name: Of the model.
+            name: Of the model, as the user wrote it.
             config: Its config.json.
-            drawn_anew: Whether its weights are drawn at random.
 
         Raises:
             ModelError: They were rounded when they were saved, or are to be drawn anew.
         """
         saved = saved_by(config)
-        if drawn_anew and (self.quantization or saved):
+        if split_name(name)[1] is not None and (self.quantization or saved):
             what = f"{saved} has rounded its weights" if saved else f"{arg('quantization')} is {self.quantization!r}"
             raise ModelError(f"{arg('name_or_path')} is {name!r}, but {what}: random weights are not rounded.")
         if self.quantization and saved:
@@ -145,7 +145,7 @@ class Placement:
         told: dict[str, Any] = {}
         if self.quantization is not None:
             head = part.get_output_embeddings()
-            if not any(is_rounded(module) for module in part.modules() if module is not head):
+            if not rounded_matrices(part):
                 raise ModelError(
                     f"{arg('quantization')} is {self.quantization!r}, but {name!r} has no matrices that bitsandbytes "
                     "rounds; leave it out."
@@ -182,9 +182,20 @@ def quantization_of(chosen: str | None, trained: str | None) -> str | None:
     return trained if chosen is None else None if chosen == "none" else chosen
 
 
-def is_rounded(module: nn.Module) -> bool:
-    """Return whether bitsandbytes rounds the weight of a module of a skeleton, which is not the model's head."""
-    return type(module) is nn.Linear or isinstance(module, Conv1D)
+def rounded_to(quantization: str | None, config: Any) -> str | None:
+    """Return what bitsandbytes has rounded a model to when it is in memory: by a setting, or when it was saved."""
+    if quantization is not None or saved_by(config) != "bitsandbytes":
+        return quantization
+    said = config.quantization_config
+    eight = said.get("load_in_8bit") if isinstance(said, Mapping) else said.load_in_8bit
+    return "8bit" if eight else "4bit"
+
+
+def rounded_matrices(model: Any) -> list[nn.Parameter]:
+    """Return the weights of a skeleton that bitsandbytes rounds: of linear modules, but for the head."""
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if type(module) is nn.Linear or isinstance(module, Conv1D)]
+    return [module.weight for module in linear if module is not head]
 
 
 def _of_part(device_map: Mapping[str, int | str], name: str, part: nn.Module, whole: Any) -> dict[str, int | str]:

@@ -6,7 +6,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from lightsae.activations.cache.manifest import KEPT_TOGETHER, NAME, TEXT_SETTINGS, CachedSite, CacheIdentity, Manifest
+from lightsae.activations.cache.manifest import (
+    KEPT_TOGETHER,
+    NAME,
+    OPTIONAL_SETTINGS,
+    TEXT_SETTINGS,
+    CachedSite,
+    CacheIdentity,
+    Manifest,
+)
 from lightsae.activations.cache.shards import bytes_per_token
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.open import open_documents
@@ -166,7 +174,8 @@ def _identity(source: TextSource, model_dtype: str, dtype: str) -> CacheIdentity
         contents["validation_split"] = held_out.contents()
         held_out.close()
     return CacheIdentity(
-        settings={name: getattr(settings, name) for name in TEXT_SETTINGS},
+        settings={name: getattr(settings, name) for name in TEXT_SETTINGS}
+        | {name: value for name in OPTIONAL_SETTINGS if (value := getattr(settings, name)) is not None},
         sites=_sites(source),
         revision=source.description(settings.model).revision,
         contents=contents,

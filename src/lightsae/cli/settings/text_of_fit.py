@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 from jsonargparse import set_loader
 
-from lightsae.activations.cache.manifest import KEPT_TOGETHER, TEXT_SETTINGS
+from lightsae.activations.cache.manifest import KEPT_TOGETHER, OPTIONAL_SETTINGS, TEXT_SETTINGS
 from lightsae.activations.settings import DataSettings
 from lightsae.cli.settings.classes import TRUST
 from lightsae.cli.settings.grid import expand_grid
@@ -15,9 +15,9 @@ from lightsae.errors import ConfigError
 
 LOADER = "lightsae-text-of-fit"
 # Settings under `data` that say what is read, where, and how.
-_READING = ("site", "target_site", "val_tokens", "dtype", "model_batch_tokens", "num_workers", TRUST)
+_READING = ("site", "target_site", "val_tokens", "dtype", "model_batch_tokens", "num_workers", "device_map", TRUST)
 # Roles are read to be refused by name: a cache of all tokens would not be what the run trains on.
-READ = (*TEXT_SETTINGS, *_READING, "roles")
+READ = (*TEXT_SETTINGS, *OPTIONAL_SETTINGS, *_READING, "roles")
 # The others say what is trained on it, and how.
 OTHERS = tuple(name for name in DataSettings.__dataclass_fields__ if name not in READ)
 _OTHER_SECTIONS = ("model", "trainer", "seed_everything", "ckpt_path", "weights_only", "verbose", *CALLBACKS)
