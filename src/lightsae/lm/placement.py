@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -191,7 +191,7 @@ def rounded_to(quantization: str | None, config: Any) -> str | None:
     return "8bit" if eight else "4bit"
 
 
-def rounded_matrices(model: Any) -> list[nn.Parameter]:
+def rounded_matrices(model: Any) -> list[Tensor]:
     """Return the weights of a skeleton that bitsandbytes rounds: of linear modules, but for the head."""
     head = model.get_output_embeddings()
     linear = [module for module in model.modules() if type(module) is nn.Linear or isinstance(module, Conv1D)]
