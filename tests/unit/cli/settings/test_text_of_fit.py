@@ -31,7 +31,7 @@ def test_training_is_left_out_and_what_nobody_knows_is_not() -> None:
         "throughput": {"every_n_steps": 4},
         "out": "cache",
         "traner": {},
-        "data": {"model": "m", "batch_tokens": 4, "cache": None, "prefetch": True, "modle": "x"},
+        "data": {"model": "m", "batch_tokens": 4, "cache": None, "prefetch": True, "device": "cuda:1", "modle": "x"},
     }
     assert text_of_fit(file) == {"out": "cache", "traner": {}, "data": {"model": "m", "modle": "x"}}
     assert text_of_fit("a.yaml") == "a.yaml"
@@ -39,6 +39,11 @@ def test_training_is_left_out_and_what_nobody_knows_is_not() -> None:
 
 def test_roles_are_kept_to_be_refused() -> None:
     data = {"model": "m", "roles": ["assistant"]}
+    assert text_of_fit({"data": data}) == {"data": data}
+
+
+def test_how_the_model_is_loaded_is_kept() -> None:
+    data = {"model": "m", "quantization": "4bit", "device_map": "auto"}
     assert text_of_fit({"data": data}) == {"data": data}
 
 
