@@ -71,7 +71,7 @@ def test_the_model_is_rounded_and_placed(
 
 
 def test_a_device_map_of_no_kind() -> None:
-    with pytest.raises(ConfigError, match="^device_map is 'here'; write auto"):
+    with pytest.raises(ConfigError, match=r"^device_map is 'here'; write auto"):
         TextSettings(device_map="here")
 
 
