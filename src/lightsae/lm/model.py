@@ -53,9 +53,9 @@ class LanguageModel(ModelDescription):
         output_device: torch.device | None = None,
     ) -> None:
         super().__init__(name, revision, config, model)
-        self._device = output_device
-        if output_device is not None and output_device != device_of(model):
-            exchange_on(model, output_device)
+        self._device = None if output_device == device_of(model) else output_device
+        if self._device is not None:
+            exchange_on(model, self._device)
         self.has_next_token_head &= model.get_output_embeddings() is not None
         self._trust_remote_code = trust_remote_code
 

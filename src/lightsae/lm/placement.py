@@ -27,6 +27,11 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 # Where weights wait that a device has no room for.
 _STORES = ("cpu", "disk")
+_ROUNDING = "bitsandbytes and accelerate: pip install 'lightsae[quantized]'"
+
+
+def _can_round() -> bool:
+    return None not in (find_spec("bitsandbytes"), find_spec("accelerate"))
 
 
 def check_choices(quantization: str | None, device: object, device_map: DeviceMap | None) -> None:
@@ -87,11 +92,8 @@ class Placement:
         check_choices(quantization, device, device_map)
         if device_map is not None and find_spec("accelerate") is None:
             raise ModelError(f"{arg('device_map')} needs accelerate, which is not installed: pip install accelerate")
-        if quantization is not None and None in (find_spec("bitsandbytes"), find_spec("accelerate")):
-            raise ModelError(
-                f"{arg('quantization')} is {quantization!r}, which needs bitsandbytes and accelerate: "
-                "pip install 'lightsae[quantized]'"
-            )
+        if quantization is not None and not _can_round():
+            raise ModelError(f"{arg('quantization')} is {quantization!r}, which needs {_ROUNDING}")
         if device_map is None:
             return cls(check_device("cpu" if device is None else device), None, quantization)
         if isinstance(device_map, str):
@@ -107,14 +109,15 @@ class Placement:
         return cls(computing[0] if computing else torch.device("cpu"), device_map, quantization)
 
     def check_model(self, name: str, config: Any) -> None:
-        """Check that a model's weights can be rounded.
+        """Check that a model's weights can be rounded, or read where they are.
 
         Args:
             name: Of the model, as the user wrote it.
             config: Its config.json.
 
         Raises:
-            ModelError: They were rounded when they were saved, or are to be drawn anew.
+            ModelError: They were rounded when they were saved, and are to be once more, or the package for it is
+                missing; or they are to be drawn anew.
         """
         saved = saved_by(config)
         if split_name(name)[1] is not None and (self.quantization or saved):
@@ -125,6 +128,9 @@ class Placement:
                 f"{arg('quantization')} is {self.quantization!r}, but {name!r} was saved rounded, by {saved}, and is "
                 "read as it is; leave it out, or write none for an SAE that names it."
             )
+        if saved == "bitsandbytes" and not _can_round():
+            missing = f"which needs something that is not installed here: {_ROUNDING}"
+            raise ModelError(f"{arg('name_or_path')} is {name!r}, {missing}")
 
     def needs_telling(self, config: Any) -> bool:
         """Return whether transformers is to place a model: others are read on the CPU, and moved."""

@@ -152,6 +152,7 @@ def test_the_config_of_the_rounding(quantization: str, kind: str) -> None:
     assert set(config.llm_int8_skip_modules) - set(part["quantization_config"].llm_int8_skip_modules) == {"lm_head"}
 
 
+@pytest.mark.usefixtures("installed")
 def test_what_was_saved_rounded_goes_to_its_device(saved_rounded: str) -> None:
     assert told(saved_rounded, Placement(CPU)) == {"device_map": {"": CPU}}
 
