@@ -257,6 +257,22 @@ MISTAKES = {
     "a negative number of exports": Mistake(
         "[export.]checkpoints is -1; write 0 or more.", lambda _: ExportSAE(checkpoints=-1), "--export.checkpoints -1"
     ),
+    "a device that is not here": Mistake(
+        "[data.]device is 'cuda:97', which this machine or its PyTorch lacks. Write cpu.",
+        data(device="cuda:97"),
+        "--data.device cuda:97",
+    ),
+    "two places for the model": Mistake(
+        "[data.]device_map is 'auto'; but [data.]device is 'cpu', too; give one of them.",
+        data(device="cpu", device_map="auto"),
+        "--data.device cpu --data.device_map auto",
+    ),
+    "a device map of no kind": Mistake(
+        "[data.]device_map is 'everywhere'; write auto, balanced, balanced_low_0, sequential, or a mapping of modules "
+        "to devices.",
+        data(device_map="everywhere"),
+        "--data.device_map everywhere",
+    ),
     "throughput every no step": Mistake(
         "[throughput.]every_n_steps is 0; write 1 or more.",
         lambda _: Throughput(every_n_steps=0),

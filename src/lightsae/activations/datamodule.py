@@ -30,9 +30,10 @@ from lightsae.activations.synthetic.world import SyntheticWorld
 from lightsae.activations.text_source import TextSource
 from lightsae.activations.timings import Timings
 from lightsae.compat import data_ranks, set_max_steps
-from lightsae.errors import ConfigError, arg, section
+from lightsae.errors import CheckpointError, ConfigError, arg, section
 from lightsae.lm import LanguageModel
 from lightsae.lm.dtypes import DTYPES, choose_dtype, dtype_name, warn_if_slow
+from lightsae.lm.placement import check_device
 from lightsae.sae import SiteRef, Widths
 from lightsae.stored import misfit
 
@@ -140,7 +141,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         """Return what `dtype` means on a device.
 
         Args:
-            device: Where the run computes.
+            device: Where the run computes; what counts is where the language model does.
             state: Of the checkpoint from which it goes on: `auto` stays what it was there.
         """
         if state and self.dtype == "auto":
@@ -151,7 +152,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         if device.type == "cpu" and not self.reads_text:
             # Nothing is computed here that fewer digits would make faster.
             return DTYPES.get(self.dtype, torch.float32)
-        return choose_dtype(self.dtype, device)
+        return choose_dtype(self.dtype, device if self.device is None else check_device(self.device))
 
     def _open(self, stage: str, dtype: torch.dtype) -> None:
         trainer = self.trainer
@@ -224,7 +225,8 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self._stream is None or self.chosen_dtype is None:
             return self._ended_at
-        return {**self._stream.state_dict(), "dtype": dtype_name(self.chosen_dtype), "contents": self._contents}
+        state = {**self._stream.state_dict(), "dtype": dtype_name(self.chosen_dtype), "contents": self._contents}
+        return state if self.quantization is None else state | {"quantization": self.quantization}
 
     @cached_property
     def _contents(self) -> Contents:
@@ -248,6 +250,7 @@ class ActivationDataModule(DataSettings, LightningDataModule):
         for setting, held in stored.items():
             refuse_place(misfit(held, dict.fromkeys(held, "") if isinstance(held, dict) else {}, f"contents.{setting}"))
         check_unchanged(stored, self._contents)
+        self._check_quantization(state)
         if self._stream is not None:
             self._stream.check(state)
         else:
@@ -257,8 +260,16 @@ class ActivationDataModule(DataSettings, LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._stream is None or not state_dict:
             return
+        self._check_quantization(state_dict)
         self._go_on_in_the_dtype_of(state_dict)
         self._stream.load_state_dict(state_dict)
+
+    def _check_quantization(self, state: Mapping[str, Any]) -> None:
+        if (before := state.get("quantization")) != self.quantization:
+            raise CheckpointError(
+                f"{arg('quantization')} differs from the checkpoint's: it was {before} and is {self.quantization}. "
+                "Go on with the run's own config.yaml, or start a new run."
+            )
 
     def _go_on_in_the_dtype_of(self, state: Mapping[str, Any]) -> None:
         assert self.trainer is not None

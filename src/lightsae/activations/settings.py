@@ -15,6 +15,7 @@ from lightsae.activations.roles import ROLES, check_roles
 from lightsae.activations.synthetic.config import SyntheticConfig, check_known
 from lightsae.errors import ConfigError, arg
 from lightsae.lm.dtypes import DTYPES
+from lightsae.lm.placement import check_choices
 from lightsae.sae import NORMALISATIONS
 
 SiteNames = str | list[str] | None
@@ -101,6 +102,11 @@ class DataSettings:
         roles: Of conversations, train on the tokens of these roles alone: [assistant], or more of system, developer,
             user, assistant, tool, other; markup is what no message says, text a document that is no conversation.
         chat_template: File with the chat template for conversations; None: the tokenizer's own.
+        quantization: Round the weights of the language model's blocks while they are read: `8bit`, `4bit`, by
+            bitsandbytes; null: not. Activations have `dtype`. A model that was saved rounded needs no setting.
+        device: Where the language model runs, if not where the SAEs are trained: `cpu`, `cuda:1`, ...
+        device_map: Spread the language model over devices: `auto`, `balanced`, `sequential`, or a mapping of its
+            modules to devices, as transformers takes it, by accelerate.
 
     Raises:
         ConfigError: A setting cannot work.
@@ -141,6 +147,9 @@ class DataSettings:
     datasets: list[MixedDataset] | None = None
     roles: list[str] | None = None
     chat_template: str | None = None
+    quantization: Literal["8bit", "4bit"] | None = None
+    device: str | None = None
+    device_map: str | dict[str, int | str] | None = None
 
     def __post_init__(self) -> None:
         if self.seed is None:
@@ -178,6 +187,7 @@ class DataSettings:
         self._check_mixture()
         check_known("normalisation", self.normalisation, NORMALISATIONS)
         check_known("dtype", self.dtype, ("auto", *DTYPES))
+        self._check_placement()
         if not 0 < self.validation_fraction < 1:
             raise ConfigError("validation_fraction", self.validation_fraction, "write a share such as 0.05")
         if not 0 <= self.skip_positions < self.context_size:
@@ -229,6 +239,12 @@ class DataSettings:
                 raise ConfigError(f"{entry}.weight", part.weight, "it must be above 0")
             if (part.dataset or part.name) == "synthetic":
                 raise ConfigError(f"{arg('datasets')}: {part.name!r} is no text.")
+
+    def _check_placement(self) -> None:
+        check_choices(self.quantization, self.device, self.device_map)
+        for name in ("quantization", "device", "device_map"):
+            if getattr(self, name) is not None and not self.reads_text:
+                raise ConfigError(name, getattr(self, name), "but no language model is read; leave it out")
 
     def _check_buffer(self) -> None:
         buffer, batch = self.buffer_tokens, self.batch_tokens

@@ -21,6 +21,7 @@ from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, SiteError, arg, did_you_mean, under
 from lightsae.lm import LanguageModel, ModelDescription, describe
 from lightsae.lm.dtypes import dtype_name
+from lightsae.lm.placement import Placement
 from lightsae.sae import SiteRef
 
 
@@ -39,8 +40,11 @@ class TextSource(ActivationSource):
     def preflight(self) -> None:
         settings = self.settings
         datasets = settings.each_dataset()  # missing is said before the model is looked for
+        placement = Placement.of(settings.quantization, settings.device, settings.device_map)
         for name in (settings.model, *self.more_models.values()):
             description = self.description(name)
+            with self._argument_of(name):
+                placement.check_model(name, description.model.config)
             if description.reads_images:
                 raise ConfigError(
                     f"{arg('model')} is {name!r}, which reads images, not text. Write its activations to a file "
@@ -166,13 +170,17 @@ class TextSource(ActivationSource):
         return models
 
     def _load(self, name: str, dtype: torch.dtype, device: torch.device, sites: Sequence[str] | None) -> LanguageModel:
+        settings = self.settings
         return LanguageModel.from_pretrained(
             name,
             revision=self._revision(name),
             dtype=dtype,
-            device=device,
+            device=None if settings.device_map is not None else settings.device or device,
             sites=sites,
-            trust_remote_code=self.settings.trust_remote_code,
+            trust_remote_code=settings.trust_remote_code,
+            quantization=settings.quantization,
+            device_map=settings.device_map,
+            output_device=device,
         )
 
     def whole_model(self) -> LanguageModel:
@@ -215,7 +223,7 @@ class TextSource(ActivationSource):
             *("model", "model_revision", "more_models", "site", "target_site"),
             *("dataset", "dataset_config", "dataset_split", "dataset_revision", "context_size", "prepend_bos"),
             *("normalisation", "skip_special_tokens", "skip_positions", "seed"),
-            *("datasets", "roles", "chat_template"),
+            *("datasets", "roles", "chat_template", "quantization"),
         )
         values = {name: getattr(settings, name) for name in names}
         if settings.datasets is not None:
@@ -223,5 +231,5 @@ class TextSource(ActivationSource):
             values["datasets"] = [{name: value for name, value in part if value is not None} for part in parts]
         if main is not None:
             values |= {"model_revision": main.revision, "dtype": dtype_name(main.dtype)}
-        optional = ("more_models", "target_site", "datasets", "roles", "chat_template")
+        optional = ("more_models", "target_site", "datasets", "roles", "chat_template", "quantization")
         return {name: value for name, value in values.items() if value or name not in optional}

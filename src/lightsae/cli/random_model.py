@@ -72,6 +72,8 @@ class Recipe:
         """
         out = self.run / RANDOM_MODEL
         command = ["fit", "--config", str(self.run / _CONFIG), "--data.model", self.model]
+        # Random weights are not rounded.
+        command += ["--data.quantization", "null"] if _data(self.run).get("quantization") else []
         command += ["--trainer.default_root_dir", str(out)]
         print(f"{RANDOM_MODEL}: lightsae {' '.join(command)}", flush=True)
         if run_command(command) or (trained := self.trained) is None:
@@ -99,6 +101,6 @@ def beside_random_model(
 ) -> Evaluation:
     """Return an evaluation with the figures of the same recipe on random weights beside it, on the same text."""
     trained = recipe.trained or recipe.train()
-    own_text = replace(text, model=None if text.model is None else recipe.model)
+    own_text = replace(text, model=None if text.model is None else recipe.model, quantization=None)
     control = evaluate(trained, own_text, replace(settings, controls=()), progress)
     return replace(evaluation, controls={**evaluation.controls, RANDOM_MODEL: control.figures})

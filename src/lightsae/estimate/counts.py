@@ -4,12 +4,13 @@ A product of (T, D) with (D, F) counts 2 T D F floating-point operations (FLOPs)
 predicted, F latents, k latents kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightsae.estimate.plan import RunPlan
 from lightsae.lm import describe
 from lightsae.lm.flops import flops_per_token
 from lightsae.lm.load import load_config, on_shapes, skeleton, truncated
+from lightsae.lm.placement import BYTES, rounded_matrices, rounded_to
 from lightsae.sae import SparseAutoencoder
 from lightsae.sae.mechanisms import Gated, TopK
 
@@ -70,6 +71,8 @@ class LanguageModelCosts:
         below: FLOPs per token of what a spliced pass has in common with an untouched one: the blocks before the site.
         vocabulary: Logits per token.
         hidden: Numbers per token that a block holds at once, roughly.
+        rounded: Of the parameters, those that are rounded.
+        rounded_bytes: What these take.
     """
 
     parameters: int = 0
@@ -78,6 +81,8 @@ class LanguageModelCosts:
     below: int = 0
     vocabulary: int = 0
     hidden: int = 0
+    rounded: int = 0
+    rounded_bytes: int = 0
 
 
 def language_model_costs(plan: RunPlan, whole: bool) -> LanguageModelCosts:
@@ -90,7 +95,7 @@ def language_model_costs(plan: RunPlan, whole: bool) -> LanguageModelCosts:
     settings = plan.data
     if not settings.reads_text:
         return LanguageModelCosts()
-    parameters = site_flops = 0
+    parameters = site_flops = rounded = rounded_bytes = 0
     main = LanguageModelCosts()
     for name in dict.fromkeys([settings.model, *(site.model for site in plan.sites)]):
         revision = settings.model_revision if name == settings.model else None
@@ -109,6 +114,9 @@ def language_model_costs(plan: RunPlan, whole: bool) -> LanguageModelCosts:
         with on_shapes(mode):
             needed.tie_weights()
         parameters += sum(parameter.numel() for parameter in needed.parameters())
+        if (to := rounded_to(settings.quantization, config)) is not None:
+            count = sum(matrix.numel() for matrix in rounded_matrices(needed))
+            rounded, rounded_bytes = rounded + count, rounded_bytes + int(BYTES[to] * count)
         if name == settings.model:
             text = config.get_text_config()
             inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
@@ -118,8 +126,9 @@ def language_model_costs(plan: RunPlan, whole: bool) -> LanguageModelCosts:
                 vocabulary=text.vocab_size if outline.has_next_token_head else 0,
                 hidden=6 * text.hidden_size + 3 * inner,
             )
-    return LanguageModelCosts(
-        parameters, site_flops, main.whole, main.below if main.whole else 0, main.vocabulary, main.hidden
+    below = main.below if main.whole else 0
+    return replace(
+        main, parameters=parameters, site=site_flops, below=below, rounded=rounded, rounded_bytes=rounded_bytes
     )
 
 

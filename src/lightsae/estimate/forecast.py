@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 import torch
 
+from lightsae.activations.settings import DataSettings
 from lightsae.estimate.counts import COPIES_IN_TRAINING, LanguageModelCosts, SAECosts, sae_costs, splicing_flops
 from lightsae.estimate.machine import Machine
 from lightsae.estimate.plan import RunPlan
@@ -158,8 +159,10 @@ def _memory(
     data = plan.data
     weights = _FLOAT * sum(cost.parameters for cost in costs.values())
     numbers = sum(plan.sites.values())
+    elsewhere = _model_is_elsewhere(data, device)
+    of_model = (model.parameters - model.rounded) * dtype.itemsize + model.rounded_bytes
     parts = {
-        "language_model": model.parameters * dtype.itemsize,
+        "language_model": 0 if elsewhere else of_model,
         "sae_weights": weights,
         "sae_gradients": weights,
         "sae_adam": (COPIES_IN_TRAINING - 2) * weights,
@@ -167,7 +170,7 @@ def _memory(
     }
     if device.type == "cpu":
         parts["libraries"] = psutil.Process().memory_info().rss
-    passing = data.model_batch_tokens * model.hidden * dtype.itemsize
+    passing = 0 if elsewhere else data.model_batch_tokens * model.hidden * dtype.itemsize
     logits = 2 * plan.spliced_batch_rows * data.context_size * model.vocabulary * (dtype.itemsize + 2 * _FLOAT)
     at_times = {
         # Scales are measured on a copy of the buffer.
@@ -175,4 +178,13 @@ def _memory(
         "language_model_pass": passing + (logits if plan.spliced_rows else 0),
         "sae_step": data.batch_tokens * _FLOAT * sum(_numbers_per_token(sae) for sae in plan.saes.values()),
     }
-    return parts | at_times | {"peak": sum(parts.values()) + max(at_times.values())}
+    peak = sum(parts.values()) + max(at_times.values())
+    return parts | at_times | {"language_model_elsewhere": of_model if elsewhere else 0, "peak": peak}
+
+
+def _model_is_elsewhere(data: DataSettings, device: torch.device) -> bool:
+    """Return whether the language model takes no memory of the device that trains."""
+    if data.device is None:
+        return data.device_map is not None
+    own = torch.device(data.device)
+    return (own.type, own.index or 0) != (device.type, device.index or 0)

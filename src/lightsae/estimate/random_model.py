@@ -33,7 +33,7 @@ def seconds_per_flop(
 
     Args:
         plan: Of the run.
-        device: Where the model runs.
+        device: Where the run computes.
         dtype: Of its weights.
         matrix_flops: FLOPs per second of a product of matrices; says how many rows are enough.
         seconds_of: Times a call.
@@ -75,8 +75,8 @@ def _first_blocks(
         keep = max(1, min(last + 1, _WEIGHTS // each)) if site.endswith(f".{last}") else last + 1
         config = truncated(config, keep)
         site = site.removesuffix(f".{last}") + f".{keep - 1}" if site.endswith(f".{last}") else site
-    model = random_model(data.model, config, dtype, trust).to(device)
-    loaded = LanguageModel(data.model, data.model_revision, config, model, trust)
+    model = random_model(data.model, config, dtype, trust).to(device if data.device is None else data.device)
+    loaded = LanguageModel(data.model, data.model_revision, config, model, trust, device)
     # The tokenizer might have to be fetched, and nothing is read by it here.
     loaded.vocabulary = Vocabulary(None, 0, 1, model.get_input_embeddings().num_embeddings)
     return loaded, site, flops_per_token(outline, [site], data.context_size)

@@ -82,6 +82,11 @@ class Provenance:
         return self.data.get("dtype")
 
     @property
+    def quantization(self) -> str | None:
+        """What the weights of the language model were rounded to: `8bit`, `4bit`; None: they were not."""
+        return self.data.get("quantization")
+
+    @property
     def skip_special_tokens(self) -> bool:
         """Whether special tokens were left out of training."""
         return bool(self.data.get("skip_special_tokens", False))

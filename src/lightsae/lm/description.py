@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightsae.errors import ModelError, SiteError, arg
+from lightsae.lm.devices import device_of
 from lightsae.lm.hooks import capture, reads_images
 from lightsae.lm.load import has_next_token_head, on_shapes, short, source_of
 from lightsae.lm.sites import AbsentSite, Site, SiteInfo, absent_sites, find_site, portable_names
@@ -126,8 +127,8 @@ class ModelDescription:
     def _small_input(self) -> Tensor:
         """Two of them: a tensor that is the same for all rows, or has its axes swapped, is found out."""
         if not self.reads_images:
-            return torch.zeros(2, 3, dtype=torch.long, device=self.model.device)
+            return torch.zeros(2, 3, dtype=torch.long, device=device_of(self.model))
         config = self.model.config
         sides = [config.image_size] * 2 if isinstance(config.image_size, int) else config.image_size
         shape = (2, config.num_channels, *sides)
-        return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
+        return torch.zeros(shape, dtype=self.model.dtype, device=device_of(self.model))

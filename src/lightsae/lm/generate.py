@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from lightsae.errors import ConfigError, ModelError, arg
 from lightsae.lm import LanguageModel
+from lightsae.lm.devices import device_of
 from lightsae.lm.model import name_of
 from lightsae.progress import NullProgress, Progress
 from lightsae.randomness import keyed_generator
@@ -108,11 +109,12 @@ def generate_samples(
     settings = _settings(inner, tokenizer, sampling)
     owners = [number for number in range(len(ids)) for _ in range(samples)]
     made: list[list[list[int]]] = [[] for _ in ids]
-    devices = [inner.device] if inner.device.type == "cuda" else []
+    device = model.device if isinstance(model, LanguageModel) else device_of(model)
+    devices = [device] if device.type == "cuda" else []
     with progress.stage("generate", len(owners)) as done, torch.random.fork_rng(devices=devices):
         for batch, start in enumerate(range(0, len(owners), rows_at_once)):
             part = owners[start : start + rows_at_once]
-            tokens, mask = padded([ids[owner] for owner in part], settings.pad_token_id, inner.device)
+            tokens, mask = padded([ids[owner] for owner in part], settings.pad_token_id, device)
             torch.manual_seed(keyed_generator(seed, "generate", batch).initial_seed())
             rows = inner.generate(tokens, attention_mask=mask, generation_config=settings)[:, tokens.shape[1] :]
             for owner, row in zip(part, rows.tolist(), strict=True):

@@ -39,12 +39,14 @@ def apart() -> Iterator[None]:
 
 
 @contextmanager
-def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def hooked(
+    model: Any, site: Site, visit: Callable[[Tensor], Tensor | None], device: torch.device | None = None
+) -> Iterator[None]:
     """While open, call `visit` with the (B, S, D) at `site` whenever its module runs.
 
     What `visit` returns takes the activations' place; None leaves them. Functions at the same site run in the order in
     which they were attached, each on what the one before it left. Several threads may run the model. Of images S counts
-    the model's own positions: patches, and the class token.
+    the model's own positions: patches, and the class token. `visit` sees them on `device`; None: where they are.
 
     Raises:
         SiteError: In the forward pass, where the site does not hold one vector a token.
@@ -74,13 +76,18 @@ def hooked(model: Any, site: Site, visit: Callable[[Tensor], Tensor | None]) -> 
                 "a site holds one vector a token."
             )
         if site.scale == 1:
-            new = visit(vectors)
+            new = visited(vectors)
         else:
             scaled = vectors * site.scale
-            new = visit(scaled)
+            new = visited(scaled)
             # The change alone, so that what stays as it was changes no bit.
             new = None if new is None else vectors + (new - scaled) / site.scale
         return None if new is None else _with_activations(value, new.reshape(seen.shape))
+
+    def visited(vectors: Tensor) -> Tensor | None:
+        shown = vectors if device is None else vectors.to(device)
+        new = visit(shown)
+        return vectors if new is shown else None if new is None else new.to(vectors.device)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -167,9 +174,14 @@ class _AllRead(Exception):
 
 @torch.inference_mode()
 def capture(
-    model: Any, tokens: Int[Tensor, "B S"] | Float[Tensor, "B C H W"], sites: Sequence[Site]
+    model: Any,
+    tokens: Int[Tensor, "B S"] | Float[Tensor, "B C H W"],
+    sites: Sequence[Site],
+    device: torch.device | None = None,
 ) -> dict[str, Float[Tensor, "B S _"]]:
-    """Return the activations at each site, by name, in the order asked; dtype and device of the model.
+    """Return the activations at each site, by name, in the order asked; in the model's dtype.
+
+    They are on `device`; None: where each site computes.
 
     Modules after the last of the sites do not run. No KV cache is kept. Of a module that runs twice in a pass the first
     run counts. Interventions that are open are seen; what other threads run is not.
@@ -195,7 +207,7 @@ def capture(
 
     with ExitStack() as stack:
         for site in by_name.values():
-            stack.enter_context(hooked(model, site, reader(site.name)))
+            stack.enter_context(hooked(model, site, reader(site.name), device))
         try:
             model(tokens, **no_cache(model))
         except _AllRead:

@@ -3,7 +3,7 @@
 import copy
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from lightsae.errors import ModelError, arg
 from lightsae.lm.families import ENCODERS, PARTS
 from lightsae.lm.gelu import compute_in_place
+from lightsae.lm.placement import Placement
 from lightsae.lm.random_weights import randomise, split_name
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -143,17 +144,20 @@ def _loader(config: Any, with_head: bool) -> Any:
     return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
 
 
-def skeleton(name: str, config: Any, trust_remote_code: bool) -> tuple[Any, FakeTensorMode | None]:
+def skeleton(
+    name: str, config: Any, trust_remote_code: bool, with_head: bool | None = None
+) -> tuple[Any, FakeTensorMode | None]:
     """Build the model without memory for its weights. Forward passes run inside the mode, on shapes alone.
 
     Unlike the meta device, fake tensors also pass the checks on values that transformers makes. Nothing is initialised:
     some architectures look at the values that they have drawn. What can't be built of fake tensors is built on the
-    meta device, as transformers does before it reads the weights; then there is no mode.
+    meta device, as transformers does before it reads the weights; then there is no mode. Without
+    `with_head` it has a head if the model has one.
 
     Raises:
         ModelError: transformers cannot build what config.json describes, or lacks a library for it.
     """
-    loader = _loader(config, has_next_token_head(config))
+    loader = _loader(config, has_next_token_head(config) if with_head is None else with_head)
 
     def built() -> Any:
         # bfloat16: the fused products of mixtures of experts take nothing else
@@ -205,18 +209,38 @@ def truncated(config: Any, n_layers: int) -> Any:
 
 
 def load_weights(
-    name: str, config: Any, *, with_head: bool, dtype: torch.dtype, revision: str | None, trust_remote_code: bool
+    name: str,
+    config: Any,
+    *,
+    with_head: bool,
+    dtype: torch.dtype,
+    revision: str | None,
+    trust_remote_code: bool,
+    told: Mapping[str, Any],
 ) -> Any:
-    """Load the model that `config` describes, on the CPU, frozen and in eval mode. SDPA where the architecture has it.
+    """Load the model that `config` describes, frozen and in eval mode. SDPA where the architecture has it.
 
     Weights that `config` has no place for are never read: the head without `with_head`, the blocks of a truncated
     config. Of a name that ends with @random the weights are drawn anew.
 
+    Args:
+        name: As the user wrote it.
+        config: Of what is loaded.
+        with_head: Whether that has the next-token head.
+        dtype: Of the weights.
+        revision: On the Hub.
+        trust_remote_code: Allow code from the model's repository to run.
+        told: Further arguments of transformers: where the weights go, which is to the CPU without them; see `told_of`.
+
     Raises:
-        ModelError: Weights are absent, damaged, incomplete, or of other shapes; or a library is missing.
+        ModelError: Weights are absent, damaged, incomplete, or of other shapes; they do not fit where they are to go;
+            or a library is missing.
     """
     # Llama 4 as shipped: its model without a head does not find its weights in the whole of them.
     renamed = {r"^language_model\.model\.": ""} if config.model_type == "llama4_text" and not with_head else None
+    if told:
+        # At each 8-bit product it says that this is one.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         # Weights that are absent get random values before they are reported.
         with _quiet(), torch.random.fork_rng(devices=[]):
@@ -229,9 +253,12 @@ def load_weights(
                 key_mapping=renamed,
                 ignore_mismatched_sizes=True,  # reported below, in one line
                 output_loading_info=True,
+                **told,
             )
     except ImportError as error:  # of quantised weights: bitsandbytes, GPTQ, ...
         raise _lacks_library(name, error) from None
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{_named(name)}, which does not fit where it is to go: {short(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(f"{_named(name)}, but its weights cannot be read: {short(error)} {_MEND}") from None
     # An encoder saved with another head lacks the pooler, which no site reads.
@@ -257,7 +284,35 @@ def _to_read(model: Any) -> Any:
     # end with it, and a wait for the device. Removed only now, since others read it while they are built.
     model.config.pad_token_id = None
     compute_in_place(model)
+    for module in model.modules():
+        # Where a CPU multiplies bfloat16, bitsandbytes would compute 4-bit products in it whatever the dtype, at widths
+        # that 32 divides alone, and without gradients; in large passes no faster.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False)
+
+
+def told_of(
+    placement: Placement,
+    name: str,
+    config: Any,
+    whole: Any,
+    *,
+    with_head: bool,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """Return what `load_weights` is told of a placement, of the model that `config` describes and a part of `whole`.
+
+    Raises:
+        ModelError: As `Placement.check_model` and `Placement.told`; or the model cannot be built.
+    """
+    placement.check_model(name, config)
+    if not placement.needs_telling(config):
+        return {}
+    part, _ = skeleton(name, config, trust_remote_code, with_head)
+    outline, _ = skeleton(name, whole, trust_remote_code)
+    return placement.told(name, dtype, part, outline)
 
 
 def random_model(name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
@@ -296,22 +351,6 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise problem
     return tokenizer
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """Return the device, if this machine has it.
-
-    Raises:
-        ModelError: It does not.
-    """
-    try:
-        checked = torch.device(device)
-        torch.empty(0, device=checked)
-    except (RuntimeError, AssertionError):  # a build without CUDA asserts
-        raise ModelError(
-            f"{arg('device')} is {str(device)!r}, which this machine or its PyTorch lacks. Write cpu."
-        ) from None
-    return checked
 
 
 @contextmanager

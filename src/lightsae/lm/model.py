@@ -3,9 +3,11 @@
 Axes: B rows, S positions, D width of a site, V vocabulary.
 """
 
+import weakref
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,17 +16,19 @@ from torch import Tensor
 
 from lightsae.errors import ModelError, SiteError, arg, under
 from lightsae.lm.description import ModelDescription
+from lightsae.lm.devices import device_of, exchange_on, is_fixed
 from lightsae.lm.dtypes import choose_dtype
 from lightsae.lm.hooks import Intervention, capture, computed_once, hooked, no_cache
 from lightsae.lm.load import (
-    check_device,
     has_next_token_head,
     load_config,
     load_tokenizer,
     load_weights,
     skeleton,
+    told_of,
     truncated,
 )
+from lightsae.lm.placement import DeviceMap, Placement, check_device
 from lightsae.lm.sites import Site, blocks_before, find_site
 from lightsae.lm.vocabulary import Vocabulary
 
@@ -39,8 +43,19 @@ class LanguageModel(ModelDescription):
             logits = lm.logits(tokens)
     """
 
-    def __init__(self, name: str, revision: str | None, config: Any, model: Any, trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        config: Any,
+        model: Any,
+        trust_remote_code: bool,
+        output_device: torch.device | None = None,
+    ) -> None:
         super().__init__(name, revision, config, model)
+        self._device = None if output_device == device_of(model) else output_device
+        if self._device is not None:
+            exchange_on(model, self._device)
         self.has_next_token_head &= model.get_output_embeddings() is not None
         self._trust_remote_code = trust_remote_code
 
@@ -51,9 +66,12 @@ class LanguageModel(ModelDescription):
         *,
         revision: str | None = None,
         dtype: str | torch.dtype = "auto",
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         sites: Sequence[str] | None = None,
         trust_remote_code: bool = False,
+        quantization: str | None = None,
+        device_map: DeviceMap | None = None,
+        output_device: str | torch.device | None = None,
     ) -> "LanguageModel":
         """Load a model from the Hub, from a local folder, or the one that ships with the package.
 
@@ -63,17 +81,24 @@ class LanguageModel(ModelDescription):
             revision: Branch, tag or commit on the Hub.
             dtype: float32, bfloat16, float16, or auto: bfloat16 on accelerators, and on a CPU that is faster with it
                 (which is measured); float32 elsewhere.
-            device: Where the model goes.
+            device: Where the model goes; None: to the CPU, or as `device_map` says.
             sites: Where only these are ever read, the blocks above the last of them and the head are not loaded;
                 `logits` is then not available. None loads everything.
             trust_remote_code: Allow code from the model's repository to run.
+            quantization: Round the weights of the blocks' matrices while they are read: `8bit` or `4bit`. The rest and
+                the activations have `dtype`. Needs bitsandbytes; a model that was saved rounded needs no setting.
+            device_map: Spread the model over devices: `auto`, `balanced`, `sequential`, or a mapping of modules to
+                devices, `cpu` or `disk`, as transformers takes it. Needs accelerate.
+            output_device: Where activations and logits go; None: where the model begins. Tokens may be anywhere.
 
         Raises:
-            ModelError: The model, its weights, the device or the dtype cannot be had.
+            ConfigError: Of `quantization`, `device` and `device_map` one is none that is known, or they contradict.
+            ModelError: The model, its weights, a device, the dtype or a package cannot be had.
             SiteError: The model has no such site.
         """
-        target = check_device(device)
-        torch_dtype = choose_dtype(dtype, target)
+        placement = Placement.of(quantization, device, device_map)
+        target = None if output_device is None else check_device(output_device, "output_device")
+        torch_dtype = choose_dtype(dtype, placement.device)
         config = load_config(name_or_path, revision, trust_remote_code)
         needed, with_head = config, has_next_token_head(config)
         if sites:
@@ -84,19 +109,21 @@ class LanguageModel(ModelDescription):
             known = [layer for layer in layers if layer is not None]
             if len(known) == len(layers):
                 needed, with_head = truncated(config, max(known) + 1), False
-        model = load_weights(
-            name_or_path,
-            needed,
-            with_head=with_head,
-            dtype=torch_dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-        return cls(name_or_path, revision, config, model.to(target), trust_remote_code)
+        shared: dict[str, Any] = {"with_head": with_head, "dtype": torch_dtype, "trust_remote_code": trust_remote_code}
+        told = told_of(placement, name_or_path, needed, config, **shared)
+        with ExitStack() as stack:
+            if device_map is not None:
+                told["offload_folder"] = stack.enter_context(TemporaryDirectory(prefix="lightsae-weights-"))
+            model = load_weights(name_or_path, needed, revision=revision, told=told, **shared)
+            # What lies there is read as long as the model is in use.
+            weakref.finalize(model, stack.pop_all().close)
+        model = model if told else model.to(placement.device)
+        return cls(name_or_path, revision, config, model, trust_remote_code, target)
 
     @property
     def device(self) -> torch.device:
-        return self.model.device  # type: ignore[no-any-return]
+        """Where activations and logits are, and tokens best come from."""
+        return device_of(self.model) if self._device is None else self._device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,9 +171,15 @@ class LanguageModel(ModelDescription):
         """Move the model.
 
         Raises:
-            ModelError: This machine lacks the device.
+            ModelError: This machine lacks the device; or the model is spread over devices, or rounded.
         """
-        self.model.to(check_device(device))
+        target = check_device(device)
+        if is_fixed(self.model) or self._device is not None:
+            raise ModelError(
+                f"{self.name!r} stays where it was loaded, for its weights are rounded or it lies on several devices. "
+                "Load it where it is to be."
+            )
+        self.model.to(target)
         return self
 
     def capture(
@@ -155,18 +188,18 @@ class LanguageModel(ModelDescription):
         """Return the activations at each site, by name; the forward pass stops at the last of them.
 
         Args:
-            tokens: Token ids on the model's device, rows without padding; of a model that reads images (`reads_images`)
+            tokens: Token ids, rows without padding; of a model that reads images (`reads_images`)
                 the pixel values, as the model's image processor makes them.
             sites: Names of sites.
 
         Returns:
-            One (B, S, D) tensor a site, in the model's dtype, made under inference mode; of images S counts patches and
-            class token. Open interventions are seen.
+            One (B, S, D) tensor a site, on the model's `device`, in its dtype, made under inference mode; of images S
+            counts patches and class token. Open interventions are seen.
 
         Raises:
             SiteError: There is no such site.
         """
-        return capture(self.model, tokens, [self.site(site) for site in sites])
+        return capture(self.model, tokens, [self.site(site) for site in sites], self.device)
 
     @torch.inference_mode()
     def logits(self, tokens: Int[Tensor, "B S"]) -> Float[Tensor, "B S V"]:
@@ -193,7 +226,8 @@ class LanguageModel(ModelDescription):
         """While open, what `fn` returns takes the place of the (B, S, D) at `site` in every forward pass.
 
         Interventions stack: at one site they run in the order in which they were opened. They also hold for
-        `self.model` itself, with gradients where the caller wants them. With `generate` and its KV cache `fn` sees the
+        `self.model` itself, with gradients where the caller wants them. `fn` sees activations on the model's `device`,
+        wherever the site's block computes. With `generate` and its KV cache `fn` sees the
         prompt in the first call, and one new position in each later one. The result is cast to the model's dtype.
 
         Raises:
@@ -210,7 +244,7 @@ class LanguageModel(ModelDescription):
             # A copy: some blocks (Falcon, Llama 4) add to it in place, and the caller may use its own tensor again.
             return new if new is activations else new.to(activations.dtype, copy=True)
 
-        return hooked(self.model, self.site(site), replace)
+        return hooked(self.model, self.site(site), replace, self.device)
 
 
 def describe(name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> ModelDescription:

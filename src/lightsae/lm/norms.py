@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightsae.lm.devices import weights_at_hand
+
 
 def is_norm(module: nn.Module) -> bool:
     """Return whether a module is a LayerNorm or an RMSNorm, of which each architecture may have its own."""
@@ -22,9 +24,10 @@ def gain_and_bias(norm: nn.Module, like: Float[Tensor, "*batch D"]) -> tuple[Flo
     """Return what a norm multiplies each dimension by and what it then adds, in float32, on the device of `like`."""
     ones = torch.ones(like.shape[-1], device=like.device)
     if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
-        bias = getattr(norm, "bias", None)
-        gain = ones if norm.weight is None else norm.weight.float()
-        return gain, torch.zeros_like(ones) if bias is None else bias.float()
+        with weights_at_hand(norm):
+            bias = getattr(norm, "bias", None)
+            gain = ones if norm.weight is None else norm.weight.float()
+            return gain, torch.zeros_like(ones) if bias is None else bias.float()
     # Some multiply by the weight, some by 1 + weight, T5's LayerNorm does not centre: a vector of mean 0 comes back as
     # what it is normalised to, times the gain, and its negative as the opposite. Large beside epsilon, and through
     # `forward`, so that no hook sees them.

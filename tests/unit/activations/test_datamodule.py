@@ -13,8 +13,9 @@ from transformers import ViTConfig
 
 from helpers.errors import refused
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.errors import ConfigError, CorpusError, ModelError, SiteError, section, under
-from lightsae.lm import LanguageModel
+from lightsae.activations.stream import Process
+from lightsae.errors import CheckpointError, ConfigError, CorpusError, ModelError, SiteError, section, under
+from lightsae.lm import LanguageModel, placement
 from lightsae.lm.dtypes import dtype_name, warn_if_slow
 from lightsae.sae import SiteRef, TopK, Widths
 from lightsae.training.module import SAEModule
@@ -556,3 +557,84 @@ def test_a_name_that_is_none_of_the_known(text: dict[str, Any], setting: str) ->
     object.__setattr__(data, setting, "sqrtd")
     with refused(ConfigError, rf"{setting} is 'sqrtd'"):
         data.check()
+
+
+# -- where the language model runs, and what its weights are rounded to ------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", [{"quantization": "8bit"}, {"device": "cpu"}, {"device_map": "auto"}])
+def test_without_a_language_model_there_is_nothing_to_place(activation_file: Files, setting: dict[str, Any]) -> None:
+    ((name, value),) = setting.items()
+    with refused(ConfigError, f"^data.{name} is '{value}'; but no language model is read; leave it out"):
+        ActivationDataModule(activations=activation_file(300), **setting)
+
+
+def test_a_language_model_on_a_device_of_its_own(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    batches = []
+    for device in (None, "cpu"):
+        data = ActivationDataModule(**text, device=device)
+        set_up(data, quiet, max_steps=4)
+        batches.append(next(iter(data.train_dataloader())))
+        data.teardown("fit")
+    (ours, theirs), site = batches, SiteRef(text["model"], "resid_post.0")
+    assert torch.equal(ours.activations[site], theirs.activations[site])
+
+
+def test_activations_arrive_at_the_device_of_the_run(text: dict[str, Any]) -> None:
+    """Meta stands for the device that trains."""
+    data, site = ActivationDataModule(**text, device="cpu"), SiteRef(text["model"], "resid_post.0")
+    process = Process((site,), torch.device("meta"), torch.float32)
+    models = data.source.models(process)
+    (lm,) = models.values()
+    assert (lm.device.type, lm.model.device.type) == ("meta", "cpu")
+    read = lm.capture(torch.zeros(2, 8, dtype=torch.long), ["resid_post.0"])["resid_post.0"]
+    assert read.device.type == "meta"
+
+
+@pytest.mark.parametrize(("before", "now"), [(None, "4bit"), ("8bit", None), ("8bit", "4bit")])
+def test_a_resumption_with_other_weights_is_refused(
+    text: dict[str, Any], quiet: dict[str, Any], before: Any, now: Any
+) -> None:
+    first = ActivationDataModule(**text)
+    set_up(first, quiet, max_steps=4)
+    next(iter(first.train_dataloader()))
+    object.__setattr__(first, "quantization", before)
+    state = first.state_dict()
+    first.teardown("fit")
+    said = f"^data.quantization differs from the checkpoint's: it was {before} and is {now}. Go on with the run's own"
+    with refused(CheckpointError, said):
+        ActivationDataModule(**text, quantization=now).check_place(state, 1)
+    object.__setattr__(first, "quantization", None)
+    set_up(first, quiet, max_steps=4)
+    if before is None:
+        first.check_place(state, 1)
+        object.__setattr__(first, "quantization", now)
+    with refused(CheckpointError, "^data.quantization differs from the checkpoint's"):
+        first.load_state_dict(state)
+    first.teardown("fit")
+
+
+def test_the_rounding_is_told_to_who_reads_the_export(text: dict[str, Any]) -> None:
+    assert ActivationDataModule(**text, quantization="8bit").describe()["quantization"] == "8bit"
+    assert "quantization" not in ActivationDataModule(**text).describe()
+
+
+def test_random_weights_are_not_rounded(text: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "find_spec", lambda name: name)
+    data = ActivationDataModule(**(text | {"model": f"{text['model']}@random"}), quantization="8bit")
+    with refused(ModelError, r"^data.model is '.*@random', but data.quantization is '8bit': random weights are not"):
+        data.preflight()
+
+
+def test_a_run_on_rounded_weights(text: dict[str, Any], quiet: dict[str, Any]) -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    batches, site = [], SiteRef(text["model"], "resid_post.0")
+    for quantization in (None, "4bit", "4bit"):
+        data = ActivationDataModule(**text, quantization=quantization, dtype="float32")
+        set_up(data, quiet, max_steps=4)
+        batches.append(next(iter(data.train_dataloader())).activations[site])
+        data.teardown("fit")
+    plain, rounded, again = batches
+    assert torch.equal(rounded, again)
+    assert 0 < (rounded - plain).norm() / plain.norm() < 0.5

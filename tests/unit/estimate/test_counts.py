@@ -77,6 +77,36 @@ def test_a_language_model_counts_up_to_its_site(tiny_text: Any) -> None:
     assert splicing_flops(run, whole, first=True) == 16 * (2 * block + above * 6)
 
 
+@pytest.mark.parametrize(("quantization", "size"), [("8bit", 1), ("4bit", 0.5625)])
+def test_rounded_weights_take_less_memory(tiny_text: Any, quantization: Any, size: float) -> None:
+    text = {"model": tiny_text.model, "site": "resid_post.0", "dataset": tiny_text.corpus, "context_size": 16}
+    plain, rounded = (ActivationDataModule(**text, quantization=one) for one in (None, quantization))
+    memory = []
+    for data in (plain, rounded):
+        run = plan(data, CASES["TopK"])
+        costs, machine = language_model_costs(run, whole=True), Machine(flops=1e9, bandwidth=1e9)
+        seconds = seconds_of(machine, run, costs)
+        figures = forecast(run, costs, seconds, device=torch.device("meta"), dtype=torch.float32)
+        memory.append(figures.memory["language_model"])
+    # 4 matrices of attention and 3 of the MLP in each of two blocks; the head and all else stay.
+    assert memory[0] - memory[1] == 2 * (4 * 12 * 12 + 3 * 12 * 16) * (4 - size)
+
+
+@pytest.mark.parametrize("settings", [{"device": "cuda:1"}, {"device_map": "auto"}])
+def test_a_model_elsewhere_takes_no_memory_here(tiny_text: Any, settings: dict[str, Any]) -> None:
+    text = {"model": tiny_text.model, "site": "resid_post.0", "dataset": tiny_text.corpus, "context_size": 16}
+    memory = []
+    for chosen in ({}, settings):
+        run = plan(ActivationDataModule(**text, **chosen), CASES["TopK"])
+        costs = language_model_costs(run, whole=False)
+        seconds = seconds_of(Machine(flops=1e9, bandwidth=1e9), run, costs)
+        memory.append(forecast(run, costs, seconds, device=torch.device("cuda:0"), dtype=torch.float32).memory)
+    here, elsewhere = memory
+    assert (here["language_model_elsewhere"], elsewhere["language_model"]) == (0, 0)
+    assert elsewhere["language_model_elsewhere"] == here["language_model"] > 0
+    assert elsewhere["peak"] < here["peak"]
+
+
 def test_a_plan_is_what_the_run_does(activation_file: Callable[..., str]) -> None:
     data = ActivationDataModule(activations=activation_file(2000), batch_tokens=64, buffer_tokens=512, val_tokens=128)
     run = plan(data, CASES["ReLU"], steps=30, devices=2, accumulated=3)
@@ -110,5 +140,5 @@ def test_a_synthetic_world_has_no_language_model() -> None:
     data = ActivationDataModule(dataset="synthetic")
     costs = language_model_costs(plan(data, CASES["TopK"]), whole=True)
     assert SimpleNamespace(**costs.__dict__) == SimpleNamespace(
-        parameters=0, site=0, whole=0, below=0, vocabulary=0, hidden=0
+        parameters=0, site=0, whole=0, below=0, vocabulary=0, hidden=0, rounded=0, rounded_bytes=0
     )

@@ -25,6 +25,8 @@ TEXT_SETTINGS = (
     *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "chat_template"),
     *("streaming", "validation_split", "validation_fraction"),
 )
+# Those that an identity leaves out where they are not set: caches from before there were any go on.
+OPTIONAL_SETTINGS = ("quantization",)
 AGAIN = "`lightsae cache` with the same settings makes it again"
 
 
@@ -54,7 +56,7 @@ class CacheIdentity:
     """All that the activations of a cache depend on.
 
     Attributes:
-        settings: Those of `TEXT_SETTINGS`.
+        settings: Those of `TEXT_SETTINGS`, and of `OPTIONAL_SETTINGS` where they are set.
         sites: Where they were read.
         revision: Commit of the model, where the Hub told it.
         contents: Digests of the corpus, of the weights and of the tokenizer's file.
@@ -82,8 +84,8 @@ class CacheIdentity:
 
     def difference(self, now: "CacheIdentity") -> str | None:
         """Return in words the first difference of a cache from what would be written now; None if there is none."""
-        for name, stored in self.settings.items():
-            if stored != (value := now.settings[name]):
+        for name in dict.fromkeys((*self.settings, *now.settings)):
+            if (stored := self.settings.get(name)) != (value := now.settings.get(name)):
                 return f"{arg(name, 'data')} is {value!r}, and was {stored!r}"
         if self.sites != now.sites:
             names, before = (", ".join(site.name for site in sites) for sites in (now.sites, self.sites))
@@ -270,14 +272,15 @@ class Cache:
             ConfigError: They do.
         """
         refuse_groups(vars(settings))
-        for name, stored in self.identity.settings.items():
+        kept = dict.fromkeys(OPTIONAL_SETTINGS) | self.identity.settings
+        for name, stored in kept.items():
             value = getattr(settings, name)
             if value not in (stored, getattr(DataSettings, name)):
                 raise ConfigError(
                     f"{arg(name)} is {value!r}, but {arg('cache')} {self.folder!r} was made with {stored!r}; "
                     f"leave {arg(name)} out, or write a cache of its own."
                 )
-        return dict(self.identity.settings)
+        return kept
 
     def site(self, name: str | None) -> CachedSite:
         """Return the site that a user's name means; None: the only one.

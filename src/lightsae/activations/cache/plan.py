@@ -6,7 +6,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from lightsae.activations.cache.manifest import NAME, TEXT_SETTINGS, CachedSite, CacheIdentity, Manifest, refuse_groups
+from lightsae.activations.cache.manifest import (
+    NAME,
+    OPTIONAL_SETTINGS,
+    TEXT_SETTINGS,
+    CachedSite,
+    CacheIdentity,
+    Manifest,
+    refuse_groups,
+)
 from lightsae.activations.cache.shards import bytes_per_token
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.corpus.open import open_documents
@@ -17,7 +25,7 @@ from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, arg, section
 from lightsae.formats.files import entries
 from lightsae.lm.dtypes import DTYPES, choose_dtype, dtype_name
-from lightsae.lm.load import check_device
+from lightsae.lm.placement import check_device
 from lightsae.version import version
 
 # In this order: what is wrong with the small one is found first.
@@ -168,7 +176,8 @@ def _identity(source: TextSource, model_dtype: str, dtype: str) -> CacheIdentity
         contents["validation_split"] = held_out.contents()
         held_out.close()
     return CacheIdentity(
-        settings={name: getattr(settings, name) for name in TEXT_SETTINGS},
+        settings={name: getattr(settings, name) for name in TEXT_SETTINGS}
+        | {name: value for name in OPTIONAL_SETTINGS if (value := getattr(settings, name)) is not None},
         sites=_sites(source),
         revision=source.description(settings.model).revision,
         contents=contents,

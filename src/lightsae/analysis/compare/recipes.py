@@ -21,7 +21,10 @@ from lightsae.parsing import parse_yaml
 # What comes before `=` in a word; a path has slashes, an address a colon.
 _NAMED = re.compile(r"([^=/:,]+)=(.+)", re.DOTALL)
 # Settings of `data:` that change nothing of what is learned, or are the seed.
-_OF_THE_MACHINE = ("seed", "num_workers", "model_batch_tokens", "val_tokens", "streaming", "trust_remote_code")
+_OF_THE_MACHINE = (
+    *("seed", "num_workers", "model_batch_tokens", "val_tokens", "streaming", "trust_remote_code"),
+    *("device", "device_map"),
+)
 _OF_THE_TRAINER = ("max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightsae.errors import SiteError
 from lightsae.lm import LanguageModel
+from lightsae.lm.placement import quantization_of
 from lightsae.metrics.conventions import is_sink
 from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
@@ -53,7 +54,8 @@ class LiveEncoder:
             provenance: Of its export: tells the model's revision, the rows' length and whether they begin with BOS.
             device: Where the models go.
             model: What the SAE's first model is called here; None: as in training.
-            options: More of `LanguageModel.from_pretrained`: `revision`, `dtype`, `trust_remote_code`.
+            options: More of `LanguageModel.from_pretrained`: `revision`, `dtype`, `trust_remote_code`, `quantization`
+                (None: as in training, `none`: not at all), `device_map`.
 
         Raises:
             SiteError: It was trained on activations of no known model.
@@ -67,11 +69,15 @@ class LiveEncoder:
             )
         names = list(dict.fromkeys(ref.model for ref in sites))
         revision = options.pop("revision", None) or provenance.get("model_revision")
+        rounded = quantization_of(options.pop("quantization", None), provenance.get("quantization"))
+        spread = options.get("device_map") is not None
         lms = {
             name: LanguageModel.from_pretrained(
                 model or name if name == names[0] else name,
                 revision=revision if name == names[0] else None,
-                device=device,
+                quantization=rounded,
+                device=None if spread else device,
+                output_device=device if spread else None,
                 sites=[ref.site for ref in sites if ref.model == name],
                 **options,
             )

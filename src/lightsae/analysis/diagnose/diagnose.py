@@ -106,6 +106,6 @@ def _other_model(settings: DiagnoseSettings, text: TextSettings, loaded: LoadedS
         return LanguageModel.from_pretrained(
             settings.other_model,
             dtype=loaded.main_model.dtype,
-            device=text.device,
             trust_remote_code=text.trust_remote_code,
+            **text.placement(loaded.saved.provenance.quantization),
         )

@@ -151,7 +151,7 @@ def _clean_pass(
     mask = torch.zeros_like(inside)
     with ExitStack() as stack:
         for ref in sae.widths.read:
-            stack.enter_context(hooked(model.model, model.site(ref.site), partial(note, ref)))
+            stack.enter_context(hooked(model.model, model.site(ref.site), partial(note, ref), model.device))
         log_probabilities = _log_probabilities(model, tokens, lambda: mask.copy_(counted()))
     return log_probabilities, added, mask
 
@@ -165,7 +165,7 @@ def _log_probabilities(
     """
 
     def keep(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][:, :-1][counted()][None],)
+        return (args[0][:, :-1][counted().to(args[0].device)][None],)
 
     handle = model.model.get_output_embeddings().register_forward_pre_hook(keep)
     try:

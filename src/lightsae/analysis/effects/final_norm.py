@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.lm import LanguageModel
+from lightsae.lm.devices import device_of
 from lightsae.lm.norms import gain_and_bias, is_centred
 from lightsae.lm.sites import family_of, path_in_body
 from lightsae.metrics.conventions import is_sink
@@ -57,8 +58,8 @@ def final_norm(model: LanguageModel) -> FinalNorm | None:
     if path is None:
         return None
     norm = model.model.get_submodule(path)
-    like = torch.zeros(model.model.config.get_text_config().hidden_size, device=model.device)
-    gain = gain_and_bias(norm, like)[0].detach()
+    like = torch.zeros(model.model.config.get_text_config().hidden_size, device=device_of(norm, model.device))
+    gain = gain_and_bias(norm, like)[0].detach().to(model.device)
     # OLMo's has none and computes with 1e-5.
     eps = float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-5)))
     return FinalNorm(path, gain, is_centred(norm, like), eps)

@@ -21,6 +21,7 @@ from lightsae.analysis.effects.directions import directions
 from lightsae.analysis.effects.final_norm import FinalNorm, final_norm
 from lightsae.errors import ModelError
 from lightsae.lm import LanguageModel
+from lightsae.lm.devices import weights_at_hand
 from lightsae.sae import SiteRef, SparseAutoencoder
 
 # Sites that are written to the residual stream; what stands at the others is read by a layer first.
@@ -107,7 +108,9 @@ def logits_of(
     config = model.model.config.get_text_config()
     # Cohere multiplies its logits, Granite divides them.
     scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-    logits: Tensor = norm.fold(vectors, norm_scale) @ model.model.get_output_embeddings().weight.float().T
+    head = model.model.get_output_embeddings()
+    with weights_at_hand(head):
+        logits: Tensor = norm.fold(vectors, norm_scale) @ head.weight.float().T.to(vectors.device)
     return scale * logits
 
 

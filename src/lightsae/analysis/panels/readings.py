@@ -102,7 +102,7 @@ def watched(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, li
 
     with ExitStack() as stack:
         for site, kept in seen.items():
-            stack.enter_context(hooked(model.model, model.site(site), partial(note, kept)))
+            stack.enter_context(hooked(model.model, model.site(site), partial(note, kept), model.device))
         yield seen
 
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.errors import ConfigError, FormatError, ModelError, arg, reading, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel, describe
+from lightsae.lm.placement import check_choices, quantization_of
 from lightsae.lm.random_weights import split_name
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -47,10 +48,11 @@ class TextSettings:
         site: Where an SAE reads whose file does not say it: `resid_post.6`, ...; `lightsae sites MODEL` lists them.
         target_site: What such a transcoder predicts.
         dataset: Another corpus; as in `lightsae fit`.
-        device: Where the models run: `cpu`, `cuda`, `cuda:1`, ...
+        device: Where the models run: `cpu`, `cuda`, `cuda:1`, ...; with device_map where the SAE does.
+        quantization: Round the language model's weights: `8bit`, `4bit`, or `none`.
 
     Raises:
-        ConfigError: `model_batch_tokens` is below 1.
+        ConfigError: `model_batch_tokens` is below 1, or `quantization` or `device_map` is none that is known.
     """
 
     model: str | None = None
@@ -71,13 +73,30 @@ class TextSettings:
     num_workers: int = DataSettings.num_workers
     device: str = "cpu"
     trust_remote_code: bool = False
+    quantization: Literal["none", "8bit", "4bit"] | None = None
+    device_map: str | dict[str, int | str] | None = None
 
     def __post_init__(self) -> None:
         if self.model_batch_tokens < 1:
             raise ConfigError("model_batch_tokens", self.model_batch_tokens, "it must be at least 1")
+        check_choices(quantization_of(self.quantization, None), None, self.device_map)
+
+    def placement(self, trained: str | None) -> dict[str, Any]:
+        """Return the arguments of `LanguageModel.from_pretrained` that say where a model goes, and rounded to what.
+
+        Args:
+            trained: What it was rounded to in the SAE's training.
+        """
+        spread = self.device_map is not None
+        return {
+            "quantization": quantization_of(self.quantization, trained),
+            "device": None if spread else self.device,
+            "device_map": self.device_map,
+            "output_device": self.device if spread else None,
+        }
 
 
-_SAID = ("model", "site", "target_site", "dataset", "device")
+_SAID = ("model", "site", "target_site", "dataset", "device", "quantization")
 # What the other settings mean is said where they are declared.
 _SHARED = described(*(field.name for field in fields(TextSettings) if field.name not in _SAID))
 TextSettings.__doc__ = inspect.cleandoc(TextSettings.__doc__ or "").replace("\n\nRaises:", f"\n{_SHARED}\n\nRaises:")
@@ -143,9 +162,9 @@ class LoadedSAE:
                     known_as=name,
                     revision=settings.model_revision or (trained.revision if is_main else None),
                     dtype=settings.dtype or trained.dtype or "auto",
-                    device=settings.device,
                     sites=None if whole_model else [site.site for site in widths if site.model == name],
                     trust_remote_code=settings.trust_remote_code,
+                    **settings.placement(trained.quantization),
                 )
             _check_fits(model, widths, name, corpus.context_size)
             _check_weights(model, name)

@@ -25,7 +25,8 @@ class LanguageModels:
             ModelError: There is no such model.
         """
         part = None if sites is None else tuple(sites)
-        key = (name_or_path, known_as, part, *sorted(settings.items()))
+        # As words: a device map is a dict.
+        key = (name_or_path, known_as, part, *(f"{name} {value}" for name, value in sorted(settings.items())))
         if key not in self._loaded:
             self._loaded[key] = LanguageModel.from_pretrained(name_or_path, sites=sites, **settings)
         return self._loaded[key]

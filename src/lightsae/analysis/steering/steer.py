@@ -162,7 +162,7 @@ class Steering:
                     f"{self.site.site!r} is written before {ref.site!r} is read, which the latents need; of a "
                     "crosscoder's sites only the last can be clamped. Add and ProjectOut without a condition work."
                 )
-            parts[ref] = part.reshape(len(x), -1)
+            parts[ref] = part.reshape(len(x), -1).to(x.device)
         self.encodes += 0 if self._reader.alone else len(x)
         return self._reader(Widths.join(parts, parts).detach())
 

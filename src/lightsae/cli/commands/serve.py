@@ -5,6 +5,7 @@ import ipaddress
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -30,6 +31,8 @@ class LiveSettings:
         model_revision: Revision of a Hub model.
         dtype: Dtype of the language model: `auto`, `float32`, `bfloat16`, `float16`.
         device: Where model and SAE go: cpu, cuda, mps.
+        quantization: Round the language model's weights: `8bit`, `4bit`, or `none`.
+        device_map: Spread the language model over devices; as data.device_map of `lightsae fit`.
         trust_remote_code: Run code that a Hub model brings along.
     """
 
@@ -38,6 +41,8 @@ class LiveSettings:
     dtype: str = "auto"
     device: str = "cpu"
     trust_remote_code: bool = False
+    quantization: Literal["none", "8bit", "4bit"] | None = None
+    device_map: str | dict[str, int | str] | None = None
 
 
 @command("FOLDER [OPTIONS]", _EXAMPLES, positional=True)
@@ -77,6 +82,8 @@ def _encoder(dictionary: FeatureDictionary, sae: str, live: LiveSettings) -> Liv
         revision=live.model_revision,
         dtype=live.dtype,
         trust_remote_code=live.trust_remote_code,
+        quantization=live.quantization,
+        device_map=live.device_map,
     )
 
 

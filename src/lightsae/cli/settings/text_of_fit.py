@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 from jsonargparse import set_loader
 
-from lightsae.activations.cache.manifest import TEXT_SETTINGS, refuse_groups
+from lightsae.activations.cache.manifest import OPTIONAL_SETTINGS, TEXT_SETTINGS, refuse_groups
 from lightsae.activations.settings import DataSettings
 from lightsae.cli.settings.classes import TRUST
 from lightsae.cli.settings.grid import expand_grid
@@ -15,8 +15,8 @@ from lightsae.errors import section
 
 LOADER = "lightsae-text-of-fit"
 # Settings under `data` that say what is read, where, and how.
-_READING = ("site", "target_site", "val_tokens", "dtype", "model_batch_tokens", "num_workers", TRUST)
-READ = (*TEXT_SETTINGS, *_READING)
+_READING = ("site", "target_site", "val_tokens", "dtype", "model_batch_tokens", "num_workers", "device_map", TRUST)
+READ = (*TEXT_SETTINGS, *OPTIONAL_SETTINGS, *_READING)
 # The others say what is trained on it, and how.
 OTHERS = tuple(name for name in DataSettings.__dataclass_fields__ if name not in READ)
 _OTHER_SECTIONS = ("model", "trainer", "seed_everything", "ckpt_path", "weights_only", "verbose", *CALLBACKS)

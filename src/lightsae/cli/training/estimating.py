@@ -33,6 +33,7 @@ _PARTS = {
 }
 _MEMORY = {
     "language_model": "language model",
+    "language_model_elsewhere": "language model, on devices of its own",
     "sae_weights": "SAE weights",
     "sae_gradients": "their gradients",
     "sae_adam": "Adam's moments",
@@ -85,8 +86,9 @@ class EstimatingTrainer(Trainer):
         plan = plan_of(self.config, model, datamodule, tokens)
         whole = self.config.language_model_metrics is not None
         costs = language_model_costs(plan, whole)
-        dtype = datamodule.dtype_on(device)
         if machine is None:
+            with section("data"):
+                dtype = datamodule.dtype_on(device)
             seconds = self._measured(plan, model, costs, device, dtype)
         else:
             seconds = seconds_of(machine, plan, costs)
@@ -100,6 +102,8 @@ class EstimatingTrainer(Trainer):
                 "note      data.roles: the language model reads the tokens of other roles too, which are not counted "
                 "here: of text with a share s of tokens to train on, its part takes 1 / s as long"
             )
+        if datamodule.quantization is not None and machine is None:
+            print("note      data.quantization: the language model was timed with weights that are not rounded")
         if out is not None:
             with write_atomically(out) as partial:
                 partial.write_text(json.dumps(result.as_dict(), indent=2) + "\n")

@@ -21,8 +21,8 @@ from lightsae.activations.cache.shards import Shard
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.activations.settings import DataSettings, MixedDataset
 from lightsae.activations.stream import Process
-from lightsae.errors import ActivationError, ConfigError, CorpusError, FormatError, ModelError, SiteError
-from lightsae.lm import LanguageModel
+from lightsae.errors import ActivationError, ConfigError, CorpusError, FormatError, ModelError, SiteError, arg
+from lightsae.lm import LanguageModel, placement
 from lightsae.sae import SiteRef
 
 Write = Callable[..., Manifest]
@@ -246,6 +246,7 @@ def test_no_manifest_at_all(tmp_path: Path) -> None:
         ({"dataset": "other.jsonl"}, r"data\.dataset is 'other\.jsonl', but data\.cache"),
         ({"context_size": 64}, r"data\.context_size is 64, but data\.cache '.*' was made with 8; leave"),
         ({"prepend_bos": False}, r"data\.prepend_bos is False, but data\.cache"),
+        ({"quantization": "8bit"}, r"data\.quantization is '8bit', but data\.cache '.*' was made with None; leave"),
         ({"activations": "x.npy"}, r"data\.cache is '.*', and data\.activations names other data"),
         ({"roles": ["user"]}, r"data\.roles: a cache keeps neither datasets nor roles apart; leave it out\."),
         ({"datasets": [MixedDataset("x")]}, r"data\.datasets: a cache keeps neither datasets nor roles apart;"),
@@ -287,6 +288,23 @@ def test_a_writer_with_other_settings(copy: Path, write: Write, settings: dict[s
     with refused(ConfigError, rf"^out is '.*', a cache of other activations: {said}\. Name a new folder"):
         write(copy, **settings)
     assert held(copy) == before
+
+
+def test_a_cache_of_rounded_weights(
+    copy: Path, cached_text: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it holds of the setting, without the package: nothing where it is not set."""
+    monkeypatch.setattr(placement, "find_spec", lambda name: name)
+    with refused(ConfigError, r"a cache of other activations: data\.quantization is '8bit', and was None\. Name"):
+        write(copy, quantization="8bit")
+    rounded = DataSettings(**(cached_text | {"quantization": "8bit"}))
+    identity = plans.plan_cache(rounded, copy.parent / "rounded", 1600).identity
+    assert identity.settings["quantization"] == "8bit"
+    plain = Manifest.read(copy).identity
+    assert "quantization" not in plain.settings
+    assert identity.difference(plain) == f"{arg('quantization', 'data')} is None, and was '8bit'"
+    cache = Cache(str(copy), Manifest(identity))
+    assert cache.text_settings(DataSettings())["quantization"] == "8bit"
 
 
 @pytest.fixture

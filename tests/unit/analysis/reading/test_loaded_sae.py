@@ -40,6 +40,41 @@ def load(folder: str, **settings: Any) -> LoadedSAE:
     return LoadedSAE.load(folder, TextSettings(**settings), whole_model=False)
 
 
+@pytest.mark.parametrize(
+    ("trained", "settings", "loaded"),
+    [
+        (None, {}, (None, "cpu", None, None)),
+        ("4bit", {}, ("4bit", "cpu", None, None)),
+        ("4bit", {"quantization": "none"}, (None, "cpu", None, None)),
+        ("4bit", {"quantization": "8bit", "device": "meta"}, ("8bit", "meta", None, None)),
+        (None, {"device_map": {"": "cpu"}}, (None, None, {"": "cpu"}, "cpu")),
+    ],
+)
+def test_the_model_is_rounded_and_placed(
+    export: Export, monkeypatch: pytest.MonkeyPatch, trained: str | None, settings: dict[str, Any], loaded: Any
+) -> None:
+    names = ("quantization", "device", "device_map", "output_device")
+    asked: list[tuple[Any, ...]] = []
+
+    class Asked(Exception):
+        pass
+
+    def load_model(name: str, **told: Any) -> None:
+        asked.append(tuple(told[one] for one in names))
+        raise Asked
+
+    monkeypatch.setattr(LanguageModel, "from_pretrained", load_model)
+    monkeypatch.setattr(SavedSAE, "of", lambda sae, _: SavedSAE.open(sae))
+    with pytest.raises(Asked):
+        load(export(quantization=trained), **settings)
+    assert asked == [loaded]
+
+
+def test_a_device_map_of_no_kind() -> None:
+    with pytest.raises(ConfigError, match=r"^device_map is 'here'; write auto"):
+        TextSettings(device_map="here")
+
+
 def test_everything_follows_from_the_export(export: Export, make_model: Callable[..., Path], tiny_corpus: Path) -> None:
     folder = export(skip_positions=3, skip_special_tokens=True, prepend_bos=False)
     loaded = load(folder)

@@ -33,7 +33,7 @@ def test_training_is_left_out_and_what_nobody_knows_is_not() -> None:
         "throughput": {"every_n_steps": 4},
         "out": "cache",
         "traner": {},
-        "data": {"model": "m", "batch_tokens": 4, "cache": None, "prefetch": True, "modle": "x"},
+        "data": {"model": "m", "batch_tokens": 4, "cache": None, "prefetch": True, "device": "cuda:1", "modle": "x"},
     }
     assert text_of_fit(file) == {"out": "cache", "traner": {}, "data": {"model": "m", "modle": "x"}}
     assert text_of_fit("a.yaml") == "a.yaml"
@@ -44,6 +44,11 @@ def test_what_a_cache_cannot_keep_is_refused(name: str) -> None:
     with refused(ConfigError, f"data.{name}: a cache keeps neither datasets nor roles apart; leave it out."):
         text_of_fit({"data": {"model": "m", name: ["assistant"]}})
     assert text_of_fit({"data": {"model": "m", name: None}}) == {"data": {"model": "m"}}
+
+
+def test_how_the_model_is_loaded_is_kept() -> None:
+    data = {"model": "m", "quantization": "4bit", "device_map": "auto"}
+    assert text_of_fit({"data": data}) == {"data": data}
 
 
 def test_settings_are_on_one_side() -> None:
