@@ -179,11 +179,11 @@ def test_each_site_has_its_own_scale() -> None:
 
 
 def test_default_learning_rates() -> None:
-    """lr sqrt(D S) is 1.75: how far an encoder column of D weights goes in S steps of unrelated directions."""
+    """lr sqrt(D S) is 2.5: how far an encoder column of D weights goes in S steps of unrelated directions."""
     sae = TopK(Widths.of(64), 1024, k=2)
-    assert sae.default_lr(3000) == pytest.approx(1.75 / math.sqrt(64 * 3000)) == pytest.approx(3.994e-3, rel=1e-3)
+    assert sae.default_lr(3000) == pytest.approx(2.5 / math.sqrt(64 * 3000)) == pytest.approx(5.705e-3, rel=1e-3)
     assert TopK(Widths.of(64), 4096, k=2).default_lr(3000) == sae.default_lr(3000)
     assert TopK(Widths.of(256), 1024, k=2).default_lr(3000) == pytest.approx(sae.default_lr(3000) / 2)
     assert sae.default_lr(1) == 0.01, "the highest, for runs of a few steps"
-    assert JumpReLU(Widths.of(64), 1024).default_lr(3000) == pytest.approx(sae.default_lr(3000) / 1.75)
+    assert JumpReLU(Widths.of(64), 1024).default_lr(3000) == pytest.approx(sae.default_lr(3000) / 2.5)
     assert sae.mechanism.adam_eps == 6.25e-10

@@ -97,7 +97,7 @@ def test_learning_rates_and_adams_settings_by_entry(
         "runs": Entry(relu, site="resid_post.0"),
         "wide": Entry(lambda w: TopK(w, 64, k=2), site="resid_post.0"),
     }
-    for lr, expected in ((0.25, [0.5, 0.25, 0.25]), (None, [0.5, 1.75 / 12**0.5, 1.75 / 12**0.5])):
+    for lr, expected in ((0.25, [0.5, 0.25, 0.25]), (None, [0.5, 2.5 / 12**0.5, 2.5 / 12**0.5])):
         trainer = Trainer(**quiet, max_steps=1)
         trainer.fit(SAEModule(saes=entries, lr=lr, lr_warm_up=0.0, lr_decay=0.0), data)
         groups = trainer.optimizers[0].param_groups

@@ -81,7 +81,7 @@ class Mechanism(nn.Module, ABC):
     unit_norm_decoder: bool = True
     centres_input: bool = True
     initial_decoder_norm: float = 1.0
-    travel: float = 1.75
+    travel: float = 2.5
     has_auxk: bool = False
     competes: bool = True
     two_modes: bool = False
