@@ -21,7 +21,7 @@ from lightsae.activations.timings import Timings
 from lightsae.errors import ConfigError, SiteError, arg, did_you_mean, under
 from lightsae.lm import LanguageModel, ModelDescription, describe
 from lightsae.lm.dtypes import dtype_name
-from lightsae.lm.placement import Placement
+from lightsae.lm.placement import Placement, loading_arguments
 from lightsae.sae import SiteRef
 
 
@@ -175,12 +175,9 @@ class TextSource(ActivationSource):
             name,
             revision=self._revision(name),
             dtype=dtype,
-            device=None if settings.device_map is not None else settings.device or device,
             sites=sites,
             trust_remote_code=settings.trust_remote_code,
-            quantization=settings.quantization,
-            device_map=settings.device_map,
-            output_device=device,
+            **loading_arguments(settings.quantization, settings.device_map, device, settings.device),
         )
 
     def whole_model(self) -> LanguageModel:

@@ -188,6 +188,22 @@ def quantization_of(chosen: str | None, trained: str | None) -> str | None:
     return trained if chosen is None else None if chosen == "none" else chosen
 
 
+def loading_arguments(
+    quantization: str | None, device_map: DeviceMap | None, run: Any, own: str | None = None
+) -> dict[str, Any]:
+    """Return the arguments of `LanguageModel.from_pretrained` that say where a model goes, and rounded to what.
+
+    Args:
+        quantization: See there.
+        device_map: See there.
+        run: The device where activations are needed.
+        own: That of the model by itself; None: `run`.
+    """
+    device = None if device_map is not None else own or run
+    elsewhere = None if device is run else run
+    return {"quantization": quantization, "device_map": device_map, "device": device, "output_device": elsewhere}
+
+
 def rounded_to(quantization: str | None, config: Any) -> str | None:
     """Return what bitsandbytes has rounded a model to when it is in memory: by a setting, or when it was saved."""
     if quantization is not None or saved_by(config) != "bitsandbytes":

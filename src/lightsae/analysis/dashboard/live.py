@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightsae.errors import SiteError
 from lightsae.lm import LanguageModel
-from lightsae.lm.placement import quantization_of
+from lightsae.lm.placement import loading_arguments, quantization_of
 from lightsae.metrics.conventions import is_sink
 from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 
@@ -70,15 +70,13 @@ class LiveEncoder:
         names = list(dict.fromkeys(ref.model for ref in sites))
         revision = options.pop("revision", None) or provenance.get("model_revision")
         rounded = quantization_of(options.pop("quantization", None), provenance.get("quantization"))
-        spread = options.get("device_map") is not None
+        placed = loading_arguments(rounded, options.pop("device_map", None), device)
         lms = {
             name: LanguageModel.from_pretrained(
                 model or name if name == names[0] else name,
                 revision=revision if name == names[0] else None,
-                quantization=rounded,
-                device=None if spread else device,
-                output_device=device if spread else None,
                 sites=[ref.site for ref in sites if ref.model == name],
+                **placed,
                 **options,
             )
             for name in names

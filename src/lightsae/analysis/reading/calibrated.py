@@ -48,8 +48,13 @@ class CalibratedFeatures(ABC):
     def values(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> Float[Tensor, "T F"]:
         """Return the activations; 0 where a feature does not fire."""
         scores = self.scores(activations)
-        thresholds, means = (t.to(scores.device) for t in (self.thresholds, self.means))
-        return torch.where(scores > thresholds, scores - torch.minimum(means, thresholds), 0)
+        thresholds, zeros = self._levels(scores.device)
+        return torch.where(scores > thresholds, scores - zeros, 0)
+
+    def _levels(self, device: torch.device) -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
+        """Return the scores above which features fire, and those from which their activations are measured."""
+        thresholds, means = self.thresholds.to(device), self.means.to(device)
+        return thresholds, torch.minimum(means, thresholds)
 
     def encode(self, activations: Mapping[SiteRef, Float[Tensor, "T _"]]) -> SparseLatents:
         return SparseLatents.from_dense(self.values(activations))
@@ -59,9 +64,9 @@ class CalibratedFeatures(ABC):
     ) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " N"]]:
         # Few fire: what is not above a threshold is not looked at twice.
         scores = self.scores(activations)
-        thresholds, means = (t.to(scores.device) for t in (self.thresholds, self.means))
+        thresholds, zeros = self._levels(scores.device)
         tokens, features = (scores > thresholds).nonzero(as_tuple=True)
-        values = scores[tokens, features] - torch.minimum(means, thresholds)[features]
+        values = scores[tokens, features] - zeros[features]
         kept = values > least[features]
         return tokens[kept], features[kept], values[kept]
 

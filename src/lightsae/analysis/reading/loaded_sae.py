@@ -16,7 +16,7 @@ from lightsae.analysis.reading.text import CorpusRows, TextRows
 from lightsae.errors import ConfigError, FormatError, ModelError, arg, reading, under
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel, describe
-from lightsae.lm.placement import check_choices, quantization_of
+from lightsae.lm.placement import check_choices, loading_arguments, quantization_of
 from lightsae.lm.random_weights import split_name
 from lightsae.sae import SiteRef, SparseAutoencoder
 
@@ -87,13 +87,7 @@ class TextSettings:
         Args:
             trained: What it was rounded to in the SAE's training.
         """
-        spread = self.device_map is not None
-        return {
-            "quantization": quantization_of(self.quantization, trained),
-            "device": None if spread else self.device,
-            "device_map": self.device_map,
-            "output_device": self.device if spread else None,
-        }
+        return loading_arguments(quantization_of(self.quantization, trained), self.device_map, self.device)
 
 
 _SAID = ("model", "site", "target_site", "dataset", "device", "quantization")

@@ -29,7 +29,7 @@ def files_first(typed: Sequence[str]) -> list[str]:
         if word in ("--config", "-c"):
             files += [word, *islice(words, 1)]
         else:
-            (files if word.startswith("--config=") else options).append(word)
+            (files if word.startswith(("--config=", "-c=")) else options).append(word)
     return [*files, *options]
 
 

@@ -23,6 +23,7 @@ def test_files_come_first_in_their_order() -> None:
     typed = ["--data.seed", "-3", "-c", "b.yaml", "--config=a.yaml", "--data.config", "d.yaml", "--config", "c.yaml"]
     files = ["-c", "b.yaml", "--config=a.yaml", "--config", "c.yaml"]
     assert files_first(typed) == [*files, "--data.seed", "-3", "--data.config", "d.yaml"]
+    assert files_first(["--a", "1", "-c=b.yaml"]) == ["-c=b.yaml", "--a", "1"]
     assert files_first(["--a", "1", "--config"]) == ["--config", "--a", "1"]
 
 
