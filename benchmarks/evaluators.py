@@ -54,7 +54,7 @@ def make(folder: Path) -> None:
     from lightsae.cli import main as main_of_lightsae
     from lightsae.formats.convert import convert
     from lightsae.formats.saved_sae import SavedSAE
-    from lightsae.lm.load import BUILTIN
+    from lightsae.lm.config import BUILTIN
 
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / "lightning_logs" / "version_0"

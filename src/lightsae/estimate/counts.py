@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from lightsae.estimate.plan import RunPlan
 from lightsae.lm import describe
+from lightsae.lm.config import load_config, truncated
 from lightsae.lm.flops import flops_per_token
-from lightsae.lm.load import load_config, on_shapes, skeleton, truncated
+from lightsae.lm.load import on_shapes, skeleton
 from lightsae.lm.placement import BYTES, rounded_matrices, rounded_to
 from lightsae.sae import SparseAutoencoder
 from lightsae.sae.mechanisms import Gated, TopK

@@ -11,8 +11,9 @@ from lightsae.activations.settings import DataSettings
 from lightsae.activations.timings import Timings
 from lightsae.estimate.plan import RunPlan
 from lightsae.lm import LanguageModel, describe
+from lightsae.lm.config import load_config, truncated
 from lightsae.lm.flops import flops_per_token
-from lightsae.lm.load import load_config, random_model, truncated
+from lightsae.lm.load import random_model
 from lightsae.lm.vocabulary import Vocabulary
 from lightsae.sae import SiteRef
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightsae.errors import ModelError, SiteError, arg
+from lightsae.lm.config import has_next_token_head, short, source_of
 from lightsae.lm.devices import device_of
 from lightsae.lm.hooks import capture, reads_images
-from lightsae.lm.load import has_next_token_head, on_shapes, short, source_of
+from lightsae.lm.load import on_shapes
 from lightsae.lm.sites import AbsentSite, Site, SiteInfo, absent_sites, find_site, portable_names
 
 logger = logging.getLogger(__name__)

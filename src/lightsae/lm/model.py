@@ -15,19 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightsae.errors import ModelError, SiteError, arg, under
+from lightsae.lm.config import has_next_token_head, load_config, truncated
 from lightsae.lm.description import ModelDescription
 from lightsae.lm.devices import device_of, exchange_on, is_fixed
 from lightsae.lm.dtypes import choose_dtype
 from lightsae.lm.hooks import Intervention, capture, computed_once, hooked, no_cache
-from lightsae.lm.load import (
-    has_next_token_head,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    skeleton,
-    told_of,
-    truncated,
-)
+from lightsae.lm.load import load_tokenizer, load_weights, skeleton, told_of
 from lightsae.lm.placement import DeviceMap, Placement, check_device
 from lightsae.lm.sites import Site, blocks_before, find_site
 from lightsae.lm.vocabulary import Vocabulary

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightsae.errors import ModelError, SiteError, under
 from lightsae.lm import LanguageModel, describe
-from lightsae.lm.load import truncated
+from lightsae.lm.config import truncated
 
 
 @pytest.fixture

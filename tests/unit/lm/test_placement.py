@@ -17,8 +17,9 @@ from lightsae.analysis.effects.final_norm import final_norm
 from lightsae.analysis.effects.logits import logits_of
 from lightsae.errors import ConfigError, ModelError
 from lightsae.lm import LanguageModel, describe, placement
+from lightsae.lm.config import load_config, truncated
 from lightsae.lm.generate import Sampling, generate_samples
-from lightsae.lm.load import load_config, told_of, truncated
+from lightsae.lm.load import told_of
 from lightsae.lm.placement import Placement
 
 CPU = torch.device("cpu")

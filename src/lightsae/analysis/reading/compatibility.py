@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightsae.errors import ModelError, SiteError
-from lightsae.lm.load import source_of
+from lightsae.lm.config import source_of
 from lightsae.lm.model import name_of, revision_of
 from lightsae.lm.random_weights import split_name
 from lightsae.sae import SiteRef, SparseAutoencoder

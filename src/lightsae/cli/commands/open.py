@@ -75,7 +75,7 @@ def _check(saved: "SavedSAE", model: str | None, dataset: str | None) -> None:
     from lightsae.analysis.evaluate import EvaluateSettings, evaluate
     from lightsae.analysis.reading.loaded_sae import TextSettings, on_text_at_hand, within_context
     from lightsae.cli.settings.command import Bars
-    from lightsae.lm.load import is_at_hand
+    from lightsae.lm.config import is_at_hand
 
     source = saved.source
     if model is None and not is_at_hand(source.model or "", source.model_revision):
