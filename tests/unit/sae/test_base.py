@@ -185,5 +185,5 @@ def test_default_learning_rates() -> None:
     assert TopK(Widths.of(64), 4096, k=2).default_lr(3000) == sae.default_lr(3000)
     assert TopK(Widths.of(256), 1024, k=2).default_lr(3000) == pytest.approx(sae.default_lr(3000) / 2)
     assert sae.default_lr(1) == 0.01, "the highest, for runs of a few steps"
-    assert JumpReLU(Widths.of(64), 1024).default_lr(3000) == pytest.approx(sae.default_lr(3000) / 2.5)
+    assert JumpReLU(Widths.of(64), 1024).default_lr(3000) == sae.default_lr(3000)
     assert sae.mechanism.adam_eps == 6.25e-10

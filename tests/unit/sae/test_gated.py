@@ -67,7 +67,7 @@ def test_pre_act_follows_the_formula(
     def term(w: Weights) -> Tensor:
         gate, _ = paths(w, x * sae.input_scale)
         norms = w["W_dec"].square().sum(1).sqrt()
-        return sum(((-gate[:, i]).clamp_min(0) * norms[i]).mean() for i in dead)
+        return sum(((-gate[:, i]).clamp_min(0) * norms[i]).min() for i in dead)
 
     agree(sae, x, x, "pre_act", term, with_dead(F, dead))
 

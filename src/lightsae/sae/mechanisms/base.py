@@ -19,6 +19,7 @@ from lightsae.sae.sparse_ops import Latents, Selection
 from lightsae.sae.usage import LatentUsage
 
 HIGHEST_LR = 1e-2  # for runs of a few steps
+TRAVEL = 2.5  # how far an encoder column can go in a run, whose length is 1 at the start
 
 
 class Encoding(NamedTuple):
@@ -68,7 +69,6 @@ class Mechanism(nn.Module, ABC):
         unit_norm_decoder: Decoder rows are kept at norm 1.
         centres_input: `b_dec` is subtracted from the input before encoding.
         initial_decoder_norm: Norm of the decoder rows at the start.
-        travel: How far a latent's encoder column can go in a run; see `default_lr`.
         has_auxk: Dead latents come back by an auxiliary loss, so that resampling leaves them alone.
         competes: Whether a latent fires depends on the others; otherwise it follows from its own encoder column alone.
         two_modes: Latents are made otherwise in training than at inference.
@@ -81,7 +81,6 @@ class Mechanism(nn.Module, ABC):
     unit_norm_decoder: bool = True
     centres_input: bool = True
     initial_decoder_norm: float = 1.0
-    travel: float = 2.5
     has_auxk: bool = False
     competes: bool = True
     two_modes: bool = False
@@ -107,9 +106,9 @@ class Mechanism(nn.Module, ABC):
         """Return the peak learning rate of a run of so many optimiser steps where the user gives none.
 
         Adam moves each weight by about the rate, so an encoder column of D weights by lr sqrt(D) in a step, and in S
-        steps of unrelated directions by lr sqrt(D S). That way is `travel`.
+        steps of unrelated directions by lr sqrt(D S). That way is `TRAVEL`.
         """
-        return min(HIGHEST_LR, self.travel / math.sqrt(d_in * steps))
+        return min(HIGHEST_LR, TRAVEL / math.sqrt(d_in * steps))
 
     def check(self, widths: Widths, d_sae: int) -> None:
         """Raise a ConfigError where a setting does not fit the widths."""

@@ -17,7 +17,7 @@ from lightsae.errors import ConfigError, arg
 from lightsae.sae.mechanisms.base import Encoding, Mechanism, Structure
 from lightsae.sae.mechanisms.relu import pre_activations
 from lightsae.sae.output import SAEOutput
-from lightsae.sae.ranks import sum_over_shards, with_value_of_batch
+from lightsae.sae.ranks import over_batch, ranks_of_batch, sum_over_shards, with_value_of_batch
 from lightsae.sae.sites import Widths
 from lightsae.sae.straight_through import jump_relu, mean_count
 from lightsae.sae.usage import LatentUsage
@@ -33,8 +33,9 @@ class JumpReLU(Mechanism):
 
     f = z H(z - theta), z the pre-activations.
     mse = E mean_O e^2. l0_penalty = E sum_i H(z_i - theta_i); with `target_l0` (E sum_i H(...) / target - 1)^2.
-    tanh = E sum_i tanh(4 f_i |d_i|). pre_act = E sum ReLU(theta_i - z_i) |d_i| over the latents that are dead, which
-    have no other gradient (the source sums over all latents, with a weight so small that only dead ones feel it).
+    tanh = E sum_i tanh(4 f_i |d_i|). pre_act = sum ReLU(theta_i - max_t z_ti) |d_i| over the latents that are dead, which
+    have no other gradient, each on the token of the batch where it lacks least (the source takes the mean over all
+    tokens, of all latents, with a weight so small that only dead ones feel it).
 
     Thresholds start where each latent fires on its share of a sample's tokens: features that are found while nearly
     everything fires stay mixtures when the penalty has thinned them out.
@@ -50,7 +51,6 @@ class JumpReLU(Mechanism):
     """
 
     competes = False
-    travel = 1.0  # thresholds that move faster leave latents behind, dead
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class JumpReLU(Mechanism):
     @property
     def default_coefficients(self) -> Mapping[str, float]:  # type: ignore[override]
         if self.penalty == "tanh":
-            return {"mse": 1.0, "tanh": 4e-3, "pre_act": 3e-4}
+            return {"mse": 1.0, "tanh": 4e-3, "pre_act": 1e-3}
         # Published for a target: 1. The error then holds L0 above it, by 8% in a run of 600 steps.
-        return {"mse": 1.0, "l0_penalty": 4e-3 if self.target_l0 is None else 10.0, "pre_act": 3e-4}
+        return {"mse": 1.0, "l0_penalty": 4e-3 if self.target_l0 is None else 10.0, "pre_act": 1e-3}
 
     @property
     def default_warm_up(self) -> Mapping[str, float]:  # type: ignore[override]
@@ -140,8 +140,18 @@ class JumpReLU(Mechanism):
 def missing(
     pre: Float[Tensor, "T F"], threshold: Float[Tensor, " F"] | float, norms: Float[Tensor, " F"]
 ) -> Float[Tensor, ""]:
-    """Return E sum_i ReLU(theta_i - z_i) |d_i|: how much latents lack to fire, weighted by their decoder norms."""
-    return ((threshold - pre).relu() * norms).sum() / len(pre)
+    """Return sum_i min_t ReLU(theta_i - z_ti) |d_i|: what latents lack to fire on the token where they lack least.
+
+    The sources take the mean over all tokens, whose gradients nearly cancel out, and pull a latent to what all tokens
+    have in common.
+    """
+    nearest = pre.amax(0)
+    lacking = (threshold - nearest).relu() * norms
+    if ranks_of_batch() > 1:
+        # The token is one of the whole batch: its rank speaks for all, whose mean is taken.
+        here = (nearest == over_batch(nearest, "max")).to(lacking.dtype)
+        lacking = lacking * here / over_batch(here, "mean")
+    return lacking.sum()
 
 
 def upper_quantile(pre: Float[Tensor, "T F"], share: float) -> Float[Tensor, " F"]:
