@@ -28,14 +28,15 @@ class Gated(Mechanism):
     f = H(pi) ReLU(exp(r) W (x - b_dec) + b_mag), pi = W (x - b_dec) + b_enc.
     mse = E mean_O e^2. l1 = E sum ReLU(pi) |d|. aux = E mean_O (x - x_hat')^2, with x_hat' decoded from ReLU(pi) by the
     decoder as it stands: it teaches the gate, which has no other gradient from the error. pre_act =
-    E sum ReLU(-pi) |d| over the latents that are dead, which have no other gradient; the source resamples them.
+    sum ReLU(-max_t pi_t) |d| over the latents that are dead, which have no other gradient, each on the token of the
+    batch where it lacks least; the source resamples them.
 
     Args:
         start_l0: Latents per token at the start: gates begin where each latent fires on its share of the tokens.
     """
 
     competes = False
-    default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "l1": 1e-2, "aux": 1.0, "pre_act": 1e-2}
+    default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0, "l1": 1e-2, "aux": 1.0, "pre_act": 1e-3}
     default_warm_up: ClassVar[Mapping[str, float]] = {"l1": 0.05}
 
     def __init__(self, start_l0: float = 32.0) -> None:
