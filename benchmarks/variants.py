@@ -173,6 +173,10 @@ def main() -> None:
     entries = {
         name: entry for name, entry in sweep["model"]["saes"].items() if given.only is None or name in given.only
     }
+    if len(entries) < 2:
+        parser.error(
+            f"--only names {len(entries)} of the sweep's SAEs; give two or more of {', '.join(sweep['model']['saes'])}"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
         chosen = tune(sweep, entries, given.rates, given.l0, folder / "tuning")
