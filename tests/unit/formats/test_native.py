@@ -30,6 +30,10 @@ SETTINGS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "GroupMax": [lambda: {"k": 3, "k_aux": 4}],
     "JumpReLU": [dict, lambda: {"penalty": "tanh", "start_l0": 6.0, "bandwidth": 0.5}, lambda: {"target_l0": 3.0}],
     "Gated": [dict],
+    "MatchingPursuit": [
+        lambda: {"residual_threshold": 0.3},
+        lambda: {"residual_threshold": 0.0, "max_iterations": 4, "stop_on_duplicate_support": False},
+    ],
     "Matryoshka": [
         lambda: {"mechanism": mechanisms.TopK(3), "groups": [5, 7]},
         lambda: {"mechanism": mechanisms.BatchTopK(3, k_aux=2), "order": "frequency", "detach_inner": True},
