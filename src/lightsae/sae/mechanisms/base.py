@@ -122,7 +122,7 @@ class Mechanism(nn.Module, ABC):
     def not_trained(self) -> ConfigError:
         """Return the error that says what to train in place of what is opened alone; see `train_instead`."""
         return ConfigError(
-            f"{arg('sae', 'model')} is {type(self).__name__}, which is opened from files and not trained; "
+            f"{arg('sae')} is {type(self).__name__}, which is opened from files and not trained; "
             f"write {self.train_instead}."
         )
 
