@@ -14,7 +14,8 @@ import yaml
 
 from lightsae.cli.main import COMMANDS
 from lightsae.cli.settings.help import settings_of
-from lightsae.sae import VARIANTS, Refinements, trained
+from lightsae.sae import VARIANTS, Refinements
+from lightsae.sae.variants import trained
 
 Run = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from lightsae.sae.sites import SiteRef, Widths
 from lightsae.sae.sparse_ops import SparseLatents
 from lightsae.sae.transcoder import Transcoder
 from lightsae.sae.usage import LatentUsage
-from lightsae.sae.variants import VARIANTS, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK, trained
+from lightsae.sae.variants import VARIANTS, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK
 
 __all__ = [
     "MECHANISMS",
@@ -34,5 +34,4 @@ __all__ = [
     "TopK",
     "Transcoder",
     "Widths",
-    "trained",
 ]

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightsae.errors import ConfigError
-from lightsae.sae import MECHANISMS, VARIANTS, Crosscoder, Matryoshka, Refinements, SiteRef, Transcoder, Widths, trained
+from lightsae.sae import MECHANISMS, VARIANTS, Crosscoder, Matryoshka, Refinements, SiteRef, Transcoder, Widths
+from lightsae.sae.variants import trained
 from lightsae.training.entries import Entry, build_saes
 
 MatchingPursuit = MECHANISMS["MatchingPursuit"]

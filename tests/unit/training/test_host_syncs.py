@@ -13,7 +13,8 @@ from torch import Tensor
 from helpers.host_syncs import HostSyncs
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.callbacks import DeadLatentResampling, FinalValidation, ReconstructionMetrics, RunCheckpoint, Throughput
-from lightsae.sae import MECHANISMS, VARIANTS, Matryoshka, mechanisms, trained
+from lightsae.sae import MECHANISMS, VARIANTS, Matryoshka, mechanisms
+from lightsae.sae.variants import trained
 from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
 

@@ -24,10 +24,10 @@ from lightsae.sae import (
     ReLU,
     Transcoder,
     mechanisms,
-    trained,
 )
 from lightsae.sae import TopK as PlainTopK
 from lightsae.sae.mechanisms.batch_topk import DECAY
+from lightsae.sae.variants import trained
 from lightsae.training.checkpoint_io import AtomicCheckpointIO
 from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter
 
-from lightsae.sae import MECHANISMS, VARIANTS, SparseAutoencoder, trained
+from lightsae.sae import MECHANISMS, VARIANTS, SparseAutoencoder
+from lightsae.sae.variants import trained
 
 _EXAMPLES = {
     "fit": """\

@@ -12,7 +12,8 @@ from lightsae.cli.settings.help import HelpFormatter, arranged, settings_of
 from lightsae.cli.settings.loading import load_yaml
 from lightsae.cli.settings.wording import in_short, names_of_classes
 from lightsae.errors import ConfigError
-from lightsae.sae import MECHANISMS, VARIANTS, trained
+from lightsae.sae import MECHANISMS, VARIANTS
+from lightsae.sae.variants import trained
 
 _NO_SETTINGS = ("help", "config", "print_config")
 # As the parser of the command calls them, and as those of classes do.

@@ -24,7 +24,8 @@ from lightsae.callbacks.base import run_folder
 from lightsae.compat import is_dry_run
 from lightsae.errors import ConfigError, did_you_mean
 from lightsae.formats.checkpoint import read_checkpoint
-from lightsae.sae import VARIANTS, SparseAutoencoder, trained
+from lightsae.sae import VARIANTS, SparseAutoencoder
+from lightsae.sae.variants import trained
 from lightsae.tracking import is_installed
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable
 from lightsae.training.latent_parallel import check_run

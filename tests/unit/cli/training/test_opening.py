@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightsae.cli.training.opening import announce
-from lightsae.sae import VARIANTS, ReLU, SiteRef, SparseAutoencoder, TopK, Widths, trained
+from lightsae.sae import VARIANTS, ReLU, SiteRef, SparseAutoencoder, TopK, Widths
+from lightsae.sae.variants import trained
 
 SITE, NEXT = SiteRef("builtin", "resid_post.1"), SiteRef("builtin", "mlp_out.1")
 ROWS = "text    builtin, rows of 128 tokens"
