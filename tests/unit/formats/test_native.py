@@ -54,7 +54,8 @@ CASES = [(variant, make) for variant, all_ in SETTINGS.items() for make in all_]
 
 def make(variant: str = "TopK", widths: Widths | None = None, **settings: object) -> SparseAutoencoder:
     if widths is None:
-        widths = WIDTHS if variant == "Transcoder" else Widths(READ, READ)
+        several = WIDTHS if variant == "Transcoder" else Widths(READ, READ)
+        widths = Widths.of(5) if variant == "MatchingPursuit" else several
     sae = VARIANTS[variant](widths, d_sae=12, **(settings or SETTINGS[variant][0]()))
     with torch.no_grad():
         for tensor in sae.state_dict().values():

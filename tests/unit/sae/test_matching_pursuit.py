@@ -9,7 +9,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightsae.errors import ConfigError
-from lightsae.sae import MECHANISMS, VARIANTS, Crosscoder, Matryoshka, Refinements, SiteRef, Transcoder, Widths
+from lightsae.sae import (
+    MECHANISMS,
+    VARIANTS,
+    Crosscoder,
+    LatentUsage,
+    Matryoshka,
+    Refinements,
+    SiteRef,
+    Transcoder,
+    Widths,
+)
 from lightsae.sae.variants import trained
 from lightsae.training.entries import Entry, build_saes
 
@@ -158,6 +168,6 @@ def test_it_is_opened_and_not_trained() -> None:
         with pytest.raises(ConfigError, match=rf"^{name} is MatchingPursuit, which is opened .*; write TopK\.$"):
             build_saes({"small": Entry(make)}, {"small": widths}, {}, "tied", short)
     with pytest.raises(ConfigError, match="opened from files and not trained"):
-        make(widths).loss_terms(torch.ones(3, 4), make(widths)(torch.ones(3, 4)), None)
+        make(widths).loss_terms(torch.ones(3, 4), make(widths)(torch.ones(3, 4)), LatentUsage(8, 10))
     assert MECHANISMS.keys() - trained(MECHANISMS).keys() == {"MatchingPursuit"}
     assert all(kind.train_instead in ("", *trained(MECHANISMS)) for kind in MECHANISMS.values())
