@@ -130,6 +130,38 @@ def before_version_6(changed: Mapping[str, Any]) -> Make:
     return make
 
 
+def pursuit(seed: int, *, of_run: bool = False, norms: tuple[float, float] = (1.0, 1.0), **settings: Any) -> Make:
+    """A matching pursuit whose directions have norms between two; or a checkpoint of its run, with scaled inputs."""
+
+    def make(folder: Path) -> None:
+        if of_run:
+            kind, config = get_sae_training_class("matching_pursuit")
+            told = {"decoder_init_norm": 1.0, "normalize_activations": "expected_average_only_in"}
+            sae = kind(config(d_in=D_IN, d_sae=D_SAE, metadata=SAEMetadata(**METADATA), **told, **settings))
+            ActivationScaler(0.3).save(str(folder / "activation_scaler.json"))
+        else:
+            sae = of_class("matching_pursuit", seed, **settings)
+        with torch.no_grad():
+            drawn(sae, seed).W_dec.copy_(
+                torch.nn.functional.normalize(sae.W_dec) * torch.linspace(*norms, D_SAE)[:, None]
+            )
+        sae.save_model(folder)
+
+    return make
+
+
+def ended(seed: int, **settings: Any) -> Make:
+    """The export at the end of that run, which has the scale folded."""
+
+    def make(folder: Path) -> None:
+        pursuit(seed, of_run=True, **settings)(folder)
+        sae = get_sae_training_class("matching_pursuit")[0].load_from_disk(folder, device="cpu")
+        sae.fold_activation_norm_scaling_factor(0.3)
+        sae.save_inference_model(folder)
+
+    return make
+
+
 CASES: dict[str, Make] = {
     "standard": saved("standard", 1),
     "standard_not_centred": saved("standard", 2, apply_b_dec_to_input=False),
@@ -139,6 +171,11 @@ CASES: dict[str, Make] = {
     "abstopk_rescaled": saved("abstopk", 6, k=K, rescale_acts_by_decoder_norm=True),
     "jumprelu": saved("jumprelu", 7),
     "gated": saved("gated", 8),
+    "matching_pursuit": pursuit(25, residual_threshold=0.7),
+    "matching_pursuit_repeated": pursuit(26, residual_threshold=0, max_iterations=9, stop_on_duplicate_support=False),
+    "matching_pursuit_any_norm": pursuit(27, norms=(0.5, 1.3), apply_b_dec_to_input=False),
+    "matching_pursuit_layer_norm": pursuit(28, residual_threshold=0.2, normalize_activations="layer_norm"),
+    "matching_pursuit_checkpoint": pursuit(29, of_run=True, residual_threshold=0.4),
     "hook_z": saved("standard", 9, reshape_activations="hook_z", metadata={"hook_name": "blocks.7.attn.hook_z"}),
     "layer_norm": saved("topk", 23, k=K, normalize_activations="layer_norm"),
     "constant_norm_rescale": saved("jumprelu", 24, normalize_activations="constant_norm_rescale"),
@@ -157,7 +194,10 @@ CASES: dict[str, Make] = {
     "before_version_6_topk": before_version_6({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}),
 }
 # What SAELens' classes of inference do not read stands for what they read.
-READ_BY_THEM: dict[str, Make] = {"batchtopk_checkpoint": lambda folder: of_run(folder, ended=True)}
+READ_BY_THEM: dict[str, Make] = {
+    "batchtopk_checkpoint": lambda folder: of_run(folder, ended=True),
+    "matching_pursuit_checkpoint": ended(29, residual_threshold=0.4),
+}
 
 
 def theirs(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:

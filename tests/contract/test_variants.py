@@ -33,6 +33,7 @@ from lightsae.sae import (
     Widths,
     mechanisms,
 )
+from lightsae.sae.variants import MatchingPursuit
 from lightsae.training.optimiser import normalise_gradients
 
 T, F = 48, 40
@@ -113,6 +114,9 @@ CASES: dict[str, Build] = {
     "Transcoder JumpReLU": across(mechanisms.JumpReLU),
     "Transcoder JumpReLU tanh, skip": across(lambda: mechanisms.JumpReLU("tanh"), skip=True),
     "Crosscoder JumpReLU": both(mechanisms.JumpReLU),
+    "MatchingPursuit": lambda: MatchingPursuit(SELF, F, 0.5),
+    "MatchingPursuit repeated": lambda: MatchingPursuit(SELF, F, 0.0, 9, False),
+    "MatchingPursuit pruned": lambda: MatchingPursuit(SELF, F, 0.5, refinements=Refinements(prune=0.05)),
     "Gated": lambda: Gated(SELF, F),
     "Gated, all refinements": lambda: Gated(SELF, F, refinements=ALL),
     "Transcoder Gated": across(mechanisms.Gated),
@@ -131,10 +135,15 @@ CASES |= {
     "Matryoshka BatchTopK layer norm, detached": nested(batch_topk, detach_inner=True, refinements=LAYER_NORM),
     "JumpReLU rescaled": lambda: JumpReLU(SELF, F, refinements=RESCALE),
     "JumpReLU rescaled, all refinements": lambda: JumpReLU(SELF, F, refinements=replace(ALL, token_norm="rescale")),
+    "MatchingPursuit layer norm": lambda: MatchingPursuit(SELF, F, 0.5, refinements=LAYER_NORM),
     "Gated layer norm": lambda: Gated(SELF, F, refinements=LAYER_NORM),
 }
 # In these, latents or outputs are made otherwise in training than at inference.
-TWO_MODES = [n for n in CASES if any(s in n for s in ("BatchTopK", "Matryoshka", "falling", "all refinements"))]
+TWO_MODES = [
+    n for n in CASES if any(s in n for s in ("BatchTopK", "Matryoshka", "falling", "all refinements", "pruned"))
+]
+# The others are opened from files alone, and have no loss.
+TRAINED = [name for name, build in CASES.items() if not build().mechanism.train_instead]
 MODES = [(name, True) for name in CASES] + [(name, False) for name in TWO_MODES]
 
 
@@ -172,7 +181,7 @@ def _started(name: str) -> SparseAutoencoder:
     sae.constrain()
     sae.progress = 0.4
     read, target, usage = read_of(sae, sample), target_of(sae, sample), LatentUsage(F, 10)
-    for _ in range(3):
+    for _ in range(3 if name in TRAINED else 0):
         output = sae(read)
         sae.loss_terms(target, output, usage)
         sae.observe(output)
@@ -217,7 +226,7 @@ def sae(request: pytest.FixtureRequest) -> SparseAutoencoder:
     return started(name).train(training)
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=TRAINED)
 def in_training(request: pytest.FixtureRequest) -> SparseAutoencoder:
     return started(request.param)
 
@@ -501,17 +510,18 @@ def test_a_mechanism_object_belongs_to_one_dictionary() -> None:
         assert other.mechanism is not sae.mechanism, name
 
 
-def test_export_then_load_changes_no_bit(in_training: SparseAutoencoder, x: Tensor, tmp_path: Path) -> None:
-    save_sae(in_training, tmp_path / "sae")
-    assert in_training.training, "saving is no change of mode"
+def test_export_then_load_changes_no_bit(sae: SparseAutoencoder, x: Tensor, tmp_path: Path) -> None:
+    mode = sae.training
+    save_sae(sae, tmp_path / "sae")
+    assert sae.training == mode, "saving is no change of mode"
     other = load_sae(tmp_path / "sae")
-    assert type(other) is type(in_training)
-    assert plain(other.settings) == plain(in_training.settings)
-    assert other.widths == in_training.widths
+    assert type(other) is type(sae)
+    assert plain(other.settings) == plain(sae.settings)
+    assert other.widths == sae.widths
     assert not any(module.training for module in other.modules()), "what is loaded is for use"
-    assert same_bits(in_training.eval(), other, x)
-    in_training.progress = other.progress
-    assert same_bits(in_training.train(), other.train(), x)
+    assert same_bits(sae.eval(), other, x)
+    sae.progress = other.progress
+    assert same_bits(sae.train(), other.train(), x)
 
 
 def test_a_loaded_dictionary_can_be_trained_on(
@@ -540,8 +550,8 @@ def test_a_deep_copy_is_on_its_own(sae: SparseAutoencoder, x: Tensor) -> None:
     assert all(tensor.abs().sum() > 0 for tensor in sae.mechanism.state_dict().values())
 
 
-def test_built_on_the_meta_device(in_training: SparseAutoencoder) -> None:
-    sae, random_state = in_training, torch.get_rng_state()
+def test_built_on_the_meta_device(sae: SparseAutoencoder) -> None:
+    random_state = torch.get_rng_state()
     settings = copy.deepcopy(sae.settings)
     with torch.device("meta"):
         other = type(sae)(sae.widths, **settings)
@@ -551,8 +561,7 @@ def test_built_on_the_meta_device(in_training: SparseAutoencoder) -> None:
     repr(other)
 
 
-def test_shapes_are_those_of_the_design(in_training: SparseAutoencoder) -> None:
-    sae = in_training
+def test_shapes_are_those_of_the_design(sae: SparseAutoencoder) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
     expected = {"W_enc": (sae.d_in, F), "W_dec": (F, sae.d_out), "b_enc": (F,), "b_dec": (sae.d_out,)}
     expected |= {"input_scale": (len(sae.widths.read),), "output_scale": (len(sae.widths.predicted),)}

@@ -15,6 +15,7 @@ import yaml
 from lightsae.cli.main import COMMANDS
 from lightsae.cli.settings.help import settings_of
 from lightsae.sae import VARIANTS, Refinements
+from lightsae.sae.variants import trained
 
 Run = Callable[..., Any]
 
@@ -47,7 +48,7 @@ def test_fit_begins_with_what_people_change(lightsae: Run) -> None:
         "Data",
         "SAE",
         "Several SAEs in one run",
-        *(f"--model.sae {name}" for name in VARIANTS),
+        *(f"--model.sae {name}" for name in trained(VARIANTS)),
         "Options of every variant",
         "Loss and learning rate",
         "Training",
@@ -69,7 +70,7 @@ def test_fit_begins_with_what_people_change(lightsae: Run) -> None:
 
 def test_every_variant_shows_its_settings(lightsae: Run) -> None:
     text = lightsae("fit", "--help").out
-    for name, kind in VARIANTS.items():
+    for name, kind in trained(VARIANTS).items():
         section = text.split(f"\n--model.sae {name}:\n")[1].split("\n\n--model.sae ")[0].split("\nOptions of every")[0]
         own = [setting for setting in settings_of(kind) if setting != "refinements"]
         assert re.findall(r"^  --model\.sae\.(\w+)", section, re.MULTILINE) == own

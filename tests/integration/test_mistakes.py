@@ -207,6 +207,12 @@ MISTAKES = {
         "TopK --model.sae.mechanism.k 64",
         without=("model.sae",),
     ),
+    "a mechanism that is opened, not trained": Mistake(
+        "[model.]sae is MatchingPursuit, which is opened from files and not trained; write TopK.",
+        module(sae=lambda widths: VARIANTS["MatchingPursuit"](widths, d_sae=24, residual_threshold=0.1)),
+        "--model.sae MatchingPursuit --model.sae.d_sae 24 --model.sae.residual_threshold 0.1",
+        without=("model.sae",),
+    ),
     "an unknown loss term": Mistake(
         "[model.]coefficients.foo: TopK has the loss terms mse, auxk, kl.",
         module(coefficients={"foo": 1.0}),

@@ -63,7 +63,7 @@ class SparseAutoencoder(Normalised):
                 f"{arg('sae', 'model')}, or leave target_site out."
             )
         with under("refinements"):
-            refinements.check(widths)
+            refinements.check(widths, type(mechanism).__name__, mechanism.refused_refinements)
         # Its own: a mechanism holds what is measured in training.
         mechanism = copy.deepcopy(mechanism)
         with under("mechanism" if "mechanism" in self._setting_names() else ""):

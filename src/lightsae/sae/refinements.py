@@ -5,6 +5,7 @@ Sources: aligned training: arXiv:2605.18629. Second step: Gregor & LeCun 2010, "
          Coding". Tilted mean: tilted risk, arXiv:2411.00743. Normalised tokens: see `token_norm`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import get_args
 
@@ -42,8 +43,11 @@ class Refinements:
     centre_input: bool | None = None
     token_norm: TokenNorm | None = None
 
-    def check(self, widths: Widths) -> None:
-        """Raise a ConfigError where an option does not fit."""
+    def check(self, widths: Widths, mechanism: str, refused: Sequence[str] = ()) -> None:
+        """Raise a ConfigError where an option does not fit: the widths, or a mechanism that refuses those named."""
+        for field in fields(self):
+            if field.name in refused and getattr(self, field.name) != field.default:
+                raise ConfigError(field.name, getattr(self, field.name), f"{mechanism} does without; leave it out")
         if self.second_step < 0:
             raise ConfigError("second_step", self.second_step, "write 0 or more")
         if self.token_norm not in (None, *get_args(TokenNorm)):

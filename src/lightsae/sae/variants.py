@@ -5,7 +5,8 @@ variant of its own name, whose settings are the mechanism's; the other structure
 """
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightsae.sae.base import SparseAutoencoder
 from lightsae.sae.crosscoder import Crosscoder
@@ -14,6 +15,7 @@ from lightsae.sae.mechanisms import MECHANISMS, Mechanism
 from lightsae.sae.transcoder import Transcoder
 
 _ARGS = "\n\nArgs:\n"
+Kind = TypeVar("Kind")
 
 
 def plain(mechanism: type[Mechanism], base: type[SparseAutoencoder] = SparseAutoencoder) -> type[SparseAutoencoder]:
@@ -56,6 +58,13 @@ for _name, _mechanism in MECHANISMS.items():
 VARIANTS |= {kind.__name__: kind for kind in (Matryoshka, Transcoder, Crosscoder)}
 # pickle, jsonargparse and `from lightsae.sae.variants import TopK` look for a class in its module.
 globals().update(VARIANTS)
+
+
+def trained(kinds: Mapping[str, Kind]) -> dict[str, Kind]:
+    """Return those of the variants or mechanisms that are trained; the others are opened from files alone."""
+    opened = {name for name, mechanism in MECHANISMS.items() if mechanism.train_instead}
+    return {name: kind for name, kind in kinds.items() if name not in opened}
+
 
 if TYPE_CHECKING:
 

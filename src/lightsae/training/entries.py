@@ -90,11 +90,13 @@ def build_saes(
         if short_form:
             with section("model.sae"):
                 sae = entry.sae(widths[name])
+            check_trained(sae)
             built[name] = sae, merge_coefficients(sae, coefficients)
         else:
             with under(f"saes.{name}"):
                 with under("sae"):
                     sae = entry.sae(widths[name])
+                check_trained(sae)
                 built[name] = sae, merge_coefficients(sae, coefficients, entry.coefficients)
                 if entry.start is not None:
                     check_start(entry.start, sae)
@@ -104,6 +106,12 @@ def build_saes(
         if not any(term in terms for _, terms in built.values()):
             raise ConfigError(f"{arg(f'coefficients.{term}')}: none of the SAEs has this loss term.")
     return built
+
+
+def check_trained(sae: SparseAutoencoder) -> None:
+    """Raise a ConfigError where the mechanism is made for SAEs out of files."""
+    if sae.mechanism.train_instead:
+        raise sae.mechanism.not_trained()
 
 
 def merge_coefficients(sae: SparseAutoencoder, *levels: Coefficients) -> dict[str, Schedule]:

@@ -12,7 +12,7 @@ from helpers.layout_files import Cases, Function, Make, largest
 from lightsae.formats.layouts.source import UNKNOWN_TARGET
 
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated", *TRANSCODERS)
+ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated", "matching_pursuit", *TRANSCODERS)
 METADATA = {
     "sae_lens_version": "6.54.12",
     "model_name": "gpt2-small",
@@ -76,6 +76,9 @@ def write_sae_lens(
     if architecture == "gated":
         written = {name: value for name, value in written.items() if name != "b_enc"}
         written |= {"b_gate": b_enc, "r_mag": r_mag, "b_mag": b_mag}
+    if architecture == "matching_pursuit":
+        W_dec = torch.nn.functional.normalize(W_dec) * (0.6 + 0.6 * b_enc.sigmoid()[:, None])
+        written = {"W_dec": W_dec, "b_dec": b_dec}
     values: dict[str, Any] = {
         "architecture": architecture,
         "d_in": d_in,
@@ -91,6 +94,8 @@ def write_sae_lens(
         values["d_out"] = d_out
     if "topk" in architecture:
         values |= {"k": k, "rescale_acts_by_decoder_norm": rescales}
+    if architecture == "matching_pursuit":
+        values |= {"residual_threshold": 0.5, "max_iterations": None, "stop_on_duplicate_support": True}
     values = {name: value for name, value in (values | (config or {})).items() if value is not None}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cfg.json").write_text(json.dumps(values))
@@ -115,11 +120,14 @@ def write_sae_lens(
             latents = torch.zeros_like(z).scatter(-1, chosen, (z * norms).gather(-1, chosen))
         elif "jumprelu" in architecture:
             latents = z.relu() * (z > threshold)
+        elif architecture == "matching_pursuit":
+            latents = torch.stack([_searched(token, W_dec) for token in u])
         elif architecture == "gated":
             latents = (z > 0) * (u @ (W_enc * r_mag.exp()) + b_mag).relu()
         else:
             latents = z.relu()
-        x_hat = ((latents / norms) @ W_dec + b_dec) * unit + shift
+        added = torch.zeros_like(b_dec) if architecture == "matching_pursuit" and not subtracts else b_dec
+        x_hat = ((latents / norms) @ W_dec + added) * unit + shift
         if "skip" in architecture:
             x_hat = x_hat + x @ W_skip.T
         if architecture == "abstopk":
@@ -127,6 +135,19 @@ def write_sae_lens(
         return latents, x_hat
 
     return function
+
+
+def _searched(left: Tensor, W_dec: Tensor) -> Tensor:
+    """One token's latents: each of what those before leave, until 0.5 is left, or one comes again, or D were taken."""
+    latents = torch.zeros(len(W_dec))
+    for _ in range(len(left)):
+        best = int((W_dec @ left).argmax())
+        value, repeated = (W_dec[best] @ left).relu(), bool(latents[best] != 0)
+        latents[best] += value
+        left = left - value * W_dec[best]
+        if value == 0 or repeated or left.norm() < 0.5:
+            break
+    return latents
 
 
 def in_old_terms(folder: Path, **changed: Any) -> None:

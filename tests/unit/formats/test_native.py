@@ -30,6 +30,10 @@ SETTINGS: dict[str, list[Callable[[], dict[str, Any]]]] = {
     "GroupMax": [lambda: {"k": 3, "k_aux": 4}],
     "JumpReLU": [dict, lambda: {"penalty": "tanh", "start_l0": 6.0, "bandwidth": 0.5}, lambda: {"target_l0": 3.0}],
     "Gated": [dict],
+    "MatchingPursuit": [
+        lambda: {"residual_threshold": 0.3},
+        lambda: {"residual_threshold": 0.0, "max_iterations": 4, "stop_on_duplicate_support": False},
+    ],
     "Matryoshka": [
         lambda: {"mechanism": mechanisms.TopK(3), "groups": [5, 7]},
         lambda: {"mechanism": mechanisms.BatchTopK(3, k_aux=2), "order": "frequency", "detach_inner": True},
@@ -50,7 +54,8 @@ CASES = [(variant, make) for variant, all_ in SETTINGS.items() for make in all_]
 
 def make(variant: str = "TopK", widths: Widths | None = None, **settings: object) -> SparseAutoencoder:
     if widths is None:
-        widths = WIDTHS if variant == "Transcoder" else Widths(READ, READ)
+        several = WIDTHS if variant == "Transcoder" else Widths(READ, READ)
+        widths = Widths.of(5) if variant == "MatchingPursuit" else several
     sae = VARIANTS[variant](widths, d_sae=12, **(settings or SETTINGS[variant][0]()))
     with torch.no_grad():
         for tensor in sae.state_dict().values():

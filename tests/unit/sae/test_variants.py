@@ -72,4 +72,4 @@ def test_as_an_ordinary_class() -> None:
 
 def test_who_competes() -> None:
     competing = {name for name, kind in MECHANISMS.items() if kind.competes}
-    assert competing == {"TopK", "BatchTopK", "GroupMax"}
+    assert competing == {"TopK", "BatchTopK", "GroupMax", "MatchingPursuit"}

@@ -14,6 +14,7 @@ from helpers.host_syncs import HostSyncs
 from lightsae.activations.datamodule import ActivationDataModule
 from lightsae.callbacks import DeadLatentResampling, FinalValidation, ReconstructionMetrics, RunCheckpoint, Throughput
 from lightsae.sae import MECHANISMS, VARIANTS, Matryoshka, mechanisms
+from lightsae.sae.variants import trained
 from lightsae.training.entries import Entry
 from lightsae.training.module import SAEModule
 
@@ -55,7 +56,8 @@ def test_a_step_of_a_fit_does_not_wait(
     monkeypatch.setattr("lightsae.sae.mechanisms.batch_topk.searches_near", lambda pre: False)
     with_k = [name for name, kind in MECHANISMS.items() if "k" in {p.name for p in kind.parameters_of()}]
     saes = {
-        name: Entry(partial(VARIANTS[name], d_sae=24, **({"k": 4} if name in with_k else {}))) for name in MECHANISMS
+        name: Entry(partial(VARIANTS[name], d_sae=24, **({"k": 4} if name in with_k else {})))
+        for name in trained(MECHANISMS)
     }
     saes["Matryoshka"] = Entry(partial(Matryoshka, d_sae=24, mechanism=mechanisms.BatchTopK(4), order="frequency"))
     watched = Watched()

@@ -16,7 +16,8 @@ _FEWEST_K, _MOST_K, _TOKENS = 2, 512, 512
 
 def b_dec(case: Case, sample: Sample) -> Iterator[Alternative]:
     """Give an autoencoder's case with b_dec subtracted from the input where it is not, and the other way round."""
-    if not case.is_autoencoder or not bool(case.sae.b_dec.any()):
+    # A matching pursuit that does not subtract b_dec has no use for it.
+    if not case.is_autoencoder or not bool(case.sae.b_dec.any()) or case.sae.pursuit is not None:
         return
     subtracts = not case.sae.subtracts_b_dec
     was = "was" if subtracts else "was not"
@@ -38,10 +39,13 @@ def transposed(case: Case, sample: Sample) -> Iterator[Alternative]:
         ("W_dec", {"W_dec": W_dec}),
         ("W_enc and W_dec", {"W_enc": W_enc, "W_dec": W_dec}),
     ]
+    if sae.pursuit is not None:
+        # One matrix in both roles.
+        matrices = [("W_dec", {"W_enc": W_dec.T, "W_dec": W_dec})]
     if sae.W_skip is not None:
         matrices.append(("W_skip", {"W_skip": _other_order(sae.W_skip)}))
     for name, changes in matrices:
-        verb, whose = ("were", "their") if len(changes) > 1 else ("was", "its")
+        verb, whose = ("were", "their") if " and " in name else ("was", "its")
         yield Alternative(
             "transposed",
             f"{name} {verb} read in the other order of {whose} axes",
@@ -59,7 +63,7 @@ def _other_order(matrix: Tensor) -> Tensor:
 def activations(case: Case, sample: Sample) -> Iterator[Alternative]:
     """Give the case with its latents chosen in another way."""
     sae = case.sae
-    bare = case.with_sae(threshold=None, k=None, groups=None, r_mag=None, b_mag=None)
+    bare = case.with_sae(threshold=None, k=None, groups=None, r_mag=None, b_mag=None, pursuit=None)
     if sae.activation in ("topk", "groupmax"):
         yield Alternative(
             "activation",

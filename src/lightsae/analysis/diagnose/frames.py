@@ -57,7 +57,7 @@ def scales(case: Case, sample: Sample) -> Iterator[Alternative]:
         factor, step = max(beside, key=lambda one: beside[one]), step / 2
     if 1 / _NEAR_ONE < factor < _NEAR_ONE:
         return
-    words, mend = _named(factor, known_scales(x))
+    words, mend = _named(factor, known_scales(x)), _fold(factor, case.sae)
     yield Alternative("scale", words, mend, replace(case, sae=case.sae.with_scales(factor, factor)), searched=True)
 
 
@@ -71,16 +71,18 @@ def _quality(case: Case, factor: float, sample: Sample) -> float:
     return -math.inf if found is None else -found.misfit
 
 
-def _named(factor: float, known: dict[str, float]) -> tuple[str, str]:
+def _named(factor: float, known: dict[str, float]) -> str:
     """Say what a factor is: a scale that is missing in the weights, one that is in them twice, or neither."""
     for way, power in (("not in the weights", 1), ("in the weights twice", -1)):
         for name, scale in known.items():
             if abs(math.log(factor / scale**power)) < math.log(_NEAR_NAME):
-                return f"the scale of training ({name}) is {way}: factor {factor:.4g}", _fold(factor)
-    return f"activations were multiplied by {factor:.4g} in training", _fold(factor)
+                return f"the scale of training ({name}) is {way}: factor {factor:.4g}"
+    return f"activations were multiplied by {factor:.4g} in training"
 
 
-def _fold(factor: float) -> str:
+def _fold(factor: float, sae: PortableSAE) -> str:
+    if sae.pursuit is not None:
+        return f"divide b_dec and residual_threshold by {factor:.4g}"
     return f"multiply W_enc by {factor:.4g}, divide W_dec and b_dec by it; thresholds and b_enc stay"
 
 
@@ -140,7 +142,8 @@ def thresholds(case: Case, sample: Sample) -> Iterator[Alternative]:
 def decoder_norms(case: Case, sample: Sample) -> Iterator[Alternative]:
     """Give the case with latents, or the choice among them, in units of the decoder rows' norms."""
     norms = _norms(case.sae)
-    if norms is None:
+    # In a matching pursuit there are no two sides.
+    if norms is None or case.sae.pursuit is not None:
         return
     W_dec = case.sae.W_dec
     for words, mend, factor in (

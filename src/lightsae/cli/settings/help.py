@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from jsonargparse import DefaultHelpFormatter
 
 from lightsae.sae import MECHANISMS, VARIANTS, SparseAutoencoder
+from lightsae.sae.variants import trained
 
 _EXAMPLES = {
     "fit": """\
@@ -45,9 +46,9 @@ _WORDS = {
     "config": "Settings from a YAML file; may be given several times, and later ones win.",
     "print_config": "Print all settings as they would be used, as YAML, and exit.",
     "seed_everything": "Seed of every random draw.",
-    "model.sae": f"The variant of SAE: {', '.join(VARIANTS)}. Its own settings follow below.",
-    "model.sae.mechanism": f"What makes the latents sparse: {', '.join(MECHANISMS)}. Its own settings are those listed "
-    "under that variant, written --model.sae.mechanism.k and so on.",
+    "model.sae": f"The variant of SAE: {', '.join(trained(VARIANTS))}. Its own settings follow below.",
+    "model.sae.mechanism": f"What makes the latents sparse: {', '.join(trained(MECHANISMS))}. Its own settings are "
+    "those listed under that variant, written --model.sae.mechanism.k and so on.",
     "model.saes": "In a file, in place of model.sae: several SAEs, trained on one stream.",
     "model.coefficients": "Weight of a loss term, --model.coefficients.l1 8; in a file also with a schedule, "
     "l1: {value: 8, warm_up: 0.05, decay: 0}. Terms left out keep the variant's defaults.",
@@ -188,7 +189,7 @@ def arranged(
                 (inspect.getdoc(kind) or "").split("\n\n")[0],
                 [a for a in actions_of(kind) if not a.dest.startswith(_REFINEMENTS) and not a.dest.endswith(".help")],
             )
-            for name, kind in VARIANTS.items()
+            for name, kind in trained(VARIANTS).items()
         ),
         Section(
             "Options of every variant",

@@ -13,11 +13,12 @@ from lightsae.cli.settings.loading import load_yaml
 from lightsae.cli.settings.wording import in_short, names_of_classes
 from lightsae.errors import ConfigError
 from lightsae.sae import MECHANISMS, VARIANTS
+from lightsae.sae.variants import trained
 
 _NO_SETTINGS = ("help", "config", "print_config")
 # As the parser of the command calls them, and as those of classes do.
-_CHOICES = {key: list(VARIANTS) for key in ("model.sae", "sae")}
-_CHOICES |= {key: list(MECHANISMS) for key in ("model.sae.mechanism", "mechanism")}
+_CHOICES = {key: list(trained(VARIANTS)) for key in ("model.sae", "sae")}
+_CHOICES |= {key: list(trained(MECHANISMS)) for key in ("model.sae.mechanism", "mechanism")}
 set_loader("lightsae", lambda text: expand_grid(load_yaml(text)), exceptions=(yaml.YAMLError,))
 
 

@@ -25,6 +25,7 @@ from lightsae.compat import is_dry_run
 from lightsae.errors import ConfigError, did_you_mean
 from lightsae.formats.checkpoint import read_checkpoint
 from lightsae.sae import VARIANTS, SparseAutoencoder
+from lightsae.sae.variants import trained
 from lightsae.tracking import is_installed
 from lightsae.training.checkpoint_check import check_checkpoint, check_resumable
 from lightsae.training.latent_parallel import check_run
@@ -56,7 +57,7 @@ def check_settings(command: str, config: Any) -> None:
     data, trainer = config.data, config.trainer
     if config.model.sae is None and not config.model.saes:
         raise ConfigError(
-            f"model.sae is missing: choose a variant ({', '.join(VARIANTS)}), "
+            f"model.sae is missing: choose a variant ({', '.join(trained(VARIANTS))}), "
             "for example --model.sae TopK --model.sae.d_sae 4096 --model.sae.k 32."
         )
     if data.activations is not None:

@@ -12,7 +12,7 @@ Axes:    T tokens, D width read, O width predicted, F latents.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -24,9 +24,18 @@ from lightsae.formats.layouts.source import Source
 from lightsae.sae import MECHANISMS, VARIANTS, Matryoshka, Mechanism, Refinements, SparseAutoencoder
 from lightsae.sae.token_norm import TokenNorm
 
-Activation = Literal["relu", "topk", "groupmax", "jumprelu", "gated"]
+Activation = Literal["relu", "topk", "groupmax", "jumprelu", "gated", "matching_pursuit"]
 # A threshold's logarithm has to be finite; what lies below fires wherever a pre-activation is positive.
 _SMALLEST = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """When a matching pursuit ends; see `lightsae.sae.mechanisms.MatchingPursuit`, whose settings these are."""
+
+    residual_threshold: float
+    max_iterations: int | None
+    stop_on_duplicate_support: bool
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,8 @@ class PortableSAE:
     Attributes:
         activation: `relu`: max(z, 0). `topk`: of each token the k largest z, where they are positive. `groupmax`: of
             each token the largest z of each of k groups of neighbours, where it is positive. `jumprelu`: z where z >
-            threshold and z > 0. `gated`: max(exp(r_mag) (z - b_enc) + b_mag, 0) where z > 0.
+            threshold and z > 0. `gated`: max(exp(r_mag) (z - b_enc) + b_mag, 0) where z > 0. `matching_pursuit`: one
+            after another, of what those before leave of x - b_dec; W_enc is then W_dec.T, and b_enc 0.
         W_enc: (D, F).
         b_enc: (F,); of `gated` the gate's.
         W_dec: (F, O).
@@ -47,6 +57,7 @@ class PortableSAE:
         r_mag: Of `gated`, (F,).
         b_mag: Of `gated`, (F,).
         W_skip: (D, O), of a skip transcoder.
+        pursuit: Of `matching_pursuit`.
         groups: Of a Matryoshka SAE, the latents that each prefix adds; what is given does not depend on them.
         token_norm: How each token is normalised before all else, and brought back; never with `W_skip` or where another
             site is predicted.
@@ -65,6 +76,7 @@ class PortableSAE:
     r_mag: Float[Tensor, " F"] | None = None
     b_mag: Float[Tensor, " F"] | None = None
     W_skip: Float[Tensor, "D O"] | None = None
+    pursuit: Pursuit | None = None
     groups: tuple[int, ...] | None = None
     token_norm: TokenNorm | None = None
     source: Source = field(default_factory=Source)
@@ -89,11 +101,16 @@ class PortableSAE:
         """Return the SAE for raw activations, where this one's tensors are for x * read and y * predicted.
 
         Thresholds and `b_enc` stay, since z does: W_enc *= read, W_dec /= predicted, b_dec /= predicted, and W_skip
-        times read / predicted. With `subtracts_b_dec` the two scales are one.
+        times read / predicted. With `subtracts_b_dec` the two scales are one. In a matching pursuit the directions
+        stay, since encoder and decoder share them, and the latents take on the unit of x.
         """
         if read == predicted == 1:
             return self
         assert not self.subtracts_b_dec or read == predicted
+        if self.pursuit is not None:
+            pursuit = replace(self.pursuit, residual_threshold=self.pursuit.residual_threshold / read)
+            note = f"scale {read:.6g} of activations into b_dec, residual_threshold and the unit of latents"
+            return replace(self, b_dec=self.b_dec / read, pursuit=pursuit, folded=(*self.folded, note))
         skip = None if self.W_skip is None else self.W_skip * (read / predicted)
         note = f"scale {read:.6g} of what is read into W_enc, {predicted:.6g} of what is predicted into W_dec and b_dec"
         return replace(
@@ -108,8 +125,10 @@ class PortableSAE:
     def with_latents_times(self, factor: Float[Tensor, " F"], why: str) -> "PortableSAE":
         """Return the SAE whose latents are f * factor, with the same predictions; `factor` is above 0.
 
-        Of `topk` and `groupmax` this is another SAE unless all factors are equal: it then chooses by z * factor.
+        Of `topk` and `groupmax` this is another SAE unless all factors are equal: it then chooses by z * factor. Not of
+        `matching_pursuit`, whose encoder and decoder share their directions.
         """
+        assert self.pursuit is None
         times = {name: value * factor for name in ("threshold", "b_mag") if (value := getattr(self, name)) is not None}
         return replace(
             self,
@@ -157,6 +176,7 @@ class PortableSAE:
             source=source,
             folded=folded,
         )
+        portable._check_tied()
         return portable.with_scales(read, predicted)
 
     def to_sae(self) -> SparseAutoencoder:
@@ -168,6 +188,7 @@ class PortableSAE:
         for name, value in self._tensors().items():
             if not bool(value.isfinite().all()):
                 raise FormatError(f"{name} holds a NaN or an infinity.")
+        self._check_tied()
         widths = self.source.widths(self.W_enc.shape[0], self.W_dec.shape[1])
         another = widths.read != widths.predicted
         try:
@@ -196,7 +217,16 @@ class PortableSAE:
         sae.load_state_dict({name: value.float().contiguous() for name, value in tensors.items()}, assign=True)
         return sae.eval()
 
+    def _check_tied(self) -> None:
+        """Raise a FormatError where a matching pursuit would search in other directions than it predicts with."""
+        if self.pursuit is None:
+            return
+        if self.b_enc.any() or self.W_enc.shape != self.W_dec.T.shape or not torch.equal(self.W_enc, self.W_dec.T):
+            raise FormatError("In a matching pursuit W_enc is W_dec.T and b_enc is 0; of this SAE that is not so.")
+
     def _mechanism(self) -> Mechanism:
+        if self.pursuit is not None:
+            return MECHANISMS["MatchingPursuit"](**asdict(self.pursuit))
         if self.activation in ("topk", "groupmax"):
             assert self.k is not None
             return MECHANISMS["TopK" if self.activation == "topk" else "GroupMax"](k=self.k)
@@ -238,6 +268,8 @@ def _in_portable_terms(mechanism: Mechanism, d_sae: int) -> dict[str, Any]:
         return {"activation": "jumprelu", "threshold": state["log_threshold"].exp()}
     if name == "Gated":
         return {"activation": "gated", "r_mag": state["r_mag"], "b_mag": state["b_mag"]}
+    if name == "MatchingPursuit":
+        return {"activation": "matching_pursuit", "pursuit": Pursuit(**mechanism.settings)}
     if name in ("TopK", "GroupMax"):
         return {"activation": name.lower(), "k": mechanism.settings["k"]}
     if name == "BatchTopK":

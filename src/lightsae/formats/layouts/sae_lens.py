@@ -1,12 +1,13 @@
 """SAELens: cfg.json beside sae_weights.safetensors, read and written; transcoders too.
 
 Layout:  W_enc (D, F), b_enc, W_dec (F, O), b_dec; threshold of jumprelu; b_gate, b_mag and r_mag of gated, which has no
-         b_enc; W_skip (O, D) of skip transcoders. All are for raw activations, except where cfg.json says otherwise.
+         b_enc; W_skip (O, D) of skip transcoders; of matching_pursuit W_dec and b_dec alone. All are for raw
+         activations, except where cfg.json says otherwise.
 Source:  SAELens 6.54.12. AbsTopK: arXiv:2510.00404.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,6 +90,8 @@ def _token_norm(config: SAELensConfig, where: str) -> TokenNorm | None:
 def _taken(tensors: Tensors, config: SAELensConfig) -> PortableSAE:
     """Return the SAE of the tensors as they stand in the file."""
     transcoder, architecture = config.architecture in TRANSCODERS, config.architecture
+    if config.pursuit is not None:
+        return _of_pursuit(tensors, config)
     out = "O" if transcoder else "D"
     W_enc, W_dec, b_dec = tensors.take("W_enc", "D", "F"), tensors.take("W_dec", "F", out), tensors.take("b_dec", out)
     b_enc = tensors.take("b_gate" if architecture == "gated" else "b_enc", "F")
@@ -112,6 +115,24 @@ def _taken(tensors: Tensors, config: SAELensConfig) -> PortableSAE:
         W_skip=tensors.take("W_skip", "O", "D").T if "skip" in architecture else None,
         source=config.source,
         **parts,
+    )
+
+
+def _of_pursuit(tensors: Tensors, config: SAELensConfig) -> PortableSAE:
+    """Return a matching pursuit, whose W_enc no file holds."""
+    W_dec, b_dec = tensors.take("W_dec", "F", "D"), tensors.take("b_dec", "D")
+    # SAELens adds b_dec to the prediction where it subtracts it from the input, and nowhere else.
+    unused = not config.subtracts_b_dec and bool(b_dec.any())
+    return PortableSAE(
+        "matching_pursuit",
+        W_enc=W_dec.T,
+        b_enc=torch.zeros(len(W_dec)),
+        W_dec=W_dec,
+        b_dec=b_dec if config.subtracts_b_dec else torch.zeros_like(b_dec),
+        subtracts_b_dec=True,
+        pursuit=config.pursuit,
+        source=config.source,
+        folded=("no b_dec, since apply_b_dec_to_input is false",) if unused else (),
     )
 
 
@@ -156,7 +177,7 @@ def _rescaled(sae: PortableSAE) -> PortableSAE:
 def _finetuned(sae: PortableSAE, tensors: Tensors, config: SAELensConfig) -> PortableSAE:
     """Work the factor of each latent in decoding, which finetuning left, into the decoder."""
     name = next((name for name in ("scaling_factor", "finetuning_scaling_factor") if name in tensors), None)
-    if name is None:
+    if name is None or sae.pursuit is not None:
         return sae
     factor = tensors.take(name, "F")
     if torch.allclose(factor, torch.ones_like(factor)):
@@ -180,6 +201,8 @@ def _signed(sae: PortableSAE) -> PortableSAE:
 
 def tensors_of(sae: PortableSAE) -> dict[str, Tensor]:
     """Return the tensors of an SAE by SAELens' names, float32."""
+    if sae.pursuit is not None:
+        return {"W_dec": sae.W_dec.float(), "b_dec": sae.b_dec.float()}
     gated = sae.activation == "gated"
     named = {
         "W_enc": sae.W_enc,
@@ -211,6 +234,7 @@ def config_of(sae: PortableSAE) -> dict[str, Any]:
         "d_sae": sae.d_sae,
         **({"d_out": d_out} if transcoder else {}),
         **({"k": sae.k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}),
+        **({} if sae.pursuit is None else asdict(sae.pursuit)),
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": sae.subtracts_b_dec,
@@ -222,7 +246,7 @@ def config_of(sae: PortableSAE) -> dict[str, Any]:
 
 def _architecture_of(sae: PortableSAE, transcoder: bool) -> str:
     if not transcoder:
-        if sae.activation not in ("relu", "topk", "jumprelu", "gated"):
+        if sae.activation not in ("relu", "topk", "jumprelu", "gated", "matching_pursuit"):
             raise FormatError(f"SAELens has no SAE with {sae.activation}.")
         return "standard" if sae.activation == "relu" else sae.activation
     if sae.activation not in ("relu", "jumprelu"):

@@ -16,17 +16,14 @@ from lightsae.errors import FormatError, did_you_mean
 from lightsae.formats.files import read_json, shown
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.hook_names import hub_name, is_module_path, site_of_hook, site_of_module
+from lightsae.formats.layouts.portable import Pursuit
 from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
 
 CONFIG = "cfg.json"
-AUTOENCODERS = ("standard", "topk", "abstopk", "jumprelu", "gated")
+AUTOENCODERS = ("standard", "topk", "abstopk", "jumprelu", "gated", "matching_pursuit")
 # Of training runs alone; their exports say jumprelu.
 BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-_UNREAD = {
-    "temporal": "its latents depend on earlier tokens",
-    "matching_pursuit": "its latents are found one after another",
-}
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
 NORMALISATIONS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale", "covariance_whitening")
 _HEAD = re.compile(r"(.+), head (\d{1,6})")
@@ -41,6 +38,7 @@ class SAELensConfig:
         architecture: One of `AUTOENCODERS`, `BATCH_TOPK` and `TRANSCODERS`.
         sizes: D (d_in), F (d_sae) and O (d_out), as far as they are given.
         k: Latents per token, of those that are trained to a number of them.
+        pursuit: When a matching pursuit ends; None: it is no such SAE.
         subtracts_b_dec: Whether `b_dec` is subtracted from the input.
         rescales: Whether z is multiplied by the norm of its decoder row before the choice of TopK, and f divided by it
             in decoding.
@@ -52,6 +50,7 @@ class SAELensConfig:
     architecture: str
     sizes: Mapping[str, int]
     k: int | None
+    pursuit: Pursuit | None
     subtracts_b_dec: bool
     rescales: bool
     normalisation: str
@@ -84,6 +83,7 @@ def read_config(folder: Path) -> SAELensConfig:
         architecture,
         {letter: size for letter, size in sizes.items() if size is not None},
         _latents_per_token(values, metadata, architecture),
+        _pursuit(values) if architecture == "matching_pursuit" else None,
         not transcoder if subtracts is None else subtracts,
         architecture in BATCH_TOPK if rescales is None else rescales and "topk" in architecture,
         _normalisation(values),
@@ -123,8 +123,11 @@ def _architecture(values: Description) -> str:
     known = (*AUTOENCODERS, *BATCH_TOPK, *TRANSCODERS)
     if name in known:
         return name
-    if name in _UNREAD:
-        raise FormatError(f"{values.where!r} is a {name} SAE: {_UNREAD[name]}, and no SAE of lightsae does that.")
+    if name == "temporal":
+        raise FormatError(
+            f"{values.where!r} is a temporal SAE: it attends to the tokens before, and lightsae encodes each token by "
+            "itself; run it with SAELens."
+        )
     found = "no architecture" if name is None else f"the architecture {name!r:.60}"
     hint = did_you_mean(name or "", known) or f" Known: {', '.join(known)}."
     raise FormatError(f"{values.where!r} has {found}, which is not one of SAELens.{hint}")
@@ -139,6 +142,15 @@ def _latents_per_token(values: Description, metadata: Description, architecture:
     # A mean over the tokens of a batch, which need not be whole.
     mean = (values if architecture in BATCH_TOPK else details).get("k", float)
     return int(mean) if mean is not None and mean >= 1 and mean == int(mean) else None
+
+
+def _pursuit(values: Description) -> Pursuit:
+    """Return when a matching pursuit ends, with SAELens' defaults."""
+    return Pursuit(
+        float(values.get("residual_threshold", float, 1e-2)),
+        _size(values, "max_iterations"),
+        values.get("stop_on_duplicate_support", bool, True),
+    )
 
 
 def _text(values: Description, name: str) -> str | None:

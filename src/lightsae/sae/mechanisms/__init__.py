@@ -10,6 +10,7 @@ from lightsae.sae.mechanisms.batch_topk import BatchTopK as BatchTopK
 from lightsae.sae.mechanisms.group_max import GroupMax as GroupMax
 from lightsae.sae.mechanisms.jumprelu import JumpReLU as JumpReLU
 from lightsae.sae.mechanisms.gated import Gated as Gated
+from lightsae.sae.mechanisms.matching_pursuit import MatchingPursuit as MatchingPursuit
 # isort: on
 
 MECHANISMS: dict[str, type[Mechanism]] = {

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightsae.errors import ConfigError, arg
 from lightsae.sae.output import SAEOutput
 from lightsae.sae.refinements import Refinements
 from lightsae.sae.sites import Widths
@@ -72,6 +73,8 @@ class Mechanism(nn.Module, ABC):
         has_auxk: Dead latents come back by an auxiliary loss, so that resampling leaves them alone.
         competes: Whether a latent fires depends on the others; otherwise it follows from its own encoder column alone.
         two_modes: Latents are made otherwise in training than at inference.
+        train_instead: Of a mechanism that is opened from files and not trained, the name of one that is; else empty.
+        refused_refinements: Refinements that make no sense with it.
         default_coefficients: What weighs each loss term where the user says nothing.
         default_warm_up: The share of the run over which a term's default coefficient rises from 0.
         progress: Share of the run that is done, for what changes over a run. The trainer sets it before each step.
@@ -84,6 +87,8 @@ class Mechanism(nn.Module, ABC):
     has_auxk: bool = False
     competes: bool = True
     two_modes: bool = False
+    train_instead: str = ""
+    refused_refinements: tuple[str, ...] = ()
     default_coefficients: ClassVar[Mapping[str, float]] = {"mse": 1.0}
     default_warm_up: ClassVar[Mapping[str, float]] = {}
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -112,6 +117,13 @@ class Mechanism(nn.Module, ABC):
 
     def check(self, widths: Widths, d_sae: int) -> None:
         """Raise a ConfigError where a setting does not fit the widths."""
+
+    def not_trained(self) -> ConfigError:
+        """Return the error that says what to train in place of what is opened alone; see `train_instead`."""
+        return ConfigError(
+            f"{arg('sae')} is {type(self).__name__}, which is opened from files and not trained; "
+            f"write {self.train_instead}."
+        )
 
     def build(self, d_sae: int) -> None:
         """Make the parameters and buffers that the mechanism has of its own."""

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from helpers.layout_files.sae_lens import ARCHITECTURES, TRANSCODERS, in_old_terms, write_sae_lens
 from lightsae.errors import FormatError
+from lightsae.formats.convert import convert
 from lightsae.formats.layouts import PortableSAE, Source
+from lightsae.formats.layouts.portable import Pursuit
 from lightsae.formats.layouts.sae_lens import SAELens
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import MECHANISMS, VARIANTS, Refinements, SiteRef, SparseAutoencoder, Widths
@@ -21,6 +23,7 @@ from lightsae.sae import MECHANISMS, VARIANTS, Refinements, SiteRef, SparseAutoe
 LAYOUT = SAELens()
 SEEDS = range(12)
 NORMALISED = ("layer_norm", "constant_norm_rescale")
+PURSUIT = "matching_pursuit"
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -67,7 +70,7 @@ def portable(seed: int) -> PortableSAE:
 
     transcoder, d_in, d_sae = draw.random() < 0.5, draw.randint(1, 9), draw.randint(1, 30)
     d_out = draw.randint(1, 9) if transcoder else d_in
-    activation = draw.choice(["relu", "jumprelu"] if transcoder else ["relu", "jumprelu", "topk", "gated"])
+    activation = draw.choice(["relu", "jumprelu"] if transcoder else ["relu", "jumprelu", "topk", "gated", PURSUIT])
     gated = activation == "gated"
     k = {"topk": draw.randint(1, d_sae), "jumprelu": draw.choice([None, 5])}.get(activation)
     source = Source(
@@ -78,6 +81,11 @@ def portable(seed: int) -> PortableSAE:
         sees_bos=draw.choice([None, False, True]),
         dataset=draw.choice([None, "owner/text"]),
     )
+    token_norm = None if transcoder else draw.choice([None, "layer_norm", "rescale"])
+    if activation == PURSUIT:
+        W_dec, pursuit = drawn(d_sae, d_in), Pursuit(draw.random(), draw.choice([None, 4]), draw.random() < 0.5)
+        parts = {"pursuit": pursuit, "subtracts_b_dec": True, "token_norm": token_norm, "source": source}
+        return PortableSAE(activation, W_dec.T, torch.zeros(d_sae), W_dec, drawn(d_in), **parts)
     return PortableSAE(
         activation,
         drawn(d_in, d_sae),
@@ -90,7 +98,7 @@ def portable(seed: int) -> PortableSAE:
         r_mag=drawn(d_sae) if gated else None,
         b_mag=drawn(d_sae) if gated else None,
         W_skip=drawn(d_in, d_out) if transcoder and draw.random() < 0.5 else None,
-        token_norm=None if transcoder else draw.choice([None, "layer_norm", "rescale"]),
+        token_norm=token_norm,
         source=source,
     )
 
@@ -151,10 +159,54 @@ def test_our_variants_are_written_with_their_scales_folded(name: str, seed: int,
 
 
 def test_every_variant_of_ours_has_a_form_or_is_refused_by_name() -> None:
-    assert {name.partition(",")[0] for name in OURS} | {"Crosscoder", "GroupMax"} == set(VARIANTS)
+    assert {name.partition(",")[0] for name in OURS} | {"Crosscoder", "GroupMax", "MatchingPursuit"} == set(VARIANTS)
     sites = {SiteRef("builtin", f"resid_post.{layer}"): 8 for layer in (1, 2)}
     with pytest.raises(FormatError, match="A Crosscoder reads several sites"):
         PortableSAE.of(VARIANTS["Crosscoder"](Widths(sites, sites), 24, MECHANISMS["BatchTopK"](k=4)), Source())
+
+
+@torch.no_grad()
+def test_a_matching_pursuit_takes_the_unit_of_the_activations(tmp_path: Path) -> None:
+    """Its latents do, too: encoder and decoder share their directions."""
+    sae = shaken(VARIANTS["MatchingPursuit"](WIDTHS, 24, 0.8), 0)
+    sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec))
+    for tied in (False, True):
+        if tied:
+            sae.W_enc.copy_(sae.W_dec.T)
+            sae.b_enc.zero_()
+            LAYOUT.write(PortableSAE.of(sae, Source()), tmp_path)
+        else:
+            with pytest.raises(FormatError, match=r"In a matching pursuit W_enc is W_dec\.T and b_enc is 0"):
+                PortableSAE.of(sae, Source())
+    again, x = SavedSAE.open(tmp_path).sae, tokens(8, 0)
+    latents = sae.encode(x)
+    assert len(set(latents.count_nonzero(1).tolist())) > 1
+    close(again.encode(x), latents / sae.input_scale)
+    close(again(x).x_hat, sae(x).x_hat)
+
+
+@pytest.mark.parametrize("layout", ["sparsify", "dictionary_learning", "circuit_tracer"])
+def test_layouts_without_a_matching_pursuit_say_so(layout: str, tmp_path: Path) -> None:
+    write_sae_lens(tmp_path / "given", PURSUIT)
+    with pytest.raises(FormatError, match=PURSUIT):
+        convert(tmp_path / "given", layout, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_b_dec_without_a_part_is_left_out_and_said(tmp_path: Path) -> None:
+    write_sae_lens(tmp_path, PURSUIT, subtracts=False)
+    sae = LAYOUT.read(tmp_path)
+    assert not sae.b_dec.any()
+    assert sae.folded == ("no b_dec, since apply_b_dec_to_input is false",)
+
+
+def test_a_checkpoint_of_a_matching_pursuit_has_its_scale_folded(tmp_path: Path) -> None:
+    write_sae_lens(tmp_path, PURSUIT, config={"normalize_activations": "expected_average_only_in"})
+    (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 0.25}))
+    stored, sae = load_file(tmp_path / "sae_weights.safetensors"), LAYOUT.read(tmp_path)
+    assert sae.pursuit == Pursuit(2.0, None, True)
+    assert torch.equal(sae.W_dec, stored["W_dec"])
+    assert torch.equal(sae.b_dec, 4 * stored["b_dec"])
 
 
 def test_groups_have_no_form_and_nothing_is_written(tmp_path: Path) -> None:
@@ -315,8 +367,10 @@ def test_rows_of_zeros_take_no_place_where_latents_are_rescaled(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "temporal"}, "is a temporal SAE: its latents depend on earlier tokens"),
-        ({"architecture": "matching_pursuit"}, "is a matching_pursuit SAE"),
+        ({"architecture": "temporal"}, "a temporal SAE: it attends to the tokens before, and lightsae encodes each"),
+        ({"architecture": "matching_pursuit"}, "holds 'W_enc', which an SAE of this layout does not have"),
+        ({"architecture": "matching_pursuit", "max_iterations": 0}, "max_iterations is 0; it is 1 or more"),
+        ({"architecture": "matching_pursuit", "residual_threshold": "low"}, "where float should be"),
         ({"architecture": "jumprelus"}, "Did you mean 'jumprelu'"),
         ({"architecture": None}, "has no architecture"),
         ({"architecture": 3}, "architecture is 3, where str should be"),
