@@ -17,7 +17,7 @@ from lightsae.sae import SiteRef
 from lightsae.sae.token_norm import TokenNorm
 
 # Scales nearer to 1 than this are no mistake that anybody would notice.
-_NEAR_ONE = 1.25
+_NEAR_ONE = 1.1
 # Tokens on which scales are searched, powers of four that are tried as powers of two, and how often the step between
 # them is then halved.
 _SEARCH_TOKENS, _FROM, _TO, _HALVINGS = 512, -8, 8, 4
