@@ -1,4 +1,4 @@
-"""What a configuration may name and hold: classes of lightsae and of Lightning, others if somebody types it; bounded YAML.
+"""What a configuration may name and hold: known classes, others if somebody types it, and YAML of bounded size.
 
 A file that somebody sent is data: it chooses among what is there. What would run code from elsewhere has to be typed.
 """
