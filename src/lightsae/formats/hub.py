@@ -181,18 +181,23 @@ def _cached(repository: str, revision: str | None) -> Path | None:
         return None
 
 
-def _reason(error: Exception, repository: str, revision: str | None) -> str:
-    """Say in one line why the Hub gave nothing."""
+def failure_of(error: Exception) -> tuple[set[str], int | None, str]:
+    """Return what is known of an error of the Hub: names of its classes, the answer's status, and its first line."""
     # Names and not classes: versions of the library have them in different modules.
     names = {kind.__name__ for kind in type(error).__mro__}
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return names, getattr(getattr(error, "response", None), "status_code", None), lines[0]
+
+
+def _reason(error: Exception, repository: str, revision: str | None) -> str:
+    """Say in one line why the Hub gave nothing."""
+    names, status, line = failure_of(error)
     if "OfflineModeIsEnabled" in names:
         return f"HF_HUB_OFFLINE is set, and the Hub's cache has no files of {repository!r}."
-    status = getattr(getattr(error, "response", None), "status_code", None)
     if "RevisionNotFoundError" in names:
         return f"{repository!r} has no revision {revision!r}."
     if "GatedRepoError" in names or status == 403:
         return f"{repository!r} is gated; accept its licence on its page, and log in with: hf auth login"
     if "RepositoryNotFoundError" in names or status in (401, 404):
         return f"the Hub has no repository {repository!r} that you may read; a private one needs: hf auth login"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the Hub cannot be reached, or refused: {lines[0]}"
+    return f"the Hub cannot be reached, or refused: {line}"
