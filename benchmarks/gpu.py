@@ -172,9 +172,8 @@ def check_kernels(scale: Scale, device: torch.device) -> Iterator[tuple[str, str
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         yield "kernels", "left out: they need a card (or TRITON_INTERPRET=1)"
         return
-    jump_relu, row_products, topk, weighted_rows = (
-        importlib.import_module(f"lightsae.sae.kernels.{name}")
-        for name in ("jump_relu", "row_products", "topk", "weighted_rows")
+    jump_relu, sparse_products, topk = (
+        importlib.import_module(f"lightsae.sae.kernels.{name}") for name in ("jump_relu", "sparse_products", "topk")
     )
     generator = torch.Generator().manual_seed(0)
     for tokens, width, latents, k in (
@@ -201,12 +200,12 @@ def check_kernels(scale: Scale, device: torch.device) -> Iterator[tuple[str, str
             bag = torch.nn.functional.embedding_bag
             expected = bag(entries, table.double(), offsets, mode="sum", per_sample_weights=flat.double(),
                            include_last_offset=True)  # fmt: skip
-            decoded = weighted_rows.weighted_rows(table, entries, offsets, flat)
+            decoded = sparse_products.weighted_rows(table, entries, offsets, flat)
             yield f"decode, {name}", close(decoded, expected)
-            again = weighted_rows.weighted_rows(table, entries, offsets, flat)
+            again = sparse_products.weighted_rows(table, entries, offsets, flat)
             yield f"decode twice, {name}", "same bits" if torch.equal(decoded, again) else "WRONG: other bits"
             token_of = torch.arange(tokens, device=device).repeat_interleave(k)
-            products = row_products.row_products(rows, table, token_of, entries)
+            products = sparse_products.row_products(rows, table, token_of, entries)
             yield f"row products, {name}", close(products, (rows.double()[token_of] * table.double()[entries]).sum(1))
             theta = torch.rand(latents, generator=generator).to(device)
             grad = torch.randn(tokens, latents, generator=generator).to(device, dtype)

@@ -1,8 +1,8 @@
 """How the figures look, and where they go: files for papers, TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,6 +22,17 @@ STYLE: Any = {
     # Labels, tokens and prompts are no mathematics, whatever dollar signs they hold.
     "text.parse_math": False,
 }
+# x, y, and what else there is to a point.
+Point = TypeVar("Point", bound=tuple[float, float, Any])
+
+
+def pareto_optimal(points: Sequence[Point]) -> list[Point]:
+    """Return the points of which no other has an x as small and a y as large, one of them strictly.
+
+    >>> pareto_optimal([(8.0, 0.5, "a"), (16.0, 0.7, "b"), (16.0, 0.6, "c")])
+    [(8.0, 0.5, 'a'), (16.0, 0.7, 'b')]
+    """
+    return [p for p in points if not any(q[0] <= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)]
 
 
 def style_pane(axes: Axes, title: str, x_label: str = "") -> None:

@@ -1,7 +1,10 @@
-"""What a file stores, held against what it is to take the place of: kinds, shapes and ranges of nested values."""
+"""What a file stores, held against what it is to take the place of: kinds, shapes and ranges of nested values.
+
+And such values side by side, under names with dots.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,6 +56,19 @@ def misfit(found: Any, expected: Any, where: str = "", *, partial: bool = False)
     if isinstance(found, int | float) and not 0 <= found < math.inf:
         return f"{where} is {found}"
     return None
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested values with their names; `before` stands before each.
+
+    >>> dict(flat({"model": {"sae": {"k": 16}}, "seed": 0}))
+    {'model.sae.k': 16, 'seed': 0}
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def _misfit_of_tensors(found: Any, expected: Tensor, where: str) -> str | None:

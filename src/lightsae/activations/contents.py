@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightsae.errors import CorpusError, arg
+from lightsae.errors import CorpusError, arg, listed
 
 # A digest of each part of the data (a file, by its name), by the setting that names the data.
 Contents = dict[str, dict[str, str]]
@@ -80,8 +80,7 @@ def check_unchanged(stored: Mapping[str, Mapping[str, str]], present: Contents) 
             continue
         changed = sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
         if changed:
-            names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise CorpusError(
-                f"{arg(setting)}: what {names} held has changed since the checkpoint was written. "
+                f"{arg(setting)}: what {listed(changed, 3)} held has changed since the checkpoint was written. "
                 "Resume with the same data, or start a new run."
             )

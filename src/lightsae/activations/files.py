@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lightsae.activations.batch import ActivationBatch, with_sinks
 from lightsae.activations.contents import digests_of_files
-from lightsae.activations.epochs import ShuffledEpochs
 from lightsae.activations.matrix_file import SUFFIXES, MatrixFile
 from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan, slot
 from lightsae.activations.timings import Timings
 from lightsae.errors import CorpusError, arg, did_you_mean
 from lightsae.formats.files import natural_order
+from lightsae.randomness import ShuffledEpochs
 from lightsae.sae.sites import SiteRef
 
 CHUNK_ROWS = 256

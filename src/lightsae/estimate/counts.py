@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from lightsae.estimate.plan import RunPlan
 from lightsae.lm import describe
 from lightsae.lm.config import load_config, truncated
-from lightsae.lm.flops import flops_per_token
+from lightsae.lm.description import flops_per_token
 from lightsae.lm.load import on_shapes, skeleton
 from lightsae.lm.placement import BYTES, rounded_matrices, rounded_to
 from lightsae.sae import SparseAutoencoder

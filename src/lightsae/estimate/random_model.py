@@ -12,7 +12,7 @@ from lightsae.activations.timings import Timings
 from lightsae.estimate.plan import RunPlan
 from lightsae.lm import LanguageModel, describe
 from lightsae.lm.config import load_config, truncated
-from lightsae.lm.flops import flops_per_token
+from lightsae.lm.description import flops_per_token
 from lightsae.lm.load import random_model
 from lightsae.lm.vocabulary import Vocabulary
 from lightsae.sae import SiteRef

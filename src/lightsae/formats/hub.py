@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from lightsae.errors import FormatError, did_you_mean
+from lightsae.errors import FormatError, did_you_mean, listed
 from lightsae.formats.files import find_folder
 from lightsae.formats.layouts import LAYOUTS, Source
-from lightsae.formats.layouts.several import listed
 from lightsae.formats.releases import Release, find
 
 _ADDRESS = re.compile(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
@@ -24,6 +23,8 @@ _DESCRIPTIONS = (".json", ".yaml")
 _BY_L0 = re.compile(r"average_l0_(\d+)")
 # Gemma Scope's own canonical SAEs are those with an L0 nearest to it.
 _USUAL_L0 = 100
+# SAEs or files that a message names.
+_NAMED = 8
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def choose(names: Sequence[str], path: str, written: str) -> tuple[str, list[str
         settings = f"{path}/-" if path else "-"
         return path, [file, *_beside(names, settings)]
     if weights:
-        raise FormatError(f"{written!r} holds {len(weights)} SAEs: {listed(weights)}; name one.")
+        raise FormatError(f"{written!r} holds {len(weights)} SAEs: {listed(weights, _NAMED)}; name one.")
     folders = sorted({name.partition("/")[0] for name in inside if "/" in name})
     by_l0 = {int(found[1]): name for name in folders if (found := _BY_L0.fullmatch(name))}
     if by_l0:
@@ -119,7 +120,7 @@ def choose(names: Sequence[str], path: str, written: str) -> tuple[str, list[str
     if len(with_weights) == 1:
         (only,) = with_weights
         return choose(names, f"{path}/{only}" if path else only, written)
-    raise FormatError(f"{written!r} holds no file of an SAE; it has {listed(folders or sorted(inside))}.")
+    raise FormatError(f"{written!r} holds no file of an SAE; it has {listed(folders or sorted(inside), _NAMED)}.")
 
 
 def _is_in(name: str, folder: str) -> bool:
@@ -180,18 +181,23 @@ def _cached(repository: str, revision: str | None) -> Path | None:
         return None
 
 
-def _reason(error: Exception, repository: str, revision: str | None) -> str:
-    """Say in one line why the Hub gave nothing."""
+def failure_of(error: Exception) -> tuple[set[str], int | None, str]:
+    """Return what is known of an error of the Hub: names of its classes, the answer's status, and its first line."""
     # Names and not classes: versions of the library have them in different modules.
     names = {kind.__name__ for kind in type(error).__mro__}
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return names, getattr(getattr(error, "response", None), "status_code", None), lines[0]
+
+
+def _reason(error: Exception, repository: str, revision: str | None) -> str:
+    """Say in one line why the Hub gave nothing."""
+    names, status, line = failure_of(error)
     if "OfflineModeIsEnabled" in names:
         return f"HF_HUB_OFFLINE is set, and the Hub's cache has no files of {repository!r}."
-    status = getattr(getattr(error, "response", None), "status_code", None)
     if "RevisionNotFoundError" in names:
         return f"{repository!r} has no revision {revision!r}."
     if "GatedRepoError" in names or status == 403:
         return f"{repository!r} is gated; accept its licence on its page, and log in with: hf auth login"
     if "RepositoryNotFoundError" in names or status in (401, 404):
         return f"the Hub has no repository {repository!r} that you may read; a private one needs: hf auth login"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the Hub cannot be reached, or refused: {lines[0]}"
+    return f"the Hub cannot be reached, or refused: {line}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.convert import NATIVE, Conversion, check_replaces, convert
 from lightsae.formats.files import entries, replace_folder_atomically
+from lightsae.formats.hub import failure_of
 from lightsae.formats.saved_sae import SavedSAE
 
 CARD = "README.md"
@@ -96,12 +97,9 @@ def _upload(folder: Path, repository: str, private: bool) -> str:
 
 def _reason(error: Exception, repository: str) -> str:
     """Say in one line why the Hub took nothing."""
-    # Names and not classes: versions of the library have them in different modules.
-    names = {kind.__name__ for kind in type(error).__mro__}
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    names, status, line = failure_of(error)
     if "OfflineModeIsEnabled" in names:
         return "HF_HUB_OFFLINE is set, and the Hub cannot be reached; unset it, or name a folder."
     if "LocalTokenNotFoundError" in names or status in (401, 403, 404):
         return f"you may not write {repository!r}; log in with: hf auth login, with a token that can write."
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the Hub cannot be reached, or refused: {lines[0]}"
+    return f"the Hub cannot be reached, or refused: {line}"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightsae.errors import FormatError
+from lightsae.errors import FormatError, listed
 from lightsae.formats.checkpoint import SUFFIX, checkpoint_and_name
 from lightsae.formats.files import find_folder
 from lightsae.formats.layouts import LAYOUTS, verdicts
@@ -61,7 +61,6 @@ def sae_in_run(path: str | Path) -> Path | None:
         return Path(path, "sae")
     names = sorted(one.parent.name for one in exports.glob(f"*/{DESCRIPTION}"))
     if len(names) > 1:
-        listed = ", ".join(repr(str(Path(path, "sae", name))) for name in names[:_NAMED])
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        raise FormatError(f"{str(path)!r} is a run with {len(names)} SAEs; name one of them: {listed}{more}.")
+        exports_named = listed([repr(str(Path(path, "sae", name))) for name in names], _NAMED)
+        raise FormatError(f"{str(path)!r} is a run with {len(names)} SAEs; name one of them: {exports_named}.")
     return Path(path, "sae", names[0]) if names else None

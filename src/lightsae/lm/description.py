@@ -1,4 +1,4 @@
-"""What config.json tells about a language model: layers, sites, widths, without its weights.
+"""What config.json tells about a language model: layers, sites, widths, FLOPs, without its weights.
 
 Axes: B rows, S positions, C channels, H height, W width of an image.
 """
@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lightsae.errors import ModelError, SiteError, arg
 from lightsae.lm.config import has_next_token_head, short, source_of
 from lightsae.lm.devices import device_of
-from lightsae.lm.hooks import capture, reads_images
+from lightsae.lm.hooks import capture, no_cache, reads_images
 from lightsae.lm.load import on_shapes
 from lightsae.lm.sites import AbsentSite, Site, SiteInfo, absent_sites, find_site, portable_names
 
 logger = logging.getLogger(__name__)
+# Of the kernels of attention the counter knows those of GPUs, and shapes are on the CPU.
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+}
 
 
 class ModelDescription:
@@ -133,3 +138,23 @@ class ModelDescription:
         sides = [config.image_size] * 2 if isinstance(config.image_size, int) else config.image_size
         shape = (2, config.num_channels, *sides)
         return torch.zeros(shape, dtype=self.model.dtype, device=device_of(self.model))
+
+
+def flops_per_token(model: ModelDescription, sites: Sequence[str], context: int) -> int:
+    """Return the FLOPs per token of a pass over rows of `context` tokens; a product of (T, D) with (D, F) counts 2TDF.
+
+    Args:
+        model: From `describe`: it has no weights.
+        sites: The pass stops at the last of them; with none, it is that of the whole model.
+        context: Tokens in a row.
+    """
+    mode = model.shapes_only
+    assert mode is not None, "a loaded model would compute"
+    wanted = [model.site(name) for name in sites]
+    with on_shapes(mode), torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+        tokens = torch.zeros(1, context, dtype=torch.long)
+        if wanted:
+            capture(model.model, tokens, wanted)
+        else:
+            model.model(tokens, **no_cache(model.model))
+    return int(counter.get_total_flops()) // context

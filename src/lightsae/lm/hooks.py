@@ -1,6 +1,7 @@
 """Read and write at a site: `hooked` shows a function the activations there; `capture` stands on it.
 
-`computed_once` spares passes over the same tokens the blocks that they share.
+`computed_once` spares passes over the same tokens the blocks that they share. Several threads may run one model: what
+belongs to the pass under way is `PerThread`'s.
 
 Axes: B rows, S positions, D width of the site.
 """
@@ -9,20 +10,54 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightsae.errors import SiteError
 from lightsae.lm.norms import gain_and_bias, without_gain
-from lightsae.lm.per_thread import PerThread, attach_before
 from lightsae.lm.sites import Site
 
 Intervention = Callable[[Float[Tensor, "B S D"]], Float[Tensor, "B S D"]]
 
 _thread = threading.local()
+T = TypeVar("T")
+
+
+class PerThread(Generic[T]):
+    """A value of each thread; one that has set none, such as autograd's that computes blocks anew, has the latest."""
+
+    def __init__(self, value: T) -> None:
+        self._own, self._latest = threading.local(), value
+
+    def set(self, value: T) -> None:
+        self._own.value = self._latest = value
+
+    def is_own(self) -> bool:
+        """Return whether this thread has set one."""
+        return hasattr(self._own, "value")
+
+    def get(self) -> T:
+        value: T = getattr(self._own, "value", self._latest)
+        return value
+
+
+def attach_before(
+    module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+) -> RemovableHandle:
+    """Attach a hook that runs before a module, and takes its keyword arguments too.
+
+    Torch attaches it first, and notes then that it takes these: a pass of another thread that comes in between calls it
+    without them. That pass began before, and is left alone.
+    """
+
+    def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        return None if kwargs is None else hook(module, args, kwargs)
+
+    return module.register_forward_pre_hook(called, with_kwargs=True)
 
 
 @contextmanager

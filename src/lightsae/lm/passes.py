@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from lightsae.errors import ConfigError
-from lightsae.lm.per_thread import PerThread, attach_before
+from lightsae.lm.hooks import PerThread, attach_before
 
 Positions = str | Sequence[int]  # "all", "generated", or numbers
 

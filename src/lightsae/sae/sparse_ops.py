@@ -151,7 +151,7 @@ def _weighted_rows(table: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor
     """Return, for each bag, the sum of `weights[n] * table[rows[n]]` over its entries."""
     weights = weights.to(table.dtype)
     if kernels.used_for(table):
-        from lightsae.sae.kernels.weighted_rows import weighted_rows
+        from lightsae.sae.kernels.sparse_products import weighted_rows
 
         return weighted_rows(table, rows, offsets, weights)
     return F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
@@ -163,9 +163,9 @@ def row_products(a: Tensor, b: Tensor, pattern: SparsePattern, chunk: int = 1 <<
     Rows are gathered by `index_select`, which copies whole rows; indexing copies number by number on a CPU.
     """
     if kernels.used_for(a, b):
-        from lightsae.sae.kernels import row_products as kernel
+        from lightsae.sae.kernels import sparse_products
 
-        return kernel.row_products(a, b, pattern.token_of, pattern.indices)
+        return sparse_products.row_products(a, b, pattern.token_of, pattern.indices)
     out = a.new_empty(len(pattern.indices))
     if pattern.per_token:
         # A token's entries lie together: one small matrix product per token, and no copies of `a`.

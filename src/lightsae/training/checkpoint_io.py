@@ -10,8 +10,6 @@ from lightsae.activations.timings import Timings
 from lightsae.formats.checkpoint import read_checkpoint
 from lightsae.formats.files import write_atomically
 
-__all__ = ["AtomicCheckpointIO", "read_checkpoint"]
-
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Saves beside the target and renames; loads tensors, numbers, strings, lists and dicts only.

@@ -15,12 +15,12 @@ from torch import Tensor
 from lightsae.activations.batch import ActivationBatch, with_sinks
 from lightsae.activations.cache.manifest import Cache
 from lightsae.activations.cache.shards import COLUMNS, TOKENS, Spans, batch_of
-from lightsae.activations.epochs import ShuffledEpochs
 from lightsae.activations.fills import ReadSettings, rows_of_rank, served_fill
 from lightsae.activations.stream import Fill, FillSource, HeldOut, Process, StreamPlan
 from lightsae.activations.timings import Timings
 from lightsae.errors import CorpusError, arg
 from lightsae.lm.dtypes import DTYPES
+from lightsae.randomness import ShuffledEpochs
 from lightsae.sae.sites import SiteRef
 
 # Tokens that are read in one piece: fewer mix better, and cost more reads.

@@ -13,7 +13,7 @@ from lightsae.activations.contents import Contents, digest
 from lightsae.activations.corpus.documents import Split
 from lightsae.activations.settings import DataSettings
 from lightsae.errors import ConfigError, CorpusError, SiteError, arg, under
-from lightsae.formats.files import check_version, read_json, write_atomically
+from lightsae.formats.files import check_version, read_json, write_json
 from lightsae.sae.sites import SiteRef
 from lightsae.stored import misfit
 
@@ -170,8 +170,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write it, in the place of the one that is there."""
         values = {"format_version": VERSION, "fingerprint": self.identity.fingerprint, **asdict(self)}
-        with write_atomically(folder / NAME) as path:
-            path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / NAME, values, indent=1, finite=False, ascii_only=True)
 
     @classmethod
     def read(cls, folder: str | Path, argument: str = "cache") -> "Manifest":

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightsae.activations.corpus.suffixes import kind_of, named_suffixes
-from lightsae.errors import CorpusError, did_you_mean
+from lightsae.errors import CorpusError, did_you_mean, listed
 
 # Of the files that are left out, so many are named.
 _NAMED = 3
@@ -53,7 +53,9 @@ def find_files(name: str, key: str) -> tuple[Path, list[Path]]:
         raise CorpusError(f"{key} is {name!r}, {what}.")
     chosen = by_kind.pop(max(by_kind, key=lambda kind: sum(path.stat().st_size for path in by_kind[kind])))
     if left_out := sorted(path.name for files in by_kind.values() for path in files):
-        some = ", ".join(left_out[:_NAMED]) + (f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else "")
         read = f"{len(chosen)} files such as {min(chosen).name}" if len(chosen) > 1 else chosen[0].name
-        rank_zero_warn(f"{name}: {read} are the corpus; left out: {some}. Name others by a pattern (folder/*.txt).")
+        rank_zero_warn(
+            f"{name}: {read} are the corpus; left out: {listed(left_out, _NAMED)}. "
+            "Name others by a pattern (folder/*.txt)."
+        )
     return root, chosen

@@ -5,12 +5,12 @@ CSV, and row numbers elsewhere. A compressed file is decompressed from its start
 """
 
 import codecs
+import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightsae.activations.corpus.columns import Columns, documents_of
-from lightsae.activations.corpus.csv_files import read_csv
 from lightsae.activations.corpus.documents import Document, Part, refuse_cut
 from lightsae.activations.corpus.suffixes import kind_of, opened
 from lightsae.errors import CorpusError, arg, reading
@@ -21,6 +21,8 @@ _LONGEST = 1 << 20
 _LONGEST_UNSEPARATED = 1 << 15
 _SHORTEST_UNSEPARATED = 1 << 10
 _ROWS_AT_A_TIME = 256
+# A field of CSV that is longer is one whose quote is never closed.
+_LONGEST_FIELD = 1 << 26
 
 
 def file_part(path: Path, text_column: str, *, alone: bool) -> Part:
@@ -37,7 +39,7 @@ def file_part(path: Path, text_column: str, *, alone: bool) -> Part:
         case "parquet":
             return lambda offset: _read_parquet(path, text_column, offset)
         case "csv":
-            return lambda offset: read_csv(path, text_column, offset)
+            return lambda offset: _read_csv(path, text_column, offset)
         case _:
             return lambda offset: _read_json(path, text_column, offset)
 
@@ -156,6 +158,38 @@ def _read_list(path: Path, text_column: str, offset: int) -> Iterator[tuple[Docu
     columns = Columns.of_records(records, text_column, path.name)
     if columns is not None:
         yield from documents_of(records[offset:], offset, columns, path.name)
+
+
+def _read_csv(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:
+    """The first row is a header; quoted fields may hold line ends."""
+    header, start = next(_csv_rows(path, 0), ([], 0))
+    if not header:
+        return
+    columns = Columns.choose(header, text_column, path.name)
+    for row, place in _csv_rows(path, max(offset, start)):
+        # A row may be shorter than the header.
+        if (document := columns.document_of(dict(zip(header, row, strict=False)), path.name)) is not None:
+            yield document, place
+
+
+def _csv_rows(path: Path, offset: int) -> Iterator[tuple[list[str], int]]:
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+    place = offset
+    with opened(path, offset) as file:
+
+        def lines() -> Iterator[str]:
+            nonlocal place
+            for line in file:
+                encoding = "utf-8-sig" if place == 0 else "utf-8"
+                place += len(line)
+                yield line.decode(encoding, errors="replace")
+
+        try:
+            # The reader takes the lines of one row at a time, so that `place` is where it ends.
+            for row in csv.reader(lines()):
+                yield row, place
+        except csv.Error as error:
+            raise CorpusError(f"{arg('dataset')}: {path.name} is no CSV after byte {place} ({error}).") from None
 
 
 def _read_parquet(path: Path, text_column: str, offset: int) -> Iterator[tuple[Document, int]]:

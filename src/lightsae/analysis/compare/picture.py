@@ -1,6 +1,6 @@
 """Quality against sparsity: a point per SAE, a mark per recipe with its noise, a ring around what nothing dominates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -13,7 +13,7 @@ from scipy import stats
 from lightsae.analysis.compare.noise import Readings
 from lightsae.analysis.compare.run import Compared, Comparison
 from lightsae.analysis.compare.verdicts import QUALITY
-from lightsae.plotting import STYLE, add_legend, style_pane
+from lightsae.plotting import STYLE, add_legend, pareto_optimal, style_pane
 
 _TITLES = {
     "fve_no_sinks": "Variance explained (FVE), without sinks",
@@ -40,7 +40,7 @@ def draw_pareto(comparison: Comparison) -> Figure:
 
 
 def _draw_pane(axes: Axes, recipes: Sequence[Compared], name: str) -> None:
-    best = undominated({one.name: (one.l0, one.readings[name].mean) for one in recipes})
+    best = {recipe for *_, recipe in pareto_optimal([(one.l0, one.readings[name].mean, one.name) for one in recipes])}
     for number, one in enumerate(recipes):
         l0, quality = one.readings["l0"], one.readings[name]
         colour = colormaps["tab10"](number % 10)
@@ -54,19 +54,6 @@ def _draw_pane(axes: Axes, recipes: Sequence[Compared], name: str) -> None:
     style_pane(axes, _TITLES[name], "Active latents per token (L0)")
     axes.margins(0.15)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-
-
-def undominated(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Return the names of those of which no other has as small an L0 and as large a quality, one of them strictly.
-
-    >>> sorted(undominated({"a": (8.0, 0.5), "b": (16.0, 0.7), "c": (16.0, 0.6)}))
-    ['a', 'b']
-    """
-    return {
-        name
-        for name, (x, y) in points.items()
-        if not any(u <= x and v >= y and (u, v) != (x, y) for u, v in points.values())
-    }
 
 
 def _half(readings: Readings) -> float:

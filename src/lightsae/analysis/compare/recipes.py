@@ -17,6 +17,7 @@ from typing import Any
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.parsing import parse_yaml
+from lightsae.stored import flat
 
 # What comes before `=` in a word; a path has slashes, an address a colon.
 _NAMED = re.compile(r"([^=/:,]+)=(.+)", re.DOTALL)
@@ -138,7 +139,10 @@ def check_recipes(recipes: Sequence[Recipe], saved: Mapping[str, SavedSAE]) -> l
 def recipe_of(saved: SavedSAE) -> dict[str, Any]:
     """Return what an SAE's export tells of its recipe, as flat JSON values."""
     told = {"variant": saved.variant, "settings": saved.settings, "read": saved.widths["read"]}
-    return dict(_flat(told | _training(saved.provenance.values)))
+    return {
+        name: json.dumps(value, sort_keys=True, default=str) if isinstance(value, list) else value
+        for name, value in flat(told | _training(saved.provenance.values))
+    }
 
 
 def first_other(saved: SavedSAE, other: SavedSAE) -> str:
@@ -176,9 +180,3 @@ def _training(told: Mapping[str, Any]) -> dict[str, Any]:
         "trainer": {key: trainer[key] for key in _OF_THE_TRAINER if key in trainer},
         "tokens_seen": told.get("tokens_seen"),
     }
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [pair for key, one in value.items() for pair in _flat(one, f"{name}.{key}" if name else str(key))]
-    return [(name, json.dumps(value, sort_keys=True, default=str) if isinstance(value, list) else value)]

@@ -11,7 +11,10 @@ from lightsae.activations.roles import ROLES, among
 from lightsae.analysis.concepts.characters import character_truth
 from lightsae.analysis.concepts.documents import DocumentText, documents_of
 from lightsae.analysis.concepts.files import ConceptFile
-from lightsae.analysis.concepts.python.module import mark_python
+from lightsae.analysis.concepts.python.lexical import mark_tokens
+from lightsae.analysis.concepts.python.lines import mark_lines
+from lightsae.analysis.concepts.python.source import parse
+from lightsae.analysis.concepts.python.statements import mark_structure
 from lightsae.analysis.concepts.truth import Ints, Marks, Truth
 from lightsae.analysis.reading.text import TextRows
 from lightsae.errors import CorpusError, arg
@@ -63,6 +66,21 @@ def read_truth(
     python = marked(rows, texts, mark_python, report)
     is_python = python.known.sum() >= _SHARE_OF_PYTHON * characters.known.sum()
     return python.beside(characters) if is_python else characters
+
+
+def mark_python(document: DocumentText, marks: Marks) -> int:
+    """Mark a document of Python source; return how many of its characters were read: 0 if it is no Python."""
+    source = parse(document.text)
+    if source is None:
+        return 0
+    mark_tokens(source, marks)
+    mark_lines(source, marks)
+    try:
+        mark_structure(source, marks)
+    except RecursionError:
+        # Deeper than it can be walked: what was marked belongs to a text of which nothing is known.
+        return 0
+    return source.end
 
 
 def role_truth(rows: TextRows, known: NDArray[np.bool_], roles: Sequence[str] | None) -> Truth | None:

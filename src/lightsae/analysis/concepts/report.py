@@ -6,6 +6,11 @@ from typing import Any, TypeVar, get_type_hints
 
 from lightsae.errors import FormatError
 from lightsae.formats.checks import fits
+from lightsae.markdown import markdown_row
+
+# Of the table of concepts; and the pairs that are shown, the most absorbed.
+_HEAD = ("concepts", "scored", "mean F1", "found by a latent", "latents each", "always firing")
+_PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,44 @@ def _checked(
     return dict(entry)
 
 
-def families(report: ConceptReport) -> list[tuple[str, Sequence[ConceptScore]]]:
+def concept_lines(report: ConceptReport) -> list[str]:
+    """Return tables of Markdown: how well concepts are detected, by the first part of their names; absorbed pairs."""
+    controls = list(report.concepts[0].controls)
+    lines = [
+        f"{len(report.concepts)} of {report.named} concepts ({report.source}) hold often enough to be scored: "
+        f"latents and thresholds chosen on {report.tokens[0]:,} tokens of {report.documents[0]} documents, tested on "
+        f"{report.tokens[1]:,} tokens of {report.documents[1]} others.",
+        "",
+        markdown_row([*_HEAD, *(name.replace("_", " ") for name in controls)]),
+        "|---" * (len(_HEAD) + len(controls)) + "|",
+    ]
+    for name, some in _families(report):
+        means = [sum(one.controls[control] for one in some) / len(some) for control in controls]
+        found = sum(one.f1 >= (1 + one.always) / 2 for one in some)
+        cells = [
+            f"`{name}`",
+            str(len(some)),
+            f"{sum(one.f1 for one in some) / len(some):.2f}",
+            str(found),
+            f"{sum(len(one.latents) for one in some) / len(some):.1f}",
+            f"{sum(one.always for one in some) / len(some):.2f}",
+        ]
+        lines.append(markdown_row([*cells, *(f"{mean:.2f}" for mean in means)]))
+    absorbed = sorted(report.pairs, key=lambda pair: -pair.absorbed)[:_PAIRS]
+    if absorbed:
+        lines += [
+            "",
+            markdown_row(["parent", "child", "its latent", "tokens", "parent silent", "elsewhere"]),
+            "|---" * 6 + "|",
+        ]
+        for pair in absorbed:
+            elsewhere = "" if pair.elsewhere is None else f"{pair.elsewhere:.2f}"
+            cells = [f"`{pair.parent}`", f"`{pair.child}`", str(pair.latent), f"{pair.tokens:,}"]
+            lines.append(markdown_row([*cells, f"{pair.absorbed:.2f}", elsewhere]))
+    return lines
+
+
+def _families(report: ConceptReport) -> list[tuple[str, Sequence[ConceptScore]]]:
     """Return the concepts by the first part of their names, in order."""
     found: dict[str, list[ConceptScore]] = {}
     for one in report.concepts:

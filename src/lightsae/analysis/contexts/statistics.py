@@ -19,8 +19,7 @@ from lightsae.activations.batch import ActivationBatch
 from lightsae.analysis.contexts.cofiring import Cofiring
 from lightsae.analysis.contexts.moments import Moments
 from lightsae.analysis.contexts.reservoirs import Reservoir, weighted_scores
-from lightsae.analysis.contexts.role_counts import RoleCounts
-from lightsae.analysis.contexts.token_counts import PairCounts
+from lightsae.analysis.contexts.token_counts import PairCounts, RoleCounts
 from lightsae.analysis.reading.features import FeatureSource
 from lightsae.analysis.reading.firings import Firings
 

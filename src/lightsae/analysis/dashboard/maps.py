@@ -22,6 +22,8 @@ _FEWEST = 30
 # Wider points go through this many principal components first: UMAP's time is in the distances.
 _COMPONENTS = 64
 _EPOCHS = 200
+# Of UMAP, and of the sample where there are too many points; directions that are drawn at the most.
+_SEED, _DIRECTIONS = 0, 30_000
 
 
 @dataclass(frozen=True)
@@ -76,30 +78,24 @@ def decoder_map(
     *,
     features: Int[Tensor, " n"] | None = None,
     method: Method = "auto",
-    seed: int = 0,
-    max_points: int = 30_000,
-    name: str = "Decoder directions",
 ) -> Map:
     """Return a map of an SAE's directions, each of which opens its feature.
 
     Args:
         W_dec: Decoder rows; their lengths play no part.
-        features: Which of them, such as the live ones; None: all.
+        features: Which of them, such as the live ones; None: all. Of very many a sample is drawn, as the map then says.
         method: auto takes UMAP if it is installed.
-        seed: Seed of UMAP, and of the sample if there are more than `max_points`.
-        max_points: More are sampled, which the map then says.
-        name: Heading of the map.
 
     Raises:
         ConfigError: UMAP is asked for, but not installed.
     """
     chosen = torch.arange(len(W_dec)) if features is None else features.cpu()
-    drawn, sampled = _sample(len(chosen), max_points, seed, "features")
+    drawn, sampled = _sample(len(chosen), _DIRECTIONS, "features")
     chosen = chosen[drawn]
     rows = W_dec.detach().cpu().float()[chosen]
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    coordinates, how = place(rows, method=method, seed=seed, metric="cosine")
-    return Map(name, f"{how}{sampled}", coordinates, links=chosen.numpy())
+    coordinates, how = place(rows, method=method, metric="cosine")
+    return Map("Decoder directions", f"{how}{sampled}", coordinates, links=chosen.numpy())
 
 
 def activation_map(
@@ -111,7 +107,6 @@ def activation_map(
     group: str | None = None,
     method: Method = "auto",
     metric: Literal["euclidean", "cosine"] = "euclidean",
-    seed: int = 0,
     max_points: int = 10_000,
 ) -> Map:
     """Return a map of activations, one point per token: raw ones (before), or latents (after).
@@ -124,14 +119,13 @@ def activation_map(
         group: Maps of one group stand side by side.
         method: auto takes UMAP if it is installed.
         metric: Distance that UMAP keeps; cosine suits latents.
-        seed: Seed of UMAP, and of the sample if there are more than `max_points`.
         max_points: More are sampled, which the map then says.
 
     Raises:
         ConfigError: UMAP is asked for, but not installed.
     """
-    drawn, sampled = _sample(len(x), max_points, seed, "tokens")
-    coordinates, how = place(x.detach().cpu()[drawn].float(), method=method, seed=seed, metric=metric)
+    drawn, sampled = _sample(len(x), max_points, "tokens")
+    coordinates, how = place(x.detach().cpu()[drawn].float(), method=method, metric=metric)
     places = drawn.tolist()
 
     def drawn_of(values: Any) -> Any:
@@ -145,7 +139,6 @@ def place(
     points: Float[Tensor, "n D"],
     *,
     method: Method = "auto",
-    seed: int = 0,
     metric: Literal["euclidean", "cosine"] = "euclidean",
 ) -> tuple[Float[np.ndarray, "n 2"], str]:
     """Return coordinates in the plane, and in words how they were found.
@@ -179,11 +172,11 @@ def place(
             # A start that shows the large structure, at no cost; UMAP's own takes eigenvectors of a large graph.
             init=(10 * start / max(float(np.abs(start).max()), 1e-12)).astype(np.float32),
             precomputed_knn=_nearest(reduced, neighbours, metric),
-            random_state=seed,
+            random_state=_SEED,
             n_jobs=1,  # a fixed seed allows no more
         ).fit_transform(reduced)
     torch.set_num_threads(threads)  # numba sets it for the whole process
-    settings = f"{neighbours} neighbours, minimum distance 0.1, {metric}, {_EPOCHS} epochs, seed {seed}"
+    settings = f"{neighbours} neighbours, minimum distance 0.1, {metric}, {_EPOCHS} epochs, seed {_SEED}"
     return np.asarray(placed, dtype=np.float32), f"UMAP{before} ({settings})"
 
 
@@ -206,11 +199,11 @@ def principal_components(points: Float[Tensor, "n D"], k: int) -> tuple[Float[np
     return components, float(found.explained_variance_ratio_.sum())
 
 
-def _sample(n: int, most: int, seed: int, what: str) -> tuple[Int[Tensor, " kept"], str]:
+def _sample(n: int, most: int, what: str) -> tuple[Int[Tensor, " kept"], str]:
     if n <= most:
         return torch.arange(n), f"; {n:,} {what}"
-    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    return drawn, f"; {most:,} of {n:,} {what}, drawn with seed {seed}"
+    drawn = torch.randperm(n, generator=torch.Generator().manual_seed(_SEED))[:most].sort().values
+    return drawn, f"; {most:,} of {n:,} {what}, drawn with seed {_SEED}"
 
 
 def _nearest(points: Float[np.ndarray, "n D"], k: int, metric: str) -> tuple[Any, Any]:

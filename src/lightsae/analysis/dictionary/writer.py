@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from lightsae.analysis.dictionary.card import write_card
 from lightsae.analysis.dictionary.schema import KEYS, SCHEMA_VERSION, TABLES, file_of
 from lightsae.errors import FormatError
-from lightsae.formats.files import entries, find_folder, hash_file, replace_folder_atomically, write_atomically
+from lightsae.formats.files import entries, find_folder, hash_file, replace_folder_atomically, write_json
 from lightsae.parsing import read_json
 
 DESCRIPTION, CARD = "dictionary.json", "card.md"
@@ -86,8 +86,7 @@ def add_extra(folder: Path, name: str) -> None:
     description = read_json(folder / DESCRIPTION)
     if name not in description["extras"]:
         description["extras"] = sorted([*description["extras"], name])
-        with write_atomically(folder / DESCRIPTION) as staged:
-            _write_json(staged, description)
+        write_json(folder / DESCRIPTION, description)
 
 
 def manifest_id(manifest: Mapping[str, Any]) -> str:

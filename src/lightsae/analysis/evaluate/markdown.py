@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from lightsae.analysis.concepts.markdown import concept_lines
+from lightsae.analysis.concepts.report import concept_lines
 from lightsae.analysis.evaluate.figures import DEFINITIONS
 from lightsae.analysis.evaluate.report import Band, Evaluation, Figure
 from lightsae.markdown import markdown_row

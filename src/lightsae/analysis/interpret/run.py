@@ -23,7 +23,7 @@ from lightsae.analysis.effects.stage import NEAREST, Effects
 from lightsae.analysis.interpret.floors import FLOORS, NEURONS, comparisons, held_against, neurons_near
 from lightsae.analysis.interpret.population import SAE, Population
 from lightsae.analysis.labels.gate import Gate
-from lightsae.analysis.labels.label_search import LABEL_PATTERNS, LIST_TOKENS
+from lightsae.analysis.labels.rule_search import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.stage import label_offline
 from lightsae.analysis.reading.calibrated import neuron_sites
 from lightsae.analysis.reading.features import SAEFeatures

@@ -1,15 +1,14 @@
 """Learns the rules of a feature: short ones that are its label, and a long one that detects it.
 
-Both are searched on one text (`label_search`, `detector_search`), and what was found is chosen from on other documents.
+Both are searched on one text (`rule_search`), and what was found is chosen from on other documents.
 """
 
 from collections.abc import Callable
 
 import joblib
 
-from lightsae.analysis.labels.detector_search import DETECTOR_PATTERNS, covers
-from lightsae.analysis.labels.label_search import LABEL_PATTERNS, Candidates, promising
 from lightsae.analysis.labels.members import Members
+from lightsae.analysis.labels.rule_search import DETECTOR_PATTERNS, LABEL_PATTERNS, Candidates, covers, promising
 from lightsae.analysis.labels.rules import Choosing, PatternPlaces, PatternTable, Rule
 from lightsae.analysis.reading.firing_lists import FiringLists
 

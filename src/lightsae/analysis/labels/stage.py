@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightsae.analysis.dictionary.schema import SHOWN_TIERS, UNTESTED_TIERS, tested_and_shown
-from lightsae.analysis.labels.detector_search import DETECTOR_PATTERNS
 from lightsae.analysis.labels.gate import Gate
-from lightsae.analysis.labels.label_search import LABEL_PATTERNS
 from lightsae.analysis.labels.learning import LIMITS, learn_rules
 from lightsae.analysis.labels.patterns import PatternKeys
+from lightsae.analysis.labels.rule_search import DETECTOR_PATTERNS, LABEL_PATTERNS
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
 from lightsae.analysis.labels.scoring import Scores, shuffled_scores, token_scores
 from lightsae.analysis.labels.wording import in_short, in_words, names_of

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lightsae.analysis.labels.patterns import ASPECTS, CLASSES, STATES, Pattern
+from lightsae.errors import listed
 
 # Phrases, and tokens in one phrase, that are written out of a detector; the rest is counted, and stands in the rule.
 PHRASES, TOKENS = 4, 5
@@ -33,7 +34,7 @@ def in_words(patterns: Sequence[Pattern], names: Sequence[str]) -> str:
 def in_short(patterns: Sequence[Pattern], names: Sequence[str]) -> str:
     """Return the most telling patterns of a long rule in words, and how many more there are."""
     phrases = _phrases(patterns, names)
-    written = [shape.format(_listed(items)) for shape, items in phrases[:PHRASES]]
+    written = [shape.format(listed(items, TOKENS)) for shape, items in phrases[:PHRASES]]
     left = sum(len(items) for _, items in phrases[PHRASES:])
     return "; ".join([*written, *([f"and {left} more"] if left else [])])
 
@@ -103,11 +104,6 @@ def _token(token: int, names: Sequence[str], beyond: str = "the row's start") ->
 
 def _class(number: int) -> str:
     return CLASSES[number] if number < len(CLASSES) else "the row's start"
-
-
-def _listed(items: Sequence[str]) -> str:
-    left = len(items) - TOKENS
-    return ", ".join(items[:TOKENS]) + (f" and {left} more" if left > 0 else "")
 
 
 def _escaped(text: str) -> str:

@@ -22,10 +22,9 @@ from lightsae.analysis.steering.plan import Plan
 from lightsae.errors import ConfigError, SiteError, arg
 from lightsae.formats.saved_sae import Provenance, SavedSAE
 from lightsae.lm import LanguageModel
-from lightsae.lm.hooks import hooked
+from lightsae.lm.hooks import PerThread, hooked
 from lightsae.lm.model import name_of, site_in
 from lightsae.lm.passes import Passes, Positions
-from lightsae.lm.per_thread import PerThread
 from lightsae.sae import SiteRef, SparseAutoencoder, Widths
 from lightsae.sae.latent_reader import LatentReader, rounding
 

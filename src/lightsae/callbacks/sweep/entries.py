@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from lightsae.sae import SiteRef
 from lightsae.sae.sites import short_names
+from lightsae.stored import flat
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -48,7 +49,7 @@ class SweepEntry:
     @property
     def details(self) -> dict[str, str]:
         """What can tell SAEs of one family and site apart: settings and weights by name, in words."""
-        details = _flatten({**self.settings, **self.coefficients, "lr": self.lr})
+        details = flat({**self.settings, **self.coefficients, "lr": self.lr})
         return {name.removesuffix(".value"): f"{x:g}" if isinstance(x, float) else str(x) for name, x in details}
 
 
@@ -111,11 +112,3 @@ def grouped(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
     return groups
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -29,7 +29,7 @@ from lightsae.callbacks.sweep.entries import (
     point_labels,
     words_for,
 )
-from lightsae.plotting import style_pane
+from lightsae.plotting import pareto_optimal, style_pane
 from lightsae.sae import SiteRef
 
 QUALITY = {"fve_no_sinks": "Variance explained (FVE), without sinks", "ce_recovered": "Cross-entropy recovered"}
@@ -109,11 +109,6 @@ def draw_pareto(entries: Sequence[SweepEntry]) -> Figure | None:
         texts = [(p.x, p.y, labels[p.entry.name], colours[p.entry.family]) for p in labelled]
         place_labels(axes, texts, [(p.x, p.y) for p in points])
     return figure
-
-
-def pareto_optimal(points: Sequence[Point]) -> list[Point]:
-    """Return the points of which no other has an x as small and a y as large, one of them strictly."""
-    return [p for p in points if not any(q.x <= p.x and q.y >= p.y and (q.x, q.y) != (p.x, p.y) for q in points)]
 
 
 # -- figures by layer -------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from lightsae.activations.cache.manifest import Manifest
 from lightsae.activations.cache.plan import CachePlan, plan_cache
 from lightsae.activations.cache.writer import write_cache
 from lightsae.activations.settings import DataSettings
-from lightsae.cli.settings.classes import TRUST, check_trusted, restrict_classes
 from lightsae.cli.settings.command import Bars, CommandParser
 from lightsae.cli.settings.text_of_fit import LOADER, OTHERS
+from lightsae.cli.settings.trusted import TRUST, check_trusted, restrict_classes
 from lightsae.cli.settings.typed import options_of
 from lightsae.cli.tables import print_paths
 from lightsae.errors import section, under

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lightsae.cli.settings.command import CommandParser
+from lightsae.cli.tables import console
 from lightsae.errors import ConfigError, FormatError, did_you_mean
 from lightsae.production.registry import PolicyRefusal, promote, publish, rollback, verify
 from lightsae.production.registry.log import CHANNELS
@@ -113,7 +113,7 @@ def _list(parsed: Any) -> int:
             table.add_row(version[:SHORT], channels, "[red]damaged: see lightsae registry verify[/red]")
             continue
         table.add_row(*map(escape, (version[:SHORT], channels, *row)), times[version])
-    _print(table if state.published else "Nothing is published here.")
+    console(_WIDTH).print(table if state.published else "Nothing is published here.")
     return 0
 
 
@@ -124,7 +124,7 @@ def _log(parsed: Any) -> int:
     for entry in state.entries:
         row = (entry["time"], entry["who"], entry["action"], entry["version"][:SHORT], entry.get("channel", ""))
         table.add_row(str(entry["number"]), *map(escape, row), escape(" ".join(entry["why"].split())))
-    _print(table if state.entries else "The log is empty.")
+    console(_WIDTH).print(table if state.entries else "The log is empty.")
     return 0
 
 
@@ -140,13 +140,6 @@ def _verify(parsed: Any) -> int:
     versions = "1 version" if verified.versions == 1 else f"{verified.versions} versions"
     print(f"{parsed.registry}: {versions}, {verified.entries} entries of the log, all as they were written")
     return 0
-
-
-def _print(table: Table | str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDTH
-    console.print(table)
 
 
 _OPTIONS = {

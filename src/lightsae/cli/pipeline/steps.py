@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightsae.cli.settings.classes import ALLOW, TRUST
+from lightsae.cli.settings.trusted import ALLOW, TRUST
 from lightsae.cli.settings.typed import check_config_files
 from lightsae.errors import ConfigError, LightsaeError
 from lightsae.parsing import parse_yaml, read_yaml

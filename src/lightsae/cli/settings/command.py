@@ -29,9 +29,8 @@ from rich.text import Text
 from tqdm import tqdm
 
 from lightsae.analysis.reading.loaded_sae import TextSettings
-from lightsae.cli.settings.classes import TRUST, check_trusted, restrict_classes
 from lightsae.cli.settings.help import HelpFormatter
-from lightsae.cli.settings.loading import load_yaml
+from lightsae.cli.settings.trusted import TRUST, check_trusted, load_yaml, restrict_classes
 from lightsae.cli.settings.typed import options_of
 from lightsae.cli.settings.wording import in_short
 from lightsae.errors import ConfigError, FormatError, under

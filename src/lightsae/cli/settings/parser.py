@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightsae.cli.settings.grid import expand_grid
 from lightsae.cli.settings.help import HelpFormatter, arranged, settings_of
-from lightsae.cli.settings.loading import load_yaml
+from lightsae.cli.settings.trusted import load_yaml
 from lightsae.cli.settings.wording import in_short, names_of_classes
 from lightsae.errors import ConfigError
 from lightsae.sae import MECHANISMS, VARIANTS

@@ -7,9 +7,8 @@ from jsonargparse import set_loader
 
 from lightsae.activations.cache.manifest import OPTIONAL_SETTINGS, TEXT_SETTINGS, refuse_groups
 from lightsae.activations.settings import DataSettings
-from lightsae.cli.settings.classes import TRUST
 from lightsae.cli.settings.grid import expand_grid
-from lightsae.cli.settings.loading import load_yaml
+from lightsae.cli.settings.trusted import TRUST, load_yaml
 from lightsae.cli.training.training_cli import CALLBACKS
 from lightsae.errors import section
 

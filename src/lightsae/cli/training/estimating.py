@@ -1,6 +1,5 @@
 """`lightsae estimate`: what a run of `fit` with these settings will take, before anything of it is begun."""
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from lightsae.cli.training.training_cli import CALLBACKS, TrainingCLI, quiet_thi
 from lightsae.errors import ConfigError, arg, section
 from lightsae.estimate import Forecast, Machine, RunPlan, Seconds, forecast, language_model_costs, probe
 from lightsae.estimate.forecast import seconds_of
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import write_json
 from lightsae.lm.dtypes import DTYPES
 from lightsae.training.kl import KL
 from lightsae.training.latent_parallel import NAME
@@ -105,8 +104,7 @@ class EstimatingTrainer(Trainer):
         if datamodule.quantization is not None and machine is None:
             print("note      data.quantization: the language model was timed with weights that are not rounded")
         if out is not None:
-            with write_atomically(out) as partial:
-                partial.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+            write_json(out, result.as_dict(), finite=False, ascii_only=True)
             print_paths(("figures", out))
 
     def _measured(

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from lightsae.callbacks.base import run_folder
 from lightsae.compat import data_ranks
+from lightsae.errors import listed
 from lightsae.formats.files import shown
 from lightsae.lm.dtypes import dtype_name, speed_of_bfloat16
 from lightsae.sae import SparseAutoencoder
@@ -79,10 +80,7 @@ def _sites(saes: Mapping[str, SparseAutoencoder]) -> str:
             words = f"{site.site} (predicted)" if site not in read else site.site
             by_model.setdefault(site.model, {})[words] = None
     return "; ".join(
-        ", ".join(list(sites)[:_NAMED])
-        + (f" and {len(sites) - _NAMED} more" if len(sites) > _NAMED else "")
-        + (f" of {model}" if model else "")
-        for model, sites in by_model.items()
+        listed(list(sites), _NAMED) + (f" of {model}" if model else "") for model, sites in by_model.items()
     )
 
 

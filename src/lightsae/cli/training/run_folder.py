@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from lightsae.callbacks.base import WITH_FOLDERS, run_folder
 from lightsae.errors import CheckpointError
 from lightsae.formats.files import write_atomically
+from lightsae.stored import flat
 
 # What tells one run from another; the rest of the configuration is in config.yaml.
 _TOLD = ("data.", "model.", "seed_everything", "trainer.max_steps", "trainer.precision", "trainer.gradient_clip")
@@ -103,8 +104,11 @@ class SaveRunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_unset=False)
         with write_atomically(folder / name) as partial:
             partial.write_text(text)
-        flat = _flatten(self.config.as_dict())
-        told = {key: value for key, value in flat if key.startswith(_TOLD) and value != "None"}
+        told = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in flat(self.config.as_dict())
+            if key.startswith(_TOLD) and value not in (None, "None")
+        }
         for logger in trainer.loggers:
             if self.resuming and isinstance(logger, _KNOWS_THEM):
                 continue
@@ -118,13 +122,3 @@ def _show_hparams(logger: TensorBoardLogger, told: Mapping[str, Any]) -> None:
     writer = logger.experiment._get_file_writer()
     for summary in hparams(dict(told), dict.fromkeys(FINAL_FIGURES, 0.0)):
         writer.add_summary(summary)
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            pairs += _flatten(value, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, value if isinstance(value, bool | int | float | str) else str(value)))
-    return pairs

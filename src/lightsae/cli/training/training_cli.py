@@ -27,7 +27,8 @@ from lightsae.callbacks import (
     TrainingProgressBar,
 )
 from lightsae.callbacks.base import WITH_FOLDERS, run_folder
-from lightsae.cli.settings.classes import (
+from lightsae.cli.settings.parser import Parser
+from lightsae.cli.settings.trusted import (
     ALLOW,
     ALLOW_HELP,
     TRUST,
@@ -37,7 +38,6 @@ from lightsae.cli.settings.classes import (
     restrict_classes,
     to_type_again,
 )
-from lightsae.cli.settings.parser import Parser
 from lightsae.cli.settings.typed import check_typed_options, config_files, options_of
 from lightsae.cli.training.failures import explain_classes, explain_trainer, tidy_end
 from lightsae.cli.training.opening import announce

@@ -4,11 +4,15 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
+from lightsae.errors import FormatError, listed
+from lightsae.formats.files import shown
 from lightsae.formats.layouts.portable import PortableSAE
 from lightsae.formats.layouts.portable_crosscoder import PortableCrosscoder
 
 # What a reader gives; the second of several sites.
 Opened = PortableSAE | PortableCrosscoder
+# SAEs that a message names.
+_NAMED = 8
 
 
 class Layout(ABC):
@@ -60,3 +64,20 @@ class WritableLayout(Layout):
         Raises:
             FormatError: The layout has no form for such an SAE; nothing is written.
         """
+
+
+def the_only_one(found: list[Path], within: Path, what: str) -> Path:
+    """Return the only one of the paths, of which there is at least one.
+
+    Args:
+        found: Where the SAEs lie, where a library lays several side by side.
+        within: The folder that the user named.
+        what: What to name instead: "the folder of one".
+
+    Raises:
+        FormatError: There are several; the message lists them.
+    """
+    if len(found) > 1:
+        named = listed([str(one.relative_to(within)) for one in found], _NAMED)
+        raise FormatError(f"{shown(within)!r} holds {len(found)} SAEs: {named}; name {what}.")
+    return found[0]

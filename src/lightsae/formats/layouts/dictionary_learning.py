@@ -16,11 +16,10 @@ import torch
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import natural_order
-from lightsae.formats.layouts.base import WritableLayout
+from lightsae.formats.layouts.base import WritableLayout, the_only_one
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.dictionary_learning_classes import TRAINERS, class_of, in_their_terms, read_class
 from lightsae.formats.layouts.portable import PortableSAE
-from lightsae.formats.layouts.several import the_only_one
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import read_pickled_tensors
 

@@ -12,9 +12,8 @@ from typing import ClassVar
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import natural_order, shown
-from lightsae.formats.layouts.base import Layout
+from lightsae.formats.layouts.base import Layout, the_only_one
 from lightsae.formats.layouts.portable import PortableSAE
-from lightsae.formats.layouts.several import the_only_one
 from lightsae.formats.layouts.source import Source
 from lightsae.formats.layouts.tensors import read_pickle
 

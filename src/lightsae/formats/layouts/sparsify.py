@@ -17,10 +17,9 @@ from torch import Tensor
 
 from lightsae.errors import FormatError
 from lightsae.formats.files import natural_order
-from lightsae.formats.layouts.base import WritableLayout
+from lightsae.formats.layouts.base import WritableLayout, the_only_one
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.portable import PortableSAE
-from lightsae.formats.layouts.several import the_only_one
 from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source
 from lightsae.formats.layouts.sparsify_hookpoints import hookpoint_of, is_hookpoint, site_of
 from lightsae.formats.layouts.tensors import Tensors, read_safetensors

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightsae.errors import FormatError, reading
+from lightsae.errors import FormatError, listed, reading
 from lightsae.formats.files import shown
 
 # Tensors that a message names.
@@ -120,8 +120,7 @@ class Tensors:
 
 def _listed(names: Sequence[str]) -> str:
     """Return names out of a file as one line, however many and however long they are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(f"{name!r:.60}" for name in names[:_NAMED]) + more or "none"
+    return listed([f"{name!r:.60}" for name in names], _NAMED) or "none"
 
 
 def read_safetensors(path: Path) -> Tensors:

@@ -3,7 +3,6 @@
 Axes: n features.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 from lightsae.activations.roles import check_roles
 from lightsae.errors import ConfigError, FormatError, ModelError, arg
 from lightsae.formats.checks import check_types
-from lightsae.formats.files import write_atomically
+from lightsae.formats.files import write_json
 from lightsae.lm.model import revision_of
 from lightsae.metrics.conventions import FIRES_ABOVE
 from lightsae.parsing import MOST_BYTES_OF_TABLES, read_json
@@ -141,8 +140,7 @@ class Thresholds:
             ConfigError: The file cannot be written.
         """
         values = {"kind": "lightsae thresholds", "version": _VERSION, **asdict(self)}
-        with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(path, values, indent=1, ascii_only=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "Thresholds":

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from lightsae.errors import ModelError, SiteError
 from lightsae.lm import LanguageModel
-from lightsae.lm.hooks import hooked
+from lightsae.lm.hooks import attach_before, hooked
 from lightsae.lm.model import name_of, site_in
 from lightsae.lm.passes import Passes
-from lightsae.lm.per_thread import attach_before
 from lightsae.production.monitor.watched_features import WatchedFeatures
 from lightsae.sae import SiteRef
 from lightsae.sae.latent_reader import LatentReader

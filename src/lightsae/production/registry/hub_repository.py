@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightsae.errors import ConfigError, arg
 from lightsae.formats.files import hash_file
+from lightsae.formats.hub import failure_of
 from lightsae.production.registry.log import LOG, POINTER, read_state
 from lightsae.production.registry.version import VERSIONS
 
@@ -110,10 +111,9 @@ def _explained(registry: str | Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    _, status, line = failure_of(error)
     if status in (409, 412):
         return "somebody else wrote to it meanwhile, and nothing was changed; run the command again."
     if status in (401, 403, 404):
         return "the Hub has no such repository that you may read or write; log in with: hf auth login"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the Hub cannot be reached, or refused: {lines[0]}"
+    return f"the Hub cannot be reached, or refused: {line}"

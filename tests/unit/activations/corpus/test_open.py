@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.errors import refused
-from lightsae.activations.corpus import csv_files, hub, text_files
+from lightsae.activations.corpus import hub, text_files
 from lightsae.activations.corpus import open as open_module
 from lightsae.activations.corpus.builtin import LibraryText
 from lightsae.activations.corpus.documents import DocumentSource, Split
@@ -481,7 +481,7 @@ def test_csv_with_quotes_short_rows_and_long_fields(tmp_path: Path) -> None:
 
 
 def test_a_quote_that_is_never_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_files, "_LONGEST_FIELD", 1 << 18)
+    monkeypatch.setattr(text_files, "_LONGEST_FIELD", 1 << 18)
     (tmp_path / "a.csv").write_text('text\n"' + "word\n" * 100_000)
     before = csv.field_size_limit(1)
     try:

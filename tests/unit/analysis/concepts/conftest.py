@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from helpers.concept_texts import rows_of, said_at
-from lightsae.analysis.concepts.python.module import mark_python
-from lightsae.analysis.concepts.read import marked
+from lightsae.analysis.concepts.read import mark_python, marked
 
 
 @pytest.fixture

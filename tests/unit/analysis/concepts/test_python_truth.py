@@ -8,8 +8,8 @@ import pytest
 
 from lightsae.activations.corpus.builtin import standard_library_documents
 from lightsae.analysis.concepts.documents import DocumentText
-from lightsae.analysis.concepts.python.module import mark_python
 from lightsae.analysis.concepts.python.source import parse
+from lightsae.analysis.concepts.read import mark_python
 from lightsae.analysis.concepts.truth import Marks
 
 SOURCE = '''"""Of the module."""

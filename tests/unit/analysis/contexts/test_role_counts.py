@@ -5,7 +5,7 @@ import pytest
 
 from helpers.planted_firings import planted
 from lightsae.activations.roles import ROLES
-from lightsae.analysis.contexts.role_counts import RoleCounts
+from lightsae.analysis.contexts.token_counts import RoleCounts
 from lightsae.analysis.dictionary.schema import FEATURES, ROLE_SHARES
 from lightsae.analysis.reading.firings import Firings
 

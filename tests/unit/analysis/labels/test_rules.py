@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from lightsae.activations.roles import ROLES
-from lightsae.analysis.labels.detector_search import DETECTOR_PATTERNS
 from lightsae.analysis.labels.gate import Gate
-from lightsae.analysis.labels.label_search import LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.learning import LIMITS, learn_rules
 from lightsae.analysis.labels.patterns import KINDS, PatternKeys, class_of, needs_roles
+from lightsae.analysis.labels.rule_search import DETECTOR_PATTERNS, LABEL_PATTERNS, LIST_TOKENS
 from lightsae.analysis.labels.rules import PatternPlaces, PatternTable, Rule
 from lightsae.analysis.labels.scoring import Scores, token_scores
 from lightsae.analysis.labels.stage import has_several_roles

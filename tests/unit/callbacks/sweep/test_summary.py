@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightsae.callbacks import ReconstructionMetrics, SweepSummary
 from lightsae.callbacks.sweep.entries import SweepEntry, layer_of, place_names
-from lightsae.callbacks.sweep.pictures import BY_LAYER, QUALITY, Point, draw_layers, draw_pareto, pareto_optimal
+from lightsae.callbacks.sweep.pictures import BY_LAYER, QUALITY, Point, draw_layers, draw_pareto
+from lightsae.plotting import pareto_optimal
 from lightsae.sae import SiteRef
 from lightsae.sae.sites import short_names
 

@@ -4,8 +4,8 @@ import pytest
 from jsonargparse import ArgumentParser, get_loader
 
 from lightsae.cli.settings.command import command
-from lightsae.cli.settings.loading import load_yaml
 from lightsae.cli.settings.parser import Parser
+from lightsae.cli.settings.trusted import load_yaml
 from lightsae.errors import ConfigError
 
 BOMB = "{" + ", ".join(["a0: &a0 [1]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]) + "}"

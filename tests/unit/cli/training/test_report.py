@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 
 from lightsae.activations.datamodule import ActivationDataModule
-from lightsae.cli.settings.classes import to_type_again
+from lightsae.cli.settings.trusted import to_type_again
 from lightsae.cli.settings.typed import options_of
 from lightsae.cli.training.report import _where_next, report
 from lightsae.sae import TopK, Widths

@@ -13,12 +13,12 @@ import re
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from lightsae.sae.kernels import jump_relu, row_products, topk, weighted_rows
+from lightsae.sae.kernels import jump_relu, sparse_products, topk
 
 NUMBERS, TILE = ("width", "tokens", "k"), {"ROWS": 16, "COLUMNS": 128}
 KERNELS = [
-    (weighted_rows._weighted_rows, {"BLOCK": 256}),
-    (row_products._row_products, {"BLOCK": 1024}),
+    (sparse_products._weighted_rows, {"BLOCK": 256}),
+    (sparse_products._row_products, {"BLOCK": 1024}),
     (topk._topk_relu, {"BLOCK": 2048}),
     (jump_relu._forward, TILE),
     (jump_relu._backward, TILE | {"TILES": 16}),
@@ -32,7 +32,7 @@ for kernel, constants in KERNELS:
         for name in kernel.arg_names:
             # In `row_products`, tokens are places; everywhere else their number.
             places = name in ("rows", "offsets", "indices", "latents")
-            places |= name == "tokens" and kernel is row_products._row_products
+            places |= name == "tokens" and kernel is sparse_products._row_products
             of_sums = name in ("threshold", "near", "found")
             signature[name] = (
                 "constexpr" if name in constants else "*i64" if places else "*fp32" if of_sums

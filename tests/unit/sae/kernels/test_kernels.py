@@ -7,7 +7,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed (pip install lightsae[gpu])")
 
 from lightsae.sae import BatchTopK, JumpReLU, LatentUsage, SiteRef, TopK, Widths
-from lightsae.sae.kernels import jump_relu, row_products, topk, weighted_rows
+from lightsae.sae.kernels import jump_relu, sparse_products, topk
 from lightsae.sae.sparse_ops import SparseLatents, SparsePattern
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -33,13 +33,13 @@ def test_decoding_and_gradients_by_latent(shape: tuple[int, int, int], dtype: to
     latents = ragged(tokens, width, dtype)
     table, rows = normal(width, d, dtype=dtype), normal(tokens, d, seed=1, dtype=dtype)
     dense = latents.to_dense().double()
-    decoded = weighted_rows.weighted_rows(table, latents.indices, latents.offsets, latents.values)
+    decoded = sparse_products.weighted_rows(table, latents.indices, latents.offsets, latents.values)
     order, token_of, offsets = latents.pattern.by_latent
-    by_latent = weighted_rows.weighted_rows(rows, token_of, offsets, latents.values[order])
+    by_latent = sparse_products.weighted_rows(rows, token_of, offsets, latents.values[order])
     assert decoded.dtype == by_latent.dtype == dtype
     torch.testing.assert_close(decoded.double(), dense @ table.double(), **CLOSE[dtype])
     torch.testing.assert_close(by_latent.double(), dense.T @ rows.double(), **CLOSE[dtype])
-    products = row_products.row_products(rows, table, latents.pattern.token_of, latents.indices)
+    products = sparse_products.row_products(rows, table, latents.pattern.token_of, latents.indices)
     expected = (rows.double() @ table.double().T)[latents.pattern.token_of, latents.indices]
     torch.testing.assert_close(products.double(), expected, **CLOSE[dtype])
 
@@ -48,9 +48,9 @@ def test_no_entries_at_all() -> None:
     pattern = SparsePattern(torch.zeros(0, dtype=torch.long), torch.zeros(4, dtype=torch.long), 5)
     nothing = torch.zeros(0)
     assert torch.equal(
-        weighted_rows.weighted_rows(normal(5, 3), pattern.indices, pattern.offsets, nothing), torch.zeros(3, 3)
+        sparse_products.weighted_rows(normal(5, 3), pattern.indices, pattern.offsets, nothing), torch.zeros(3, 3)
     )
-    assert row_products.row_products(normal(3, 3), normal(5, 3), pattern.token_of, pattern.indices).shape == (0,)
+    assert sparse_products.row_products(normal(3, 3), normal(5, 3), pattern.token_of, pattern.indices).shape == (0,)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -44,7 +44,7 @@ class LocalJudge:
 
     def _generate(self, messages: Sequence[Message], max_tokens: int) -> Answer:
         ids = self._ids(messages)
-        longest = getattr(self._lm.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = self._lm.max_context
         if longest is not None and len(ids) + max_tokens > longest:
             raise AskError("longer than the model's context")
         prompt = torch.tensor([ids], device=self._lm.device)

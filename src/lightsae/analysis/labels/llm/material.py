@@ -9,6 +9,9 @@ from lightsae.analysis.labels.llm.examples import Example, ScorePool, negatives,
 from lightsae.analysis.labels.scoring import Scores, weakest
 from lightsae.errors import ConfigError, arg
 
+# Windows that a model is shown: the strongest, and some of all strengths.
+_STRONGEST, _SAMPLED = 8, 10
+
 
 @dataclass(frozen=True)
 class FeatureMaterial:
@@ -51,8 +54,6 @@ def material_of(
     *,
     least: float,
     windows: int = 20,
-    top: int = 8,
-    sampled: int = 10,
     seed: int = 0,
 ) -> FeatureMaterial:
     """Return what the dictionary's tables show of a feature, and tests drawn from other documents.
@@ -63,8 +64,6 @@ def material_of(
         pool: Text for the tests.
         least: It fires above this activation, the same as in the pool.
         windows: Positives, and negatives of each kind, to draw.
-        top: Strongest windows to show.
-        sampled: Windows of all strengths to show.
         seed: Seed of the draw.
 
     Raises:
@@ -80,7 +79,7 @@ def material_of(
     similar = [near["feature"] for near in row["nearest"] or []]
     return FeatureMaterial(
         row["feature"],
-        shown=firing["top"][:top] + firing["stratum"][:sampled],
+        shown=firing["top"][:_STRONGEST] + firing["stratum"][:_SAMPLED],
         shown_near_misses=[e for e in chosen["near_miss"] if not e.fires],
         tokens=[(t["text"], t["share"]) for t in (row["tokens_on"] or [])[:10]],
         promoted=[t["text"] for t in (row["promoted"] or [])[:10]],

@@ -1,10 +1,12 @@
-"""Searches the label of a feature: a rule of few patterns, under its limit.
+"""Searches the rules of a feature on the mining text: its label, of few patterns, and its detector, of many.
 
-At each step the most promising sets of so many patterns are kept (a beam), by F1 on the mining text.
+Of labels the most promising sets of so many patterns are kept at each step (a beam), by F1. A detector's patterns are
+taken greedily: of those on which the feature fires mostly, each time the one that adds most firings.
 
-Axes: n firings looked at, C candidates.
+Axes: n firings looked at, P patterns that hold at one of them, C candidates.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +16,17 @@ from lightsae.analysis.labels.members import Members
 from lightsae.analysis.labels.patterns import KINDS, N_PARTS
 from lightsae.analysis.labels.rules import PatternKey, Rule
 
-# The most patterns of a label, of which one may be a list of so many tokens.
-LABEL_PATTERNS, LIST_TOKENS = 3, 5
-# The share of the firings that a pattern has to hold at; how often the feature has to fire there, and from where on
-# that is sure; patterns tried; sets kept at each step; what a thing more that a pattern names has to bring.
+# The most patterns of a label, of which one may be a list of so many tokens; and of a detector.
+LABEL_PATTERNS, LIST_TOKENS, DETECTOR_PATTERNS = 3, 5, 64
+# In a label: the share of the firings that a pattern has to hold at; how often the feature has to fire there, and from
+# where on that is sure; patterns tried; sets kept at each step; what a thing more that a pattern names has to bring.
 _LEAST_SHARE, _LEAST_RATE, _SURE, _TRIED, _BEAM, _WORTH_OF_PART = 0.01, 0.2, 0.6, 96, 6, 0.002
 # Firings that are looked at.
 _SAMPLE = 4096
 _PARTS = np.array([N_PARTS[kind] - 1 for kind in KINDS])
+# In a detector: how often the feature has to fire where a pattern holds (one occurrence more is assumed, on which it
+# did not fire); the share of the firings that each pattern has to add (and two of them).
+_RATES, _LEAST_ADDED = (0.3, 0.45, 0.6), 0.001
 
 
 @dataclass(frozen=True)
@@ -119,3 +124,30 @@ def promising(candidates: Candidates, limit: int) -> list[tuple[int, ...]]:
         ]
         found += [(one.score, one.taken) for one in beam]
     return [taken for _, taken in sorted(found, key=lambda one: -one[0])]
+
+
+def covers(members: Members) -> Iterator[Rule]:
+    """Yield the rule that each of some demands on the patterns leads to: until no pattern adds enough."""
+    least = max(2, _LEAST_ADDED * members.firings)
+    fires_there = members.right * members.scale / (members.everywhere + 1)
+    candidates = np.flatnonzero((fires_there >= min(_RATES)) & (members.right >= least))
+    # Where a firing is covered, the candidates that hold at it have one less to add. All others share the last place.
+    slots = np.full(len(members.right), len(candidates))
+    slots[candidates] = np.arange(len(candidates))
+    held = slots[members.at.T]
+    for rate in _RATES:
+        gains = np.where(fires_there[candidates] >= rate, members.right[candidates], 0)
+        gains, left = np.append(gains, 0), np.ones(members.firings, np.bool_)
+        patterns: list[PatternKey] = []
+        shares: list[float] = []
+        while len(patterns) < DETECTOR_PATTERNS:
+            best = int(gains[:-1].argmax()) if len(candidates) else -1
+            if best < 0 or gains[best] < least:
+                break
+            pattern = int(candidates[best])
+            new = np.flatnonzero(left & (members.at[members.kinds[pattern]] == pattern))
+            left[new] = False
+            gains -= np.bincount(held[new].ravel(), minlength=len(gains))
+            patterns.append(members.key(pattern))
+            shares.append(len(new) / members.firings)
+        yield Rule(tuple(patterns), tuple(shares))
