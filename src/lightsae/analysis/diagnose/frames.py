@@ -18,8 +18,7 @@ from lightsae.sae.token_norm import TokenNorm
 
 # Scales nearer to 1 than this are no mistake that anybody would notice.
 _NEAR_ONE = 1.1
-# Tokens on which scales are searched, powers of four that are tried as powers of two, and how often the step between
-# them is then halved.
+# Tokens on which scales are searched, powers of two that are tried, and how often the step between them is then halved.
 _SEARCH_TOKENS, _FROM, _TO, _HALVINGS = 512, -8, 8, 4
 # How near the scale that is found has to be to a known one to be called by its name.
 _NEAR_NAME = 1.5
@@ -47,8 +46,8 @@ def scales(case: Case, sample: Sample) -> Iterator[Alternative]:
         yield from _scales_of_two(case, x, y)
         return
     few = {**sample, case.text: _some(sample[case.text], case.read)}
-    tried = {2.0**power: _quality(case, 2.0**power, few) for power in range(_FROM, _TO + 1, 2) if power}
-    factor, step = max(tried, key=lambda one: tried[one]), 1.0
+    tried = {2.0**power: _quality(case, 2.0**power, few) for power in range(_FROM, _TO + 1)}
+    factor, step = max(tried, key=lambda one: tried[one]), 0.5
     for _ in range(_HALVINGS):
         beside = {one: _quality(case, one, few) for one in (factor * 2**step, factor / 2**step)} | {
             factor: tried[factor]

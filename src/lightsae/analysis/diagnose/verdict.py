@@ -9,6 +9,9 @@ from lightsae.analysis.diagnose.case import Alternative, Score
 # whose neighbours are alike; and where it is searched for by numbers that the file does not say, so that some
 # improvement has to be expected of it.
 _SHARE_LEFT, _PLACE_LEFT, _SEARCHED_LEFT = 0.95, 0.97, 0.85
+# With as few latents as the SAE as it is, less is enough: no other choice of them is better than the one that was learned.
+_CHOICES = ("threshold", "activation", "decoder_norms")
+_SHARE_LEFT_WITH_AS_FEW, _AS_FEW = 0.985, 1.01
 _PLACES = ("site", "norm", "gain", "model")
 # What a misfit is multiplied by where causes are ranked: a free number of latents, chosen for the least misfit, must
 # not take the place of a fault that explains nearly as much without.
@@ -78,6 +81,8 @@ def _rank(alternative: Alternative, score: Score) -> float:
 
 def _explains(alternative: Alternative, said: Score, score: Score) -> bool:
     share = _PLACE_LEFT if alternative.cause in _PLACES else _SHARE_LEFT
+    if alternative.cause in _CHOICES and score.l0 <= _AS_FEW * said.l0:
+        share = _SHARE_LEFT_WITH_AS_FEW
     if alternative.searched:
         share = _SEARCHED_LEFT
         if score.error > _MORE_ERROR * said.error:
