@@ -9,7 +9,8 @@ from lightsae.analysis.diagnose.case import Alternative, Score
 # whose neighbours are alike; and where it is searched for by numbers that the file does not say, so that some
 # improvement has to be expected of it.
 _SHARE_LEFT, _PLACE_LEFT, _SEARCHED_LEFT = 0.95, 0.97, 0.85
-# With as few latents as the SAE as it is, less is enough: no other choice of them is better than the one that was learned.
+# With as few latents as the SAE as it is, less is enough: no other choice of them is better than the one that was
+# learned.
 _CHOICES = ("threshold", "activation", "decoder_norms")
 _SHARE_LEFT_WITH_AS_FEW, _AS_FEW = 0.985, 1.01
 _PLACES = ("site", "norm", "gain", "model")

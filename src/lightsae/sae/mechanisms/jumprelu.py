@@ -33,9 +33,9 @@ class JumpReLU(Mechanism):
 
     f = z H(z - theta), z the pre-activations.
     mse = E mean_O e^2. l0_penalty = E sum_i H(z_i - theta_i); with `target_l0` (E sum_i H(...) / target - 1)^2.
-    tanh = E sum_i tanh(4 f_i |d_i|). pre_act = sum ReLU(theta_i - max_t z_ti) |d_i| over the latents that are dead, which
-    have no other gradient, each on the token of the batch where it lacks least (the source takes the mean over all
-    tokens, of all latents, with a weight so small that only dead ones feel it).
+    tanh = E sum_i tanh(4 f_i |d_i|). pre_act = sum ReLU(theta_i - max_t z_ti) |d_i| over the latents that are dead,
+    which have no other gradient, each on the token of the batch where it lacks least (the source takes the mean over
+    all tokens, of all latents, with a weight so small that only dead ones feel it).
 
     Thresholds start where each latent fires on its share of a sample's tokens: features that are found while nearly
     everything fires stay mixtures when the penalty has thinned them out.
