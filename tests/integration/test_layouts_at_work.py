@@ -36,8 +36,8 @@ from helpers.layout_files import (
     sparsify,
 )
 from helpers.layout_files.sae_lens import write_sae_lens
+from lightsae.activations.settings import DataSettings
 from lightsae.analysis.dictionary import FeatureDictionary
-from lightsae.analysis.reading.loaded_sae import LoadedSAE, TextSettings
 from lightsae.analysis.reading.text import Texts
 from lightsae.analysis.steering import Ablate, Add
 from lightsae.errors import LightsaeError
@@ -52,6 +52,7 @@ USES = {"tokens": TOKENS, "score_tokens": 320, "mining_tokens": 320}
 SIZES = (
     *(word for name, count in USES.items() for word in (f"--{name}", str(count))),
     *("--dashboard", "false", "--ablation_windows", "0", "--neurons", "false"),
+    *("--contexts", "4", "--sampled", "4", "--near_misses", "0"),
 )
 PANEL: dict[str, Any] = {
     "sweep": {
@@ -179,17 +180,18 @@ def work(request: pytest.FixtureRequest, model_folder: Path, tmp_path_factory: p
     named = ("--data.model", str(model_folder))
     if "site" in SavedSAE.open(path).unknown:
         named += ("--data.site", SITE)
-    with lightsae_at(folder) as run:
+    with lightsae_at(folder) as run, pytest.MonkeyPatch.context() as patch:
+        # Floors and fits of labels are most of the time, and not what is asked here.
+        patch.setattr("lightsae.analysis.interpret.floors._FEATURES", 8)
         run("interpret", "--sae", str(path), "--out", "dictionary", *SIZES, *TEXT, *named)
     return Work(folder, path, function, named)
 
 
 @pytest.fixture(scope="module")
-def tokens_shown(work: Work) -> Tensor:
-    """The rows whose firings the feature dictionary counts; they depend on the text alone."""
-    settings = TextSettings(work.named[1], SITE, dataset="builtin", context_size=CONTEXT, num_workers=0)
-    loaded = LoadedSAE.load(work.saved, settings)
-    return torch.from_numpy(Texts.read(loaded.corpus, loaded.main_model.vocabulary, **USES).contexts.tokens).long()
+def tokens_shown(model: LanguageModel) -> Tensor:
+    """The rows whose firings each feature dictionary counts."""
+    corpus = DataSettings(dataset="builtin", context_size=CONTEXT, num_workers=0)
+    return torch.from_numpy(Texts.read(corpus, model.vocabulary, **USES).contexts.tokens).long()
 
 
 @contextmanager
