@@ -42,6 +42,7 @@ from lightsae.sae import (
     Transcoder,
     Widths,
     mechanisms,
+    variants,
 )
 from lightsae.sae.token_norm import TokenNorm
 
@@ -243,6 +244,7 @@ OURS: dict[str, Callable[[], SparseAutoencoder]] = {
     "BatchTopK": lambda: BatchTopK(WIDTHS, 96, k=8),
     "JumpReLU": lambda: JumpReLU(WIDTHS, 96),
     "Gated": lambda: Gated(WIDTHS, 96),
+    "MatchingPursuit": lambda: variants.MatchingPursuit(WIDTHS, 96, residual_threshold=2.0),
     "Matryoshka of TopK": lambda: Matryoshka(WIDTHS, 96, mechanisms.TopK(k=8)),
     "Matryoshka of BatchTopK": lambda: Matryoshka(WIDTHS, 96, mechanisms.BatchTopK(k=8)),
     "Transcoder of ReLU": lambda: Transcoder(OTHER, 96, mechanisms.ReLU()),
@@ -259,7 +261,11 @@ def normalised(kind: TokenNorm) -> Refinements:
 
 
 def shaken(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
-    """Give one of our SAEs random tensors, with scales other than 1."""
+    """Give one of our SAEs random tensors, with scales other than 1.
+
+    Of a matching pursuit the scales are 1, since a file has no other unit of latents; encoder and decoder share
+    directions of norm 1, without which the search does not end.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in sae.state_dict().items():
@@ -268,6 +274,12 @@ def shaken(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
             value.copy_(0.3 + noise.abs() if positive else 0.5 * noise)
         if sae.widths.read == sae.widths.predicted:
             sae.output_scale.copy_(sae.input_scale)
+        if isinstance(sae.mechanism, mechanisms.MatchingPursuit):
+            sae.input_scale.fill_(1)
+            sae.output_scale.fill_(1)
+            sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec))
+            sae.W_enc.copy_(sae.W_dec.T)
+            sae.b_enc.zero_()
     return sae.eval()
 
 

@@ -101,7 +101,8 @@ class NamedSites:
     def _is_named(self, name: str, entry: Entry) -> bool:
         # The site of an activation file is called after the file.
         told = bool(entry["model"]) or self.told.get(name) == entry["site"]
-        return told and entry["site"] not in (UNKNOWN_SITE, UNKNOWN_TARGET)
+        # Of several unknown sites each has its number behind the word.
+        return told and entry["site"].partition(" (")[0] not in (UNKNOWN_SITE, UNKNOWN_TARGET)
 
     def _is_known(self, name: str, entry: Entry) -> bool:
         # A hook of TransformerLens' that has no site here leaves it to a person to find one.

@@ -257,6 +257,11 @@ class SavedSAE:
         return self._sites.unknown
 
     @property
+    def can_be_named(self) -> bool:
+        """Whether `named` takes what is `unknown`: of several sites it takes the model alone."""
+        return len(self.widths["read"]) == 1 or self.unknown == ["model"]
+
+    @property
     def source(self) -> Source:
         """Where it comes from, in the terms of the layouts."""
         return self._sites.source(self.provenance.data)

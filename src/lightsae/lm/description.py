@@ -32,7 +32,8 @@ class ModelDescription:
     """What config.json tells about a language model: layers, sites and widths. Holds no weights; see `describe`.
 
     Attributes:
-        name: As the user wrote it: Hub name, local folder, or `builtin`.
+        name: As the user wrote it: Hub name, local folder, or `builtin`; or the name by which an SAE knows it.
+        loaded_from: As the user wrote it, whatever `name` becomes: where its files are.
         revision: The commit where the Hub told it, otherwise as given.
         model: The transformers model.
         n_layers: Blocks of the whole model.
@@ -54,7 +55,7 @@ class ModelDescription:
         # `mode`, for a model without memory: its forward passes run inside. `load`, for one without weights: loads the
         # model to these sites, if they can't be measured without.
         text = config.get_text_config()
-        self.name = name
+        self.name = self.loaded_from = name
         self.revision = getattr(config, "_commit_hash", None) or revision
         self.model = model
         if not hasattr(text, "num_hidden_layers"):
@@ -71,7 +72,7 @@ class ModelDescription:
     @property
     def files(self) -> list[Path]:
         """The files of weights and tokens, where the model is a local folder; none where it is from the Hub."""
-        folder = Path(source_of(self.name))
+        folder = Path(source_of(self.loaded_from))
         patterns = ("*.safetensors", "pytorch_model*.bin", "tokenizer.json")
         return sorted(path for pattern in patterns for path in folder.glob(pattern))
 

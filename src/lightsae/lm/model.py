@@ -127,7 +127,7 @@ class LanguageModel(ModelDescription):
         """The tokenizer, loaded at first use; `ModelError` where the model comes without one, or reads images."""
         if self.reads_images:
             raise ModelError(f"{arg('name_or_path')} is {self.name!r}, which reads images, and has no tokenizer.")
-        return load_tokenizer(self.name, self.revision, self._trust_remote_code)
+        return load_tokenizer(self.loaded_from, self.revision, self._trust_remote_code)
 
     @property
     def bos_token_id(self) -> int | None:

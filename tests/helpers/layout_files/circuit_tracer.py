@@ -11,7 +11,13 @@ from helpers.layout_files import Cases, D, F, Function, drawn, jump
 
 
 def make(
-    folder: Path, *, jumps: bool = True, skips: bool = False, read: str = "mlp.hook_in", alone: bool = False
+    folder: Path,
+    *,
+    jumps: bool = True,
+    skips: bool = False,
+    read: str = "mlp.hook_in",
+    alone: bool = False,
+    layer: int = 3,
 ) -> tuple[Path, Function]:
     config = {"model_kind": "transcoder_set", "model_name": "Qwen/Qwen3-0.6B", "feature_input_hook": read}
     folder.mkdir(exist_ok=True)
@@ -21,7 +27,7 @@ def make(
     tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     tensors |= {"activation_function.threshold": threshold} if jumps else {}
     tensors |= {"W_skip": W_skip} if skips else {}
-    save_file(tensors, folder / "layer_3.safetensors")
+    save_file(tensors, folder / f"layer_{layer}.safetensors")
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
         z = x @ W_enc.T + b_enc
@@ -29,7 +35,7 @@ def make(
         y = latents @ W_dec + b_dec
         return latents, y + x @ W_skip.T if skips else y
 
-    return folder if alone else folder / "layer_3.safetensors", function
+    return folder if alone else folder / f"layer_{layer}.safetensors", function
 
 
 CASES: Cases = {

@@ -20,12 +20,12 @@ CFG = {"model_name": "gemma-2-2b", "hook_point": "blocks.14.hook_resid_pre", "se
 HUB = {"activation_dim": D, "dict_size": F, "num_layers": S, "code_normalization": "CROSSCODER"}
 
 
-def ckkissane(folder: Path, *, of_a_training: bool = False) -> tuple[Path, Function]:
+def ckkissane(folder: Path, *, of_a_training: bool = False, **config: object) -> tuple[Path, Function]:
     folder.mkdir(exist_ok=True)
     W_enc, b_enc, W_dec, b_dec = drawn(S, D, F), drawn(F), drawn(F, S, D), drawn(S, D)
     weights, cfg = ("3.pt", "3_cfg.json") if of_a_training else ("cc_weights.pt", "cfg.json")
     torch.save({"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}, folder / weights)
-    (folder / cfg).write_text(json.dumps(CFG))
+    (folder / cfg).write_text(json.dumps(CFG | config))
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
         latents = (sum(part @ W for part, W in zip(x.split(D, 1), W_enc, strict=True)) + b_enc).relu()

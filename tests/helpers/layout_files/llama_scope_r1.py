@@ -16,14 +16,14 @@ HOOK = "blocks.5.hook_resid_post"
 LISTED = 13.77273
 
 
-def make(folder: Path, path: str, *, norm: float | None, **settings: object) -> tuple[Path, Function]:
+def make(folder: Path, path: str, *, norm: float | None, hook: str = HOOK, **settings: object) -> tuple[Path, Function]:
     here = folder / path
     here.mkdir(parents=True)
     tensors = {**linear(), "log_jumprelu_threshold": drawn(F)}
-    norms = {} if norm is None else {f"dataset_average_activation_norm.{HOOK}": torch.tensor(norm)}
+    norms = {} if norm is None else {f"dataset_average_activation_norm.{hook}": torch.tensor(norm)}
     save_file(tensors | norms, here / "sae_weights.safetensors")
     said = {"d_model": D, "expansion_factor": 2, "act_fn": "jumprelu", "norm_activation": "dataset-wise", **settings}
-    (here / "config.json").write_text(json.dumps({"hook_point_in": HOOK, "hook_point_out": HOOK, **said}))
+    (here / "config.json").write_text(json.dumps({"hook_point_in": hook, "hook_point_out": hook, **said}))
     W_enc, b_enc, W_dec, b_dec, threshold = tensors.values()
     scale = LISTED if norm is None else D**0.5 / norm
     scale = 1.0 if said["norm_activation"] == "inference" else scale

@@ -9,17 +9,17 @@ from torch import Tensor
 from helpers.layout_files import Cases, D, F, Function, drawn, largest
 
 
-def qwen(folder: Path, repository: str, k: int, *, name_file: bool = True) -> tuple[Path, Function]:
+def qwen(folder: Path, repository: str, k: int, *, name_file: bool = True, layer: int = 18) -> tuple[Path, Function]:
     here = folder / repository
     here.mkdir(parents=True)
     tensors = {"W_enc": drawn(F, D), "W_dec": drawn(D, F, seed=1), "b_enc": drawn(F), "b_dec": drawn(D)}
-    torch.save(tensors, here / "layer18.sae.pt")
+    torch.save(tensors, here / f"layer{layer}.sae.pt")
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
         latents = largest(x @ tensors["W_enc"].T + tensors["b_enc"], k)
         return latents, latents @ tensors["W_dec"].T + tensors["b_dec"]
 
-    return here / "layer18.sae.pt" if name_file else here, function
+    return here / f"layer{layer}.sae.pt" if name_file else here, function
 
 
 def linear(folder: Path, file: str, suffix: str, *, name_file: bool = True) -> tuple[Path, Function]:

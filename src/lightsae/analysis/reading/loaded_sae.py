@@ -138,6 +138,11 @@ class LoadedSAE:
         """
         saved = open_sae(sae, settings)
         if missing := saved.unknown:
+            if not saved.can_be_named:
+                raise ConfigError(
+                    f"{arg('sae')} is {str(sae)!r}, which reads several sites and does not say which; they cannot be "
+                    "named. In Python lightsae.load_sae opens it for activations that you have."
+                )
             words = {"model": "the model", "site": "the site", "target_site": "the site that it predicts"}
             raise ConfigError(
                 f"{arg('sae')} is {str(sae)!r}, which was trained on activations without a language model, or does not "

@@ -61,7 +61,10 @@ def run_open(args: Sequence[str]) -> int:
         print(f"{name:<{_WIDTH}}{value}")
     print()
     _print_verdicts(options.path if Path(options.path).exists() else str(saved.folder))
-    if saved.unknown:
+    if saved.unknown and not saved.can_be_named:
+        missing = ", ".join(saved.unknown)
+        print(f"\nNot known: {missing}. Several sites cannot be named: commands that read text refuse it.")
+    elif saved.unknown:
         names = " ".join(f"--data.{name} {name.upper()}" for name in saved.unknown)
         print(f"\nNot known: {', '.join(saved.unknown)}. Commands that read text take them: --sae {saved} {names}")
     elif options.check == "true":
