@@ -48,8 +48,10 @@ OURS: dict[str, tuple[Callable[[Widths, int], SparseAutoencoder], dict[str, floa
     "TopK 16": (lambda w, f: TopK(w, f, 16), {}),
     "BatchTopK 8": (lambda w, f: BatchTopK(w, f, 8), {}),
     "JumpReLU 8": (lambda w, f: JumpReLU(w, f, target_l0=8), {}),
+    "JumpReLU 16.1": (lambda w, f: JumpReLU(w, f, target_l0=16.1), {}),
     "Matryoshka 8": (lambda w, f: Matryoshka(w, f, mechanisms.BatchTopK(8)), {}),
-    "ReLU": (lambda w, f: ReLU(w, f), {"l1": 0.8}),
+    "ReLU": (lambda w, f: ReLU(w, f), {"l1": 0.75}),
+    "ReLU, l1 0.65": (lambda w, f: ReLU(w, f), {"l1": 0.65}),
     "Gated": (lambda w, f: Gated(w, f), {}),
 }
 # Module, class and settings of dictionary_learning's trainers.

@@ -146,6 +146,14 @@ class Work:
         return self.function(x.reshape(-1, D).float())[0].unflatten(0, x.shape[:2])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_features_in_floors() -> Iterator[None]:
+    """Floors are most of the time of `interpret`, and not what is asked here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightsae.analysis.interpret.floors._FEATURES", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
 def model_folder(byte_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two layers, whose residual stream is about as long as the files' weights suppose."""
@@ -180,9 +188,7 @@ def work(request: pytest.FixtureRequest, model_folder: Path, tmp_path_factory: p
     named = ("--data.model", str(model_folder))
     if "site" in SavedSAE.open(path).unknown:
         named += ("--data.site", SITE)
-    with lightsae_at(folder) as run, pytest.MonkeyPatch.context() as patch:
-        # Floors and fits of labels are most of the time, and not what is asked here.
-        patch.setattr("lightsae.analysis.interpret.floors._FEATURES", 8)
+    with lightsae_at(folder) as run:
         run("interpret", "--sae", str(path), "--out", "dictionary", *SIZES, *TEXT, *named)
     return Work(folder, path, function, named)
 
