@@ -70,16 +70,26 @@ def trained_model(folder: Path, text: Path, steps: int) -> Path:
     return out
 
 
+def called(*args: str) -> None:
+    """Run a command, which has to end well."""
+    try:
+        lightsae(list(args))
+    except SystemExit as end:
+        assert not end.code, f"lightsae {' '.join(args)} ended with {end.code}"
+
+
 def run(folder: Path, *options: str) -> dict[str, float]:
     """Run `lightsae fit` in a folder, unless it is done, and return its figures on held-out text."""
-    report = folder / "lightning_logs" / "version_0" / "validation.json"
-    if not report.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        last = ["--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", "last"]
-        with (folder / "log").open("w") as log, contextlib.chdir(folder), contextlib.redirect_stderr(log):
-            with contextlib.redirect_stdout(log):
-                lightsae(["fit", "--config", str(QUICKSTART), "--trainer.limit_val_batches", "0", *options])
-                lightsae(["validate", *last, "--trainer.limit_val_batches", "1.0"])
+    there = folder / "lightning_logs" / "version_0"
+    report = there / "validation.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log").open("a") as log, contextlib.chdir(folder), contextlib.redirect_stderr(log):
+        with contextlib.redirect_stdout(log):
+            if not (there / "sae").is_dir():
+                called("fit", "--config", str(QUICKSTART), "--trainer.limit_val_batches", "0", *options)
+            if not report.is_file():
+                last = ["--config", str(there / "config.yaml"), "--ckpt_path", "last"]
+                called("validate", *last, "--trainer.limit_val_batches", "1.0")
     figures: dict[str, float] = json.loads(report.read_text())["figures"]
     return {name.removeprefix("val/"): figure for name, figure in figures.items()}
 
@@ -114,7 +124,7 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(f"{figures[figure]:.4f}" for figure in FIGURES) + " |")
     exports = [str(folder / name / "lightning_logs" / "version_0" / "sae") for name in ("before", "further")]
     print(os.linesep + "lightsae drift, before and further, on the text and the model of the latter:")
-    lightsae(["drift", *exports, "--tokens", "50000", "--rows", "0", "--out", str(folder / "drift.json")])
+    called("drift", *exports, "--tokens", "50000", "--rows", "1", "--out", str(folder / "drift.json"))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ from lightsae.formats.layouts import PortableSAE, Source
 from lightsae.formats.layouts.sae_lens import SAELens
 from lightsae.formats.saved_sae import SavedSAE
 from lightsae.sae import (
-    VARIANTS,
     BatchTopK,
     Gated,
     JumpReLU,
@@ -244,7 +243,7 @@ OURS: dict[str, Callable[[], SparseAutoencoder]] = {
     "BatchTopK": lambda: BatchTopK(WIDTHS, 96, k=8),
     "JumpReLU": lambda: JumpReLU(WIDTHS, 96),
     "Gated": lambda: Gated(WIDTHS, 96),
-    "MatchingPursuit": lambda: VARIANTS["MatchingPursuit"](WIDTHS, 96, residual_threshold=2.0),
+    "MatchingPursuit": lambda: SparseAutoencoder(WIDTHS, 96, mechanisms.MatchingPursuit(residual_threshold=2.0)),
     "Matryoshka of TopK": lambda: Matryoshka(WIDTHS, 96, mechanisms.TopK(k=8)),
     "Matryoshka of BatchTopK": lambda: Matryoshka(WIDTHS, 96, mechanisms.BatchTopK(k=8)),
     "Transcoder of ReLU": lambda: Transcoder(OTHER, 96, mechanisms.ReLU()),
