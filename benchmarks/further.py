@@ -75,22 +75,22 @@ def called(*args: str) -> None:
     try:
         lightsae(list(args))
     except SystemExit as end:
-        assert not end.code, f"lightsae {' '.join(args)} ended with {end.code}"
+        if end.code:
+            raise RuntimeError(f"lightsae {' '.join(args)} ended with {end.code}") from end
 
 
 def run(folder: Path, *options: str) -> dict[str, float]:
     """Run `lightsae fit` in a folder, unless it is done, and return its figures on held-out text."""
-    there = folder / "lightning_logs" / "version_0"
-    report = there / "validation.json"
+    trained, reports = folder / "lightning_logs" / "version_0", "lightning_logs/*/validation.json"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("a") as log, contextlib.chdir(folder), contextlib.redirect_stderr(log):
         with contextlib.redirect_stdout(log):
-            if not (there / "sae").is_dir():
+            if not (trained / "sae").is_dir():
                 called("fit", "--config", str(QUICKSTART), "--trainer.limit_val_batches", "0", *options)
-            if not report.is_file():
-                last = ["--config", str(there / "config.yaml"), "--ckpt_path", "last"]
+            if not list(folder.glob(reports)):
+                last = ["--config", str(trained / "config.yaml"), "--ckpt_path", "last"]
                 called("validate", *last, "--trainer.limit_val_batches", "1.0")
-    figures: dict[str, float] = json.loads(report.read_text())["figures"]
+    figures: dict[str, float] = json.loads(next(folder.glob(reports)).read_text())["figures"]
     return {name.removeprefix("val/"): figure for name, figure in figures.items()}
 
 
