@@ -20,7 +20,7 @@ import torch
 
 from lightsae.cli import main as lightsae
 from lightsae.lm import LanguageModel
-from small_model import docstrings
+from small_model import docstrings, learn
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 CHARACTERS, CONTEXT, ROWS, RATE = 16_000_000, 256, 16, 3e-4
@@ -54,17 +54,7 @@ def trained_model(folder: Path, text: Path, steps: int) -> Path:
     ]
     rows = torch.tensor(ids[: len(ids) // CONTEXT * CONTEXT]).view(-1, CONTEXT)
     torch.manual_seed(0)
-    adam = torch.optim.AdamW(model.parameters(), RATE)
-    for step in range(steps):
-        adam.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 20, 1.5 * (steps - step) / steps)
-        batch = rows[torch.randint(len(rows), (ROWS,))]
-        loss = model(batch, labels=batch).loss
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.step()
-        if step % 50 == 0 or step == steps - 1:
-            print(f"language model, step {step}: loss {loss.item():.3f}", flush=True)
+    learn(model, rows, steps, RATE, ROWS, rise=20, weight_decay=0.01)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 WIDTH, VOCABULARY, CONTEXT, ROWS, RATE = 64, 512, 128, 24, 3e-3
 CHARACTERS = 16_000_000
@@ -56,18 +56,25 @@ def trained(rows: Tensor, steps: int) -> LlamaForCausalLM:
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=CONTEXT,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    adam = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.1)
+    learn(model, rows, steps, RATE, ROWS, rise=100, weight_decay=0.1)
+    return model
+
+
+def learn(
+    model: PreTrainedModel, rows: Tensor, steps: int, rate: float, batch: int, *, rise: int, weight_decay: float
+) -> None:
+    """Train a language model on random rows; the rate rises over some steps, and falls over the last two thirds."""
+    adam = torch.optim.AdamW(model.parameters(), rate, weight_decay=weight_decay)
     for step in range(steps):
-        adam.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 100, 1.5 * (steps - step) / steps)
-        batch = rows[torch.randint(len(rows), (ROWS,))]
-        loss = model(batch, labels=batch).loss
+        adam.param_groups[0]["lr"] = rate * min(1, (step + 1) / rise, 1.5 * (steps - step) / steps)
+        drawn = rows[torch.randint(len(rows), (batch,))]
+        loss = model(drawn, labels=drawn).loss
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         if step % 100 == 0 or step == steps - 1:
             print(f"step {step}, loss {loss.item():.3f}", flush=True)
-    return model
 
 
 def main() -> None:
