@@ -109,7 +109,7 @@ def main() -> None:
         f"further, {given.share:.0%} of the tokens": run(folder / "further", *there, *start, *steps(given.share)),
         "as it was": run(folder / "as_it_was", *there, *start, "--model.lr", "1e-12", *steps(1 / given.steps)),
     }
-    print("| | " + " | ".join(f"`{figure}`" for figure in FIGURES) + " |\n|---" * (len(FIGURES) + 1) + "|")
+    print("| | " + " | ".join(f"`{figure}`" for figure in FIGURES) + " |\n" + "|---" * (len(FIGURES) + 1) + "|")
     for name, figures in rows.items():
         print(f"| {name} | " + " | ".join(f"{figures[figure]:.4f}" for figure in FIGURES) + " |")
     exports = [str(folder / name / "lightning_logs" / "version_0" / "sae") for name in ("before", "further")]

@@ -82,9 +82,14 @@ class SparseAutoencoder(Normalised):
     def build(self) -> None:
         """Make what a structure has beside encoder, decoder and scales."""
 
-    def default_lr(self, steps: int) -> float:
-        """Return the peak learning rate of a run of so many optimiser steps where the user gives none."""
-        return self.mechanism.default_lr(self.d_in, steps)
+    def default_lr(self, steps: int, further: bool = False) -> float:
+        """Return the peak learning rate of a run of so many optimiser steps where the user gives none.
+
+        Args:
+            steps: Of the run.
+            further: It was trained before.
+        """
+        return self.mechanism.default_lr(self.d_in, steps, further)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from lightsae.training.latent_parallel import (
 from lightsae.training.optimiser import adam, prepare_gradients, set_rates
 from lightsae.training.resumed import ResumedFrom
 from lightsae.training.schedules import Schedule
-from lightsae.training.start import TIED, start_in_run
+from lightsae.training.start import DATA, TIED, start_in_run
 
 if TYPE_CHECKING:
     from lightsae.activations.datamodule import ActivationDataModule
@@ -62,7 +62,8 @@ class SAEModule(LightningModule):
         coefficients: Weight of each loss term, a number or {value, warm_up, decay, begin}; terms left out keep the
             variant's defaults. `kl`, for the last steps of a run, {value: 0.1, begin: 0.95}: what the reconstructions
             change in the language model's predictions, weighed to be as large as the rest of the loss, times this.
-        lr: Peak learning rate of Adam; null: 2.5 / sqrt(width x steps of the run) (JumpReLU 1 / ...), at most 0.01.
+        lr: Peak learning rate of Adam; null: 2.5 / sqrt(width x steps of the run), at most 0.01; 0.4 / ... where `start`
+                is a saved SAE.
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
         start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the
@@ -201,7 +202,8 @@ class SAEModule(LightningModule):
             return asked
         if self._resumed is not None:
             return self._resumed.rates[name]
-        return self.each_sae()[name].default_lr(self.total_steps)
+        further = (self.entries[name].start or self.start) not in (TIED, DATA)
+        return self.each_sae()[name].default_lr(self.total_steps, further)
 
     def learning_rates(self) -> dict[str, float]:
         return {name: self.learning_rate(name) for name in self.each_sae()}

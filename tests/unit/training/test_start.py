@@ -1,5 +1,6 @@
 """Where a training starts: random and tied, at data points, or at a saved SAE."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,22 @@ def test_a_resumed_fine_tuning_does_not_start_again(
     resumed, _ = fit(tmp_path / "at4.ckpt")
     for mine, its in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(mine, its)
+
+
+def test_what_was_trained_before_has_a_lower_rate(
+    activation_file: Callable[..., str], quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    data = {"activations": activation_file(1000), "batch_tokens": 64, "buffer_tokens": 256}
+    save_sae(TopK(Widths.autoencoder(SiteRef("", "acts"), 8), F, k=3), tmp_path / "sae")
+    rates = {}
+    for start in ("tied", "data", str(tmp_path / "sae")):
+        module = SAEModule(lambda w: TopK(w, F, k=3), start=start)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lightsae.sae.mechanisms.base.HIGHEST_LR", 1.0)
+            Trainer(**quiet, max_steps=8).fit(module, ActivationDataModule(**data))
+            rates[start] = module.learning_rate("sae")
+    assert rates["tied"] == rates["data"] == pytest.approx(2.5 / math.sqrt(8 * 8))
+    assert rates[str(tmp_path / "sae")] == pytest.approx(0.4 / math.sqrt(8 * 8))
 
 
 # -- what cannot work ------------------------------------------------------------------------------------------------

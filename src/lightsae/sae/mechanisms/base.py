@@ -20,7 +20,9 @@ from lightsae.sae.sparse_ops import Latents, Selection
 from lightsae.sae.usage import LatentUsage
 
 HIGHEST_LR = 1e-2  # for runs of a few steps
-TRAVEL = 2.5  # how far an encoder column can go in a run, whose length is 1 at the start
+# How far an encoder column can go in a run, whose length is 1 at the start: of a new SAE, and of one that was trained
+# before, which is near.
+TRAVEL, TRAVEL_FURTHER = 2.5, 0.4
 
 
 class Encoding(NamedTuple):
@@ -107,13 +109,14 @@ class Mechanism(nn.Module, ABC):
         """The constructor's arguments."""
         return {parameter.name: getattr(self, parameter.name) for parameter in self.parameters_of()}
 
-    def default_lr(self, d_in: int, steps: int) -> float:
+    def default_lr(self, d_in: int, steps: int, further: bool = False) -> float:
         """Return the peak learning rate of a run of so many optimiser steps where the user gives none.
 
         Adam moves each weight by about the rate, so an encoder column of D weights by lr sqrt(D) in a step, and in S
-        steps of unrelated directions by lr sqrt(D S). That way is `TRAVEL`.
+        steps of unrelated directions by lr sqrt(D S). That way is `TRAVEL`; of an SAE that is trained `further`,
+        `TRAVEL_FURTHER`.
         """
-        return min(HIGHEST_LR, TRAVEL / math.sqrt(d_in * steps))
+        return min(HIGHEST_LR, (TRAVEL_FURTHER if further else TRAVEL) / math.sqrt(d_in * steps))
 
     def check(self, widths: Widths, d_sae: int) -> None:
         """Raise a ConfigError where a setting does not fit the widths."""
