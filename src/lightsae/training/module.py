@@ -62,8 +62,8 @@ class SAEModule(LightningModule):
         coefficients: Weight of each loss term, a number or {value, warm_up, decay, begin}; terms left out keep the
             variant's defaults. `kl`, for the last steps of a run, {value: 0.1, begin: 0.95}: what the reconstructions
             change in the language model's predictions, weighed to be as large as the rest of the loss, times this.
-        lr: Peak learning rate of Adam; null: 2.5 / sqrt(width x steps of the run), at most 0.01; 0.4 / ... where `start`
-                is a saved SAE.
+        lr: Peak learning rate of Adam; null: 2.5 / sqrt(width x steps of the run), at most 0.01; 0.4 / ... where
+            `start` is a saved SAE.
         lr_warm_up: Length of its linear rise: a share of the run, or steps from 1 up.
         lr_decay: Length of its linear fall to 0 at the end: a share of the run, or steps from 1 up.
         start: `tied`: random directions, the encoder the decoder's transpose; `data`: directions of data points; or the
