@@ -13,7 +13,6 @@ The folder keeps what is done: a run that was stopped goes on with the next part
 import argparse
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from lightsae.lm import LanguageModel
 from small_model import docstrings, learn
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-CHARACTERS, CONTEXT, ROWS, RATE = 16_000_000, 256, 16, 3e-4
+CONTEXT, ROWS, RATE = 256, 16, 3e-4
 FIGURES = ("fve", "fve_no_sinks", "l0", "ce_recovered", "kl", "dead_fraction")
 
 
@@ -31,12 +30,7 @@ def written_text(folder: Path) -> Path:
     """Write the docstrings, a document a line, unless they are there."""
     path = folder / "docstrings.jsonl"
     if not path.is_file():
-        characters = 0
-        with path.open("w") as file:
-            for text in docstrings():
-                file.write(json.dumps({"text": text}) + "\n")
-                if (characters := characters + len(text)) > CHARACTERS:
-                    break
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in docstrings()))
     return path
 
 
@@ -113,7 +107,7 @@ def main() -> None:
     for name, figures in rows.items():
         print(f"| {name} | " + " | ".join(f"{figures[figure]:.4f}" for figure in FIGURES) + " |")
     exports = [str(folder / name / "lightning_logs" / "version_0" / "sae") for name in ("before", "further")]
-    print(os.linesep + "lightsae drift, before and further, on the text and the model of the latter:")
+    print("\nlightsae drift, before and further, on the text and the model of the latter:")
     called("drift", *exports, "--tokens", "50000", "--rows", "1", "--out", str(folder / "drift.json"))
 
 

@@ -23,8 +23,8 @@ CHARACTERS = 16_000_000
 
 
 def docstrings() -> Iterator[str]:
-    """Yield the docstrings of each installed module with some, in an order drawn with a fixed seed."""
-    paths = sorted(Path(sysconfig.get_path("purelib")).rglob("*.py"))
+    """Yield the docstrings of each installed module with some, in a drawn order that is always the same."""
+    characters, paths = 0, sorted(Path(sysconfig.get_path("purelib")).rglob("*.py"))
     for place in np.random.default_rng(0).permutation(len(paths)).tolist():
         try:
             tree = ast.parse(paths[place].read_text())
@@ -34,6 +34,8 @@ def docstrings() -> Iterator[str]:
         text = "\n\n".join(docstring for node in holders if (docstring := ast.get_docstring(node)))
         if len(text) > 500:
             yield text
+            if (characters := characters + len(text)) > CHARACTERS:
+                return
 
 
 def rows_of(texts: list[str]) -> Tensor:
@@ -84,12 +86,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6_250_000)
     args = parser.parse_args()
     torch.manual_seed(0)
-    texts, characters = [], 0
-    for text in docstrings():
-        texts.append(text)
-        if (characters := characters + len(text)) > CHARACTERS:
-            break
-    rows = rows_of(texts)
+    rows = rows_of(list(docstrings()))
     rows = rows[torch.randperm(len(rows))]
     model = trained(rows, args.steps)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightsae.errors import SiteError, arg
-from lightsae.formats.layouts.source import UNKNOWN_SITE, UNKNOWN_TARGET, Source
+from lightsae.formats.layouts.source import UNKNOWN_TARGET, Source, is_unknown
 
 Entry = Mapping[str, Any]
 _HOOK = re.compile(r"(^|\.)hook_\w+$")
@@ -101,8 +101,7 @@ class NamedSites:
     def _is_named(self, name: str, entry: Entry) -> bool:
         # The site of an activation file is called after the file.
         told = bool(entry["model"]) or self.told.get(name) == entry["site"]
-        # Of several unknown sites each has its number behind the word.
-        return told and entry["site"].partition(" (")[0] not in (UNKNOWN_SITE, UNKNOWN_TARGET)
+        return told and not is_unknown(entry["site"])
 
     def _is_known(self, name: str, entry: Entry) -> bool:
         # A hook of TransformerLens' that has no site here leaves it to a person to find one.

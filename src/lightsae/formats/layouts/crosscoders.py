@@ -26,7 +26,7 @@ from lightsae.formats.layouts.base import Layout
 from lightsae.formats.layouts.description import Description
 from lightsae.formats.layouts.hook_names import hub_name, site_of_hook
 from lightsae.formats.layouts.portable_crosscoder import PortableCrosscoder
-from lightsae.formats.layouts.source import UNKNOWN_SITE, Source
+from lightsae.formats.layouts.source import Source, one_of_several
 from lightsae.formats.layouts.tensors import Tensors, read_pickle, read_safetensors
 from lightsae.sae import SiteRef
 
@@ -213,4 +213,4 @@ def _sites(number: int, model: str | None, site: str | None) -> tuple[SiteRef, .
     if model and site and number == 2 and model.startswith("google/gemma-"):
         # The file names the base alone; the repository's code reads its instruction-tuned sibling beside it.
         return SiteRef(model, site), SiteRef(f"{model}-it", site)
-    return tuple(SiteRef(model or "", f"{site or UNKNOWN_SITE} ({index + 1} of {number})") for index in range(number))
+    return tuple(SiteRef(model or "", one_of_several(site, index + 1, number)) for index in range(number))

@@ -10,6 +10,16 @@ UNKNOWN_SITE = "activations"
 UNKNOWN_TARGET = "predicted activations"
 
 
+def one_of_several(site: str | None, number: int, of: int) -> str:
+    """Return what one of several sites is called that the file does not tell apart; None: it does not say the place."""
+    return f"{site or UNKNOWN_SITE} ({number} of {of})"
+
+
+def is_unknown(site: str) -> bool:
+    """Return whether a site's name stands for one that the file does not say."""
+    return site.partition(" (")[0] in (UNKNOWN_SITE, UNKNOWN_TARGET)
+
+
 @dataclass(frozen=True)
 class Source:
     """What is known of an SAE beside its tensors; None is not known.
