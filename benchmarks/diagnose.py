@@ -3,6 +3,7 @@
     python benchmarks/diagnose.py RUNS
     python benchmarks/diagnose.py RUNS --only transposed bos
     python benchmarks/diagnose.py RUNS --each 100              every SAE with every fault
+    python benchmarks/diagnose.py RUNS --l0                    the user knows L0, to two digits
     python benchmarks/diagnose.py RUNS --steps 120             of SAEs that hardly learned
 
 SAEs of every mechanism are trained on the built-in model, some to the end and some for a few steps only, once each: the
@@ -84,7 +85,7 @@ TARGETS = {"mlp_in.3": "mlp_out.3"}
 BOS_RUNS = ("relu", "topk", "batch", "jump", "gated")
 
 
-def train(folder: Path, names: Sequence[str], steps: int, **data: Any) -> Path:
+def train(folder: Path, names: Sequence[str], steps: int, seed: int, **data: Any) -> Path:
     """Train SAEs side by side, unless the folder holds the run already; return the folder of the exports."""
     if (done := folder / "done").is_file():
         return folder / done.read_text()
@@ -96,7 +97,7 @@ def train(folder: Path, names: Sequence[str], steps: int, **data: Any) -> Path:
         if name in COEFFICIENTS:
             saes[name]["coefficients"] = COEFFICIENTS[name]
     config = {
-        "seed_everything": 0,
+        "seed_everything": seed,
         "trainer": {"max_steps": steps, "accelerator": "cpu", "enable_progress_bar": False},
         "data": {
             "model": "builtin", "dataset": "builtin", "site": RESID, "batch_tokens": 512, "buffer_tokens": 8192,
@@ -393,7 +394,7 @@ class Found:
     seconds: float
 
 
-def run(item: Item, broken: Broken | None, samples: Samples) -> Found:
+def run(item: Item, broken: Broken | None, samples: Samples, l0: float | None = None) -> Found:
     """Diagnose an item, sound or with a fault."""
     began = time.perf_counter()
     if broken is None:
@@ -409,6 +410,8 @@ def run(item: Item, broken: Broken | None, samples: Samples) -> Found:
         text, other = _text(broken.model, broken.site, broken.target), broken.other
     place = samples.at(saved, text, other)
     case = place.case(saved)
+    if l0 is not None:
+        case = replace(case, l0=l0)
     said = score(case, place.sample)
     assert said is not None
     tried = try_all(case, said, place.sample, place.near, other, NullProgress())
@@ -462,7 +465,7 @@ def broken_items(
     others: dict[str, Fault] = {}
     if not options.only or "bos" in options.only:
         below = folder / f"no_bos_{options.steps}"
-        without = train(below, BOS_RUNS, options.steps, skip_positions=1)
+        without = train(below, BOS_RUNS, options.steps, options.seed, skip_positions=1)
         others["bos"] = lambda item, _: first_tokens_left_out(below / "files", without, item)
     if not options.only or "model" in options.only:
         noisy = noisy_model(folder / "noisy")
@@ -487,9 +490,9 @@ def first_tokens_left_out(folder: Path, exports: Path, item: Item) -> Iterator[B
         yield Broken(("bos",), replace(sae, source=replace(sae.source, sees_bos=None)), item.site, item.target)
 
 
-def sound_items(folder: Path, trained: int) -> Iterator[Item]:
+def sound_items(folder: Path, trained: int, seed: int) -> Iterator[Item]:
     for turn, steps in enumerate((*POOR, trained)):
-        exports = train(folder / f"steps_{steps}", list(RUNS), steps)
+        exports = train(folder / f"steps_{steps}", list(RUNS), steps, seed)
         for name, (_, _, _, layouts) in RUNS.items():
             # One layout of each that hardly learned, in turn.
             for layout in layouts if turn == len(POOR) else (layouts[turn % len(layouts)],):
@@ -499,8 +502,8 @@ def sound_items(folder: Path, trained: int) -> Iterator[Item]:
 def count_alarms(folder: Path, options: argparse.Namespace, samples: Samples) -> list[float]:
     """Diagnose sound SAEs, print which ones raise an alarm, and return the seconds of each."""
     seconds, alarms = [], 0
-    for item in itertools.islice(sound_items(folder, options.steps), 0, None, options.every):
-        found = run(item, None, samples)
+    for item in itertools.islice(sound_items(folder, options.steps, options.seed), 0, None, options.every):
+        found = run(item, None, samples, told_l0(item, samples) if options.l0 else None)
         seconds.append(found.seconds)
         alarms += found.verdict.cause is not None
         mark = "sound" if found.verdict.cause is None else "ALARM"
@@ -511,7 +514,7 @@ def count_alarms(folder: Path, options: argparse.Namespace, samples: Samples) ->
 
 def count_named(folder: Path, options: argparse.Namespace, samples: Samples) -> list[float]:
     """Diagnose SAEs with faults, print a table of those named, and return the seconds of each."""
-    exports = train(folder / f"steps_{options.steps}", list(RUNS), options.steps)
+    exports = train(folder / f"steps_{options.steps}", list(RUNS), options.steps, options.seed)
     items = [
         written(exports / name, name, layout, folder / "files" / f"{options.steps}" / f"{name}-{layout}")
         for name, (_, _, _, layouts) in RUNS.items()
@@ -521,7 +524,7 @@ def count_named(folder: Path, options: argparse.Namespace, samples: Samples) -> 
     named: dict[str, Counter[bool | None]] = defaultdict(Counter)
     layouts: dict[str, set[str]] = defaultdict(set)
     for fault, item, broken in itertools.islice(broken_items(folder, items, options), 0, None, options.every):
-        found = run(item, broken, samples)
+        found = run(item, broken, samples, told_l0(item, samples) if options.l0 else None)
         seconds.append(found.seconds)
         right: bool | None = found.verdict.cause in broken.causes and broken.detail in found.verdict.what
         if unchanged(fault, item, found.said, samples):
@@ -548,6 +551,11 @@ def sound_score(item: Item, samples: Samples) -> Score:
     return found
 
 
+def told_l0(item: Item, samples: Samples) -> float:
+    """Return what a publisher would say of an item: the latents per token of it read rightly, to two digits."""
+    return float(f"{sound_score(item, samples).l0:.2g}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -556,6 +564,8 @@ def main() -> None:
     parser.add_argument("--faults", action="store_true", help="faults alone")
     parser.add_argument("--every", type=int, default=1, help="only one of so many")
     parser.add_argument("--each", type=int, default=1, help="SAEs of each layout that have a fault")
+    parser.add_argument("--l0", action="store_true", help="the user gives the latents per token that were published")
+    parser.add_argument("--seed", type=int, default=0, help="of training; another one wants another folder")
     parser.add_argument("--steps", type=int, default=1000, help="of training")
     parser.add_argument("--tokens", type=int, default=1024)
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 The SAE was trained for some steps on the built-in language model.
 """
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -64,11 +65,13 @@ def good(folder: Path) -> Iterator[Callable[..., str]]:
 
 
 def test_a_sound_one_has_no_cause(folder: Path, good: Callable[..., str]) -> None:
-    said = good("diagnose", "--sae", "sound", *NAMED, *TEXT, "--out", "report/sound.json")
+    said = good("diagnose", "--sae", "sound", *NAMED, *TEXT, "--l0", "16", "--out", "report/sound.json")
     assert said.splitlines()[0] == "sound: 256 tokens of builtin, read by builtin"
     assert "no cause found: nothing that was tried explains the data better" in said
     report = json.loads((folder / "report" / "sound.json").read_text())
     assert report["verdict"]["cause"] is None
+    assert "published: l0 16\n" in said
+    assert report["published"] == {"l0": 16.0}
     assert report["said"]["fve_no_sinks"] > 0.5
     assert {"site", "norm", "b_dec", "transposed", "token_norm", "bos"} <= {one["cause"] for one in report["tried"]}
 
@@ -95,6 +98,7 @@ def test_a_mistake_is_named(name: str, site: str, cause: str, words: str, good: 
         (("--sae", "nowhere"), "sae is 'nowhere', which does not exist"),
         (("--sae", "sound"), "name the model, the site: --data.model MODEL --data.site SITE"),
         (("--sae", "sound", *NAMED, "--tokens", "0"), "tokens is 0; write 1 or more."),
+        (("--sae", "sound", *NAMED, "--l0", "0"), "l0 is 0.0; write a number above 0, or null."),
         (("--sae", "sound", *NAMED, "--out", "x.txt"), "out is 'x.txt'; name a file that ends in .json."),
         (("--sae", "sound", *NAMED, "--other_model", "nothing/here"), "other_model is 'nothing/here'"),
         (("--sae", "crosscoder", *NAMED), "which reads several sites; give an SAE or a transcoder of one."),
@@ -115,6 +119,19 @@ def test_a_mistake_of_the_user_is_one_line(args: tuple[str, ...], says: str, fol
     with lightsae_at(folder) as run:
         said = run("diagnose", *args, code=2)
     assert says in said.splitlines()[-1]
+
+
+def test_of_thresholds_without_an_l0_it_says_what_would_tell(
+    folder: Path, good: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("lightsae.analysis.diagnose.diagnose"), "try_all", lambda *args: [])
+    sae = PortableSAE.of(load_sae(folder / "sound"), Source())
+    (folder / "jump").mkdir()
+    layout("sae_lens").write(replace(sae, activation="jumprelu", k=None, threshold=sae.b_enc.abs()), folder / "jump")
+    line = "thresholds that are off may not show in these figures; give l0"
+    assert line in good("diagnose", "--sae", "jump", *NAMED, *TEXT).splitlines()[-1]
+    assert line not in good("diagnose", "--sae", "jump", *NAMED, *TEXT, "--l0", "20")
+    assert line not in good("diagnose", "--sae", "sound", *NAMED, *TEXT)
 
 
 def test_another_model_of_other_tokens_is_refused(folder: Path, make_model: Callable[..., Path]) -> None:

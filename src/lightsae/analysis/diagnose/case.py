@@ -217,6 +217,7 @@ class Alternative:
         mend: What to do if it is so.
         case: What is then computed.
         searched: Whether its number is searched for, so that some improvement has to be expected of it.
+        likely: Whether what the file says can hardly be meant, and would be explained by this: thresholds below 0.
     """
 
     cause: str
@@ -224,6 +225,7 @@ class Alternative:
     mend: str
     case: Case
     searched: bool = False
+    likely: bool = False
 
 
 # Gives the alternatives of one cause. The sample is what scales are measured on.

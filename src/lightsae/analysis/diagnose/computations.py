@@ -6,6 +6,7 @@ Axes:    D width read, O width predicted, F latents.
 from collections.abc import Iterator, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightsae.analysis.diagnose.case import Alternative, Case, Sample
@@ -64,15 +65,18 @@ def activations(case: Case, sample: Sample) -> Iterator[Alternative]:
     """Give the case with its latents chosen in another way."""
     sae = case.sae
     bare = case.with_sae(threshold=None, k=None, groups=None, r_mag=None, b_mag=None, pursuit=None)
+    positive = bare.with_sae(activation="relu")
     if sae.activation in ("topk", "groupmax"):
         yield Alternative(
             "activation",
             "every positive latent fires (ReLU)",
             "read it as ReLU",
-            bare.with_sae(activation="relu"),
+            positive,
+            # Training with k would have used them.
+            likely=sae.k is not None and _l0(positive, sample, sae.k) < sae.k / 2,
         )
     numbers = _numbers(case)
-    limits = _common_thresholds(bare, sample, numbers) if sae.activation in ("relu", "jumprelu") else {}
+    limits = _common_thresholds(positive, sample, numbers) if sae.activation in ("relu", "jumprelu") else {}
     for k in numbers:
         if sae.activation != "topk" or k != sae.k:
             yield Alternative(
@@ -94,18 +98,29 @@ def activations(case: Case, sample: Sample) -> Iterator[Alternative]:
 
 def _numbers(case: Case) -> list[int]:
     """Return the numbers of latents per token that are tried: what the file says, and powers of two."""
-    sae, said = case.sae, dict(case.sae.source.published).get("l0")
-    told = [sae.k, None if said is None else round(said)]
+    sae = case.sae
+    told = [sae.k, None if case.l0 is None else round(case.l0)]
     powers = [_FEWEST_K << step for step in range(16) if _FEWEST_K << step <= min(_MOST_K, sae.d_sae // 4)]
     return list(dict.fromkeys(k for k in [*told, *powers] if k is not None and 0 < k <= sae.d_sae))
 
 
+def _l0(case: Case, sample: Sample, most: int) -> float:
+    """Return the latents that fire on a token, at most so many of each counted."""
+    return float((_latents(case, sample) > 0).sum(1).clamp_max(most).double().mean())
+
+
 @torch.no_grad()
+def _latents(case: Case, sample: Sample) -> Float[Tensor, "T F"]:
+    """Return the latents of the first tokens that are no sinks."""
+    x = case.activations(sample)[0][case.ordinary(sample)][:_TOKENS]
+    return case.sae.to_sae().to(x.device).encode(x)
+
+
 def _common_thresholds(case: Case, sample: Sample, numbers: Sequence[int]) -> dict[int, float]:
     """Return the threshold above which so many latents of a token lie on average, where it is above 0."""
-    x = case.activations(sample)[0][case.ordinary(sample)][:_TOKENS]
-    latents = case.with_sae(activation="relu").sae.to_sae().to(x.device).encode(x).flatten()
-    most = min(len(latents), max(numbers, default=0) * len(x))
-    largest = latents.topk(most, sorted=True).values
-    limits = {k: float(largest[k * len(x) - 1]) for k in numbers if k * len(x) <= most}
+    latents = _latents(case, sample)
+    tokens = len(latents)
+    most = min(latents.numel(), max(numbers, default=0) * tokens)
+    largest = latents.flatten().topk(most, sorted=True).values
+    limits = {k: float(largest[k * tokens - 1]) for k in numbers if k * tokens <= most}
     return {k: limit for k, limit in limits.items() if limit > 0}

@@ -1,6 +1,7 @@
 """The diagnosis of one SAE: its sample, the hypotheses, each one's figures, the verdict."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightsae.analysis.diagnose.case import Case, score
@@ -16,6 +17,8 @@ from lightsae.formats.saved_sae import SavedSAE
 from lightsae.lm import LanguageModel
 from lightsae.progress import NullProgress, Progress
 
+_SAY_L0 = "thresholds that are off may not show in these figures; give l0, where the publisher says it, and they do"
+
 
 @dataclass(frozen=True)
 class DiagnoseSettings:
@@ -25,17 +28,22 @@ class DiagnoseSettings:
         tokens: Held-out tokens that the hypotheses are held against each other on.
         other_model: A second language model that the SAE could be of, such as the instruct model beside the base
             model; null: none.
+        l0: Latents per token as the publisher says, where the file does not; null: what the file says, if it does.
+            Thresholds that are off may cost little in reconstruction; this tells that they are.
 
     Raises:
-        ConfigError: There are too few tokens.
+        ConfigError: There are too few tokens, or no such number of latents.
     """
 
     tokens: int = 4096
     other_model: str | None = None
+    l0: float | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise ConfigError("tokens", self.tokens, "write 1 or more")
+        if self.l0 is not None and not 0 < self.l0 < math.inf:
+            raise ConfigError("l0", self.l0, "write a number above 0, or null")
 
 
 def diagnose(
@@ -59,7 +67,7 @@ def diagnose(
     """
     text, settings, progress = text or TextSettings(), settings or DiagnoseSettings(), progress or NullProgress()
     saved = open_sae(sae, text)
-    portable = _portable(saved, str(sae))
+    portable = _with_l0(_portable(saved, str(sae)), settings.l0)
     text, shortened = within_context(on_some_text(text, saved), saved)
     loaded = LoadedSAE.load(saved, text)
     near = near_sites(loaded)
@@ -71,6 +79,8 @@ def diagnose(
         raise FormatError(f"{str(sae)!r} predicts no numbers on this text, or the text has no spread.")
     tried = try_all(case, said, sample, near, settings.other_model, progress)
     verdict = judge(said, tried, saved.source.sees_bos)
+    if verdict.cause is None and portable.activation == "jumprelu" and case.l0 is None:
+        verdict = replace(verdict, mend=_SAY_L0)
     return Diagnosis(
         name=str(sae),
         sae=saved.entry,
@@ -82,7 +92,7 @@ def diagnose(
         said=said,
         tried=tuple(Tried.of(alternative, its) for alternative, its in tried),
         verdict=verdict,
-        published={name: float(value) for name, value in saved.source.published},
+        published={name: float(value) for name, value in portable.source.published},
         notes=() if shortened is None else (shortened,),
     )
 
@@ -97,6 +107,14 @@ def _portable(saved: SavedSAE, name: str) -> PortableSAE:
     if used := [name for name in ("second_step", "prune") if getattr(sae.refinements, name)]:
         raise ConfigError(f"{arg('sae')} is {name!r}, which has {used[0]}; give one without it.")
     return PortableSAE.of(sae, saved.source)
+
+
+def _with_l0(sae: PortableSAE, l0: float | None) -> PortableSAE:
+    """Return the SAE with what the user knows of its publisher."""
+    if l0 is None:
+        return sae
+    published = {**dict(sae.source.published), "l0": l0}
+    return replace(sae, source=replace(sae.source, published=tuple(published.items())))
 
 
 def _other_model(settings: DiagnoseSettings, text: TextSettings, loaded: LoadedSAE) -> LanguageModel | None:

@@ -127,7 +127,12 @@ def thresholds(case: Case, sample: Sample) -> Iterator[Alternative]:
             )
     logarithms = "thresholds are logarithms: the file's log_threshold was read as threshold"
     yield Alternative(
-        "threshold", logarithms, "take the exponential of the thresholds", case.with_sae(threshold=threshold.exp())
+        "threshold",
+        logarithms,
+        "take the exponential of the thresholds",
+        case.with_sae(threshold=threshold.exp()),
+        # Below 0 a threshold lets through what is not positive, and is none.
+        likely=float(threshold.median()) < 0,
     )
     if bool((threshold > 0).all()):
         yield Alternative(

@@ -42,7 +42,12 @@ def try_all(
             if (its := score(one.case, few)) is not None:
                 by_cause.setdefault(one.cause, []).append((its.misfit, number))
             report(number + 1)
-    kept = [alternatives[number] for found in by_cause.values() for _, number in sorted(found)[:_KEPT]]
+    kept = [
+        alternatives[number]
+        for found in by_cause.values()
+        for place, (_, number) in enumerate(sorted(found))
+        if place < _KEPT or alternatives[number].likely
+    ]
     scored = []
     with progress.stage("the best of each", len(kept)) as report:
         for number, one in enumerate(kept):

@@ -52,6 +52,8 @@ def _print(found: Diagnosis) -> None:
     verdict = found.verdict
     if verdict.cause is None:
         print(f"no cause found: {verdict.what}")
+        if verdict.mend:
+            print(verdict.mend)
         return
     print(f"cause: {verdict.cause}: {CAUSES[verdict.cause]}")
     print(f"here: {verdict.what}")

@@ -103,3 +103,20 @@ def test_a_site_that_carries_the_same_is_no_other_one() -> None:
     (found,) = other_sites(case(sae()), text, near)
     assert found.case.read == found.case.predicted == OTHER
     assert "site resid_post.2" in found.mend
+
+
+def test_thresholds_below_0_and_a_k_that_nothing_reaches_speak_against_the_file() -> None:
+    """Most of the thresholds; less than half of k."""
+    text, below = sample(), torch.full((F,), THRESHOLD / 10).log()
+    assert below.max() < 0
+    some = torch.where(torch.arange(F) < F // 3, below, below.exp())
+    for threshold, likely in ((below, True), (some, False), (below.exp(), False)):
+        found = [one for one in thresholds(case(replace(sae(), threshold=threshold)), text) if one.likely]
+        assert [one.what for one in found] == [
+            "thresholds are logarithms: the file's log_threshold was read as threshold"
+        ][:likely]
+    fired = score(case(sae("relu")), text)
+    assert fired is not None
+    for k, likely in ((int(2 * fired.l0) + 2, True), (4, False)):
+        found = [one for one in activations(case(replace(sae("relu"), activation="topk", k=k)), text) if one.likely]
+        assert [one.what for one in found] == ["every positive latent fires (ReLU)"][:likely]

@@ -63,6 +63,18 @@ def test_what_is_searched_for_has_to_explain_more() -> None:
     assert judge(of(0.5), [(replace(known, searched=True), of(0.56))], None).cause is None
 
 
+def test_what_the_file_itself_speaks_for_has_to_explain_about_as_well() -> None:
+    known = found("threshold", 0.48)[0]
+    likely = replace(known, likely=True)
+    for alternative, fve, cause in (
+        (likely, 0.48, "threshold"),
+        (likely, 0.47, None),
+        (known, 0.48, None),
+        (known, 0.505, None),
+    ):
+        assert judge(of(0.5), [(alternative, of(fve))], None).cause == cause
+
+
 def test_of_a_cause_the_best_counts() -> None:
     best = best_of_causes([found("site", 0.3, "a"), found("b_dec", 0.5), found("site", 0.7, "b")])
     assert [(cause, its[0].what) for cause, its in best.items()] == [("site", "b"), ("b_dec", "so")]
@@ -70,7 +82,15 @@ def test_of_a_cause_the_best_counts() -> None:
 
 @pytest.mark.parametrize(
     ("sinks", "sees_bos", "cause"),
-    [(0.1, None, "bos"), (0.1, True, "bos"), (0.1, False, None), (0.98, None, None), (math.nan, None, None)],
+    [
+        (0.1, None, "bos"),
+        (0.1, True, "bos"),
+        (0.1, False, None),
+        (0.74, None, "bos"),
+        (0.76, None, None),
+        (0.98, None, None),
+        (math.nan, None, None),
+    ],
 )
 def test_first_tokens_that_training_never_saw(sinks: float, sees_bos: bool | None, cause: str | None) -> None:
     assert judge(of(0.8, sinks), [found("b_dec", 0.8)], sees_bos).cause == cause
